@@ -1,0 +1,135 @@
+//! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate.
+//!
+//! It seals and opens in place and knows nothing of KEKs, DEKs or envelopes. Nonces are the
+//! caller's: random ones for a key that is used often, zero for a key that is used once.
+
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aes_gcm::{Aes128Gcm, Aes256Gcm};
+
+use crate::secret::KeyBytes;
+
+/// The size of a nonce in bytes.
+pub const NONCE_LEN: usize = 12;
+/// The size of an authentication tag in bytes.
+pub const TAG_LEN: usize = 16;
+
+/// Nothing was sealed or opened: a wrong key, nonce, AAD or tag, or changed bytes; it is not told
+/// which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("authentication failed")]
+pub struct Failed;
+
+/// A key with its schedule: about 700 bytes, wiped on drop.
+pub struct Cipher(Inner);
+
+// Boxed by whoever keeps one for long; a single-use one lives on the stack.
+#[expect(clippy::large_enum_variant, reason = "both variants are key schedules of the same order")]
+enum Inner {
+    Aes128(Aes128Gcm),
+    Aes256(Aes256Gcm),
+}
+
+impl Cipher {
+    /// Prepares `key`.
+    #[must_use]
+    #[inline]
+    pub fn new(key: &KeyBytes) -> Self {
+        let bytes = key.expose();
+        match <&[u8; 16]>::try_from(bytes) {
+            Ok(bytes) => Self(Inner::Aes128(Aes128Gcm::new(bytes.into()))),
+            Err(_) => {
+                let mut long = zeroize::Zeroizing::new([0; 32]);
+                long.copy_from_slice(bytes);
+                Self(Inner::Aes256(Aes256Gcm::new((&*long).into())))
+            }
+        }
+    }
+
+    /// Seals `buffer` in place and gives the tag.
+    ///
+    /// # Errors
+    /// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
+    #[inline]
+    pub fn seal(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Failed> {
+        let tag = match &self.0 {
+            Inner::Aes128(key) => key.encrypt_inout_detached(nonce.into(), aad, buffer.into()),
+            Inner::Aes256(key) => key.encrypt_inout_detached(nonce.into(), aad, buffer.into()),
+        };
+        tag.map(Into::into).map_err(|_| Failed)
+    }
+
+    /// Opens `buffer` in place. When it fails, `buffer` is as it was.
+    ///
+    /// # Errors
+    /// [`Failed`] for every difference to what was sealed.
+    #[inline]
+    pub fn open(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        buffer: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<(), Failed> {
+        let opened = match &self.0 {
+            Inner::Aes128(key) => {
+                key.decrypt_inout_detached(nonce.into(), aad, buffer.into(), tag.into())
+            }
+            Inner::Aes256(key) => {
+                key.decrypt_inout_detached(nonce.into(), aad, buffer.into(), tag.into())
+            }
+        };
+        opened.map_err(|_| Failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
+            .collect()
+    }
+
+    /// McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B, cases 4 and 16.
+    #[test]
+    fn published_vectors() {
+        let plaintext = hex(
+            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39",
+        );
+        let aad = hex("feedfacedeadbeeffeedfacedeadbeefabaddad2");
+        let nonce: [u8; 12] = hex("cafebabefacedbaddecaf888").try_into().unwrap();
+        let cases = [
+            (
+                "feffe9928665731c6d6a8f9467308308",
+                "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e21d514b25466931c7d8f6a5aac84aa051ba30b396a0aac973d58e091",
+                "5bc94fbc3221a5db94fae95ae7121a47",
+            ),
+            (
+                "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308",
+                "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662",
+                "76fc6ece0f4e1768cddf8853bb2d551b",
+            ),
+        ];
+        for (key, ciphertext, tag) in cases {
+            let cipher = Cipher::new(&KeyBytes::from_slice(&hex(key)).unwrap());
+            let mut buffer = plaintext.clone();
+            assert_eq!(cipher.seal(&nonce, &aad, &mut buffer).unwrap().to_vec(), hex(tag));
+            assert_eq!(buffer, hex(ciphertext));
+            let mut tag: [u8; 16] = hex(tag).try_into().unwrap();
+            cipher.open(&nonce, &aad, &mut buffer, &tag).unwrap();
+            assert_eq!(buffer, plaintext);
+            tag[0] ^= 1;
+            let before = buffer.clone();
+            assert_eq!(cipher.open(&nonce, &aad, &mut buffer, &tag), Err(Failed));
+            assert_eq!(buffer, before, "a failed open leaves the buffer alone");
+        }
+    }
+}

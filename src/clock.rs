@@ -1,0 +1,110 @@
+//! Time, passed in: [`Clock`], the real [`SystemClock`] and the [`ManualClock`] of tests.
+//!
+//! A leaf. Wall time dates records; [`Monotonic`] time bounds the life of what is in memory, since
+//! a wall clock may be set back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Where the time comes from. Implementations are cheap to ask: every request does, twice.
+pub trait Clock: Send + Sync + 'static {
+    /// Wall time in whole seconds since the Unix epoch.
+    fn unix_now(&self) -> u64;
+
+    /// Time since some fixed point in the past; it never goes back.
+    fn now(&self) -> Monotonic;
+}
+
+/// A point in monotonic time, in nanoseconds since a point that the clock chose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Monotonic(u64);
+
+impl Monotonic {
+    /// Later than any time a clock tells.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// The point `nanos` nanoseconds after the clock's own zero.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// The time from `earlier` until here; zero when `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl std::ops::Add<Duration> for Monotonic {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The machine's own clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock(Instant);
+
+impl SystemClock {
+    /// A clock whose monotonic time starts here.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
+    fn unix_now(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    fn now(&self) -> Monotonic {
+        Monotonic::default() + self.0.elapsed()
+    }
+}
+
+/// A clock that stands still until a test moves it; both of its times move together.
+#[derive(Debug)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    /// A clock at 2026-01-01T00:00:00Z.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(AtomicU64::new(1_767_225_600 * NANOS))
+    }
+
+    /// Moves the time on.
+    pub fn advance(&self, by: Duration) {
+        let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(by, Ordering::SeqCst);
+    }
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for ManualClock {
+    fn unix_now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst) / NANOS
+    }
+
+    fn now(&self) -> Monotonic {
+        Monotonic(self.0.load(Ordering::SeqCst))
+    }
+}
+
+const NANOS: u64 = 1_000_000_000;

@@ -1,0 +1,433 @@
+//! The wire format of envelopes: parse and write, nothing else. `docs/format.md` is its reader's
+//! page.
+//!
+//! It holds no key and does no cryptography. Whatever the bytes, it answers or refuses; it does
+//! not panic.
+
+use std::borrow::Cow;
+
+use crate::aead::{NONCE_LEN, TAG_LEN};
+use crate::id::{ChainName, KekId, Suite};
+
+/// The longest AAD in bytes: 64 KiB.
+pub const MAX_AAD_LEN: usize = 64 * 1024;
+
+/// The prefix of the text form; standard padded base64 (RFC 4648 section 4) follows.
+pub const TEXT_PREFIX: &str = "kp:";
+
+/// The bytes before the payload in version 1: 62 for AES-128-GCM, 78 for AES-256-GCM.
+#[must_use]
+pub const fn header_len(suite: Suite) -> usize {
+    1 + 1 + KekId::LEN + NONCE_LEN + suite.key_len() + TAG_LEN
+}
+
+/// The longest version 1 header in bytes.
+pub const MAX_STORED_HEADER_LEN: usize = header_len(Suite::Aes256Gcm);
+
+/// Bytes that are no envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The version byte is neither 1 nor 2.
+    #[error("unknown envelope version")]
+    Version,
+    /// The suite byte stands for no suite.
+    #[error("unknown cipher suite")]
+    Suite,
+    /// There are fewer bytes than the header, or the payload's tag, needs.
+    #[error("the envelope is truncated")]
+    Truncated,
+    /// The carried KEK record of a version 2 header is not well-formed.
+    #[error("the carried KEK record is malformed")]
+    Record,
+    /// The text form is not `kp:` and standard base64.
+    #[error("the text is not kp: and base64")]
+    Text,
+}
+
+/// Where the KEK of an envelope is to be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version<'a> {
+    /// Version 1: in the store.
+    Stored,
+    /// Version 2: it travels along, wrapped, as this record.
+    Carried(&'a [u8]),
+}
+
+impl Version<'_> {
+    /// The version byte: 1 or 2.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Stored => 1,
+            Self::Carried(_) => 2,
+        }
+    }
+}
+
+/// Everything before the payload: which KEK, and the DEK wrapped by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header<'a> {
+    /// Version 1 or 2, with the carried record in the latter.
+    pub version: Version<'a>,
+    /// The suite of KEK and DEK.
+    pub suite: Suite,
+    /// The KEK that wraps the DEK.
+    pub kek_id: KekId,
+    /// The nonce of the wrap: random.
+    pub wrap_nonce: &'a [u8; NONCE_LEN],
+    /// The DEK's ciphertext: 16 or 32 bytes.
+    pub wrapped_dek: &'a [u8],
+    /// The tag of the wrap.
+    pub wrap_tag: &'a [u8; TAG_LEN],
+    /// The whole header as it was read.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Header<'a> {
+    /// Reads the header at the start of `bytes`, and gives what follows it.
+    ///
+    /// # Errors
+    /// [`Malformed`].
+    pub fn split_from(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), Malformed> {
+        let mut reader = Reader(bytes);
+        let version = match reader.byte()? {
+            code @ (1 | 2) => code,
+            _ => return Err(Malformed::Version),
+        };
+        let suite = Suite::from_code(reader.byte()?).ok_or(Malformed::Suite)?;
+        let kek_id = KekId::from_bytes(*reader.array()?);
+        let version = if version == 1 {
+            Version::Stored
+        } else {
+            let len = u16::from_be_bytes(*reader.array()?);
+            let record = reader.take(usize::from(len))?;
+            CarriedRecord::parse(record)?;
+            Version::Carried(record)
+        };
+        let wrap_nonce = reader.array()?;
+        let wrapped_dek = reader.take(suite.key_len())?;
+        let wrap_tag = reader.array()?;
+        let (header, rest) =
+            bytes.split_at_checked(bytes.len() - reader.0.len()).ok_or(Malformed::Truncated)?;
+        Ok((
+            Self { version, suite, kek_id, wrap_nonce, wrapped_dek, wrap_tag, bytes: header },
+            rest,
+        ))
+    }
+
+    /// The AAD of the DEK's wrap: `kms-proxy dek v1`, version, suite, kek_id, chain, and in
+    /// version 2 the carried record, so that no bit of the header can change.
+    #[must_use]
+    pub fn dek_aad(&self, chain: &ChainName) -> Vec<u8> {
+        dek_aad(self.version, self.suite, &self.kek_id, chain)
+    }
+}
+
+/// A whole envelope: header and payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// Everything before the payload.
+    pub header: Header<'a>,
+    /// The ciphertext with its 16-byte tag; empty where a header stands alone.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads a whole envelope.
+    ///
+    /// # Errors
+    /// [`Malformed`]; a payload shorter than its tag is [`Malformed::Truncated`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let envelope = Self::parse_header_or_whole(bytes)?;
+        if envelope.payload.is_empty() { Err(Malformed::Truncated) } else { Ok(envelope) }
+    }
+
+    /// Reads a whole envelope, or exactly a header with an empty payload.
+    ///
+    /// # Errors
+    /// [`Malformed`].
+    pub fn parse_header_or_whole(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let (header, payload) = Header::split_from(bytes)?;
+        match payload.len() {
+            1..TAG_LEN => Err(Malformed::Truncated),
+            _ => Ok(Self { header, payload }),
+        }
+    }
+}
+
+/// Writes a version 1 or 2 header into the end of `out`.
+pub fn write_header(
+    out: &mut Vec<u8>,
+    version: Version<'_>,
+    suite: Suite,
+    kek_id: &KekId,
+    wrap_nonce: &[u8; NONCE_LEN],
+    wrapped_dek: &[u8],
+    wrap_tag: &[u8; TAG_LEN],
+) {
+    out.extend_from_slice(&[version.code(), suite.code()]);
+    out.extend_from_slice(kek_id.as_bytes());
+    push_carried(out, version);
+    out.extend_from_slice(wrap_nonce);
+    out.extend_from_slice(wrapped_dek);
+    out.extend_from_slice(wrap_tag);
+}
+
+/// The AAD of a DEK's wrap; see [`Header::dek_aad`].
+#[must_use]
+pub fn dek_aad(version: Version<'_>, suite: Suite, kek_id: &KekId, chain: &ChainName) -> Vec<u8> {
+    let mut aad = b"kms-proxy dek v1".to_vec();
+    aad.extend_from_slice(&[version.code(), suite.code()]);
+    aad.extend_from_slice(kek_id.as_bytes());
+    push_chain(&mut aad, chain);
+    push_carried(&mut aad, version);
+    aad
+}
+
+/// The start of a payload's AAD: `kms-proxy data v1`, suite and chain. [`push_data_aad`] adds the
+/// caller's part. It does not bind the KEK, so that a rewrap replaces the header alone.
+#[must_use]
+pub fn data_aad_prefix(suite: Suite, chain: &ChainName) -> Vec<u8> {
+    let mut aad = b"kms-proxy data v1".to_vec();
+    aad.push(suite.code());
+    push_chain(&mut aad, chain);
+    aad
+}
+
+/// The caller's AAD with its length (u32) before it. `None` when it has more than [`MAX_AAD_LEN`]
+/// bytes.
+#[must_use]
+pub fn push_data_aad(prefix: &[u8], aad: &[u8]) -> Option<Vec<u8>> {
+    let len = u32::try_from(aad.len()).ok().filter(|_| aad.len() <= MAX_AAD_LEN)?;
+    let mut whole = Vec::with_capacity(prefix.len() + 4 + aad.len());
+    whole.extend_from_slice(prefix);
+    whole.extend_from_slice(&len.to_be_bytes());
+    whole.extend_from_slice(aad);
+    Some(whole)
+}
+
+/// The text form: `kp:` and standard padded base64.
+#[must_use]
+pub fn to_text(envelope: &[u8]) -> String {
+    let mut text = String::with_capacity(
+        TEXT_PREFIX.len() + base64_simd::STANDARD.encoded_length(envelope.len()),
+    );
+    text.push_str(TEXT_PREFIX);
+    base64_simd::STANDARD.encode_append(envelope, &mut text);
+    text
+}
+
+/// The bytes of a text form.
+///
+/// # Errors
+/// [`Malformed::Text`].
+pub fn from_text(text: &str) -> Result<Vec<u8>, Malformed> {
+    let base64 = text.strip_prefix(TEXT_PREFIX).ok_or(Malformed::Text)?;
+    base64_simd::STANDARD.decode_to_vec(base64).map_err(|_| Malformed::Text)
+}
+
+/// The carried record of a version 2 header: the wraps of the KEK, and nothing else of the chain.
+///
+/// A format byte (1), then for each wrap: the root's name with its length before it (u8), the
+/// wrapped bytes with their length before them (u16).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarriedRecord<'a> {
+    /// Root name and wrapped KEK, in the writer's order; at least one.
+    pub wraps: Vec<(Cow<'a, str>, Cow<'a, [u8]>)>,
+}
+
+impl<'a> CarriedRecord<'a> {
+    /// Reads a record that is exactly `bytes`.
+    ///
+    /// # Errors
+    /// [`Malformed::Record`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        Self::read(bytes).ok_or(Malformed::Record)
+    }
+
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader(bytes);
+        if reader.byte().ok()? != 1 {
+            return None;
+        }
+        let mut wraps = Vec::new();
+        while !reader.0.is_empty() {
+            let len = reader.byte().ok()?;
+            let root = str::from_utf8(reader.take(usize::from(len)).ok()?).ok()?;
+            let len = u16::from_be_bytes(*reader.array().ok()?);
+            let wrap = reader.take(usize::from(len)).ok()?;
+            if root.is_empty() || wrap.is_empty() {
+                return None;
+            }
+            wraps.push((root.into(), wrap.into()));
+        }
+        (!wraps.is_empty()).then_some(Self { wraps })
+    }
+
+    /// The record's bytes; `None` when it has no wrap, or a part is too long for its length field.
+    #[must_use]
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        let mut out = vec![1];
+        for (root, wrap) in &self.wraps {
+            out.push(u8::try_from(root.len()).ok().filter(|&len| len > 0)?);
+            out.extend_from_slice(root.as_bytes());
+            out.extend_from_slice(
+                &u16::try_from(wrap.len()).ok().filter(|&len| len > 0)?.to_be_bytes(),
+            );
+            out.extend_from_slice(wrap);
+        }
+        (!self.wraps.is_empty() && u16::try_from(out.len()).is_ok()).then_some(out)
+    }
+}
+
+fn push_chain(out: &mut Vec<u8>, chain: &ChainName) {
+    // A chain name has at most 63 bytes.
+    out.extend_from_slice(&[0, u8::try_from(chain.as_str().len()).unwrap_or(u8::MAX)]);
+    out.extend_from_slice(chain.as_str().as_bytes());
+}
+
+fn push_carried(out: &mut Vec<u8>, version: Version<'_>) {
+    if let Version::Carried(record) = version {
+        // A record that came from parsing or from CarriedRecord::to_bytes fits its length field.
+        out.extend_from_slice(&u16::try_from(record.len()).unwrap_or(u16::MAX).to_be_bytes());
+        out.extend_from_slice(record);
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Malformed> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, Malformed> {
+        self.array::<1>().map(|[byte]| *byte)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record() -> Vec<u8> {
+        let wraps = vec![("main".into(), vec![1, 2, 3].into()), ("dr".into(), vec![4; 60].into())];
+        CarriedRecord { wraps }.to_bytes().unwrap()
+    }
+
+    fn sample(version: Version<'_>, suite: Suite, payload: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let id = KekId::from_bytes([9; 16]);
+        write_header(&mut out, version, suite, &id, &[1; 12], &vec![2; suite.key_len()], &[3; 16]);
+        out.resize(out.len() + payload, 4);
+        out
+    }
+
+    #[test]
+    fn a_256_byte_plaintext_makes_334_bytes() {
+        assert_eq!(sample(Version::Stored, Suite::Aes128Gcm, 256 + TAG_LEN).len(), 334);
+        assert_eq!((header_len(Suite::Aes128Gcm), header_len(Suite::Aes256Gcm)), (62, 78));
+    }
+
+    #[test]
+    fn written_headers_parse_to_the_same() {
+        let record = record();
+        for version in [Version::Stored, Version::Carried(&record)] {
+            for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+                let bytes = sample(version, suite, 20);
+                let envelope = Envelope::parse(&bytes).unwrap();
+                assert_eq!((envelope.header.version, envelope.header.suite), (version, suite));
+                assert_eq!(envelope.header.kek_id, KekId::from_bytes([9; 16]));
+                assert_eq!(envelope.payload, &[4; 20]);
+                assert_eq!([envelope.header.bytes, envelope.payload].concat(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let record = record();
+        for version in [Version::Stored, Version::Carried(&record)] {
+            let bytes = sample(version, Suite::Aes128Gcm, TAG_LEN);
+            for len in 0..bytes.len() {
+                assert!(Envelope::parse(&bytes[..len]).is_err(), "{len} of {}", bytes.len());
+            }
+            let header = &bytes[..bytes.len() - TAG_LEN];
+            assert!(Envelope::parse_header_or_whole(header).unwrap().payload.is_empty());
+        }
+    }
+
+    #[test]
+    fn malformed_records_are_refused() {
+        let good = record();
+        for len in 0..good.len() {
+            // A cut between two wraps leaves a shorter well-formed record.
+            assert_eq!(
+                CarriedRecord::parse(&good[..len]).is_ok(),
+                len == 1 + 1 + 4 + 2 + 3,
+                "{len}"
+            );
+        }
+        assert!(CarriedRecord::parse(&[2, 1, b'a', 0, 1, 7]).is_err(), "unknown format");
+        assert!(CarriedRecord::parse(&[1, 1, 0xff, 0, 1, 7]).is_err(), "root name is not UTF-8");
+        assert!(CarriedRecord::parse(&[1, 0, 0, 1, 7]).is_err(), "empty root name");
+        assert!(CarriedRecord::parse(&[1, 1, b'a', 0, 0]).is_err(), "empty wrap");
+    }
+
+    #[test]
+    fn text_form_is_kp_and_padded_base64() {
+        assert_eq!(to_text(&[1, 2, 3, 4]), "kp:AQIDBA==");
+        assert_eq!(from_text("kp:AQIDBA==").unwrap(), [1, 2, 3, 4]);
+        for bad in
+            ["", "kp", "AQIDBA==", "KP:AQIDBA==", "kp:AQIDBA", "kp:AQ-DBA==", "kp:AQIDBA==\n"]
+        {
+            assert_eq!(from_text(bad), Err(Malformed::Text), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn aads_are_as_the_design_writes_them() {
+        let chain = ChainName::new("orders").unwrap();
+        let id = KekId::from_bytes([9; 16]);
+        let mut expected = b"kms-proxy dek v1\x01\x01".to_vec();
+        expected.extend_from_slice(&[9; 16]);
+        expected.extend_from_slice(b"\x00\x06orders");
+        assert_eq!(dek_aad(Version::Stored, Suite::Aes128Gcm, &id, &chain), expected);
+        let prefix = data_aad_prefix(Suite::Aes256Gcm, &chain);
+        assert_eq!(
+            push_data_aad(&prefix, b"row 7").unwrap(),
+            b"kms-proxy data v1\x02\x00\x06orders\x00\x00\x00\x05row 7"
+        );
+        assert!(push_data_aad(&prefix, &vec![0; MAX_AAD_LEN]).is_some());
+        assert!(push_data_aad(&prefix, &vec![0; MAX_AAD_LEN + 1]).is_none());
+    }
+
+    proptest! {
+        /// Whatever comes in, parsing answers; what it accepts, it accounts for byte by byte.
+        #[test]
+        fn parsing_never_panics_and_loses_nothing(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..300), version in 0_u8..4, suite in 0_u8..4,
+        ) {
+            if let Some(first) = bytes.first_mut() { *first = version; }
+            if let Some(second) = bytes.get_mut(1) { *second = suite; }
+            if let Ok(envelope) = Envelope::parse_header_or_whole(&bytes) {
+                prop_assert_eq!([envelope.header.bytes, envelope.payload].concat(), bytes);
+            }
+        }
+
+        #[test]
+        fn text_round_trips(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(from_text(&to_text(&bytes)).unwrap(), bytes);
+        }
+    }
+}

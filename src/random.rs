@@ -1,0 +1,109 @@
+//! Randomness for keys and nonces: the operating system's, a few kilobytes at a time.
+//!
+//! One `getrandom(2)` costs more than sealing a short message, so each thread keeps a buffer of
+//! 4 KiB. A byte is wiped as it is handed out, so a look at the memory tells no key that was made,
+//! only those that will be. A virtual machine that is cloned while it runs clones the buffer:
+//! SECURITY.md names it.
+
+use std::cell::RefCell;
+
+use zeroize::Zeroize;
+
+/// The operating system gave no randomness. Nothing was made; there is no second source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system gives no randomness")]
+pub struct Unavailable;
+
+/// Fills `dest` with random bytes that no one else gets.
+///
+/// # Errors
+/// [`Unavailable`]; `dest` must not be used then.
+pub fn fill(dest: &mut [u8]) -> Result<(), Unavailable> {
+    if dest.len() > SIZE / 4 {
+        return system(dest);
+    }
+    POOL.try_with(|pool| match pool.try_borrow_mut() {
+        Ok(mut pool) => pool.take(dest),
+        Err(_) => system(dest),
+    })
+    // The thread is ending and its buffer is gone.
+    .unwrap_or_else(|_| system(dest))
+}
+
+const SIZE: usize = 4096;
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; SIZE], left: 0 }) };
+}
+
+/// The last `left` bytes are random and unused; all before them are zero.
+struct Pool {
+    bytes: [u8; SIZE],
+    left: usize,
+}
+
+impl Pool {
+    fn take(&mut self, dest: &mut [u8]) -> Result<(), Unavailable> {
+        if self.left < dest.len() {
+            self.left = 0;
+            system(&mut self.bytes)?;
+            self.left = SIZE;
+        }
+        let start = SIZE - self.left;
+        let fresh = self.bytes.get_mut(start..start + dest.len()).ok_or(Unavailable)?;
+        dest.copy_from_slice(fresh);
+        fresh.zeroize();
+        self.left -= dest.len();
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+fn system(dest: &mut [u8]) -> Result<(), Unavailable> {
+    getrandom::fill(dest).map_err(|_| Unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_bytes_come_twice() {
+        let draw = || {
+            let mut bytes = [0; 28];
+            fill(&mut bytes).unwrap();
+            bytes
+        };
+        let mut seen: HashSet<[u8; 28]> = (0..1000).map(|_| draw()).collect();
+        std::thread::scope(|scope| {
+            for other in [scope.spawn(move || (0..1000).map(|_| draw()).collect::<Vec<_>>())] {
+                seen.extend(other.join().unwrap());
+            }
+        });
+        assert_eq!(seen.len(), 2000);
+    }
+
+    #[test]
+    fn used_bytes_are_wiped_from_the_buffer() {
+        let mut pool = Pool { bytes: [0; SIZE], left: 0 };
+        let mut out = [0; 100];
+        pool.take(&mut out).unwrap();
+        assert_ne!(out, [0; 100]);
+        assert_eq!(pool.bytes[..100], [0; 100]);
+        assert_ne!(pool.bytes[100..200], [0; 100]);
+    }
+
+    #[test]
+    fn large_requests_bypass_the_buffer() {
+        let mut bytes = vec![0; 10_000];
+        fill(&mut bytes).unwrap();
+        assert!(bytes.iter().any(|&b| b != 0));
+    }
+}

@@ -1,0 +1,146 @@
+//! Secret bytes: wiped on drop, without `Debug`, `Clone` or `Serialize`, compared in constant time.
+//!
+//! A leaf: it knows nothing of what its bytes are for.
+
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::id::Suite;
+use crate::random;
+
+/// The bytes of a KEK or a DEK: 16 or 32 of them, kept in place and wiped on drop.
+#[derive(ZeroizeOnDrop)]
+pub struct KeyBytes {
+    bytes: [u8; 32],
+    #[zeroize(skip)]
+    suite: Suite,
+}
+
+impl KeyBytes {
+    /// A fresh random key for `suite`.
+    ///
+    /// # Errors
+    /// [`random::Unavailable`] when the operating system gives no randomness.
+    pub fn random(suite: Suite) -> Result<Self, random::Unavailable> {
+        let mut key = Self { bytes: [0; 32], suite };
+        random::fill(key.as_mut())?;
+        Ok(key)
+    }
+
+    /// The key with these bytes; `None` unless there are 16 or 32 of them.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let suite = Suite::from_key_len(bytes.len())?;
+        let mut key = Self { bytes: [0; 32], suite };
+        key.as_mut().copy_from_slice(bytes);
+        Some(key)
+    }
+
+    /// The suite whose keys have this size.
+    #[must_use]
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The bytes themselves. Whoever asks for them keeps them out of logs, errors and copies.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        match self.suite {
+            Suite::Aes128Gcm => self.bytes.split_at(16).0,
+            Suite::Aes256Gcm => &self.bytes,
+        }
+    }
+
+    pub(crate) fn as_mut(&mut self) -> &mut [u8] {
+        match self.suite {
+            Suite::Aes128Gcm => self.bytes.split_at_mut(16).0,
+            Suite::Aes256Gcm => &mut self.bytes,
+        }
+    }
+}
+
+impl PartialEq for KeyBytes {
+    /// In constant time.
+    fn eq(&self, other: &Self) -> bool {
+        self.expose().ct_eq(other.expose()).into()
+    }
+}
+
+impl Eq for KeyBytes {}
+
+/// Secret bytes of any length, such as a passphrase or a plaintext: wiped on drop.
+pub struct SecretBytes(Zeroizing<Vec<u8>>);
+
+impl SecretBytes {
+    /// Takes the bytes over; the vector must not have grown since the secret came into it.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// `len` fresh random bytes.
+    ///
+    /// # Errors
+    /// [`random::Unavailable`] when the operating system gives no randomness.
+    pub fn random(len: usize) -> Result<Self, random::Unavailable> {
+        let mut bytes = Zeroizing::new(vec![0; len]);
+        random::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// The bytes themselves.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Drops white space at the end: a file made with an editor or `echo` ends in a newline.
+    #[must_use]
+    pub fn trim_end(mut self) -> Self {
+        let len = self.0.trim_ascii_end().len();
+        if let Some(tail) = self.0.get_mut(len..) {
+            tail.zeroize();
+        }
+        self.0.truncate(len);
+        self
+    }
+}
+
+impl PartialEq for SecretBytes {
+    /// In constant time for secrets of one length.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for SecretBytes {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_their_suites_size() {
+        for (len, suite) in [(16, Suite::Aes128Gcm), (32, Suite::Aes256Gcm)] {
+            let key = KeyBytes::from_slice(&vec![7; len]).unwrap();
+            assert_eq!((key.suite(), key.expose()), (suite, &*vec![7; len]));
+            assert_eq!(KeyBytes::random(suite).unwrap().expose().len(), len);
+        }
+        assert!(KeyBytes::from_slice(&[0; 24]).is_none());
+    }
+
+    #[test]
+    fn random_keys_differ() {
+        let one = KeyBytes::random(Suite::Aes256Gcm).unwrap();
+        let two = KeyBytes::random(Suite::Aes256Gcm).unwrap();
+        assert!(one != two);
+    }
+
+    #[test]
+    fn trailing_white_space_goes() {
+        assert_eq!(
+            SecretBytes::new(b" pass phrase \r\n".to_vec()).trim_end().expose(),
+            b" pass phrase"
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! The records of key chains, as `store` values: what they hold, and how they are read and written.
+//!
+//! JSON with a `format` number in it, so that an operator can read one with the tools of the
+//! store. It knows ids and bytes; which record may follow which is not decided here.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::id::{ChainName, KekId, Suite};
+
+use super::Error;
+
+/// The format that this code writes. It reads no other.
+const FORMAT: u32 = 1;
+
+/// When a KEK is replaced, and when it must no longer be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Uses that start a rotation: 2^21 by default.
+    pub rotate_after_uses: u64,
+    /// Uses that are never passed: 2^22 by default, at most 2^32 (NIST SP 800-38D, section 8.3).
+    pub max_uses: u64,
+    /// Age since promotion, in seconds, that starts a rotation: 90 days by default.
+    pub rotate_after_age: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rotate_after_uses: 1 << 21, max_uses: 1 << 22, rotate_after_age: 90 * 24 * 60 * 60 }
+    }
+}
+
+impl Limits {
+    /// Checks that the limits fit together.
+    ///
+    /// # Errors
+    /// What is wrong, for the one who set them.
+    pub fn validate(&self) -> Result<(), &'static str> {
+        match self {
+            Self { max_uses, .. } if *max_uses > 1 << 32 => {
+                Err("max_uses is at most 4294967296 (2^32)")
+            }
+            Self { rotate_after_uses: 0, .. } => Err("rotate_after_uses is at least 1"),
+            Self { rotate_after_uses, max_uses, .. } if rotate_after_uses > max_uses => {
+                Err("rotate_after_uses is at most max_uses")
+            }
+            Self { rotate_after_age: 0, .. } => Err("rotate_after_age is at least 1 second"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The head of a chain: one small record that says which KEK encrypts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// The suite of KEKs made from now on.
+    pub suite: Suite,
+    /// When KEKs are replaced.
+    pub limits: Limits,
+    /// The KEK that encrypts; none before the first rotation.
+    pub primary: Option<KekId>,
+    /// The KEK that will encrypt next, made ahead of need.
+    pub standby: Option<KekId>,
+    /// Grows with every change of the head.
+    pub generation: u64,
+    /// Grows when the set of roots changes.
+    pub roots_generation: u64,
+}
+
+/// The life of a KEK: `standby` -> `primary` -> `retired` <-> `disabled` -> `destroyed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Made, and waiting to be promoted.
+    Standby,
+    /// It encrypts and decrypts.
+    Primary,
+    /// It only decrypts.
+    Retired,
+    /// It does nothing until it is enabled again.
+    Disabled,
+    /// Its wraps are gone; the record is a tombstone.
+    Destroyed,
+}
+
+impl State {
+    /// The word that users read.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Standby => "standby",
+            Self::Primary => "primary",
+            Self::Retired => "retired",
+            Self::Disabled => "disabled",
+            Self::Destroyed => "destroyed",
+        }
+    }
+}
+
+/// The wrap of a KEK by one root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wrap {
+    /// The name of the root.
+    pub root: String,
+    /// The wrapped KEK.
+    #[serde(with = "base64")]
+    pub bytes: Vec<u8>,
+}
+
+/// A KEK, wrapped. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kek {
+    /// The suite that it was made for.
+    pub suite: Suite,
+    /// Where it is in its life.
+    pub state: State,
+    /// When it was made.
+    pub created_at: u64,
+    /// When it became primary.
+    pub promoted_at: Option<u64>,
+    /// When it was last disabled.
+    pub disabled_at: Option<u64>,
+    /// Whether a `local` root ever wrapped it.
+    pub exposed: bool,
+    /// Its wraps; empty in a tombstone alone.
+    pub wraps: Vec<Wrap>,
+}
+
+/// The uses of a KEK that were ever handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uses {
+    /// It only grows.
+    pub reserved: u64,
+    /// Who took the last block: a random number for each process.
+    pub owner: u64,
+    /// The owner's number of that block.
+    pub sequence: u64,
+}
+
+/// Who is making the next KEK of a chain. It saves root calls; no safety hangs on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// A random number for each process.
+    pub owner: u64,
+    /// Wall time in seconds since the Unix epoch.
+    pub until: u64,
+}
+
+/// What can stand in a store.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The record as it is stored.
+    ///
+    /// # Errors
+    /// None that these types can cause; a serializer's own is reported as a damaged record.
+    fn encode(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(&Stored { format: FORMAT, record: self })
+            .map_err(|error| corrupt("(not yet written)", &error))
+    }
+
+    /// Reads what stands at `key`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    fn decode(key: &str, value: &[u8]) -> Result<Self, Error> {
+        let probe: Probe = serde_json::from_slice(value).map_err(|error| corrupt(key, &error))?;
+        if probe.format != FORMAT {
+            let detail = format!("its format is {}, this version reads {FORMAT}", probe.format);
+            return Err(Error::Corrupt { key: key.to_owned(), detail });
+        }
+        let stored: Stored<Self> =
+            serde_json::from_slice(value).map_err(|error| corrupt(key, &error))?;
+        Ok(stored.record)
+    }
+}
+
+impl Record for Head {}
+impl Record for Kek {}
+impl Record for Uses {}
+impl Record for Claim {}
+
+/// The key of a chain's [`Head`].
+#[must_use]
+pub fn head_key(chain: &ChainName) -> String {
+    format!("chains/{chain}/head")
+}
+
+/// The key of a [`Kek`].
+#[must_use]
+pub fn kek_key(chain: &ChainName, id: KekId) -> String {
+    format!("chains/{chain}/keks/{id}")
+}
+
+/// What the keys of all of a chain's KEKs start with.
+#[must_use]
+pub fn keks_prefix(chain: &ChainName) -> String {
+    format!("chains/{chain}/keks/")
+}
+
+/// The key of a KEK's [`Uses`].
+#[must_use]
+pub fn uses_key(chain: &ChainName, id: KekId) -> String {
+    format!("chains/{chain}/uses/{id}")
+}
+
+/// The key of a chain's [`Claim`].
+#[must_use]
+pub fn claim_key(chain: &ChainName) -> String {
+    format!("chains/{chain}/claim")
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored<R> {
+    format: u32,
+    record: R,
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    format: u32,
+}
+
+fn corrupt(key: &str, error: &serde_json::Error) -> Error {
+    Error::Corrupt { key: key.to_owned(), detail: error.to_string() }
+}
+
+mod base64 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&base64_simd::STANDARD.encode_to_string(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        base64_simd::STANDARD
+            .decode_to_vec(text.as_bytes())
+            .map_err(|_| D::Error::custom("not base64"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kek() -> Kek {
+        Kek {
+            suite: Suite::Aes128Gcm,
+            state: State::Primary,
+            created_at: 1,
+            promoted_at: Some(2),
+            disabled_at: None,
+            exposed: true,
+            wraps: vec![Wrap { root: "main".into(), bytes: vec![1, 2, 3] }],
+        }
+    }
+
+    #[test]
+    fn records_read_back_as_written() {
+        let stored = kek().encode().unwrap();
+        assert_eq!(Kek::decode("k", &stored).unwrap(), kek());
+        assert!(
+            stored.starts_with(br#"{"format":1,"record":{"suite":"aes-128-gcm","state":"primary""#)
+        );
+    }
+
+    #[test]
+    fn damage_is_named_by_its_key() {
+        let stored = String::from_utf8(kek().encode().unwrap()).unwrap();
+        let newer = stored.replace("\"format\":1", "\"format\":2");
+        let unknown = stored.replace("\"exposed\"", "\"opposed\"");
+        for bad in [&stored[1..], &stored[..stored.len() - 1], &newer, &unknown, ""] {
+            match Kek::decode("chains/a/keks/b", bad.as_bytes()) {
+                Err(Error::Corrupt { key, .. }) => assert_eq!(key, "chains/a/keks/b"),
+                other => panic!("{bad}: {other:?}"),
+            }
+        }
+        let newer = Kek::decode("k", newer.as_bytes()).unwrap_err().to_string();
+        assert!(newer.contains("its format is 2"), "{newer}");
+    }
+
+    #[test]
+    fn limits_must_fit_together() {
+        let good = Limits::default();
+        assert_eq!((good.rotate_after_uses, good.max_uses), (2_097_152, 4_194_304));
+        assert!(good.validate().is_ok());
+        for bad in [
+            Limits { rotate_after_uses: 0, ..good },
+            Limits { rotate_after_uses: 201, max_uses: 200, ..good },
+            Limits { max_uses: (1 << 32) + 1, ..good },
+            Limits { rotate_after_age: 0, ..good },
+        ] {
+            assert!(bad.validate().is_err(), "{bad:?}");
+        }
+    }
+}
