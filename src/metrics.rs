@@ -1,0 +1,383 @@
+//! The metrics of the service, registered in a registry that is handed in.
+//!
+//! Names and labels are a contract. Labels are bounded: a caller can not invent one, since a chain
+//! that does not exist counts as `chain=""`. Handles for the hot path are resolved once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::id::ChainName;
+
+/// What a caller can ask for: the label `operation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Plaintext to envelope.
+    Encrypt,
+    /// Envelope to plaintext.
+    Decrypt,
+    /// Envelope to the primary KEK.
+    Rewrap,
+    /// A fresh random key and its envelope.
+    Datakey,
+    /// A new primary KEK.
+    Rotate,
+    /// Chains and KEKs changed.
+    Manage,
+    /// Chains and KEKs looked at.
+    Read,
+}
+
+impl Operation {
+    /// Every operation, in the order of their discriminants.
+    pub const ALL: [Self; 7] = [
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Rewrap,
+        Self::Datakey,
+        Self::Rotate,
+        Self::Manage,
+        Self::Read,
+    ];
+
+    /// The label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+            Self::Rewrap => "rewrap",
+            Self::Datakey => "datakey",
+            Self::Rotate => "rotate",
+            Self::Manage => "manage",
+            Self::Read => "read",
+        }
+    }
+
+    /// Whether a success spares a call of the root: what works on data.
+    #[must_use]
+    pub const fn spares_root_call(self) -> bool {
+        matches!(self, Self::Encrypt | Self::Decrypt | Self::Rewrap | Self::Datakey)
+    }
+}
+
+/// All metrics. Cheap to share behind an `Arc`.
+pub struct Metrics {
+    operations: IntCounterVec,
+    durations: [Histogram; Operation::ALL.len()],
+    root_calls: IntCounterVec,
+    root_call_duration: HistogramVec,
+    avoided: IntCounter,
+    /// Calls of the root that were made and that no operation has paid for yet.
+    debt: AtomicU64,
+    kek_uses: IntGaugeVec,
+    kek_rotate_after_uses: IntGaugeVec,
+    kek_max_uses: IntGaugeVec,
+    kek_age: GaugeVec,
+    rotations: IntCounterVec,
+    rotation_failures: IntCounterVec,
+    reservations: IntCounterVec,
+    /// KEKs, of those this process looked at, that lack a wrap of the root.
+    pub keks_missing_wraps: IntGaugeVec,
+    /// DEK cache hits.
+    pub dek_cache_hits: IntCounter,
+    /// DEK cache misses.
+    pub dek_cache_misses: IntCounter,
+    /// DEK cache entries that went because of size, age or their KEK.
+    pub dek_cache_evictions: IntCounter,
+    /// DEK cache entries now.
+    pub dek_cache_entries: IntGauge,
+    /// 1 when the root's last answer was a good one.
+    pub root_up: IntGaugeVec,
+    /// 1 when the store's last answer was a good one.
+    pub store_up: IntGauge,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them in `registry`.
+    ///
+    /// # Errors
+    /// When `registry` has metrics of these names already.
+    pub fn new(registry: &Registry) -> Result<Arc<Self>, prometheus::Error> {
+        let register = Register(registry);
+        let duration = register.histogram_vec(
+            "kms_proxy_operation_duration_seconds",
+            "Time that operations took, of those that came to the key service.",
+            &["operation"],
+            // 50 us doubling to 1.6 s, then the request timeout.
+            &[5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 6.4e-3, 25.6e-3, 0.1, 0.4, 1.6, 10.0],
+        )?;
+        let build_info = register.int_gauge_vec(
+            "kms_proxy_build_info",
+            "Always 1; the version is the label.",
+            &["version"],
+        )?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Arc::new(Self {
+            operations: register.counter_vec(
+                "kms_proxy_operations_total",
+                "Operations by outcome: ok or the error's code. Batch items count singly.",
+                &["operation", "chain", "outcome"],
+            )?,
+            durations: Operation::ALL.map(|operation| duration.with_label_values(&[operation.as_str()])),
+            root_calls: register.counter_vec(
+                "kms_proxy_root_calls_total",
+                "Calls of the root keys.",
+                &["root", "operation", "outcome"],
+            )?,
+            root_call_duration: register.histogram_vec(
+                "kms_proxy_root_call_duration_seconds",
+                "Time that calls of the root keys took.",
+                &["root", "operation"],
+                &[1e-4, 1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
+            )?,
+            avoided: register.counter(
+                "kms_proxy_root_calls_avoided_total",
+                "Operations that would have called a root that is used directly, less the calls made.",
+            )?,
+            debt: AtomicU64::new(0),
+            kek_uses: register.int_gauge_vec(
+                "kms_proxy_kek_uses",
+                "Uses of the primary KEK that are reserved in the store.",
+                &["chain"],
+            )?,
+            kek_rotate_after_uses: register.int_gauge_vec(
+                "kms_proxy_kek_rotate_after_uses",
+                "Uses that start a rotation.",
+                &["chain"],
+            )?,
+            kek_max_uses: register.int_gauge_vec(
+                "kms_proxy_kek_max_uses",
+                "Uses that a KEK never passes.",
+                &["chain"],
+            )?,
+            kek_age: register.gauge_vec(
+                "kms_proxy_kek_age_seconds",
+                "Age of the primary KEK since its promotion.",
+                &["chain"],
+            )?,
+            rotations: register.counter_vec(
+                "kms_proxy_rotations_total",
+                "Rotations made by this process.",
+                &["chain", "reason"],
+            )?,
+            rotation_failures: register.counter_vec(
+                "kms_proxy_rotation_failures_total",
+                "Steps of a rotation that failed; they are tried again.",
+                &["chain"],
+            )?,
+            reservations: register.counter_vec(
+                "kms_proxy_reservations_total",
+                "Blocks of uses that were asked of the store.",
+                &["chain", "outcome"],
+            )?,
+            keks_missing_wraps: register.int_gauge_vec(
+                "kms_proxy_keks_missing_wraps",
+                "KEKs that lack a wrap of a configured root.",
+                &["root"],
+            )?,
+            dek_cache_hits: register.counter("kms_proxy_dek_cache_hits_total", "DEKs found in the cache.")?,
+            dek_cache_misses: register
+                .counter("kms_proxy_dek_cache_misses_total", "DEKs not found in the cache.")?,
+            dek_cache_evictions: register.counter(
+                "kms_proxy_dek_cache_evictions_total",
+                "DEKs that left the cache: for room, for age, or with their KEK.",
+            )?,
+            dek_cache_entries: register.int_gauge("kms_proxy_dek_cache_entries", "DEKs in the cache.")?,
+            root_up: register.int_gauge_vec(
+                "kms_proxy_root_up",
+                "Whether the root's last answer was a good one.",
+                &["root"],
+            )?,
+            store_up: register
+                .int_gauge("kms_proxy_store_up", "Whether the store's last answer was a good one.")?,
+        }))
+    }
+
+    /// The handles of one chain.
+    #[must_use]
+    pub fn chain(&self, chain: &ChainName) -> ChainMetrics {
+        let chain = chain.as_str();
+        ChainMetrics {
+            ok: Operation::ALL.map(|operation| {
+                self.operations.with_label_values(&[operation.as_str(), chain, "ok"])
+            }),
+            uses: self.kek_uses.with_label_values(&[chain]),
+            rotate_after_uses: self.kek_rotate_after_uses.with_label_values(&[chain]),
+            max_uses: self.kek_max_uses.with_label_values(&[chain]),
+            age: self.kek_age.with_label_values(&[chain]),
+            rotation_failures: self.rotation_failures.with_label_values(&[chain]),
+        }
+    }
+
+    /// Counts a success on `chain`, and what it spared or paid of the root's calls.
+    #[inline]
+    pub fn succeeded(&self, chain: &ChainMetrics, operation: Operation) {
+        if let Some(counter) = chain.ok.get(operation as usize) {
+            counter.inc();
+        }
+        if !operation.spares_root_call() {
+            return;
+        }
+        let owed = self.debt.load(Ordering::Relaxed) > 0
+            && self
+                .debt
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |debt| debt.checked_sub(1))
+                .is_ok();
+        if !owed {
+            self.avoided.inc();
+        }
+    }
+
+    /// Counts a failure. `chain` is empty unless the chain exists.
+    pub fn failed(&self, operation: Operation, chain: &str, code: &'static str) {
+        self.operations.with_label_values(&[operation.as_str(), chain, code]).inc();
+    }
+
+    /// Notes how long an operation took.
+    #[inline]
+    pub fn took(&self, operation: Operation, time: Duration) {
+        if let Some(histogram) = self.durations.get(operation as usize) {
+            histogram.observe(time.as_secs_f64());
+        }
+    }
+
+    /// Counts a call of a root: `operation` is `wrap`, `unwrap` or `probe`; `outcome` is `ok` or
+    /// the error's.
+    pub fn root_called(&self, root: &str, operation: &str, outcome: &str, time: Duration) {
+        self.root_calls.with_label_values(&[root, operation, outcome]).inc();
+        self.root_call_duration.with_label_values(&[root, operation]).observe(time.as_secs_f64());
+        self.debt.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a rotation: `reason` is `uses`, `age`, `manual` or `root`.
+    pub fn rotated(&self, chain: &ChainName, reason: &str) {
+        self.rotations.with_label_values(&[chain.as_str(), reason]).inc();
+    }
+
+    /// Counts a reservation: `outcome` is `ok`, `conflict`, `lost`, `exhausted` or `error`.
+    pub fn reserved(&self, chain: &ChainName, outcome: &str) {
+        self.reservations.with_label_values(&[chain.as_str(), outcome]).inc();
+    }
+}
+
+/// The handles of one chain, resolved once.
+pub struct ChainMetrics {
+    ok: [IntCounter; Operation::ALL.len()],
+    /// Uses of the primary that are reserved in the store.
+    pub uses: IntGauge,
+    /// The limit that starts a rotation.
+    pub rotate_after_uses: IntGauge,
+    /// The limit that is never passed.
+    pub max_uses: IntGauge,
+    /// Seconds since the primary's promotion.
+    pub age: Gauge,
+    /// Steps of a rotation that failed.
+    pub rotation_failures: IntCounter,
+}
+
+/// Makes a metric and registers it.
+struct Register<'a>(&'a Registry);
+
+impl Register<'_> {
+    fn own<M: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        metric: Result<M, prometheus::Error>,
+    ) -> Result<M, prometheus::Error> {
+        let metric = metric?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.own(IntCounter::new(name, help))
+    }
+
+    fn counter_vec(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.own(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.own(IntGauge::new(name, help))
+    }
+
+    fn int_gauge_vec(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        self.own(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge_vec(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<GaugeVec, prometheus::Error> {
+        self.own(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram_vec(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        self.own(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            labels,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_are_indexed_in_order() {
+        for (index, operation) in Operation::ALL.into_iter().enumerate() {
+            assert_eq!(operation as usize, index);
+        }
+    }
+
+    #[test]
+    fn avoided_calls_are_operations_less_calls_and_never_fall() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let chain = metrics.chain(&ChainName::new("orders").unwrap());
+        let avoided = || metrics.avoided.get();
+        metrics.root_called("main", "wrap", "ok", Duration::ZERO);
+        metrics.root_called("main", "unwrap", "away", Duration::ZERO);
+        for (operations, expected) in [(1, 0), (2, 0), (3, 1), (4, 2)] {
+            metrics.succeeded(&chain, Operation::Encrypt);
+            assert_eq!(avoided(), expected, "after {operations}");
+        }
+        metrics.root_called("main", "unwrap", "ok", Duration::ZERO);
+        assert_eq!(avoided(), 2);
+        metrics.succeeded(&chain, Operation::Rotate);
+        metrics.succeeded(&chain, Operation::Decrypt);
+        assert_eq!(avoided(), 2);
+        metrics.succeeded(&chain, Operation::Decrypt);
+        assert_eq!(avoided(), 3);
+    }
+
+    #[test]
+    fn a_registry_takes_them_once() {
+        let registry = Registry::new();
+        assert!(Metrics::new(&registry).is_ok());
+        assert!(Metrics::new(&registry).is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! One table of everything that a call can end with: stable code, HTTP status, gRPC status, worth
+//! a retry.
+//!
+//! The layers below have their own errors; here they become what a client reads. What a client
+//! reads never tells which check an envelope failed, and never holds a secret.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// The kinds of failure that a client can tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The request itself is wrong: not JSON, unknown field, wrong type, bad base64, out of range.
+    InvalidRequest,
+    /// Malformed, tampered, wrong AAD or wrong chain: one answer for all of them.
+    InvalidCiphertext,
+    /// The envelope names a KEK that this chain does not have.
+    UnknownKek,
+    /// No or wrong credentials.
+    Unauthenticated,
+    /// Known, but not allowed.
+    Forbidden,
+    /// No such path.
+    NotFound,
+    /// No such chain.
+    UnknownChain,
+    /// The path does not take this method.
+    MethodNotAllowed,
+    /// The state does not allow it.
+    Conflict,
+    /// The KEK is disabled or destroyed.
+    KekDisabled,
+    /// The body is larger than `server.max_body`.
+    PayloadTooLarge,
+    /// Neither JSON nor octet-stream, or a path that takes only one of them.
+    UnsupportedMediaType,
+    /// Too much at once: rotations by hand, requests in flight.
+    Overloaded,
+    /// A defect, or damage to what is stored.
+    Internal,
+    /// No uses are left, and none came in time.
+    KekExhausted,
+    /// The root is needed and does not answer.
+    RootUnavailable,
+    /// The store is needed and does not answer.
+    StoreUnavailable,
+}
+
+impl Kind {
+    /// Every kind, in the order of their HTTP statuses.
+    pub const ALL: [Self; 17] = [
+        Self::InvalidRequest,
+        Self::InvalidCiphertext,
+        Self::UnknownKek,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::UnknownChain,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::KekDisabled,
+        Self::PayloadTooLarge,
+        Self::UnsupportedMediaType,
+        Self::Overloaded,
+        Self::Internal,
+        Self::KekExhausted,
+        Self::RootUnavailable,
+        Self::StoreUnavailable,
+    ];
+
+    /// The stable code: in problem+json, in batch items and as the metrics' outcome.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        self.row().1
+    }
+
+    /// The gRPC status code.
+    #[must_use]
+    pub const fn grpc_code(self) -> i32 {
+        self.row().2
+    }
+
+    /// Whether the same call may succeed later without a change.
+    #[must_use]
+    pub const fn retryable(self) -> bool {
+        matches!(self.http_status(), 429 | 503)
+    }
+
+    const fn row(self) -> (&'static str, u16, i32) {
+        match self {
+            Self::InvalidRequest => ("invalid_request", 400, 3),
+            Self::InvalidCiphertext => ("invalid_ciphertext", 400, 3),
+            Self::UnknownKek => ("unknown_kek", 400, 3),
+            Self::Unauthenticated => ("unauthenticated", 401, 16),
+            Self::Forbidden => ("forbidden", 403, 7),
+            Self::NotFound => ("not_found", 404, 5),
+            Self::UnknownChain => ("unknown_chain", 404, 5),
+            Self::MethodNotAllowed => ("method_not_allowed", 405, 12),
+            Self::Conflict => ("conflict", 409, 9),
+            Self::KekDisabled => ("kek_disabled", 409, 9),
+            Self::PayloadTooLarge => ("payload_too_large", 413, 8),
+            Self::UnsupportedMediaType => ("unsupported_media_type", 415, 3),
+            Self::Overloaded => ("overloaded", 429, 8),
+            Self::Internal => ("internal", 500, 13),
+            Self::KekExhausted => ("kek_exhausted", 503, 14),
+            Self::RootUnavailable => ("root_unavailable", 503, 14),
+            Self::StoreUnavailable => ("store_unavailable", 503, 14),
+        }
+    }
+}
+
+/// A failed call, as a client may see it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {detail}", kind.code())]
+pub struct Error {
+    kind: Kind,
+    detail: Cow<'static, str>,
+    retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// A failure with a sentence for whoever made the call. 429 and 503 ask for a retry after one
+    /// second.
+    pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        let retry_after = kind.retryable().then_some(Duration::from_secs(1));
+        Self { kind, detail: detail.into(), retry_after }
+    }
+
+    /// The same with another time to wait before a retry.
+    #[must_use]
+    pub fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// The one answer for envelopes that do not open.
+    #[must_use]
+    pub fn invalid_ciphertext() -> Self {
+        Self::new(
+            Kind::InvalidCiphertext,
+            "the ciphertext is malformed or was not made with this chain and AAD",
+        )
+    }
+
+    /// Which kind of failure.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The sentence for the client.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// How long to wait before a retry, in whole seconds of at least one; `None` when it won't help.
+    #[must_use]
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after.map(|after| after.as_secs().max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_503_can_be_retried() {
+        let codes: HashSet<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            let retry = Error::new(kind, "x").retry_after_secs();
+            assert_eq!(retry.is_some(), matches!(kind.http_status(), 429 | 503), "{kind:?}");
+        }
+    }
+}
