@@ -1,2 +1,267 @@
-//! stub
+//! [`KeyChain`]: encrypt, decrypt and rewrap by KEK id. Synchronous, without I/O and without a
+//! clock.
+//!
+//! A chain is a snapshot: what changes makes a new one, except for the uses that are spent. It
+//! knows nothing of stores and roots; whoever gives it a KEK and uses of it has counted them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use crate::clock::Monotonic;
+use crate::envelope::{Envelope, Version};
+use crate::id::{ChainName, KekId, Suite};
+
+pub mod budget;
+pub mod dek_cache;
+pub mod error;
+pub mod kek;
 pub mod message;
+pub mod rotation;
+
+use budget::Budget;
+pub use error::{DecryptError, EncryptError, Refusal};
+use kek::{Dek, Kek};
+use message::{Opened, Plaintext, Sealed};
+
+/// The uses that a KEK has in a chain of its own: 2^22, see [`KeyChain::generate`].
+pub const UNSHARED_USES: u64 = 1 << 22;
+
+/// A named set of KEKs, one of them primary. The primary encrypts; all of them decrypt.
+#[derive(Clone)]
+pub struct KeyChain {
+    name: ChainName,
+    primary: Option<(Arc<Kek>, Arc<Budget>)>,
+    /// All KEKs that are held here, the primary among them.
+    keks: HashMap<KekId, Arc<Kek>>,
+    refused: HashMap<KekId, Refusal>,
+}
+
+impl KeyChain {
+    /// A chain without a KEK.
+    #[must_use]
+    pub fn empty(name: ChainName) -> Self {
+        Self { name, primary: None, keks: HashMap::new(), refused: HashMap::new() }
+    }
+
+    /// A chain of its own with a fresh primary, known to this process alone and good for
+    /// [`UNSHARED_USES`].
+    ///
+    /// # Errors
+    /// [`EncryptError::Randomness`].
+    pub fn generate(name: ChainName, suite: Suite) -> Result<Self, EncryptError> {
+        let mut chain = Self::empty(name);
+        chain.rotate(suite)?;
+        Ok(chain)
+    }
+
+    /// Makes a fresh KEK primary, known to this process alone and good for [`UNSHARED_USES`]. The
+    /// older ones go on decrypting.
+    ///
+    /// # Errors
+    /// [`EncryptError::Randomness`].
+    pub fn rotate(&mut self, suite: Suite) -> Result<KekId, EncryptError> {
+        let kek = Arc::new(Kek::generate(&self.name, suite)?);
+        let id = kek.id();
+        self.set_primary(kek, Arc::new(Budget::unshared(UNSHARED_USES)));
+        Ok(id)
+    }
+
+    /// Makes `kek` primary, with the uses in `budget`.
+    pub fn set_primary(&mut self, kek: Arc<Kek>, budget: Arc<Budget>) {
+        self.hold(Arc::clone(&kek));
+        self.primary = Some((kek, budget));
+    }
+
+    /// Holds `kek` for decryption.
+    pub fn hold(&mut self, kek: Arc<Kek>) {
+        self.keks.insert(kek.id(), kek);
+    }
+
+    /// Holds `id` no longer, unless it is the primary.
+    pub fn release(&mut self, id: KekId) {
+        if self.primary_id() != Some(id) {
+            self.keks.remove(&id);
+        }
+    }
+
+    /// Refuses `id` from now on, or with `None` no longer.
+    pub fn refuse(&mut self, id: KekId, refusal: Option<Refusal>) {
+        match refusal {
+            Some(refusal) => {
+                self.refused.insert(id, refusal);
+                self.release(id);
+            }
+            None => {
+                self.refused.remove(&id);
+            }
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &ChainName {
+        &self.name
+    }
+
+    /// The KEK that encrypts.
+    #[must_use]
+    pub fn primary_id(&self) -> Option<KekId> {
+        self.primary.as_ref().map(|(kek, _)| kek.id())
+    }
+
+    /// The uses of the primary.
+    #[must_use]
+    pub fn budget(&self) -> Option<&Arc<Budget>> {
+        self.primary.as_ref().map(|(_, budget)| budget)
+    }
+
+    /// The KEK `id`, if it is held here.
+    #[must_use]
+    pub fn kek(&self, id: KekId) -> Option<&Arc<Kek>> {
+        self.keks.get(&id)
+    }
+
+    /// All KEKs that are held here, in no order.
+    pub fn keks(&self) -> impl Iterator<Item = &Arc<Kek>> {
+        self.keks.values()
+    }
+
+    /// Whether the chain lets `id` be used.
+    ///
+    /// # Errors
+    /// [`DecryptError::Refused`].
+    pub fn allows(&self, id: KekId) -> Result<(), DecryptError> {
+        if self.refused.is_empty() {
+            return Ok(());
+        }
+        self.refused.get(&id).map_or(Ok(()), |&refusal| Err(DecryptError::Refused(id, refusal)))
+    }
+
+    /// Takes one use of the primary; `None` when none is left.
+    #[must_use]
+    pub fn take(&self, now: Monotonic) -> Option<Use<'_>> {
+        let (kek, budget) = self.primary.as_ref()?;
+        budget.take(now).map(|void_at| Use { kek, void_at })
+    }
+
+    /// Encrypts `plaintext` for whoever has this chain and the same `aad`. For a chain of one's
+    /// own; a chain with reserved uses is asked through [`take`](Self::take).
+    ///
+    /// # Errors
+    /// [`EncryptError`].
+    pub fn encrypt(&self, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, EncryptError> {
+        let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
+        Ok(one.seal(plaintext.into(), aad)?.as_slice().to_vec())
+    }
+
+    /// Decrypts a whole binary envelope.
+    ///
+    /// # Errors
+    /// [`DecryptError`].
+    pub fn decrypt(&self, envelope: &[u8], aad: &[u8]) -> Result<Opened, DecryptError> {
+        let dek = self.open_dek(&Envelope::parse(envelope).map_err(|_| DecryptError::Invalid)?)?;
+        self.open(&dek, envelope.to_vec(), aad)
+    }
+
+    /// Moves an envelope, or a header alone, to the primary. What is there already comes back
+    /// unchanged and costs no use. A payload passed along is not verified.
+    ///
+    /// # Errors
+    /// [`RewrapError`].
+    pub fn rewrap(&self, envelope: &[u8]) -> Result<Vec<u8>, RewrapError> {
+        let parsed =
+            Envelope::parse_header_or_whole(envelope).map_err(|_| DecryptError::Invalid)?;
+        let dek = self.open_dek(&parsed)?;
+        if self.is_current(&parsed) {
+            return Ok(envelope.to_vec());
+        }
+        let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
+        let mut rewrapped = one.seal_dek(&dek)?;
+        rewrapped.extend_from_slice(parsed.payload);
+        Ok(rewrapped)
+    }
+
+    /// Whether a rewrap would change nothing.
+    #[must_use]
+    pub fn is_current(&self, envelope: &Envelope<'_>) -> bool {
+        self.primary_id() == Some(envelope.header.kek_id)
+            && envelope.header.version == Version::Stored
+    }
+
+    /// Opens the DEK of an envelope whose KEK is held here.
+    ///
+    /// # Errors
+    /// [`DecryptError`].
+    pub fn open_dek(&self, envelope: &Envelope<'_>) -> Result<Dek, DecryptError> {
+        let id = envelope.header.kek_id;
+        self.allows(id)?;
+        self.kek(id).ok_or(DecryptError::UnknownKek(id))?.open_dek(&envelope.header)
+    }
+
+    /// Opens a whole envelope in its own buffer with its DEK.
+    ///
+    /// # Errors
+    /// [`DecryptError::Invalid`].
+    pub fn open(&self, dek: &Dek, envelope: Vec<u8>, aad: &[u8]) -> Result<Opened, DecryptError> {
+        let mut buffer = Zeroizing::new(envelope);
+        let payload_len =
+            Envelope::parse(&buffer).map_err(|_| DecryptError::Invalid)?.payload.len();
+        let start = buffer.len() - payload_len;
+        let payload = buffer.get_mut(start..).unwrap_or_default();
+        let len = dek.open(&self.name, payload, aad)?;
+        Ok(Opened::new(buffer, start..start + len))
+    }
+}
+
+/// One use of the primary that was taken and must be spent or lost: nothing is sealed without one.
+#[must_use]
+pub struct Use<'a> {
+    kek: &'a Kek,
+    void_at: Monotonic,
+}
+
+impl Use<'_> {
+    /// The KEK that it is a use of.
+    #[must_use]
+    pub fn kek_id(&self) -> KekId {
+        self.kek.id()
+    }
+
+    /// What is sealed with it must be thrown away when it is finished at this time or later.
+    #[must_use]
+    pub fn void_at(&self) -> Monotonic {
+        self.void_at
+    }
+
+    /// Seals a message under a fresh DEK.
+    ///
+    /// # Errors
+    /// [`EncryptError`]; the use is lost then.
+    pub fn seal(self, plaintext: Plaintext, aad: &[u8]) -> Result<Sealed, EncryptError> {
+        self.kek.seal(plaintext, aad)
+    }
+
+    /// A header that holds an opened DEK.
+    ///
+    /// # Errors
+    /// [`EncryptError`]; the use is lost then.
+    pub fn seal_dek(self, dek: &Dek) -> Result<Vec<u8>, EncryptError> {
+        self.kek.seal_dek(dek)
+    }
+}
+
+/// A rewrap opens and seals, so it can fail in both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RewrapError {
+    /// The envelope does not open.
+    #[error(transparent)]
+    Decrypt(#[from] DecryptError),
+    /// The DEK can not be wrapped anew.
+    #[error(transparent)]
+    Encrypt(#[from] EncryptError),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! The uses of a primary KEK that this process may spend: blocks that were reserved before.
+//!
+//! Taking a use is lock-free and knows no store. Whoever adds a block has counted it durably; what
+//! is not spent when a block is void is lost, never given back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::clock::Monotonic;
+
+/// A block is void this long after it was asked for, so that a process which lost touch with the
+/// store stops by itself, and no envelope is born under a KEK that others destroyed meanwhile.
+pub const BLOCK_LIFE: Duration = Duration::from_secs(60);
+
+/// Reserved uses of one KEK.
+pub struct Budget {
+    /// The oldest first.
+    blocks: ArcSwap<Vec<Arc<Block>>>,
+    /// Uses taken so far: what the rate of traffic is measured by.
+    spent: AtomicU64,
+}
+
+struct Block {
+    left: AtomicU64,
+    void_at: Monotonic,
+}
+
+impl Budget {
+    /// A budget without a use.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { blocks: ArcSwap::default(), spent: AtomicU64::new(0) }
+    }
+
+    /// A budget of `uses` that are never void: for a KEK that only this process knows.
+    #[must_use]
+    pub fn unshared(uses: u64) -> Self {
+        let budget = Self::empty();
+        budget.add(uses, Monotonic::NEVER, Monotonic::default());
+        budget
+    }
+
+    /// Adds a block of `uses`, and drops the blocks that are spent or void at `now`.
+    pub fn add(&self, uses: u64, void_at: Monotonic, now: Monotonic) {
+        let block = Arc::new(Block { left: AtomicU64::new(uses), void_at });
+        self.blocks.rcu(|blocks| {
+            let live = |block: &&Arc<Block>| block.left(now) > 0;
+            blocks.iter().filter(live).chain([&block]).cloned().collect::<Vec<_>>()
+        });
+    }
+
+    /// Takes one use. It is good until the time that comes back.
+    #[must_use]
+    pub fn take(&self, now: Monotonic) -> Option<Monotonic> {
+        let blocks = self.blocks.load();
+        let block = blocks.iter().find(|block| block.take(now))?;
+        self.spent.fetch_add(1, Ordering::Relaxed);
+        Some(block.void_at)
+    }
+
+    /// Uses that can still be taken at `now`.
+    #[must_use]
+    pub fn left(&self, now: Monotonic) -> u64 {
+        self.blocks.load().iter().map(|block| block.left(now)).sum()
+    }
+
+    /// Uses that were taken so far.
+    #[must_use]
+    pub fn spent(&self) -> u64 {
+        self.spent.load(Ordering::Relaxed)
+    }
+}
+
+impl Block {
+    fn take(&self, now: Monotonic) -> bool {
+        // Relaxed: the count alone matters, and a read-modify-write always sees the latest.
+        now < self.void_at
+            && self
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+    }
+
+    fn left(&self, now: Monotonic) -> u64 {
+        if now < self.void_at { self.left.load(Ordering::Relaxed) } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn at(secs: u64) -> Monotonic {
+        Monotonic::from_nanos(secs * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_block_is_void_when_its_time_is_over() {
+        let budget = Budget::empty();
+        assert_eq!(budget.take(at(0)), None);
+        budget.add(10, at(60), at(0));
+        assert_eq!(budget.take(at(59)), Some(at(60)));
+        assert_eq!(budget.left(at(59)), 9);
+        assert_eq!((budget.take(at(60)), budget.left(at(60))), (None, 0));
+        budget.add(1, at(120), at(61));
+        assert_eq!((budget.take(at(61)), budget.take(at(61))), (Some(at(120)), None));
+        assert_eq!(budget.spent(), 2);
+    }
+
+    #[test]
+    fn threads_take_exactly_what_was_added() {
+        let budget = Budget::empty();
+        let taken: usize = std::thread::scope(|scope| {
+            let taker = || (0..40_000).filter(|_| budget.take(at(1)).is_some()).count();
+            let takers: Vec<_> = (0..4).map(|_| scope.spawn(taker)).collect();
+            for _ in 0..1_000 {
+                budget.add(7, at(2), at(1));
+            }
+            takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+        });
+        let rest = std::iter::from_fn(|| budget.take(at(1))).count();
+        assert_eq!(taken + rest, 7_000);
+    }
+
+    proptest! {
+        #[test]
+        fn wraps_never_pass_reserved(steps in proptest::collection::vec((0_u64..40, 0_u64..90, any::<bool>()), 1..80)) {
+            let budget = Budget::empty();
+            let (mut now, mut reserved, mut wraps) = (0, 0, 0);
+            for (uses, wait, add) in steps {
+                if add {
+                    budget.add(uses, at(now + 60), at(now));
+                    reserved += uses;
+                } else {
+                    wraps += (0..uses).filter(|_| budget.take(at(now)).is_some()).count() as u64;
+                    now += wait;
+                }
+                prop_assert!(wraps + budget.left(at(now)) <= reserved);
+                prop_assert_eq!(wraps, budget.spent());
+            }
+        }
+    }
+}
