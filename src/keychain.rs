@@ -141,9 +141,9 @@ impl KeyChain {
 
     /// Takes one use of the primary; `None` when none is left.
     #[must_use]
-    pub fn take(&self, now: Monotonic) -> Option<Use<'_>> {
+    pub fn take(&self, now: Monotonic) -> Option<Use> {
         let (kek, budget) = self.primary.as_ref()?;
-        budget.take(now).map(|void_at| Use { kek, void_at })
+        budget.take(now).map(|void_at| Use { kek: Arc::clone(kek), void_at })
     }
 
     /// Encrypts `plaintext` for whoever has this chain and the same `aad`. For a chain of one's
@@ -217,12 +217,12 @@ impl KeyChain {
 
 /// One use of the primary that was taken and must be spent or lost: nothing is sealed without one.
 #[must_use]
-pub struct Use<'a> {
-    kek: &'a Kek,
+pub struct Use {
+    kek: Arc<Kek>,
     void_at: Monotonic,
 }
 
-impl Use<'_> {
+impl Use {
     /// The KEK that it is a use of.
     #[must_use]
     pub fn kek_id(&self) -> KekId {

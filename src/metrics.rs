@@ -94,6 +94,8 @@ pub struct Metrics {
     pub dek_cache_entries: IntGauge,
     /// 1 when the root's last answer was a good one.
     pub root_up: IntGaugeVec,
+    /// Always 1; the labels tell a root's kind, so that `local` outside development can alert.
+    pub root_info: IntGaugeVec,
     /// 1 when the store's last answer was a good one.
     pub store_up: IntGauge,
 }
@@ -193,6 +195,11 @@ impl Metrics {
                 "kms_proxy_root_up",
                 "Whether the root's last answer was a good one.",
                 &["root"],
+            )?,
+            root_info: register.int_gauge_vec(
+                "kms_proxy_root_info",
+                "Always 1; the kind of the root is a label. A local root is for development.",
+                &["root", "kind"],
             )?,
             store_up: register
                 .int_gauge("kms_proxy_store_up", "Whether the store's last answer was a good one.")?,

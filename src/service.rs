@@ -2,22 +2,50 @@
 //!
 //! It joins key chains in memory, the store and the roots, and keeps the promises of both: a
 //! change is stored before it is used. It knows no HTTP and no gRPC.
+//!
+//! Encrypting is synchronous in all but name: it takes a reserved use from the chain's snapshot.
+//! Only an empty budget waits. Decrypting waits only for a KEK that is not in memory.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
-use crate::clock::Clock;
+use arc_swap::ArcSwap;
+
+use crate::clock::Monotonic;
+use crate::envelope::Envelope;
 use crate::id::{ChainName, KekId, Suite};
-use crate::keychain::message::{Opened, Plaintext, Sealed};
-use crate::metrics::Metrics;
-use crate::root;
+use crate::keychain::dek_cache::SharedDek;
+use crate::keychain::message::{Plaintext, Sealed};
+use crate::keychain::{DecryptError, EncryptError, KeyChain, Refusal, Use};
+use crate::metrics::{Metrics, Operation};
 use crate::secret::SecretBytes;
-use crate::store::Store;
-use crate::store::record::{Limits, State};
+use crate::store::record::{self, Limits, State};
 
+pub mod answer;
+mod bootstrap;
+mod chain;
+mod core;
 pub mod error;
+mod keyring;
+mod ledger;
+mod manage;
+mod observed;
+mod reserver;
+mod rotator;
 
+#[cfg(test)]
+mod tests;
+
+pub use answer::{
+    ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health, KekInfo, Page,
+    Readiness, Rewrapped, Rotated,
+};
 pub use error::{Error, Kind};
+
+use chain::{Chain, exhausted};
+use core::Core;
 
 /// The chain that always exists, and that calls without a chain mean.
 pub const DEFAULT_CHAIN: &str = "default";
@@ -61,266 +89,371 @@ impl Default for Config {
     }
 }
 
-/// An envelope that was made.
-pub struct Encrypted {
-    /// The binary envelope.
-    pub envelope: Sealed,
-    /// The chain it was made under.
-    pub chain: ChainName,
-    /// The KEK that wraps its DEK.
-    pub kek_id: KekId,
-}
-
-/// A plaintext that was recovered.
-pub struct Decrypted {
-    /// The plaintext; wiped on drop.
-    pub plaintext: Opened,
-    /// The chain of its envelope.
-    pub chain: ChainName,
-    /// The KEK that wrapped its DEK.
-    pub kek_id: KekId,
-}
-
-/// An envelope, or a header, under the primary KEK.
-pub struct Rewrapped {
-    /// As much as was given: a header for a header, a whole envelope for a whole one.
-    pub envelope: Vec<u8>,
-    /// The chain of the envelope.
-    pub chain: ChainName,
-    /// The KEK that wraps the DEK now.
-    pub kek_id: KekId,
-    /// The KEK that wrapped it before; the same one when nothing had to be done.
-    pub previous_kek_id: KekId,
-}
-
-/// A fresh random key for the caller's own cryptography.
-pub struct DataKey {
-    /// The key.
-    pub plaintext: SecretBytes,
-    /// Its envelope.
-    pub envelope: Sealed,
-    /// The chain it was made under.
-    pub chain: ChainName,
-    /// The KEK that wraps the envelope's DEK.
-    pub kek_id: KekId,
-}
-
-/// A rotation that was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rotated {
-    /// The chain.
-    pub chain: ChainName,
-    /// The KEK that encrypts now.
-    pub primary: KekId,
-    /// The KEK that encrypted before; none for a chain's first.
-    pub previous: Option<KekId>,
-}
-
-/// A chain as the service tells of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChainInfo {
-    /// Its name.
-    pub chain: ChainName,
-    /// The suite of its new KEKs.
-    pub suite: Suite,
-    /// The KEK that encrypts.
-    pub primary: Option<KekId>,
-    /// The KEK that will encrypt next.
-    pub standby: Option<KekId>,
-    /// How many KEKs it has, destroyed ones included.
-    pub keks: u64,
-    /// When KEKs are replaced.
-    pub limits: Limits,
-}
-
-/// A KEK as the service tells of it. Times are seconds since the Unix epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KekInfo {
-    /// Its id.
-    pub kek_id: KekId,
-    /// Where it is in its life.
-    pub state: State,
-    /// Its suite.
-    pub suite: Suite,
-    /// When it was made.
-    pub created_at: u64,
-    /// When it became primary.
-    pub promoted_at: Option<u64>,
-    /// When it was last disabled.
-    pub disabled_at: Option<u64>,
-    /// Uses that are reserved in the store.
-    pub uses_reserved: u64,
-    /// Whether a `local` root ever wrapped it.
-    pub exposed: bool,
-    /// The names of the roots that wrapped it.
-    pub roots: Vec<String>,
-}
-
-/// A part of a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page<T, N> {
-    /// The part.
-    pub items: Vec<T>,
-    /// Where the next part starts; `None` at the end.
-    pub next: Option<N>,
-}
-
-/// What to set on a chain; what is `None` stays, or takes the default on a new chain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChainSettings {
-    /// The suite: it can't be changed later.
-    pub suite: Option<Suite>,
-    /// See [`Limits::rotate_after_uses`].
-    pub rotate_after_uses: Option<u64>,
-    /// See [`Limits::max_uses`].
-    pub max_uses: Option<u64>,
-    /// See [`Limits::rotate_after_age`], in seconds.
-    pub rotate_after_age: Option<u64>,
-}
-
-/// What to do with a KEK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// `retired` to `disabled`.
-    Disable,
-    /// `disabled` to `retired`.
-    Enable,
-    /// `disabled` to `destroyed`, for ever.
-    Destroy,
-}
-
-/// How well the service stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// All is well.
-    Ok,
-    /// It works, and an operator should look.
-    Degraded,
-    /// It can neither encrypt nor decrypt, or is on its way up or down.
-    Down,
-}
-
-/// One thing that was looked at for readiness.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// `store`, `root:{name}`, `chain:{name}` or `service`.
-    pub name: String,
-    /// How well it stands.
-    pub health: Health,
-    /// What an operator should know.
-    pub detail: Option<String>,
-}
-
-/// The answer of `/readyz`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Readiness {
-    /// How well the service as a whole stands.
-    pub health: Health,
-    /// The things that were looked at.
-    pub checks: Vec<Check>,
-}
-
 /// The one door.
 pub struct KeyService {
-    metrics: Arc<Metrics>,
+    core: Arc<Core>,
+    chains: ArcSwap<HashMap<ChainName, Arc<Chain>>>,
+    /// Chains whose records are damaged, with what is wrong.
+    damaged: HashMap<ChainName, String>,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    draining: AtomicBool,
 }
 
-#[allow(unused_variables, clippy::unused_async, missing_docs)]
 impl KeyService {
-    pub async fn start(
-        config: Config,
-        store: Arc<dyn Store>,
-        roots: Vec<root::Named>,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, Error> {
-        Ok(Arc::new(Self { metrics }))
-    }
-
-    /// The metrics.
-    #[must_use]
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
-    }
-
-    /// `chain` is the caller's: `None` means `default`.
+    /// Encrypts `plaintext`; `chain` is the caller's, `None` means `default`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and when no use can be had
+    /// [`Kind::KekExhausted`], [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
     pub async fn encrypt(
         &self,
         chain: Option<&str>,
         plaintext: Plaintext,
         aad: &[u8],
     ) -> Result<Encrypted, Error> {
-        Err(Error::new(Kind::Internal, ""))
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Encrypt, chain)?;
+        let result = self.seal(&chain, plaintext, aad).await;
+        self.finish(
+            Operation::Encrypt,
+            &chain,
+            started,
+            result.map(|(envelope, kek_id)| Encrypted {
+                envelope,
+                chain: chain.name.clone(),
+                kek_id,
+            }),
+        )
     }
 
+    /// Decrypts a whole binary envelope.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], [`Kind::InvalidCiphertext`],
+    /// [`Kind::UnknownKek`], [`Kind::KekDisabled`], and for a KEK that is not in memory
+    /// [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
     pub async fn decrypt(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
         aad: &[u8],
     ) -> Result<Decrypted, Error> {
-        Err(Error::new(Kind::Internal, ""))
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Decrypt, chain)?;
+        let result = self.open(&chain, envelope, aad, started).await;
+        self.finish(Operation::Decrypt, &chain, started, result)
     }
 
+    /// Moves a binary envelope, or a header alone, to the primary KEK. What is there already comes
+    /// back unchanged and costs no use. A payload passed along is not verified.
+    ///
+    /// # Errors
+    /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
     pub async fn rewrap(&self, chain: Option<&str>, envelope: Vec<u8>) -> Result<Rewrapped, Error> {
-        Err(Error::new(Kind::Internal, ""))
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Rewrap, chain)?;
+        let result = self.move_to_primary(&chain, envelope, started).await;
+        self.finish(Operation::Rewrap, &chain, started, result)
     }
 
+    /// Makes a random key of `bytes` bytes (16 to 64) and its envelope.
+    ///
+    /// # Errors
+    /// Those of [`encrypt`](Self::encrypt).
     pub async fn datakey(
         &self,
         chain: Option<&str>,
         bytes: usize,
         aad: &[u8],
     ) -> Result<DataKey, Error> {
-        Err(Error::new(Kind::Internal, ""))
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Datakey, chain)?;
+        let result = async {
+            if !(16..=64).contains(&bytes) {
+                return Err(Error::new(Kind::InvalidRequest, "bytes is 16 to 64"));
+            }
+            let plaintext = SecretBytes::random(bytes).map_err(|error| internal(&error))?;
+            let (envelope, kek_id) = self.seal(&chain, plaintext.expose().into(), aad).await?;
+            Ok(DataKey { plaintext, envelope, chain: chain.name.clone(), kek_id })
+        };
+        let result = result.await;
+        self.finish(Operation::Datakey, &chain, started, result)
     }
 
+    /// Makes a new primary KEK now.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
+    /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
     pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
-        Err(Error::new(Kind::Internal, ""))
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Rotate, chain)?;
+        let result = rotator::rotate_by_hand(&self.core, &chain).await;
+        self.finish(Operation::Rotate, &chain, started, result)
     }
 
-    pub async fn chains(
-        &self,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Page<ChainInfo, ChainName>, Error> {
-        Err(Error::new(Kind::Internal, ""))
+    /// The metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.core.metrics
     }
 
-    pub async fn chain(
-        &self,
-        name: &str,
-        after: Option<KekId>,
-        limit: usize,
-    ) -> Result<(ChainInfo, Page<KekInfo, KekId>), Error> {
-        Err(Error::new(Kind::Internal, ""))
-    }
-
-    /// True when it was created.
-    pub async fn put_chain(
-        &self,
-        name: &str,
-        settings: ChainSettings,
-    ) -> Result<(bool, ChainInfo), Error> {
-        Err(Error::new(Kind::Internal, ""))
-    }
-
-    pub async fn change_kek(
-        &self,
-        chain: &str,
-        id: KekId,
-        change: Change,
-    ) -> Result<KekInfo, Error> {
-        Err(Error::new(Kind::Internal, ""))
-    }
-
+    /// How well the service stands, from memory alone.
+    #[must_use]
     pub fn readiness(&self) -> Readiness {
-        Readiness { health: Health::Ok, checks: Vec::new() }
+        let mut checks = vec![self.core.store.check()];
+        checks.extend(self.core.keyring.checks());
+        checks.extend(self.damaged.iter().map(|(chain, detail)| Check {
+            name: format!("chain:{chain}"),
+            health: Health::Degraded,
+            detail: Some(detail.clone()),
+        }));
+        let now = self.core.clock.now();
+        let (mut can_encrypt, mut can_decrypt) = (false, false);
+        for chain in self.chains.load().values() {
+            let snapshot = chain.snapshot();
+            can_decrypt |= snapshot.keks().next().is_some();
+            can_encrypt |= snapshot.budget().is_some_and(|budget| {
+                budget.left(now) > 0 || self.core.store.is_up() && chain.trouble().is_none()
+            });
+            if let Some(error) = chain.trouble() {
+                checks.push(Check {
+                    name: format!("chain:{}", chain.name),
+                    health: Health::Degraded,
+                    detail: Some(error.detail().to_owned()),
+                });
+            }
+        }
+        can_decrypt |= self.core.store.is_up() && self.core.keyring.is_any_up();
+        if self.draining.load(Ordering::Relaxed) {
+            let detail = Some("shutting down".to_owned());
+            checks.push(Check { name: "service".to_owned(), health: Health::Down, detail });
+        }
+        let health = if self.draining.load(Ordering::Relaxed) || !(can_encrypt || can_decrypt) {
+            Health::Down
+        } else if checks.iter().any(|check| check.health != Health::Ok) {
+            Health::Degraded
+        } else {
+            Health::Ok
+        };
+        Readiness { health, checks }
     }
 
-    /// From now on readiness is down; requests are still answered.
-    pub fn drain(&self) {}
+    /// From now on [`readiness`](Self::readiness) is down; requests are still answered.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
 
-    /// Stops the background task and waits for its last write.
-    pub async fn stop(&self) {}
+    /// Stops the background tasks after their current step.
+    pub async fn stop(&self) {
+        self.core.stopping.send_replace(true);
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            // A task that panicked has said so already.
+            let _ = task.await;
+        }
+    }
+
+    /// The chain that a caller means; a failure is counted.
+    fn find(&self, operation: Operation, chain: Option<&str>) -> Result<Arc<Chain>, Error> {
+        let name = chain.unwrap_or(DEFAULT_CHAIN);
+        if let Some(chain) = self.chains.load().get(name) {
+            return Ok(Arc::clone(chain));
+        }
+        let error = match ChainName::new(name) {
+            Err(error) => Error::new(Kind::InvalidRequest, error.to_string()),
+            Ok(name) if self.damaged.contains_key(&name) => {
+                Error::new(Kind::Internal, "the stored record of this chain is damaged")
+            }
+            Ok(_) => Error::new(Kind::UnknownChain, "there is no chain of this name"),
+        };
+        self.core.metrics.failed(operation, "", error.kind().code());
+        Err(error)
+    }
+
+    /// Counts how a call on `chain` ended.
+    fn finish<T>(
+        &self,
+        operation: Operation,
+        chain: &Chain,
+        started: Monotonic,
+        result: Result<T, Error>,
+    ) -> Result<T, Error> {
+        let metrics = &self.core.metrics;
+        match &result {
+            Ok(_) => metrics.succeeded(&chain.metrics, operation),
+            Err(error) => metrics.failed(operation, chain.name.as_str(), error.kind().code()),
+        }
+        metrics.took(operation, self.core.clock.now().since(started));
+        result
+    }
+
+    async fn seal(
+        &self,
+        chain: &Chain,
+        plaintext: Plaintext,
+        aad: &[u8],
+    ) -> Result<(Sealed, KekId), Error> {
+        let one = self.take_use(chain).await?;
+        let (void_at, id) = (one.void_at(), one.kek_id());
+        let sealed = one.seal(plaintext, aad).map_err(encrypt_error)?;
+        self.check_void(void_at)?;
+        Ok((sealed, id))
+    }
+
+    /// Takes one use; waits for the next block or KEK when there is none.
+    async fn take_use(&self, chain: &Chain) -> Result<Use, Error> {
+        let mut until = None;
+        loop {
+            let now = self.core.clock.now();
+            let snapshot = chain.snapshot();
+            if let Some(one) = snapshot.take(now) {
+                chain.watch_level(&snapshot, now);
+                return Ok(one);
+            }
+            let until = match until {
+                None => *until.insert(now + self.core.config.wait),
+                Some(until) => {
+                    if let Some(error) = chain.trouble() {
+                        return Err(error);
+                    }
+                    until
+                }
+            };
+            chain.wait_for_uses(until.since(now), self.core.config.max_waiting).await?;
+        }
+    }
+
+    /// A use may have become void while it was spent: then nobody gets what came of it.
+    fn check_void(&self, void_at: Monotonic) -> Result<(), Error> {
+        if self.core.clock.now() < void_at {
+            Ok(())
+        } else {
+            Err(exhausted("the reserved use became void while it was spent; try again"))
+        }
+    }
+
+    async fn open(
+        &self,
+        chain: &Chain,
+        envelope: Vec<u8>,
+        aad: &[u8],
+        now: Monotonic,
+    ) -> Result<Decrypted, Error> {
+        let parsed = Envelope::parse(&envelope).map_err(|_| Error::invalid_ciphertext())?;
+        let kek_id = parsed.header.kek_id;
+        let (snapshot, dek) = self.open_dek(chain, &parsed, now).await?;
+        let plaintext = snapshot.open(&dek, envelope, aad).map_err(decrypt_error)?;
+        Ok(Decrypted { plaintext, chain: chain.name.clone(), kek_id })
+    }
+
+    async fn move_to_primary(
+        &self,
+        chain: &Chain,
+        envelope: Vec<u8>,
+        now: Monotonic,
+    ) -> Result<Rewrapped, Error> {
+        let parsed =
+            Envelope::parse_header_or_whole(&envelope).map_err(|_| Error::invalid_ciphertext())?;
+        let previous_kek_id = parsed.header.kek_id;
+        let (snapshot, dek) = self.open_dek(chain, &parsed, now).await?;
+        let chain_name = chain.name.clone();
+        if snapshot.is_current(&parsed) {
+            return Ok(Rewrapped {
+                envelope,
+                chain: chain_name,
+                kek_id: previous_kek_id,
+                previous_kek_id,
+            });
+        }
+        let one = self.take_use(chain).await?;
+        let (void_at, kek_id) = (one.void_at(), one.kek_id());
+        let mut rewrapped = one.seal_dek(&dek).map_err(encrypt_error)?;
+        self.check_void(void_at)?;
+        rewrapped.extend_from_slice(parsed.payload);
+        Ok(Rewrapped { envelope: rewrapped, chain: chain_name, kek_id, previous_kek_id })
+    }
+
+    /// Opens the DEK of an envelope: from the cache, by a KEK in memory, or by way of the root.
+    async fn open_dek(
+        &self,
+        chain: &Chain,
+        envelope: &Envelope<'_>,
+        now: Monotonic,
+    ) -> Result<(Arc<KeyChain>, SharedDek), Error> {
+        let Core { deks, keyring, metrics, .. } = &*self.core;
+        let (header, id) = (&envelope.header, envelope.header.kek_id);
+        let mut snapshot = chain.snapshot();
+        snapshot.allows(id).map_err(decrypt_error)?;
+        if let Some(dek) = deks.get(&chain.name, header, now) {
+            metrics.dek_cache_hits.inc();
+            return Ok((snapshot, dek));
+        }
+        let held = snapshot.kek(id).cloned().or_else(|| keyring.cached(&chain.name, id));
+        let kek = match held {
+            Some(kek) => kek,
+            None => {
+                let kek = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await?;
+                // It may have been disabled meanwhile.
+                snapshot = chain.snapshot();
+                snapshot.allows(id).map_err(decrypt_error)?;
+                kek
+            }
+        };
+        let dek = kek.open_dek(header).map_err(decrypt_error)?;
+        metrics.dek_cache_misses.inc();
+        Ok((snapshot, deks.insert(&chain.name, header, dek, now)))
+    }
+
+    /// Reads the record of a KEK that is not in memory.
+    async fn fetch(&self, chain: &Chain, id: KekId, now: Monotonic) -> Result<record::Kek, Error> {
+        let unknown = || {
+            Error::new(Kind::UnknownKek, "the ciphertext names a KEK that this chain does not have")
+        };
+        if self.core.unknown.contains(&chain.name, id, now) {
+            return Err(unknown());
+        }
+        let read =
+            ledger::read::<record::Kek>(&*self.core.store, &record::kek_key(&chain.name, id)).await;
+        let Some(read) = read.map_err(|error| self.core.store_error(&chain.name, error))? else {
+            self.core.unknown.insert(&chain.name, id, now);
+            return Err(unknown());
+        };
+        let refusal = match read.record.state {
+            State::Disabled => Refusal::Disabled,
+            State::Destroyed => Refusal::Destroyed,
+            State::Standby | State::Primary | State::Retired => return Ok(read.record),
+        };
+        chain.publish(|next| next.refuse(id, Some(refusal)));
+        Err(decrypt_error(DecryptError::Refused(id, refusal)))
+    }
+}
+
+fn encrypt_error(error: EncryptError) -> Error {
+    match error {
+        EncryptError::AadTooLong => Error::new(Kind::InvalidRequest, error.to_string()),
+        EncryptError::TooLong => Error::new(Kind::PayloadTooLarge, error.to_string()),
+        EncryptError::Exhausted | EncryptError::Expired => exhausted("no use of the KEK is left"),
+        EncryptError::Randomness(error) => internal(&error),
+    }
+}
+
+fn decrypt_error(error: DecryptError) -> Error {
+    match error {
+        DecryptError::Invalid => Error::invalid_ciphertext(),
+        DecryptError::UnknownKek(_) => Error::new(Kind::UnknownKek, error.to_string()),
+        DecryptError::Refused(..) => Error::new(Kind::KekDisabled, error.to_string()),
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> Error {
+    tracing::error!(%error, "a call failed for a reason of our own");
+    Error::new(Kind::Internal, "the service failed; its log says why")
+}
+
+/// Seconds since the Unix epoch as RFC 3339 text.
+#[must_use]
+pub fn rfc3339(unix: u64) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(unix)).unwrap_or(UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(time).to_string()
 }

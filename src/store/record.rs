@@ -141,16 +141,6 @@ pub struct Uses {
     pub sequence: u64,
 }
 
-/// Who is making the next KEK of a chain. It saves root calls; no safety hangs on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Claim {
-    /// A random number for each process.
-    pub owner: u64,
-    /// Wall time in seconds since the Unix epoch.
-    pub until: u64,
-}
-
 /// What can stand in a store.
 pub trait Record: Serialize + DeserializeOwned {
     /// The record as it is stored.
@@ -181,7 +171,6 @@ pub trait Record: Serialize + DeserializeOwned {
 impl Record for Head {}
 impl Record for Kek {}
 impl Record for Uses {}
-impl Record for Claim {}
 
 /// The key of a chain's [`Head`].
 #[must_use]
@@ -205,12 +194,6 @@ pub fn keks_prefix(chain: &ChainName) -> String {
 #[must_use]
 pub fn uses_key(chain: &ChainName, id: KekId) -> String {
     format!("chains/{chain}/uses/{id}")
-}
-
-/// The key of a chain's [`Claim`].
-#[must_use]
-pub fn claim_key(chain: &ChainName) -> String {
-    format!("chains/{chain}/claim")
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,0 +1,131 @@
+//! How a service starts: finds the chains that are stored, makes those that the configuration
+//! names, and starts their tasks. A root that is away delays nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::id::ChainName;
+use crate::keychain::dek_cache::DekCache;
+use crate::metrics::Metrics;
+use crate::root;
+use crate::store::record::{Head, Limits};
+use crate::store::{self, Store};
+
+use super::chain::Chain;
+use super::core::{self, Core, UnknownKeks};
+use super::error::Error;
+use super::keyring::Keyring;
+use super::ledger::{self, Ledger};
+use super::observed::Observed;
+use super::reserver::{self, Reserver};
+use super::{Config, DEFAULT_CHAIN, KeyService, internal, rotator};
+
+impl KeyService {
+    /// Starts a service on `store` and `roots`, the preferred root first. The chains that `config`
+    /// names, and `default`, are ready when it returns, or are retried in the background.
+    ///
+    /// # Errors
+    /// When the store does not answer; roots may be away.
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn Store>,
+        roots: Vec<root::Named>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, Error> {
+        let mut owner = [0; 8];
+        crate::random::fill(&mut owner).map_err(|error| internal(&error))?;
+        let core = Arc::new(Core {
+            store: Arc::new(Observed::new(store, Arc::clone(&clock), Arc::clone(&metrics))),
+            keyring: Keyring::new(roots, config.keks, Arc::clone(&clock), Arc::clone(&metrics)),
+            deks: DekCache::new(config.dek_entries, config.dek_max_age),
+            unknown: UnknownKeks::new(),
+            config,
+            clock,
+            metrics,
+            owner: u64::from_le_bytes(owner),
+            stopping: watch::Sender::new(false),
+        });
+        let (chains, damaged) = core.load_chains().await?;
+        let named: Vec<_> =
+            core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
+        let service = Arc::new(Self {
+            core,
+            chains: ArcSwap::from_pointee(chains),
+            damaged,
+            tasks: Mutex::default(),
+            draining: false.into(),
+        });
+        for chain in service.chains.load().values() {
+            service.spawn(chain);
+        }
+        for chain in named {
+            // What fails here is logged, and tried again by the chain's tasks.
+            rotator::drive(&service.core, &chain).await;
+            reserver::drive(&service.core, &chain).await;
+        }
+        Ok(service)
+    }
+
+    /// Starts the tasks of a chain.
+    pub(super) fn spawn(&self, chain: &Arc<Chain>) {
+        let tasks = core::spawn(&self.core, chain);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
+    }
+}
+
+type Chains = HashMap<ChainName, Arc<Chain>>;
+
+impl Core {
+    /// `default`, then those of the configuration.
+    fn named_chains(&self) -> impl Iterator<Item = ChainName> {
+        ChainName::new(DEFAULT_CHAIN).into_iter().chain(self.config.names.iter().cloned())
+    }
+
+    /// The head of a chain as it is made.
+    pub(super) fn new_head(&self, suite: crate::id::Suite, limits: Limits) -> Head {
+        Head { suite, limits, primary: None, standby: None, generation: 1, roots_generation: 1 }
+    }
+
+    /// Makes the named chains that are missing, and loads all.
+    async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
+        let head = self.new_head(self.config.suite, self.config.limits);
+        for name in self.named_chains() {
+            ledger::create(&*self.store, &name, &head)
+                .await
+                .map_err(|error| self.store_error(&name, error))?;
+        }
+        let names = ledger::chains(&*self.store).await.map_err(|error| {
+            tracing::error!(%error, "the store can not be listed");
+            Error::new(super::Kind::StoreUnavailable, error.to_string())
+        })?;
+        let (mut chains, mut damaged) = (Chains::new(), HashMap::new());
+        for name in names {
+            match self.load(&name).await {
+                Ok(Some(chain)) => {
+                    chains.insert(name, chain);
+                }
+                Ok(None) => {}
+                Err(store::Error::Corrupt { key, detail }) => {
+                    tracing::error!(chain = %name, key, detail, "a chain is left out: its record is damaged");
+                    damaged.insert(name, format!("the record {key} is damaged: {detail}"));
+                }
+                Err(error) => return Err(self.store_error(&name, error)),
+            }
+        }
+        Ok((chains, damaged))
+    }
+
+    /// Loads one chain; `None` when it is not stored.
+    pub(super) async fn load(&self, name: &ChainName) -> Result<Option<Arc<Chain>>, store::Error> {
+        let store: Arc<dyn Store> = Arc::clone(&self.store) as _;
+        let ledger = Ledger::load(store, name.clone(), self.owner).await?;
+        Ok(ledger.map(|ledger| {
+            Arc::new(Chain::new(name.clone(), self.metrics.chain(name), Reserver::new(ledger)))
+        }))
+    }
+}

@@ -1,0 +1,162 @@
+//! One chain in a running service: the snapshot that requests use, and what its background tasks
+//! share. Requests read the snapshot and wait here when its budget is empty.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::clock::Monotonic;
+use crate::id::ChainName;
+use crate::keychain::KeyChain;
+use crate::metrics::ChainMetrics;
+
+use super::error::{Error, Kind};
+use super::reserver::Reserver;
+use super::rotator::Backoff;
+
+/// A chain.
+pub(super) struct Chain {
+    pub(super) name: ChainName,
+    pub(super) metrics: ChainMetrics,
+    /// What requests use. Never ahead of the store.
+    snapshot: ArcSwap<KeyChain>,
+    /// The records, and how fast uses are spent; held for store calls, never for a root's.
+    pub(super) reserver: tokio::sync::Mutex<Reserver>,
+    /// Held by whoever makes the next KEK.
+    pub(super) rotator: tokio::sync::Mutex<Backoff>,
+    /// Somebody wants uses.
+    pub(super) need_uses: Notify,
+    /// Somebody wants a KEK to be made or opened.
+    pub(super) need_kek: Notify,
+    /// Uses left at which the next block is asked for.
+    pub(super) low_water: AtomicU64,
+    /// Why no uses come, when that is known.
+    trouble: ArcSwapOption<Error>,
+    /// Why the rotator's last try failed.
+    pub(super) root_failure: ArcSwapOption<Error>,
+    /// A fair queue for the requests that wait: one permit, one try.
+    turns: Semaphore,
+    waiting: AtomicU64,
+    /// When rotations by hand were made lately; held by the one that is under way.
+    pub(super) by_hand: tokio::sync::Mutex<Vec<Monotonic>>,
+    /// KEKs in the store, once they were counted.
+    pub(super) keks: tokio::sync::OnceCell<AtomicU64>,
+}
+
+impl Chain {
+    pub(super) fn new(name: ChainName, metrics: ChainMetrics, reserver: Reserver) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(KeyChain::empty(name.clone())),
+            name,
+            metrics,
+            reserver: tokio::sync::Mutex::new(reserver),
+            rotator: tokio::sync::Mutex::default(),
+            need_uses: Notify::new(),
+            need_kek: Notify::new(),
+            low_water: AtomicU64::new(0),
+            trouble: ArcSwapOption::empty(),
+            root_failure: ArcSwapOption::empty(),
+            turns: Semaphore::new(0),
+            waiting: AtomicU64::new(0),
+            by_hand: tokio::sync::Mutex::default(),
+            keks: tokio::sync::OnceCell::new(),
+        }
+    }
+
+    /// The chain as it is now.
+    pub(super) fn snapshot(&self) -> Arc<KeyChain> {
+        self.snapshot.load_full()
+    }
+
+    /// Puts a changed snapshot in the place of the current one. What changes is stored by then.
+    pub(super) fn publish(&self, change: impl Fn(&mut KeyChain)) {
+        self.snapshot.rcu(|current| {
+            let mut next = KeyChain::clone(current);
+            change(&mut next);
+            next
+        });
+    }
+
+    /// Asks for the next block when few uses are left.
+    pub(super) fn watch_level(&self, snapshot: &KeyChain, now: Monotonic) {
+        let left = snapshot.budget().map_or(0, |budget| budget.left(now));
+        if left <= self.low_water.load(Ordering::Relaxed) {
+            self.need_uses.notify_one();
+        }
+    }
+
+    /// Waits for uses to come; then it is worth another try.
+    ///
+    /// # Errors
+    /// When none will come soon, when too many wait already, or when `patience` ends.
+    pub(super) async fn wait_for_uses(&self, patience: Duration, most: usize) -> Result<(), Error> {
+        let _place = Place::take(self, most)?;
+        self.need_uses.notify_one();
+        let Ok(Ok(turn)) = tokio::time::timeout(patience, self.turns.acquire()).await else {
+            return Err(self
+                .trouble()
+                .unwrap_or_else(|| exhausted("no use of the KEK came in time")));
+        };
+        turn.forget();
+        Ok(())
+    }
+
+    /// Why no uses come, if that is known.
+    pub(super) fn trouble(&self) -> Option<Error> {
+        self.trouble.load().as_deref().cloned()
+    }
+
+    /// Notes why no uses come, or that they do.
+    pub(super) fn set_trouble(&self, trouble: Option<Error>) {
+        self.trouble.store(trouble.map(Arc::new));
+    }
+
+    /// How many requests wait for uses.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// One KEK more is in the store.
+    pub(super) fn count_new_kek(&self) {
+        if let Some(keks) = self.keks.get() {
+            keks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets as many waiting requests try as there are uses; all of them when there is trouble to
+    /// tell of.
+    pub(super) fn wake(&self, uses: u64) {
+        let wanted =
+            if self.trouble().is_some() { self.waiting() } else { uses.min(self.waiting()) };
+        let given = u64::try_from(self.turns.available_permits()).unwrap_or(u64::MAX);
+        let more = usize::try_from(wanted.saturating_sub(given)).unwrap_or(0);
+        self.turns.add_permits(more);
+    }
+}
+
+pub(super) fn exhausted(detail: &'static str) -> Error {
+    Error::new(Kind::KekExhausted, detail)
+}
+
+/// A place among the waiting, given back however the wait ends.
+struct Place<'a>(&'a Chain);
+
+impl<'a> Place<'a> {
+    fn take(chain: &'a Chain, most: usize) -> Result<Self, Error> {
+        let place = Self(chain);
+        let before = chain.waiting.fetch_add(1, Ordering::Relaxed);
+        if before >= u64::try_from(most).unwrap_or(u64::MAX) {
+            return Err(exhausted("too many requests wait for uses of the KEK"));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

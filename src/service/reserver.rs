@@ -1,0 +1,280 @@
+//! Keeps a chain supplied with uses: reserves the next block before the last one is spent, and
+//! promotes the standby when its time has come. Store calls only; it never waits for a root.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::clock::Monotonic;
+use crate::id::KekId;
+use crate::keychain::KeyChain;
+use crate::keychain::budget::{BLOCK_LIFE, Budget};
+use crate::keychain::rotation::{self, Primary, Reason, Step, Thresholds};
+use crate::store;
+
+use super::chain::{Chain, exhausted};
+use super::core::Core;
+use super::error::{Error, Kind};
+use super::ledger::Ledger;
+
+/// Traffic is over when nothing was spent for this long.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
+/// While there is traffic, the next block is there this long before the last one is void.
+const RENEW_BEFORE: Duration = Duration::from_secs(15);
+/// Rounds of one drive: more conflicts than this are left to the next one.
+const ROUNDS: usize = 16;
+
+/// The records of a chain, and how fast its uses are spent.
+pub(super) struct Reserver {
+    pub(super) ledger: Ledger,
+    /// The size of the last block, and when it is void.
+    block: u64,
+    void_at: Monotonic,
+    /// Uses spent of the current primary when that block was asked for, and when that was.
+    spent: u64,
+    since: Monotonic,
+    /// Uses spent at the last look, and when that number last changed.
+    seen: u64,
+    active: Option<Monotonic>,
+}
+
+/// Does what is due for `chain`, then lets the requests try that wait.
+pub(super) async fn drive(core: &Core, chain: &Chain) {
+    let mut reserver = chain.reserver.lock().await;
+    let result = reserver.drive(core, chain).await;
+    chain.set_trouble(result.err());
+    let left = chain.snapshot().budget().map_or(0, |budget| budget.left(core.clock.now()));
+    chain.wake(left);
+}
+
+impl Reserver {
+    pub(super) fn new(ledger: Ledger) -> Self {
+        Self {
+            ledger,
+            block: 0,
+            void_at: Monotonic::default(),
+            spent: 0,
+            since: Monotonic::default(),
+            seen: 0,
+            active: None,
+        }
+    }
+
+    async fn drive(&mut self, core: &Core, chain: &Chain) -> Result<(), Error> {
+        for _ in 0..ROUNDS {
+            self.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+            self.report(core, chain);
+            self.catch_up(chain);
+            let snapshot = chain.snapshot();
+            match self.plan(core) {
+                Some(Step::Promote(reason)) if self.holds_standby(&snapshot) => {
+                    self.promote(core, chain, reason).await?;
+                    continue;
+                }
+                Some(_) => chain.need_kek.notify_one(),
+                None => {}
+            }
+            if !self.wants_uses(&snapshot, chain.waiting(), core.clock.now()) {
+                return Ok(());
+            }
+            if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {
+                // It must be made, or opened by a root, first.
+                chain.need_kek.notify_one();
+                return chain.root_trouble(Kind::RootUnavailable);
+            }
+            match self.next_block_size(core, chain, &snapshot) {
+                0 => return chain.root_trouble(Kind::KekExhausted),
+                size => self.reserve(core, chain, &snapshot, size).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next step of a rotation.
+    pub(super) fn plan(&self, core: &Core) -> Option<Step> {
+        let limits = self.ledger.head.record.limits;
+        let thresholds = Thresholds {
+            rotate_after_uses: limits.rotate_after_uses,
+            max_uses: limits.max_uses,
+            rotate_after_age: Duration::from_secs(limits.rotate_after_age),
+        };
+        let primary = self.ledger.primary.as_ref().map(|held| Primary {
+            reserved: held.uses.record.reserved,
+            age: self.age(core, held.kek.record.promoted_at),
+        });
+        rotation::plan(&thresholds, primary.as_ref(), self.ledger.standby.is_some())
+    }
+
+    fn age(&self, core: &Core, promoted_at: Option<u64>) -> Duration {
+        Duration::from_secs(promoted_at.map_or(0, |at| core.clock.unix_now().saturating_sub(at)))
+    }
+
+    fn primary_id(&self) -> Option<KekId> {
+        self.ledger.primary.as_ref().map(|held| held.id)
+    }
+
+    pub(super) fn holds_standby(&self, snapshot: &KeyChain) -> bool {
+        self.ledger.standby.as_ref().is_some_and(|held| snapshot.kek(held.id).is_some())
+    }
+
+    /// Makes the stored primary the one in memory, where its KEK is held already.
+    fn catch_up(&mut self, chain: &Chain) {
+        let snapshot = chain.snapshot();
+        let Some(id) = self.primary_id().filter(|&id| snapshot.primary_id() != Some(id)) else {
+            return;
+        };
+        if let Some(kek) = snapshot.kek(id) {
+            let budget = Arc::new(Budget::empty());
+            chain.publish(|next| next.set_primary(Arc::clone(kek), Arc::clone(&budget)));
+            self.measure_anew();
+        }
+    }
+
+    /// Stores the standby as primary, then publishes it with its first block.
+    pub(super) async fn promote(
+        &mut self,
+        core: &Core,
+        chain: &Chain,
+        reason: Reason,
+    ) -> Result<bool, Error> {
+        let snapshot = chain.snapshot();
+        let Some(kek) = self.ledger.standby.as_ref().and_then(|held| snapshot.kek(held.id)) else {
+            return Ok(false);
+        };
+        let now = core.clock.now();
+        let rate = self.rate(&snapshot, now);
+        let max_uses = self.ledger.head.record.limits.max_uses;
+        let block = rotation::block_size(max_uses, 0, rate, chain.waiting());
+        let promoted = self.ledger.promote(core.clock.unix_now(), block).await;
+        if !promoted.map_err(|error| self.failed(core, chain, error))? {
+            return Ok(false);
+        }
+        let budget = Arc::new(Budget::empty());
+        budget.add(block, now + BLOCK_LIFE, now);
+        let old = snapshot.primary_id().and_then(|id| snapshot.kek(id));
+        if let Some(old) = old {
+            core.keyring.keep(&chain.name, Arc::clone(old));
+        }
+        chain.publish(|next| {
+            next.set_primary(Arc::clone(kek), Arc::clone(&budget));
+            if let Some(old) = old {
+                next.release(old.id());
+            }
+        });
+        self.measure_anew();
+        self.block_added(chain, block, now);
+        if let Some(reason) = reason.as_str() {
+            core.metrics.rotated(&chain.name, reason);
+        }
+        self.report(core, chain);
+        tracing::info!(
+            chain = %chain.name, primary = %kek.id(), previous = old.map(|old| old.id().to_string()),
+            reason = reason.as_str().unwrap_or("first"), "a new primary KEK",
+        );
+        Ok(true)
+    }
+
+    async fn reserve(
+        &mut self,
+        core: &Core,
+        chain: &Chain,
+        snapshot: &KeyChain,
+        size: u64,
+    ) -> Result<(), Error> {
+        let asked = core.clock.now();
+        match self.ledger.reserve(size).await {
+            Ok(true) => {
+                let spent = snapshot.budget().map_or(0, |budget| {
+                    budget.add(size, asked + BLOCK_LIFE, core.clock.now());
+                    budget.spent()
+                });
+                self.spent = spent;
+                self.block_added(chain, size, asked);
+                core.metrics.reserved(&chain.name, "ok");
+                self.report(core, chain);
+                Ok(())
+            }
+            Ok(false) => {
+                core.metrics.reserved(&chain.name, "conflict");
+                Ok(())
+            }
+            Err(error) => {
+                let lost = matches!(error, store::Error::Unavailable { maybe_applied: true, .. });
+                core.metrics.reserved(&chain.name, if lost { "lost" } else { "error" });
+                Err(core.store_error(&chain.name, error))
+            }
+        }
+    }
+
+    fn failed(&self, core: &Core, chain: &Chain, error: store::Error) -> Error {
+        chain.metrics.rotation_failures.inc();
+        core.store_error(&chain.name, error)
+    }
+
+    fn block_added(&mut self, chain: &Chain, size: u64, asked: Monotonic) {
+        (self.block, self.since, self.void_at) = (size, asked, asked + BLOCK_LIFE);
+        chain.low_water.store(size / 2, Ordering::Relaxed);
+    }
+
+    fn measure_anew(&mut self) {
+        (self.spent, self.seen, self.block) = (0, 0, 0);
+    }
+
+    fn next_block_size(&self, core: &Core, chain: &Chain, snapshot: &KeyChain) -> u64 {
+        let reserved = self.ledger.primary.as_ref().map_or(0, |held| held.uses.record.reserved);
+        let rate = self.rate(snapshot, core.clock.now());
+        rotation::block_size(
+            self.ledger.head.record.limits.max_uses,
+            reserved,
+            rate,
+            chain.waiting(),
+        )
+    }
+
+    /// Uses a second since the last block was asked for.
+    fn rate(&self, snapshot: &KeyChain, now: Monotonic) -> f64 {
+        let spent = snapshot.budget().map_or(0, |budget| budget.spent()).saturating_sub(self.spent);
+        let elapsed = now.since(self.since).max(Duration::from_millis(1));
+        #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
+        let rate = spent as f64 / elapsed.as_secs_f64();
+        rate
+    }
+
+    /// Whether the next block is to be asked for: somebody waits, or there is traffic and the last
+    /// block is half spent or void soon. An idle chain asks for none.
+    fn wants_uses(&mut self, snapshot: &KeyChain, waiting: u64, now: Monotonic) -> bool {
+        let (left, spent) =
+            snapshot.budget().map_or((0, 0), |budget| (budget.left(now), budget.spent()));
+        if spent != self.seen {
+            (self.seen, self.active) = (spent, Some(now));
+        }
+        let active = self.active.is_some_and(|at| now.since(at) < IDLE_AFTER);
+        left < waiting
+            || active && (left <= self.block / 2 || self.void_at.since(now) < RENEW_BEFORE)
+    }
+
+    /// Sets the chain's gauges.
+    fn report(&self, core: &Core, chain: &Chain) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let limits = self.ledger.head.record.limits;
+        chain.metrics.rotate_after_uses.set(gauge(limits.rotate_after_uses));
+        chain.metrics.max_uses.set(gauge(limits.max_uses));
+        if let Some(primary) = &self.ledger.primary {
+            chain.metrics.uses.set(gauge(primary.uses.record.reserved));
+            chain.metrics.age.set(self.age(core, primary.kek.record.promoted_at).as_secs_f64());
+        }
+    }
+}
+
+impl Chain {
+    /// No use can be had until the rotator is done; an error when it is known to have failed.
+    fn root_trouble(&self, kind: Kind) -> Result<(), Error> {
+        match (&*self.root_failure.load(), kind) {
+            (None, _) => Ok(()),
+            (Some(_), Kind::KekExhausted) => {
+                Err(exhausted("no use of the KEK is left, and the next one could not be made yet"))
+            }
+            (Some(error), _) => Err(Error::clone(error)),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Makes and opens the KEKs that encrypt: the part of a rotation that waits for roots. Promotion
+//! is the reserver's, so slow roots never hold up the uses of the current primary.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Monotonic;
+use crate::keychain::kek::Kek;
+use crate::keychain::rotation::{Reason, Step};
+use crate::store::record::{self, State};
+
+use super::answer::Rotated;
+use super::chain::Chain;
+use super::core::Core;
+use super::error::{Error, Kind};
+use super::ledger::Held;
+
+/// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
+const BY_HAND_BURST: usize = 10;
+const BY_HAND_WINDOW: Duration = Duration::from_secs(60);
+
+/// When a step that failed may be tried again: after 1 s, doubling to a minute, with jitter.
+#[derive(Default)]
+pub(super) struct Backoff {
+    failures: u32,
+    until: Monotonic,
+}
+
+impl Backoff {
+    fn is_over(&self, now: Monotonic) -> bool {
+        now >= self.until
+    }
+
+    fn note<T>(&mut self, result: &Result<T, Error>, now: Monotonic) {
+        if result.is_ok() {
+            *self = Self::default();
+            return;
+        }
+        self.failures = (self.failures + 1).min(7);
+        let wait = Duration::from_millis(500) * (1 << self.failures.min(6));
+        let mut jitter = [0];
+        // Without randomness there is no jitter, and nothing else will work either.
+        let _ = crate::random::fill(&mut jitter);
+        let [jitter] = jitter;
+        self.until = now + wait.mul_f64(1.0 + f64::from(jitter) / 1024.0);
+    }
+}
+
+/// Opens and makes what is due for `chain`, unless a failure is too fresh.
+pub(super) async fn drive(core: &Core, chain: &Chain) {
+    let mut backoff = chain.rotator.lock().await;
+    if !backoff.is_over(core.clock.now()) {
+        return;
+    }
+    let result = work(core, chain).await;
+    backoff.note(&result, core.clock.now());
+    if let Err(error) = &result {
+        chain.metrics.rotation_failures.inc();
+        tracing::error!(chain = %chain.name, %error, "a KEK could not be made or opened; it will be tried again");
+    }
+    chain.root_failure.store(result.err().map(Arc::new));
+    chain.need_uses.notify_one();
+}
+
+async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
+    let (primary, standby, step) = {
+        let mut reserver = chain.reserver.lock().await;
+        reserver.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+        (reserver.ledger.primary.clone(), reserver.ledger.standby.clone(), reserver.plan(core))
+    };
+    if let Some(primary) = primary {
+        open(core, chain, &primary).await?;
+    }
+    match standby {
+        Some(standby) => open(core, chain, &standby).await,
+        None if step == Some(Step::MakeStandby) => make_standby(core, chain).await,
+        None => Ok(()),
+    }
+}
+
+/// Holds a stored KEK in memory.
+async fn open(core: &Core, chain: &Chain, held: &Held) -> Result<(), Error> {
+    if chain.snapshot().kek(held.id).is_some() {
+        return Ok(());
+    }
+    let kek = core.keyring.get(&chain.name, held.id, async { Ok(held.kek.record.clone()) }).await?;
+    chain.publish(|next| next.hold(Arc::clone(&kek)));
+    Ok(())
+}
+
+/// Makes a KEK, has it wrapped, stores it, and only then holds it.
+async fn make_standby(core: &Core, chain: &Chain) -> Result<(), Error> {
+    let suite = chain.reserver.lock().await.ledger.head.record.suite;
+    let kek = Kek::generate(&chain.name, suite)
+        .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
+    let wraps = core.keyring.wrap(&chain.name, &kek).await?;
+    let stored = record::Kek {
+        suite,
+        state: State::Standby,
+        created_at: core.clock.unix_now(),
+        promoted_at: None,
+        disabled_at: None,
+        exposed: core.keyring.exposes(&wraps),
+        wraps,
+    };
+    let mut reserver = chain.reserver.lock().await;
+    let put = reserver.ledger.put_standby(kek.id(), stored).await;
+    if put.map_err(|error| core.store_error(&chain.name, error))? {
+        let kek = Arc::new(kek);
+        chain.publish(|next| next.hold(Arc::clone(&kek)));
+        chain.count_new_kek();
+    }
+    Ok(())
+}
+
+/// Rotates now. One at a time for a chain, and not too often.
+pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated, Error> {
+    let Ok(mut lately) = chain.by_hand.try_lock() else {
+        return Err(Error::new(Kind::Overloaded, "a rotation of this chain by hand is under way"));
+    };
+    let now = core.clock.now();
+    lately.retain(|&at| now.since(at) < BY_HAND_WINDOW);
+    if let Some(&oldest) = lately.first().filter(|_| lately.len() >= BY_HAND_BURST) {
+        let wait = BY_HAND_WINDOW.saturating_sub(now.since(oldest));
+        return Err(Error::new(
+            Kind::Overloaded,
+            "this chain was rotated by hand 10 times within a minute",
+        )
+        .retry_after(wait + Duration::from_secs(1)));
+    }
+    lately.push(now);
+    let _rotator = chain.rotator.lock().await;
+    // Another replica may be at it as well: what it does counts, and is done again if need be.
+    for _ in 0..4 {
+        let standby = {
+            let mut reserver = chain.reserver.lock().await;
+            reserver
+                .ledger
+                .refresh()
+                .await
+                .map_err(|error| core.store_error(&chain.name, error))?;
+            reserver.ledger.standby.clone()
+        };
+        match standby {
+            Some(standby) => open(core, chain, &standby).await?,
+            None => make_standby(core, chain).await?,
+        }
+        let mut reserver = chain.reserver.lock().await;
+        if !reserver.holds_standby(&chain.snapshot()) {
+            continue;
+        }
+        let previous = reserver.ledger.head.record.primary;
+        if reserver.promote(core, chain, Reason::Manual).await?
+            && let Some(primary) = reserver.ledger.head.record.primary
+        {
+            return Ok(Rotated { chain: chain.name.clone(), primary, previous });
+        }
+    }
+    Err(Error::new(Kind::Conflict, "others changed the chain at the same time; try again"))
+}
