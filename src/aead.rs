@@ -22,8 +22,6 @@ pub struct Failed;
 /// A key with its schedule: about 700 bytes, wiped on drop.
 pub struct Cipher(Inner);
 
-// Boxed by whoever keeps one for long; a single-use one lives on the stack.
-#[expect(clippy::large_enum_variant, reason = "both variants are key schedules of the same order")]
 enum Inner {
     Aes128(Aes128Gcm),
     Aes256(Aes256Gcm),

@@ -83,9 +83,8 @@ mod tests {
         };
         let mut seen: HashSet<[u8; 28]> = (0..1000).map(|_| draw()).collect();
         std::thread::scope(|scope| {
-            for other in [scope.spawn(move || (0..1000).map(|_| draw()).collect::<Vec<_>>())] {
-                seen.extend(other.join().unwrap());
-            }
+            let other = scope.spawn(|| (0..1000).map(|_| draw()).collect::<Vec<_>>());
+            seen.extend(other.join().unwrap());
         });
         assert_eq!(seen.len(), 2000);
     }

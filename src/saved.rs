@@ -1,0 +1,1 @@
+//! A key chain written to a file: to come.
