@@ -1,19 +1,27 @@
-//! stub
+//! The HTTP face of the service: to come.
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Settings of the HTTP service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use serde::Deserialize;
+
+use crate::units;
+
+/// `[server]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Where health and metrics are served alone; `None`: only on `listen`.
+    /// Where health and metrics are served alone; without it they are served on `listen`.
     pub admin_listen: Option<SocketAddr>,
-    /// Plain HTTP without auth beyond loopback.
+    /// Allows plain HTTP without auth beyond loopback.
     pub insecure: bool,
     /// The largest body in bytes.
+    #[serde(deserialize_with = "units::size::deserialize")]
     pub max_body: usize,
     /// How long a request may take.
+    #[serde(deserialize_with = "units::duration::deserialize")]
     pub request_timeout: Duration,
     /// Connections at once.
     pub max_connections: usize,
