@@ -19,3 +19,8 @@ lint: ## formatting, clippy and docs, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+.PHONY: openapi
+openapi: ## write openapi/kms-proxy.json anew from the code
+	$(CARGO) run --release --locked --bin kms-proxy -- openapi > openapi/kms-proxy.json.new
+	mv openapi/kms-proxy.json.new openapi/kms-proxy.json

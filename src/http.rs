@@ -1,11 +1,42 @@
-//! The HTTP face of the service: to come.
+//! The HTTP face: routes, and the settings of `[server]`.
+//!
+//! It turns requests into typed calls of the [`KeyService`] and its answers into JSON or raw
+//! bytes. It knows no key, no store and no root. [`serve`] runs it; [`openapi`] describes it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::get;
+use prometheus::Registry;
 use serde::Deserialize;
+use tokio::net::TcpListener;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use crate::metrics::Operation;
+use crate::service::KeyService;
+use crate::service::error::Error;
 use crate::units;
+
+mod answer;
+mod batch;
+mod body;
+mod chains;
+mod datakey;
+mod decrypt;
+mod docs;
+mod encrypt;
+mod gate;
+mod health;
+mod keks;
+mod problem;
+mod rewrap;
+mod rotate;
+mod server;
+#[cfg(test)]
+mod tests;
 
 /// `[server]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -40,21 +71,94 @@ impl Default for Config {
     }
 }
 
-/// Serves HTTP on `listener` (and health and metrics on `admin`) until `shutdown` ends, then finishes what is in flight (bounded) and returns.
-pub async fn serve(
-    config: Config,
-    listener: tokio::net::TcpListener,
-    admin: Option<tokio::net::TcpListener>,
-    service: std::sync::Arc<crate::service::KeyService>,
-    registry: prometheus::Registry,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let _ = (config, listener, admin, service, registry);
-    shutdown.await;
-    Ok(())
+/// What the handlers share.
+struct App {
+    service: Arc<KeyService>,
+    registry: Registry,
+    max_body: usize,
 }
 
-/// The OpenAPI document made from the code, as pretty JSON with a newline at its end.
+/// Serves `service` on `listener`, and health and metrics on `admin` if it is given, until
+/// `shutdown` ends. Then no connection is taken any more, what is in flight is finished, for
+/// [`Config::request_timeout`] at most, and idle connections are closed.
+///
+/// # Errors
+/// When a listener has no address.
+pub async fn serve(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    service: Arc<KeyService>,
+    registry: Registry,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let app = Arc::new(App { service, registry, max_body: config.max_body });
+    let (data, operators) = (data_routes().with_state(Arc::clone(&app)), operator_routes());
+    let operators = operators.with_state(app);
+    let faces = match admin {
+        None => vec![(listener, merge(data, operators))],
+        Some(admin) => {
+            vec![(listener, merge(data, OpenApiRouter::new())), (admin, bare(operators))]
+        }
+    };
+    server::run(&config, faces, shutdown).await
+}
+
+/// The OpenAPI 3.1 document made from the code, as pretty JSON with a newline at its end.
+#[must_use]
 pub fn openapi() -> String {
-    String::new()
+    let api = data_routes().merge(operator_routes()).into_openapi();
+    // A document that is made of plain strings and numbers can be written.
+    let mut text = docs::complete(api).to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// What callers use.
+fn data_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(encrypt::encrypt))
+        .routes(routes!(decrypt::decrypt))
+        .routes(routes!(rewrap::rewrap))
+        .routes(routes!(datakey::datakey))
+        .routes(routes!(batch::encrypt))
+        .routes(routes!(batch::decrypt))
+        .routes(routes!(batch::rewrap))
+        .routes(routes!(rotate::rotate))
+        .routes(routes!(chains::list))
+        .routes(routes!(chains::read, chains::put))
+        .routes(routes!(keks::disable))
+        .routes(routes!(keks::enable))
+        .routes(routes!(keks::destroy))
+}
+
+/// What probes and Prometheus use.
+fn operator_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+}
+
+fn merge(data: OpenApiRouter, operators: OpenApiRouter) -> Router {
+    let documented = Router::new()
+        .route("/openapi.json", get(docs::document))
+        .route("/docs", get(docs::redirect))
+        .route("/docs/", get(docs::index))
+        .route("/docs/{file}", get(docs::file));
+    bare(data.merge(operators)).merge(documented)
+}
+
+fn bare(routes: OpenApiRouter) -> Router {
+    Router::from(routes)
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+}
+
+impl App {
+    /// Counts a request that did not come to the service.
+    fn refuse(&self, operation: Operation, error: Error) -> Error {
+        self.service.metrics().failed(operation, "", error.kind().code());
+        error
+    }
 }

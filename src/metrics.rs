@@ -262,6 +262,15 @@ impl Metrics {
         self.debt.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Notes how many DEKs the cache holds. Every miss put one in: what is not there any more was
+    /// evicted.
+    pub fn dek_cache_holds(&self, entries: usize) {
+        let entries = u64::try_from(entries).unwrap_or(u64::MAX);
+        self.dek_cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        let gone = self.dek_cache_misses.get().saturating_sub(entries);
+        self.dek_cache_evictions.inc_by(gone.saturating_sub(self.dek_cache_evictions.get()));
+    }
+
     /// Counts a rotation: `reason` is `uses`, `age`, `manual` or `root`.
     pub fn rotated(&self, chain: &ChainName, reason: &str) {
         self.rotations.with_label_values(&[chain.as_str(), reason]).inc();

@@ -14,6 +14,8 @@ use crate::secret::KeyBytes;
 
 pub mod local;
 pub mod passphrase;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// What a wrap is bound to: a wrap made with one context does not open with another.
 #[derive(Clone, Copy, Debug)]

@@ -198,6 +198,13 @@ impl KeyService {
         &self.core.metrics
     }
 
+    /// Brings those metrics up to date that are only looked at when they are read.
+    pub fn refresh_metrics(&self) {
+        let Core { deks, metrics, clock, .. } = &*self.core;
+        deks.expire(clock.now());
+        metrics.dek_cache_holds(deks.len());
+    }
+
     /// How well the service stands, from memory alone.
     #[must_use]
     pub fn readiness(&self) -> Readiness {

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::aead::TAG_LEN;
@@ -74,9 +75,9 @@ impl Sealed {
     }
 }
 
-impl From<Vec<u8>> for Sealed {
-    fn from(buffer: Vec<u8>) -> Self {
-        Self { buffer, start: 0 }
+impl From<Sealed> for Bytes {
+    fn from(sealed: Sealed) -> Self {
+        Self::from(sealed.buffer).slice(sealed.start..)
     }
 }
 
@@ -95,5 +96,11 @@ impl Opened {
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         self.buffer.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for Opened {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
     }
 }

@@ -1,64 +1,17 @@
 //! The service on the memory store, a root of the tests' own and a clock that stands still.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
-use async_trait::async_trait;
 use prometheus::Registry;
 
 use super::*;
 use crate::clock::ManualClock;
 use crate::keychain::message::Opened;
-use crate::root::{self, RootKey};
-use crate::secret::KeyBytes;
+use crate::root;
+use crate::root::testing::TestRoot;
 use crate::store::Store;
 use crate::store::memory::{self, Fault};
-
-/// Wraps by doing nothing, counts its calls, and can be away.
-#[derive(Default)]
-struct TestRoot {
-    wraps: AtomicUsize,
-    unwraps: AtomicUsize,
-    away: AtomicBool,
-    slow: AtomicBool,
-}
-
-#[async_trait]
-impl RootKey for TestRoot {
-    async fn wrap(
-        &self,
-        context: root::Context<'_>,
-        kek: &KeyBytes,
-    ) -> Result<Vec<u8>, root::Error> {
-        self.wraps.fetch_add(1, SeqCst);
-        self.answer().await?;
-        Ok([&context.aad(), kek.expose()].concat())
-    }
-
-    async fn unwrap(
-        &self,
-        context: root::Context<'_>,
-        wrapped: &[u8],
-    ) -> Result<KeyBytes, root::Error> {
-        self.unwraps.fetch_add(1, SeqCst);
-        self.answer().await?;
-        let kek = wrapped.strip_prefix(&*context.aad()).and_then(KeyBytes::from_slice);
-        kek.ok_or_else(|| root::Error::Wrong("another context".to_owned()))
-    }
-
-    fn kind(&self) -> &'static str {
-        "test"
-    }
-}
-
-impl TestRoot {
-    async fn answer(&self) -> Result<(), root::Error> {
-        if self.slow.load(SeqCst) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        if self.away.load(SeqCst) { Err(root::Error::Away("test".to_owned())) } else { Ok(()) }
-    }
-}
 
 struct World {
     store: Arc<memory::Store>,

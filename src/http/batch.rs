@@ -1,0 +1,182 @@
+//! `POST /v1/batch/...`: many items in one request, each answering for itself.
+//!
+//! The answer is 200 when the request itself was well-formed; an item that fails has its error in
+//! its place.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::metrics::Operation;
+use crate::service::error::Error;
+
+use super::App;
+use super::answer;
+use super::body::{self, Text};
+use super::decrypt::{DecryptRequest, DecryptResponse};
+use super::encrypt::{EncryptRequest, EncryptResponse};
+use super::problem::{Problem, ProblemBody};
+use super::rewrap::{RewrapRequest, RewrapResponse};
+
+/// The most items of a batch.
+const MAX_ITEMS: usize = 10_000;
+/// Items after which a batch lets other requests run: about 50 us of small ones.
+const ITEMS_AT_A_STRETCH: usize = 64;
+
+/// A call that can be an item of a batch.
+pub(super) trait Item {
+    /// What it counts as.
+    const OPERATION: Operation;
+
+    /// The chain that the item names itself.
+    fn chain(&self) -> Option<&str>;
+
+    /// Makes the call and writes its answer, a JSON object, to the end of `out`. What fails has
+    /// written nothing.
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error>;
+}
+
+/// Many items for one chain.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, bound(deserialize = "I: Deserialize<'de>"))]
+struct Batch<'a, I> {
+    items: Vec<I>,
+    #[serde(borrow)]
+    chain: Option<Text<'a>>,
+}
+
+/// Declares what a batch of `$item` looks like, for the document alone.
+macro_rules! describe {
+    ($request:ident, $response:ident, $result:ident, $item:ty, $answer:ty) => {
+        /// Many items for one chain.
+        #[derive(ToSchema)]
+        #[expect(dead_code, reason = "it describes `Batch`, which is generic")]
+        pub(super) struct $request<'a> {
+            /// The items; none of them names a chain.
+            #[schema(min_items = 1, max_items = 10_000)]
+            items: Vec<$item>,
+            /// The key chain of all items; `default` when it is left out.
+            #[schema(example = "default", required = false)]
+            chain: Option<&'a str>,
+        }
+
+        /// What became of the items.
+        #[derive(ToSchema)]
+        #[expect(dead_code, reason = "it describes what `run` writes; a test compares the two")]
+        pub(super) struct $response {
+            /// One result an item, in the items' order.
+            results: Vec<$result>,
+        }
+
+        /// What became of an item.
+        #[derive(Serialize, ToSchema)]
+        #[serde(untagged)]
+        #[expect(dead_code, reason = "it describes what `run` writes; a test compares the two")]
+        pub(super) enum $result {
+            /// It succeeded.
+            Done($answer),
+            /// It failed.
+            Failed(ItemFailure),
+        }
+    };
+}
+
+describe!(EncryptBatch, EncryptResults, EncryptResult, EncryptRequest<'a>, EncryptResponse);
+describe!(DecryptBatch, DecryptResults, DecryptResult, DecryptRequest<'a>, DecryptResponse);
+describe!(RewrapBatch, RewrapResults, RewrapResult, RewrapRequest<'a>, RewrapResponse);
+
+/// An item that failed.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ItemFailure {
+    /// Why.
+    error: ItemError,
+}
+
+/// Why an item failed.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ItemError {
+    /// The stable code of the error.
+    #[schema(schema_with = super::docs::error_code)]
+    code: &'static str,
+    /// A sentence for whoever made the request.
+    #[schema(example = "plaintext is not base64")]
+    detail: String,
+}
+
+/// Encrypts many plaintexts.
+#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data", request_body = EncryptBatch,
+    responses((status = 200, description = "What became of each item.", body = EncryptResults), ProblemBody))]
+pub(super) async fn encrypt(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let body = read::<EncryptRequest<'_>>(&app, request).await?;
+    run(&app, parse::<EncryptRequest<'_>>(&app, &body)?).await
+}
+
+/// Decrypts many envelopes.
+#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data", request_body = DecryptBatch,
+    responses((status = 200, description = "What became of each item.", body = DecryptResults), ProblemBody))]
+pub(super) async fn decrypt(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let body = read::<DecryptRequest<'_>>(&app, request).await?;
+    run(&app, parse::<DecryptRequest<'_>>(&app, &body)?).await
+}
+
+/// Moves many envelopes, or headers alone, to the primary KEK.
+#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data", request_body = RewrapBatch,
+    responses((status = 200, description = "What became of each item.", body = RewrapResults), ProblemBody))]
+pub(super) async fn rewrap(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let body = read::<RewrapRequest<'_>>(&app, request).await?;
+    run(&app, parse::<RewrapRequest<'_>>(&app, &body)?).await
+}
+
+async fn read<I: Item>(app: &App, request: Request) -> Result<bytes::Bytes, Error> {
+    let read = body::read_json(request, app.max_body).await;
+    read.map_err(|error| app.refuse(I::OPERATION, error))
+}
+
+fn parse<'a, I: Item + Deserialize<'a>>(app: &App, body: &'a [u8]) -> Result<Batch<'a, I>, Error> {
+    let refuse = |error| app.refuse(I::OPERATION, error);
+    let batch: Batch<'_, I> = body::parse(body).map_err(refuse)?;
+    if (1..=MAX_ITEMS).contains(&batch.items.len()) {
+        Ok(batch)
+    } else {
+        Err(refuse(body::invalid(format!("items: there must be 1 to {MAX_ITEMS} of them"))))
+    }
+}
+
+async fn run<I: Item>(app: &App, batch: Batch<'_, I>) -> Result<Response, Problem> {
+    let chain = batch.chain.as_ref().map(Text::as_str);
+    let mut out = b"{\"results\":[".to_vec();
+    for (index, item) in batch.items.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+            if index % ITEMS_AT_A_STRETCH == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let called = if item.chain().is_none() {
+            item.call(app, chain, &mut out).await
+        } else {
+            let error = body::invalid("chain is given once for all items, not in an item");
+            Err(app.refuse(I::OPERATION, error))
+        };
+        if let Err(error) = called {
+            let detail = error.detail().to_owned();
+            let failure = ItemFailure { error: ItemError { code: error.kind().code(), detail } };
+            // Two strings can be written.
+            out.extend_from_slice(&serde_json::to_vec(&failure).unwrap_or_default());
+        }
+    }
+    out.extend_from_slice(b"]}");
+    Ok(answer::written(out))
+}

@@ -1,0 +1,218 @@
+//! `/v1/chains`: the key chains and their KEKs, listed, made and changed.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::id::{KekId, Suite};
+use crate::metrics::Operation;
+use crate::service::error::Error;
+use crate::service::{ChainInfo, ChainSettings};
+
+use super::App;
+use super::answer;
+use super::body;
+use super::keks::KekBody;
+use super::problem::{Problem, ProblemBody};
+
+/// Items of a page when no limit is given, and at most.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// Which part of a list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PageQuery {
+    /// The `next` of the part before.
+    #[param(required = false)]
+    after: Option<String>,
+    /// Items at most.
+    #[param(required = false, minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+}
+
+impl PageQuery {
+    fn limit(&self) -> Result<usize, Error> {
+        let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
+        if (1..=MAX_LIMIT).contains(&limit) {
+            Ok(limit)
+        } else {
+            Err(body::invalid(format!("limit is 1 to {MAX_LIMIT}")))
+        }
+    }
+}
+
+/// A key chain.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Chain)]
+pub(super) struct ChainBody {
+    /// Its name.
+    #[schema(example = "orders")]
+    chain: String,
+    /// The suite of its new KEKs.
+    #[schema(example = "aes-128-gcm")]
+    suite: &'static str,
+    /// The KEK that encrypts; null before its first use.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    primary: Option<String>,
+    /// The KEK that will encrypt next, made ahead of need.
+    #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
+    standby: Option<String>,
+    /// How many KEKs it has, destroyed ones included.
+    #[schema(example = 12)]
+    keks: u64,
+    /// Uses of a KEK that start a rotation.
+    #[schema(example = 2_097_152)]
+    rotate_after_uses: u64,
+    /// Uses that a KEK never passes.
+    #[schema(example = 4_194_304)]
+    max_uses: u64,
+    /// Age of a KEK since its promotion, in seconds, that starts a rotation.
+    #[schema(example = 7_776_000)]
+    rotate_after_age: u64,
+}
+
+impl From<ChainInfo> for ChainBody {
+    fn from(info: ChainInfo) -> Self {
+        Self {
+            chain: info.chain.to_string(),
+            suite: info.suite.as_str(),
+            primary: info.primary.map(|id| id.to_string()),
+            standby: info.standby.map(|id| id.to_string()),
+            keks: info.keks,
+            rotate_after_uses: info.limits.rotate_after_uses,
+            max_uses: info.limits.max_uses,
+            rotate_after_age: info.limits.rotate_after_age,
+        }
+    }
+}
+
+/// A part of the list of chains.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Chains)]
+pub(super) struct ChainsBody {
+    /// Chains, in the order of their names.
+    chains: Vec<ChainBody>,
+    /// What to give as `after` for the next part; null at the end.
+    #[schema(example = "orders")]
+    next: Option<String>,
+}
+
+/// A key chain with a part of its KEKs.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChainWithKeks)]
+pub(super) struct ChainWithKeksBody {
+    /// The chain itself.
+    #[serde(flatten)]
+    chain: ChainBody,
+    /// KEKs, in the order of their ids.
+    items: Vec<KekBody>,
+    /// What to give as `after` for the next part; null at the end.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    next: Option<String>,
+}
+
+/// What to set on a chain; what is left out stays, or takes the default on a new chain.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ChainSettings)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChainSettingsBody {
+    /// The suite of its KEKs; it can't be changed later.
+    #[schema(value_type = Option<String>, example = "aes-128-gcm", required = false)]
+    suite: Option<Suite>,
+    /// Uses of a KEK that start a rotation.
+    #[schema(minimum = 1, example = 2_097_152, required = false)]
+    rotate_after_uses: Option<u64>,
+    /// Uses that a KEK never passes.
+    #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 4_194_304, required = false)]
+    max_uses: Option<u64>,
+    /// Age of a KEK since its promotion, in seconds, that starts a rotation.
+    #[schema(minimum = 1, example = 7_776_000, required = false)]
+    rotate_after_age: Option<u64>,
+}
+
+/// Lists the key chains.
+#[utoipa::path(get, path = "/v1/chains", operation_id = "list_chains", tag = "keys", params(PageQuery),
+    responses((status = 200, description = "A part of the list.", body = ChainsBody), ProblemBody))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Read, error);
+    let query = page(query).map_err(refuse)?;
+    let limit = query.limit().map_err(refuse)?;
+    let page = app.service.chains(query.after.as_deref(), limit).await?;
+    Ok(answer::json(&ChainsBody {
+        chains: page.items.into_iter().map(ChainBody::from).collect(),
+        next: page.next.map(|name| name.to_string()),
+    })?)
+}
+
+/// Tells of one key chain and its KEKs.
+#[utoipa::path(get, path = "/v1/chains/{name}", operation_id = "read_chain", tag = "keys",
+    params(("name" = String, Path, description = "The chain's name."), PageQuery),
+    responses((status = 200, description = "The chain.", body = ChainWithKeksBody), ProblemBody))]
+pub(super) async fn read(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Read, error);
+    let name = path(name).map_err(refuse)?;
+    let query = page(query).map_err(refuse)?;
+    let limit = query.limit().map_err(refuse)?;
+    let after = query.after.as_deref().map(str::parse::<KekId>).transpose();
+    let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
+    let (chain, page) = app.service.chain(&name, after, limit).await?;
+    Ok(answer::json(&ChainWithKeksBody {
+        chain: chain.into(),
+        items: page.items.into_iter().map(KekBody::from).collect(),
+        next: page.next.map(|id| id.to_string()),
+    })?)
+}
+
+/// Makes a key chain, or changes the limits of one.
+#[utoipa::path(put, path = "/v1/chains/{name}", operation_id = "put_chain", tag = "keys",
+    params(("name" = String, Path, description = "The chain's name: [a-z0-9][a-z0-9._-]{0,62}")),
+    request_body = ChainSettingsBody,
+    responses(
+        (status = 200, description = "It was there; its limits are as asked.", body = ChainBody),
+        (status = 201, description = "It was made.", body = ChainBody),
+        ProblemBody,
+    ))]
+pub(super) async fn put(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Manage, error);
+    let name = path(name).map_err(refuse)?;
+    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let settings: ChainSettingsBody = body::parse(&body).map_err(refuse)?;
+    let settings = ChainSettings {
+        suite: settings.suite,
+        rotate_after_uses: settings.rotate_after_uses,
+        max_uses: settings.max_uses,
+        rotate_after_age: settings.rotate_after_age,
+    };
+    let (created, chain) = app.service.put_chain(&name, settings).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, answer::json(&ChainBody::from(chain))?).into_response())
+}
+
+/// What stands in the path.
+pub(super) fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Error> {
+    path.map(|Path(parts)| parts).map_err(|_| body::invalid("the path is not UTF-8"))
+}
+
+fn page(query: Result<Query<PageQuery>, QueryRejection>) -> Result<PageQuery, Error> {
+    query
+        .map(|Query(query)| query)
+        .map_err(|_| body::invalid("the query takes after (a text) and limit (a number) alone"))
+}

@@ -1,0 +1,77 @@
+//! `POST /v1/datakey`: a fresh key for the caller's own cryptography, with its envelope.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::metrics::Operation;
+
+use super::App;
+use super::answer::{self, Object};
+use super::body::{self, Text};
+use super::problem::{Problem, ProblemBody};
+
+/// The size of a data key in bytes when none is asked for.
+const DEFAULT_BYTES: usize = 32;
+
+/// What kind of key to make.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DatakeyRequest<'a> {
+    /// The size of the key in bytes.
+    #[schema(value_type = Option<u8>, minimum = 16, maximum = 64, default = 32, required = false)]
+    bytes: Option<usize>,
+    /// Bytes that are authenticated and not stored, in base64; at most 64 KiB.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
+    aad: Option<Text<'a>>,
+    /// The key chain; `default` when it is left out.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, example = "default", required = false)]
+    chain: Option<Text<'a>>,
+}
+
+/// A fresh key and its envelope.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what the handler writes; a test compares the two")]
+pub(super) struct DatakeyResponse {
+    /// The key, in base64. Use it, then forget it.
+    #[schema(format = Byte, example = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=")]
+    plaintext: String,
+    /// Its envelope, in its text form. Keep it; decrypt gives the key back.
+    #[schema(example = "kp:AQF4...")]
+    ciphertext: String,
+    /// The key chain.
+    #[schema(example = "default")]
+    chain: String,
+    /// The KEK that wraps the envelope's DEK.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    kek_id: String,
+}
+
+/// Makes a random key and its envelope.
+#[utoipa::path(post, path = "/v1/datakey", tag = "data", request_body = DatakeyRequest,
+    responses((status = 200, description = "The key.", body = DatakeyResponse), ProblemBody))]
+pub(super) async fn datakey(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Datakey, error);
+    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let request: DatakeyRequest<'_> = body::parse(&body).map_err(refuse)?;
+    let aad = body::decode_aad(request.aad.as_ref()).map_err(refuse)?;
+    let chain = request.chain.as_ref().map(Text::as_str);
+    let made = app.service.datakey(chain, request.bytes.unwrap_or(DEFAULT_BYTES), &aad).await?;
+    let (key, envelope) = (made.plaintext.expose(), made.envelope.as_slice());
+    let mut out = Vec::new();
+    Object::start(&mut out, answer::room(key.len() + envelope.len()))
+        .base64("plaintext", key)
+        .envelope("ciphertext", envelope)
+        .plain("chain", made.chain.as_str())
+        .kek("kek_id", made.kek_id)
+        .end();
+    Ok(answer::written(out))
+}

@@ -1,0 +1,135 @@
+//! `/openapi.json` and `/docs`: the document made from the code, and a page that shows it with
+//! nothing fetched from elsewhere.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use axum::extract::Path;
+use axum::response::{IntoResponse, Redirect, Response};
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderValue};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{
+    ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, ResponseBuilder,
+    ServerBuilder,
+};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
+use utoipa_swagger_ui::{Config, serve};
+
+use crate::service::error::{Error, Kind};
+
+use super::answer;
+use super::problem::{Problem, ProblemBody};
+
+/// The stable codes as a schema.
+pub(super) fn error_code() -> Schema {
+    let codes = Kind::ALL.map(Kind::code);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The stable code of the error."))
+        .examples([Kind::InvalidCiphertext.code()])
+        .enum_values(Some(codes))
+        .into()
+}
+
+/// Every error that a call can end with, by status.
+impl IntoResponses for ProblemBody<'_> {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        let mut codes = BTreeMap::<u16, Vec<&str>>::new();
+        for kind in Kind::ALL {
+            codes.entry(kind.http_status()).or_default().push(kind.code());
+        }
+        let content =
+            || ContentBuilder::new().schema(Some(Ref::from_schema_name(Self::name()))).build();
+        let response = |codes: Vec<&str>| {
+            ResponseBuilder::new()
+                .description(format!("`{}`", codes.join("`, `")))
+                .content("application/problem+json", content())
+                .build()
+        };
+        codes
+            .into_iter()
+            .map(|(status, codes)| (status.to_string(), response(codes).into()))
+            .collect()
+    }
+}
+
+/// Adds to the routes' own parts of the document what all of them share.
+pub(super) fn complete(mut api: OpenApi) -> OpenApi {
+    api.info = InfoBuilder::new()
+        .title("kms-proxy")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Encryption as a service under a key chain: data is encrypted under single-use keys, \
+             those are wrapped by a KEK in memory, and only the KEK is wrapped by the root key. \
+             Binary fields are standard base64, ids are lower-case hex, times are RFC 3339, \
+             durations whole seconds.",
+        ))
+        .license(Some(
+            LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build(),
+        ))
+        .build();
+    api.servers = Some(vec![ServerBuilder::new().url("/").build()]);
+    let tags = [
+        ("data", "Encrypting and decrypting."),
+        ("keys", "Key chains and their KEKs."),
+        ("operations", "For probes, operators and Prometheus."),
+    ];
+    let tags =
+        tags.map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build());
+    api.tags = Some(tags.into());
+    let mut schemas = Vec::new();
+    ProblemBody::schemas(&mut schemas);
+    schemas.push((ProblemBody::name().into_owned(), ProblemBody::schema()));
+    api.components.get_or_insert_default().schemas.extend(schemas);
+    api
+}
+
+static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| super::openapi().into());
+
+/// The document.
+pub(super) async fn document() -> Response {
+    answer::typed(DOCUMENT.clone(), HeaderValue::from_static("application/json"))
+}
+
+/// The page's files are beside it, so its address ends in a slash.
+pub(super) async fn redirect() -> Redirect {
+    Redirect::permanent("/docs/")
+}
+
+/// The page.
+pub(super) async fn index() -> Result<Response, Problem> {
+    page("")
+}
+
+/// A file of the page.
+pub(super) async fn file(Path(file): Path<String>) -> Result<Response, Problem> {
+    page(&file)
+}
+
+fn page(file: &str) -> Result<Response, Problem> {
+    static PAGE: LazyLock<Arc<Config<'static>>> =
+        LazyLock::new(|| Arc::new(Config::from("/openapi.json")));
+    let served = serve(file, Arc::clone(&PAGE)).map_err(|error| {
+        tracing::error!(%error, "a file of the documentation page could not be made");
+        Error::new(Kind::Internal, "the page could not be made")
+    })?;
+    let Some(served) = served else {
+        return Err(Error::new(Kind::NotFound, "the page has no such file").into());
+    };
+    let content_type = HeaderValue::from_str(&served.content_type)
+        .unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    let mut response = answer::typed(Bytes::from(served.bytes.into_owned()), content_type);
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:",
+        ),
+    );
+    if served.gzpipped {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    Ok(response.into_response())
+}

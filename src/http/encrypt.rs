@@ -1,0 +1,127 @@
+//! `POST /v1/encrypt`: a plaintext becomes an envelope.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::metrics::Operation;
+use crate::service::Encrypted;
+use crate::service::error::Error;
+
+use super::App;
+use super::answer::{self, Object};
+use super::batch::Item;
+use super::body::{self, Media, Octets, Text};
+use super::problem::{Problem, ProblemBody};
+
+/// What to encrypt; also an item of a batch, where the chain is given once for all.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EncryptRequest<'a> {
+    /// The bytes to encrypt, in base64.
+    #[serde(borrow)]
+    #[schema(value_type = String, format = Byte, example = "aGVsbG8=")]
+    plaintext: Text<'a>,
+    /// Bytes that are authenticated and not stored, in base64; at most 64 KiB.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
+    aad: Option<Text<'a>>,
+    /// The key chain; `default` when it is left out.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, example = "default", required = false)]
+    chain: Option<Text<'a>>,
+}
+
+/// The envelope of a plaintext.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EncryptResponse {
+    /// The envelope, in its text form.
+    #[schema(example = "kp:AQF4...")]
+    ciphertext: String,
+    /// The key chain.
+    #[schema(example = "default")]
+    chain: String,
+    /// The KEK that wraps the envelope's DEK.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    kek_id: String,
+}
+
+/// Encrypts a plaintext under a fresh DEK.
+///
+/// The DEK is wrapped by the chain's primary KEK. With `application/octet-stream` the body is the
+/// plaintext itself, chain and AAD come in the headers `kms-proxy-chain` and `kms-proxy-aad`
+/// (base64), and the answer is the binary envelope, unless `Accept` asks for JSON.
+#[utoipa::path(post, path = "/v1/encrypt", tag = "data",
+    params(
+        ("kms-proxy-chain" = Option<String>, Header, description = "The key chain of a raw body."),
+        ("kms-proxy-aad" = Option<String>, Header, description = "The AAD of a raw body, in base64."),
+    ),
+    request_body(content(
+        (EncryptRequest = "application/json"), (Octets = "application/octet-stream"))),
+    responses(
+        (status = 200, description = "The envelope.", content(
+            (EncryptResponse = "application/json"), (Octets = "application/octet-stream"))),
+        ProblemBody,
+    ))]
+pub(super) async fn encrypt(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Encrypt, error);
+    let (head, body) = request.into_parts();
+    let came = Media::of(&head.headers).map_err(refuse)?;
+    let wanted = Media::wanted(&head.headers, came);
+    let body = body::read(body, app.max_body).await.map_err(refuse)?;
+    let made = match came {
+        Media::Json => {
+            let request: EncryptRequest<'_> = body::parse(&body).map_err(refuse)?;
+            request.run(&app, request.chain()).await?
+        }
+        Media::Octets => {
+            let (chain, aad) = body::raw_context(&head.headers).map_err(refuse)?;
+            app.service.encrypt(chain.as_deref(), (&*body).into(), &aad).await?
+        }
+    };
+    Ok(match wanted {
+        Media::Json => {
+            let mut out = Vec::new();
+            write(&made, &mut out);
+            answer::written(out)
+        }
+        Media::Octets => answer::raw(made.envelope.into(), &made.chain, made.kek_id),
+    })
+}
+
+impl EncryptRequest<'_> {
+    async fn run(&self, app: &App, chain: Option<&str>) -> Result<Encrypted, Error> {
+        let refuse = |error| app.refuse(Operation::Encrypt, error);
+        let plaintext = body::decode_plaintext(self.plaintext.as_str()).map_err(refuse)?;
+        let aad = body::decode_aad(self.aad.as_ref()).map_err(refuse)?;
+        app.service.encrypt(chain, plaintext, &aad).await
+    }
+}
+
+impl Item for EncryptRequest<'_> {
+    const OPERATION: Operation = Operation::Encrypt;
+
+    fn chain(&self) -> Option<&str> {
+        self.chain.as_ref().map(Text::as_str)
+    }
+
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error> {
+        write(&self.run(app, chain).await?, out);
+        Ok(())
+    }
+}
+
+fn write(made: &Encrypted, out: &mut Vec<u8>) {
+    let envelope = made.envelope.as_slice();
+    Object::start(out, answer::room(envelope.len()))
+        .envelope("ciphertext", envelope)
+        .plain("chain", made.chain.as_str())
+        .kek("kek_id", made.kek_id)
+        .end();
+}

@@ -1,0 +1,179 @@
+//! What every request passes, in one step: its id, the checks against web pages, its deadline, a
+//! guard against panics, and its line in the log.
+//!
+//! One step, since a stack of layers costs more than the cryptography. Body limits are the
+//! handlers', which know what they read; metrics are the service's.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
+use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderMap, Uri};
+use tower_service::Service;
+
+use crate::service::error::{Error, Kind};
+
+use super::problem::{self, Problem};
+
+/// The request's id, in and out.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest id that is taken over from a caller.
+const MAX_REQUEST_ID: usize = 64;
+
+/// The gate before a router. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Gate {
+    router: Router,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    timeout: Duration,
+    /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
+    /// reach it through a name that it controls (DNS rebinding).
+    loopback: bool,
+    /// Ids that are made here: a random number for the process, and a count.
+    process: u32,
+    count: AtomicU64,
+}
+
+impl Gate {
+    pub(super) fn new(router: Router, timeout: Duration, loopback: bool) -> Self {
+        let mut process = [0; 4];
+        // An id without it is less unique, and no less useful.
+        let _ = crate::random::fill(&mut process);
+        let process = u32::from_be_bytes(process);
+        let shared = Shared { timeout, loopback, process, count: AtomicU64::new(0) };
+        Self { router, shared: Arc::new(shared) }
+    }
+
+    /// Answers a request.
+    pub(super) async fn pass(self, request: Request) -> Response {
+        let Self { mut router, shared } = self;
+        let id = shared.request_id(request.headers());
+        let started = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
+        let mut response = match shared.check(request.headers(), request.uri()) {
+            Ok(()) => match guarded(router.call(request), shared.timeout).await {
+                Ok(response) => response,
+                Err(error) => failed(&error, &id),
+            },
+            Err(error) => failed(&error, &id),
+        };
+        if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
+            response = failed_in_router(&error, &id, response.headers());
+        }
+        if let Some((started, method, uri)) = started {
+            let (path, status) = (uri.path(), response.status().as_u16());
+            let took_us = started.elapsed().as_micros();
+            tracing::debug!(request_id = id_text(&id), %method, path, status, took_us, "a request");
+        }
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, id);
+        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+fn failed(error: &Error, id: &HeaderValue) -> Response {
+    failed_in_router(error, id, &HeaderMap::new())
+}
+
+fn failed_in_router(error: &Error, id: &HeaderValue, routed: &HeaderMap) -> Response {
+    let id = id_text(id);
+    if error.kind().http_status() >= 500 {
+        tracing::warn!(
+            request_id = id,
+            code = error.kind().code(),
+            detail = error.detail(),
+            "a request failed"
+        );
+    }
+    problem::respond(error, id, routed)
+}
+
+fn id_text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
+}
+
+impl Shared {
+    /// The caller's id if it is a decent one, else a new one.
+    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
+        if let Some(given) = headers.get(REQUEST_ID) {
+            let bytes = given.as_bytes();
+            let decent = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(b);
+            if (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(decent) {
+                return given.clone();
+            }
+        }
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let text = format!("{:08x}{:08x}", self.process, count & 0xffff_ffff);
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("none"))
+    }
+
+    /// Refuses what a web page in a browser on this machine could send.
+    fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Error> {
+        let host = headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let Some(host) = host else {
+            return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
+        };
+        let named = uri.authority().is_none_or(|authority| is_loopback(authority.host()));
+        if self.loopback && !(named && is_loopback(host.host())) {
+            return Err(forbidden(
+                "without authentication Host must be localhost or a loopback address",
+            ));
+        }
+        if let Some(origin) = headers.get(ORIGIN) {
+            let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+            if origin.is_none_or(|origin| !origin.eq_ignore_ascii_case(host.as_str())) {
+                return Err(forbidden("requests from pages of other origins are refused"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn forbidden(detail: &'static str) -> Error {
+    Error::new(Kind::Forbidden, detail)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Runs a call until it ends, panics or has taken `timeout`. The timer starts when the call first
+/// waits: most never do.
+async fn guarded(
+    call: impl Future<Output = Result<Response, Infallible>>,
+    timeout: Duration,
+) -> Result<Response, Error> {
+    let mut call = pin!(call);
+    let mut timer: Option<Pin<Box<tokio::time::Sleep>>> = None;
+    std::future::poll_fn(move |context| {
+        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
+            Ok(Poll::Ready(Ok(response))) => Poll::Ready(Ok(response)),
+            Ok(Poll::Ready(Err(never))) => match never {},
+            Ok(Poll::Pending) => {
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+                timer
+                    .as_mut()
+                    .poll(context)
+                    .map(|()| Err(Error::new(Kind::Overloaded, "the request was not done in time")))
+            }
+            Err(_) => Poll::Ready(Err(Error::new(Kind::Internal, "the service failed"))),
+        }
+    })
+    .await
+}

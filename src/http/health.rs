@@ -1,0 +1,112 @@
+//! `/healthz`, `/readyz` and `/metrics`: for probes, operators and Prometheus.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::HeaderValue;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::service::error::{Error, Kind};
+use crate::service::{Health, Readiness};
+
+use super::App;
+use super::answer;
+use super::problem::{Problem, ProblemBody};
+
+/// How well the service stands.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Readiness)]
+pub(super) struct ReadinessBody {
+    /// `ok`, `degraded` (it works, and an operator should look) or `unavailable`.
+    #[schema(example = "degraded")]
+    status: &'static str,
+    /// The things that were looked at.
+    checks: Vec<CheckBody>,
+}
+
+/// One thing that was looked at.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Check)]
+pub(super) struct CheckBody {
+    /// `store`, `root:{name}`, `chain:{name}` or `service`.
+    #[schema(example = "root:main")]
+    name: String,
+    /// `ok`, `degraded` or `unavailable`.
+    #[schema(example = "degraded")]
+    status: &'static str,
+    /// What an operator should know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "the root is away: throttled, since 2026-11-23T20:41:07Z")]
+    detail: Option<String>,
+}
+
+/// The process answers.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
+pub(super) struct HealthBody {
+    /// Always `ok`.
+    #[schema(example = "ok")]
+    status: &'static str,
+}
+
+/// Whether the process answers at all.
+#[utoipa::path(get, path = "/healthz", tag = "operations",
+    responses((status = 200, description = "It answers.", body = HealthBody), ProblemBody))]
+pub(super) async fn healthz() -> Result<Response, Problem> {
+    Ok(answer::json(&HealthBody { status: status(Health::Ok) })?)
+}
+
+/// Whether the service should get requests, and what is not well.
+///
+/// 503 only while it is shutting down, or can neither encrypt nor decrypt; an outage that it
+/// coasts through is 200 with `degraded`.
+#[utoipa::path(get, path = "/readyz", tag = "operations",
+    responses(
+        (status = 200, description = "It should get requests.", body = ReadinessBody),
+        (status = 503, description = "It should get none.", body = ReadinessBody),
+        (status = "4XX", description = "It is no request for this.", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 500, description = "`internal`", body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    let Readiness { health, checks } = app.service.readiness();
+    let checks = checks.into_iter().map(|check| CheckBody {
+        name: check.name,
+        status: status(check.health),
+        detail: check.detail,
+    });
+    let body = ReadinessBody { status: status(health), checks: checks.collect() };
+    let mut response = answer::json(&body)?;
+    if health == Health::Down {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    Ok(response)
+}
+
+/// The metrics, for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "operations",
+    responses(
+        (status = 200, description = "Prometheus' text format.", body = String, content_type = "text/plain"),
+        ProblemBody,
+    ))]
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    app.service.refresh_metrics();
+    let text = prometheus::TextEncoder::new().encode_to_string(&app.registry.gather());
+    let text = text.map_err(|error| {
+        tracing::error!(%error, "the metrics could not be written");
+        Error::new(Kind::Internal, "the metrics could not be written")
+    })?;
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    Ok(answer::typed(Bytes::from(text), content_type))
+}
+
+fn status(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "ok",
+        Health::Degraded => "degraded",
+        Health::Down => "unavailable",
+    }
+}

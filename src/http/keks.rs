@@ -1,0 +1,169 @@
+//! `/v1/chains/{name}/keks/{id}/...`: a KEK disabled, enabled, destroyed.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::id::KekId;
+use crate::metrics::Operation;
+use crate::service::error::Error;
+use crate::service::{Change, KekInfo, rfc3339};
+
+use super::App;
+use super::answer;
+use super::body;
+use super::chains::path;
+use super::problem::{Problem, ProblemBody};
+
+/// A KEK.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Kek)]
+pub(super) struct KekBody {
+    /// Its id.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    kek_id: String,
+    /// `standby`, `primary`, `retired`, `disabled` or `destroyed`.
+    #[schema(example = "primary")]
+    state: &'static str,
+    /// Its suite.
+    #[schema(example = "aes-128-gcm")]
+    suite: &'static str,
+    /// When it was made (RFC 3339).
+    #[schema(format = DateTime, example = "2026-11-23T20:40:00Z")]
+    created_at: String,
+    /// When it became primary; null before.
+    #[schema(format = DateTime, example = "2026-11-23T20:40:00Z")]
+    promoted_at: Option<String>,
+    /// When it was last disabled; null if it never was.
+    #[schema(format = DateTime)]
+    disabled_at: Option<String>,
+    /// Its uses that are reserved in the store.
+    #[schema(example = 65_536)]
+    uses_reserved: u64,
+    /// Whether a `local` root ever wrapped it.
+    #[schema(example = false)]
+    exposed: bool,
+    /// The names of the roots that wrapped it.
+    #[schema(example = json!(["main", "dr"]))]
+    roots: Vec<String>,
+}
+
+impl From<KekInfo> for KekBody {
+    fn from(info: KekInfo) -> Self {
+        Self {
+            kek_id: info.kek_id.to_string(),
+            state: info.state.as_str(),
+            suite: info.suite.as_str(),
+            created_at: rfc3339(info.created_at),
+            promoted_at: info.promoted_at.map(rfc3339),
+            disabled_at: info.disabled_at.map(rfc3339),
+            uses_reserved: info.uses_reserved,
+            exposed: info.exposed,
+            roots: info.roots,
+        }
+    }
+}
+
+/// Nothing to say.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// A word of confirmation.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Confirmation {
+    /// The id of the KEK once more.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    confirm: String,
+}
+
+type KekPath = Result<Path<(String, String)>, PathRejection>;
+
+/// Disables a retired KEK: nothing decrypts under it until it is enabled again.
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek", tag = "keys",
+    params(("name" = String, Path, description = "The chain's name."), ("id" = String, Path, description = "The KEK's id.")),
+    request_body = Nothing,
+    responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
+pub(super) async fn disable(
+    State(app): State<Arc<App>>,
+    path: KekPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    let kek = Named::parse(&app, path)?;
+    kek.body::<Nothing>(&app, request, |_| true).await?;
+    kek.change(&app, Change::Disable).await
+}
+
+/// Enables a disabled KEK again.
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek", tag = "keys",
+    params(("name" = String, Path, description = "The chain's name."), ("id" = String, Path, description = "The KEK's id.")),
+    request_body = Nothing,
+    responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
+pub(super) async fn enable(
+    State(app): State<Arc<App>>,
+    path: KekPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    let kek = Named::parse(&app, path)?;
+    kek.body::<Nothing>(&app, request, |_| true).await?;
+    kek.change(&app, Change::Enable).await
+}
+
+/// Destroys a KEK for ever, with everything that was encrypted under it.
+///
+/// It must have been disabled for `destroy_delay`. Old copies of the store still hold its wraps:
+/// what was encrypted is as gone as they are.
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek", tag = "keys",
+    params(("name" = String, Path, description = "The chain's name."), ("id" = String, Path, description = "The KEK's id.")),
+    request_body = Confirmation,
+    responses((status = 200, description = "The KEK: a tombstone.", body = KekBody), ProblemBody))]
+pub(super) async fn destroy(
+    State(app): State<Arc<App>>,
+    path: KekPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    let kek = Named::parse(&app, path)?;
+    kek.body::<Confirmation>(&app, request, |said| said.confirm == kek.id.to_string()).await?;
+    kek.change(&app, Change::Destroy).await
+}
+
+/// The KEK that a path names.
+struct Named {
+    chain: String,
+    id: KekId,
+}
+
+impl Named {
+    fn parse(app: &App, parts: KekPath) -> Result<Self, Error> {
+        let refuse = |error| app.refuse(Operation::Manage, error);
+        let (chain, id) = path(parts).map_err(refuse)?;
+        let id = id.parse().map_err(|error| refuse(body::invalid(format!("{error}"))))?;
+        Ok(Self { chain, id })
+    }
+
+    /// Reads the body, which must be a `T` that `confirms`.
+    async fn body<T: serde::de::DeserializeOwned>(
+        &self,
+        app: &App,
+        request: Request,
+        confirms: impl FnOnce(&T) -> bool,
+    ) -> Result<(), Error> {
+        let refuse = |error| app.refuse(Operation::Manage, error);
+        let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+        if confirms(&body::parse(&body).map_err(refuse)?) {
+            Ok(())
+        } else {
+            Err(refuse(body::invalid("confirm must be the id of the KEK")))
+        }
+    }
+
+    async fn change(&self, app: &App, change: Change) -> Result<Response, Problem> {
+        let kek = app.service.change_kek(&self.chain, self.id, change).await?;
+        Ok(answer::json(&KekBody::from(kek))?)
+    }
+}

@@ -1,0 +1,89 @@
+//! `POST /v1/rewrap`: the DEK of an envelope moves to the primary KEK.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::envelope;
+use crate::metrics::Operation;
+use crate::service::error::Error;
+
+use super::App;
+use super::answer::{self, Object};
+use super::batch::Item;
+use super::body::{self, Text};
+use super::problem::{Problem, ProblemBody};
+
+/// What to rewrap; also an item of a batch, where the chain is given once for all.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RewrapRequest<'a> {
+    /// The envelope, or its header alone, in its text form.
+    #[serde(borrow)]
+    #[schema(value_type = String, example = "kp:AQF4...")]
+    ciphertext: Text<'a>,
+    /// The key chain; `default` when it is left out.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, example = "default", required = false)]
+    chain: Option<Text<'a>>,
+}
+
+/// The envelope under the primary KEK.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RewrapResponse {
+    /// As much as was given: an envelope, or a header alone.
+    #[schema(example = "kp:AQF4...")]
+    ciphertext: String,
+    /// The key chain.
+    #[schema(example = "default")]
+    chain: String,
+    /// The KEK that wraps the DEK now.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    kek_id: String,
+    /// The KEK that wrapped it before; the same one when nothing had to be done.
+    #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
+    previous_kek_id: String,
+}
+
+/// Moves an envelope's DEK to the primary KEK.
+///
+/// The header alone is enough: the payload does not change, so a new header can be put before the
+/// old payload. A payload that is passed along is not verified. An envelope that is under the
+/// primary already comes back unchanged and costs no use.
+#[utoipa::path(post, path = "/v1/rewrap", tag = "data", request_body = RewrapRequest,
+    responses((status = 200, description = "The envelope or header.", body = RewrapResponse), ProblemBody))]
+pub(super) async fn rewrap(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Rewrap, error);
+    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let request: RewrapRequest<'_> = body::parse(&body).map_err(refuse)?;
+    let mut out = Vec::new();
+    request.call(&app, request.chain(), &mut out).await?;
+    Ok(answer::written(out))
+}
+
+impl Item for RewrapRequest<'_> {
+    const OPERATION: Operation = Operation::Rewrap;
+
+    fn chain(&self) -> Option<&str> {
+        self.chain.as_ref().map(Text::as_str)
+    }
+
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error> {
+        let envelope = envelope::from_text(self.ciphertext.as_str())
+            .map_err(|_| app.refuse(Operation::Rewrap, Error::invalid_ciphertext()))?;
+        let made = app.service.rewrap(chain, envelope).await?;
+        Object::start(out, answer::room(made.envelope.len()))
+            .envelope("ciphertext", &made.envelope)
+            .plain("chain", made.chain.as_str())
+            .kek("kek_id", made.kek_id)
+            .kek("previous_kek_id", made.previous_kek_id)
+            .end();
+        Ok(())
+    }
+}

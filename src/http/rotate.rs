@@ -1,0 +1,60 @@
+//! `POST /v1/rotate`: a new primary KEK now.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::metrics::Operation;
+
+use super::App;
+use super::answer;
+use super::body::{self, Text};
+use super::problem::{Problem, ProblemBody};
+
+/// Which chain to rotate.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RotateRequest<'a> {
+    /// The key chain; `default` when it is left out.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, example = "default", required = false)]
+    chain: Option<Text<'a>>,
+}
+
+/// A rotation that was made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RotateResponse {
+    /// The key chain.
+    #[schema(example = "default")]
+    chain: String,
+    /// The KEK that encrypts now.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    primary: String,
+    /// The KEK that encrypted before; null for a chain's first.
+    #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
+    previous: Option<String>,
+}
+
+/// Makes a new primary KEK now.
+///
+/// What was encrypted before goes on decrypting. One rotation at a time, and at most ten within a
+/// minute for each chain.
+#[utoipa::path(post, path = "/v1/rotate", tag = "keys", request_body = RotateRequest,
+    responses((status = 200, description = "The new primary.", body = RotateResponse), ProblemBody))]
+pub(super) async fn rotate(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.refuse(Operation::Rotate, error);
+    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
+    let rotated = app.service.rotate(request.chain.as_ref().map(Text::as_str)).await?;
+    Ok(answer::json(&RotateResponse {
+        chain: rotated.chain.to_string(),
+        primary: rotated.primary.to_string(),
+        previous: rotated.previous.map(|id| id.to_string()),
+    })?)
+}
