@@ -1,6 +1,7 @@
 # Everything that is done with kms-proxy, one target each; `make help` lists them.
 
 CARGO ?= cargo
+PYTHON ?= python3
 
 .PHONY: help
 help: ## this list
@@ -11,8 +12,23 @@ run: ## build and start the service on http://127.0.0.1:8080 with the embedded d
 	$(CARGO) run --release --locked --bin kms-proxy -- serve
 
 .PHONY: test
-test: ## install what the tests need and run them all
+test: test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked
+
+.PHONY: test-env
+test-env: target/test-env/stamp ## what the tests run in Python, installed in target/test-env
+
+# The stamp is made last, so an installation that was broken off is made anew.
+target/test-env/stamp: tests/requirements.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	if [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -qq --no-install-recommends python3-venv; \
+	else \
+		echo 'python3 can make no virtual environment; run: sudo apt-get install python3-venv' >&2; exit 1; \
+	fi
+	$(PYTHON) -m venv --clear target/test-env
+	target/test-env/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 .PHONY: lint
 lint: ## formatting, clippy and docs, warnings denied

@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""An independent reader of kms-proxy's envelopes, written from docs/format.md alone.
+
+decrypt.py open --chain orders --kek-file KEK.hex [--aad HEX] ENVELOPE
+    prints the plaintext of an envelope, which is given as kp:... or in hex
+decrypt.py check FILE.json...
+    checks vectors, and fails when one goes wrong
+"""
+
+import argparse
+import base64
+import json
+import pathlib
+import re
+import sys
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+SUITES = {1: ("aes-128-gcm", 16), 2: ("aes-256-gcm", 32)}
+MAX_AAD = 65_536
+TAG = 16
+
+
+class Refused(Exception):
+    """Not an envelope of this chain, KEK and AAD. The text is for this tool's user; a service would not tell."""
+
+
+def require(holds: bool, what: str) -> None:
+    if not holds:
+        raise Refused(what)
+
+
+class Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, size: int) -> bytes:
+        require(self.at + size <= len(self.data), "truncated")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+
+def u16(value: int) -> bytes:
+    return value.to_bytes(2, "big")
+
+
+def kek_id(kek: bytes) -> bytes:
+    return HKDF(SHA256(), 16, None, b"kms-proxy kek id v1").derive(kek)
+
+
+def check_record(record: bytes) -> None:
+    reader = Reader(record)
+    require(reader.number(1) == 1, "unknown record format")
+    require(reader.left() > 0, "no wrap in the record")
+    while reader.left() > 0:
+        name = reader.take(reader.number(1))
+        wrap = reader.take(reader.number(2))
+        require(len(name) > 0 and len(wrap) > 0, "empty part in the record")
+        try:
+            name.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Refused("a root's name is not UTF-8") from None
+
+
+def gcm_open(key: bytes, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
+    try:
+        return AESGCM(key).decrypt(nonce, sealed, aad)
+    except InvalidTag:
+        raise Refused("does not authenticate") from None
+
+
+def decrypt(envelope: bytes, chain: str, keks: dict[bytes, bytes], aad: bytes) -> bytes:
+    """The plaintext of an envelope; `keks` are the chain's KEKs by id."""
+    require(re.fullmatch("[a-z0-9][a-z0-9._-]{0,62}", chain) is not None, "not a chain's name")
+    require(len(aad) <= MAX_AAD, "AAD too long")
+    chain_field = u16(len(chain)) + chain.encode("ascii")
+
+    reader = Reader(envelope)
+    version, suite = reader.number(1), reader.number(1)
+    require(version in (1, 2), "unknown version")
+    require(suite in SUITES, "unknown suite")
+    key_len = SUITES[suite][1]
+    named = reader.take(16)
+    carried = b""
+    if version == 2:
+        record = reader.take(reader.number(2))
+        check_record(record)
+        carried = u16(len(record)) + record
+    wrap_nonce = reader.take(12)
+    wrapped_dek = reader.take(key_len + TAG)
+    require(reader.left() >= TAG, "no payload")
+    payload = reader.take(reader.left())
+
+    kek = keks.get(named)
+    require(kek is not None, "unknown KEK")
+    require(len(kek) == key_len and kek_id(kek) == named, "not the KEK that the envelope names")
+    codes = bytes([version, suite])
+    dek = gcm_open(kek, wrap_nonce, wrapped_dek, b"kms-proxy dek v1" + codes + named + chain_field + carried)
+    data_aad = b"kms-proxy data v1" + codes[1:] + chain_field + len(aad).to_bytes(4, "big") + aad
+    return gcm_open(dek, bytes(12), payload, data_aad)
+
+
+def from_hex(text: str) -> bytes:
+    data = bytes.fromhex(text)
+    if data.hex() != text:
+        raise ValueError("not lower-case hex without spaces")
+    return data
+
+
+def from_text(text: str) -> bytes:
+    require(text.startswith("kp:"), "not the text form")
+    try:
+        data = base64.b64decode(text[3:], validate=True)
+    except ValueError:
+        raise Refused("not base64") from None
+    # The library lets unused bits pass.
+    require(base64.b64encode(data).decode() == text[3:], "not canonical base64")
+    return data
+
+
+def check(vector: dict) -> str | None:
+    """What is wrong with a vector, or with this reader."""
+    kek, valid = from_hex(vector["kek"]), vector["valid"]
+    try:
+        opened = decrypt(from_hex(vector["envelope"]), vector["chain"], {kek_id(kek): kek}, from_hex(vector["aad"]))
+    except Refused as refused:
+        return f"refused: {refused}" if valid else None
+    if not valid:
+        return "opened"
+    if opened != from_hex(vector["plaintext"]):
+        return "opened to another plaintext"
+    return None if (vector["suite"], len(kek)) in SUITES.values() else "its suite is not its KEK's"
+
+
+def check_files(paths: list[pathlib.Path]) -> bool:
+    vectors = [(path, vector) for path in paths for vector in json.loads(path.read_text("ascii"))]
+    wrong = [(path, vector, what) for path, vector in vectors if (what := check(vector)) is not None]
+    for path, vector, what in wrong:
+        print(f"{path}: {vector['comment']}: {what}", file=sys.stderr)
+    opened = sum(vector["valid"] for _, vector in vectors)
+    if not wrong:
+        print(f"{opened} vectors opened, {len(vectors) - opened} refused")
+    return bool(vectors) and not wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="An independent reader of kms-proxy's envelopes")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("open")
+    one.add_argument("--chain", default="default")
+    one.add_argument("--kek-file", type=pathlib.Path, required=True, help="a file with the KEK in hex")
+    one.add_argument("--aad", type=from_hex, default=b"", help="in hex")
+    one.add_argument("envelope")
+    commands.add_parser("check").add_argument("files", nargs="+", type=pathlib.Path)
+    arguments = parser.parse_args()
+    if arguments.command == "check":
+        return 0 if check_files(arguments.files) else 1
+    kek = from_hex(arguments.kek_file.read_text("ascii").strip())
+    try:
+        text = arguments.envelope
+        envelope = from_text(text) if text.startswith("kp:") else from_hex(text)
+        sys.stdout.buffer.write(decrypt(envelope, arguments.chain, {kek_id(kek): kek}, arguments.aad))
+    except (Refused, ValueError) as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+//! The integration tests, in one binary: what can be seen from outside the library.
+//!
+//! Each module is one subject. A test that needs a tool which is not there fails, and names the
+//! command that installs it.
+
+#[cfg(test)]
+mod vectors;

@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+"""Writes the known-answer vectors beside it, from docs/format.md alone.
+
+It shares no code with kms-proxy nor with the reader in tests/decryptor. Keys and nonces are SHA-256 of labels, so
+every run writes the same bytes. Usage: make.py [DIRECTORY], by default its own.
+"""
+
+import base64
+import hashlib
+import json
+import pathlib
+import sys
+from dataclasses import dataclass, replace
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+NAMES = {1: "aes-128-gcm", 2: "aes-256-gcm"}
+KEY_LEN = {1: 16, 2: 32}
+
+
+def derive(label: str, size: int) -> bytes:
+    """Bytes for a label: a key or a nonce."""
+    return hashlib.sha256(b"kms-proxy vectors 1: " + label.encode()).digest()[:size]
+
+
+def kek_id(kek: bytes) -> bytes:
+    return HKDF(SHA256(), 16, None, b"kms-proxy kek id v1").derive(kek)
+
+
+def u16(value: int) -> bytes:
+    return value.to_bytes(2, "big")
+
+
+def record(*wraps: tuple[bytes, bytes]) -> bytes:
+    return b"\x01" + b"".join(bytes([len(root)]) + root + u16(len(wrap)) + wrap for root, wrap in wraps)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What an envelope is made of. What is None follows from the rest; what is set may well be wrong."""
+
+    suite: int = 1
+    version: int = 1
+    chain: bytes = b"orders"
+    aad: bytes = b"row 7"
+    plaintext: bytes = b"hello"
+    record: bytes | None = None
+    kek: bytes | None = None
+    dek: bytes | None = None
+    wrap_nonce: bytes | None = None
+    payload_nonce: bytes = bytes(12)
+    kek_id: bytes | None = None
+    version_byte: int | None = None
+    suite_byte: int | None = None
+    wrap_aad: bytes | None = None
+    data_aad: bytes | None = None
+
+    def __post_init__(self) -> None:
+        of = f"{NAMES[self.suite]} version {self.version} chain {self.chain.decode()}"
+        defaults = {
+            "record": record((b"main", derive("a root's wrap", 44))) if self.version == 2 else b"",
+            "kek": derive(f"kek {of}", KEY_LEN[self.suite]),
+            "dek": derive(f"dek {of} {self.plaintext.hex()}", KEY_LEN[self.suite]),
+            "wrap_nonce": derive(f"nonce {of} {self.plaintext.hex()}", 12),
+            "version_byte": self.version,
+            "suite_byte": self.suite,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def fields(self) -> list[bytes]:
+        """The envelope, field by field."""
+        kid = kek_id(self.kek) if self.kek_id is None else self.kek_id
+        codes = bytes([self.version_byte, self.suite_byte])
+        chain = u16(len(self.chain)) + self.chain
+        carried = [u16(len(self.record)), self.record] if self.version == 2 else []
+        wrap_aad = b"kms-proxy dek v1" + codes + kid + chain + b"".join(carried)
+        data_aad = b"kms-proxy data v1" + codes[1:] + chain + len(self.aad).to_bytes(4, "big") + self.aad
+        wrap = AESGCM(self.kek).encrypt(self.wrap_nonce, self.dek, wrap_aad if self.wrap_aad is None else self.wrap_aad)
+        payload = AESGCM(self.dek).encrypt(
+            self.payload_nonce, self.plaintext, data_aad if self.data_aad is None else self.data_aad
+        )
+        dek_len, len_ = len(self.dek), len(self.plaintext)
+        return [
+            codes[:1], codes[1:], kid, *carried, self.wrap_nonce,
+            wrap[:dek_len], wrap[dek_len:], payload[:len_], payload[len_:],
+        ]  # fmt: skip
+
+    def names(self) -> list[str]:
+        carried = ["kek_len", "record"] if self.version == 2 else []
+        header = ["version", "suite", "kek_id", *carried, "wrap_nonce", "wrapped_dek", "wrap tag"]
+        return [*header, "payload", "payload tag"]
+
+    def envelope(self) -> bytes:
+        return b"".join(self.fields())
+
+    def header(self) -> bytes:
+        return b"".join(self.fields()[:-2])
+
+    def with_field(self, name: str, change) -> bytes:
+        fields = self.fields()
+        i = self.names().index(name)
+        fields[i] = change(fields[i])
+        return b"".join(fields)
+
+
+class Vectors:
+    def __init__(self) -> None:
+        self.list: list[dict] = []
+
+    def add(self, comment: str, m: Message, valid: bool, envelope: bytes | None = None, **given) -> None:
+        """One vector: `given` is what the reader has in place of the writer's own chain, kek and aad."""
+        kek, suite = given.get("kek", m.kek), given.get("suite", m.suite)
+        self.list.append({
+            "comment": comment,
+            "suite": NAMES[suite],
+            "chain": given.get("chain", m.chain).decode(),
+            "kek": kek.hex(),
+            "aad": given.get("aad", m.aad).hex(),
+            "plaintext": m.plaintext.hex() if valid else "",
+            "envelope": (m.envelope() if envelope is None else envelope).hex(),
+            "valid": valid,
+        })  # fmt: skip
+
+    def opens(self, comment: str, m: Message, envelope: bytes | None = None, **given) -> None:
+        self.add(comment, m, True, envelope, **given)
+
+    def fails(self, comment: str, m: Message, envelope: bytes | None = None, **given) -> None:
+        self.add(comment, m, False, envelope, **given)
+
+    def write(self, path: pathlib.Path) -> None:
+        lines = ",\n".join(json.dumps(vector) for vector in self.list)
+        path.write_text(f"[\n{lines}\n]\n", encoding="ascii")
+
+
+def flip(bit: int):
+    """Flips one bit, counted from the first byte's lowest."""
+
+    def change(field: bytes) -> bytes:
+        return field[: bit // 8] + bytes([field[bit // 8] ^ 1 << bit % 8]) + field[bit // 8 + 1 :]
+
+    return change
+
+
+def kinds() -> list[tuple[str, Message]]:
+    return [(f"{NAMES[s]}, version {v}", Message(suite=s, version=v)) for s in (1, 2) for v in (1, 2)]
+
+
+EXAMPLE = Message(kek=bytes(range(16)), dek=bytes(range(16, 32)), wrap_nonce=bytes(range(32, 44)))
+EXAMPLE_2 = replace(
+    EXAMPLE, version=2, version_byte=2, record=record((b"main", b"\xaa\xbb\xcc")), wrap_nonce=EXAMPLE.wrap_nonce[::-1]
+)
+
+
+def opening() -> Vectors:
+    v = Vectors()
+    v.opens("the example of docs/format.md", EXAMPLE)
+    v.opens("the version 2 example of docs/format.md", EXAMPLE_2)
+    for kind, m in kinds():
+        for size in (0, 1, 15, 16, 17, 256):
+            v.opens(f"{kind}: {size} bytes", Message(suite=m.suite, version=m.version, plaintext=bytes(range(size))))
+        v.opens(f"{kind}: empty AAD", replace(m, aad=b""))
+        empty = Message(suite=m.suite, version=m.version, aad=b"", plaintext=b"")
+        v.opens(f"{kind}: empty plaintext, empty AAD", empty)
+        v.opens(f"{kind}: UTF-8 AAD", replace(m, aad="Zürich, 東京, \N{KEY}".encode()))
+        v.opens(f"{kind}: AAD of every byte value", replace(m, aad=bytes(range(256))))
+        v.opens(f"{kind}: chain of 63 bytes", Message(suite=m.suite, version=m.version, chain=b"a.b_c-9" * 9))
+        v.opens(f"{kind}: chain of 1 byte", Message(suite=m.suite, version=m.version, chain=b"0"))
+    two = Message(version=2, record=record((b"main", derive("one", 28)), (b"dr", derive("two", 32) * 8)))
+    v.opens("a record of two wraps", two)
+    v.opens("a record of the smallest size", Message(version=2, record=record((b"r", b"w"))))
+    longest = record((b"r" * 255, b"w" * 1024))
+    v.opens("a root's name of 255 bytes and a wrap of 1,024", Message(version=2, record=longest))
+    v.opens("a root's name in UTF-8", Message(version=2, record=record(("Wurzel 根".encode(), b"w"))))
+    moved = replace(EXAMPLE, kek=derive("a newer kek", 16), wrap_nonce=derive("a newer nonce", 12))
+    rewrapped = moved.header() + EXAMPLE.envelope()[62:]
+    v.opens("the example's payload under a rewrapped header", EXAMPLE, rewrapped, kek=moved.kek)
+    return v
+
+
+def tampered() -> Vectors:
+    """Good envelopes that were changed, or that are read with what they were not made with."""
+    v = Vectors()
+    for kind, m in kinds():
+        good, fields, names = m.envelope(), m.fields(), m.names()
+        for name, field in zip(names, fields, strict=True):
+            v.fails(f"{kind}: first bit of {name} flipped", m, m.with_field(name, flip(7)))
+            v.fails(f"{kind}: last bit of {name} flipped", m, m.with_field(name, flip(8 * len(field) - 8)))
+        cut = 0
+        for name, field in zip(names, fields, strict=True):
+            v.fails(f"{kind}: {'empty input' if cut == 0 else f'ends before {name}'}", m, good[:cut])
+            cut += len(field)
+        v.fails(f"{kind}: ends a byte early", m, good[:-1])
+        v.fails(f"{kind}: trailing byte", m, good + b"\0")
+        v.fails(f"{kind}: payload of 15 bytes", m, m.header() + good[-15:])
+        v.fails(f"{kind}: AAD one byte longer", m, aad=b"row 7\0")
+        v.fails(f"{kind}: AAD one byte shorter", m, aad=b"row ")
+        v.fails(f"{kind}: no AAD", m, aad=b"")
+        v.fails(f"{kind}: another chain", m, chain=b"invoices")
+        v.fails(f"{kind}: chain's end moved into the AAD", m, chain=b"order", aad=b"srow 7")
+        v.fails(f"{kind}: another KEK", m, kek=derive("another kek", KEY_LEN[m.suite]))
+        other = Message(suite=m.suite, version=m.version, plaintext=b"world")
+        v.fails(f"{kind}: header of one on payload of another", m, other.header() + good[len(m.header()) :])
+        relabelled = bytes([3 - m.version]) + good[1:]
+        v.fails(f"{kind}: relabelled as version {3 - m.version}", m, relabelled)
+        v.fails(f"{kind}: relabelled as the other suite", m, good[:1] + bytes([3 - m.suite]) + good[2:])
+        v.fails(f"{kind}: text form in place of bytes", m, b"kp:" + base64.b64encode(good))
+    one, two = Message(), Message(version=2)
+    fields, carried = one.fields(), two.fields()[3:5]
+    v.fails("record put into a version 1 header", one, b"".join([b"\x02", *fields[1:3], *carried, *fields[3:]]))
+    fields = two.fields()
+    v.fails("record taken out of a version 2 header", two, b"".join([b"\x01", *fields[1:3], *fields[5:]]))
+    swapped = replace(two, record=record((b"main", derive("another wrap", 44))))
+    v.fails("record of another envelope of the same KEK", two, two.with_field("record", lambda _: swapped.record))
+    return v
+
+
+def wrong() -> Vectors:
+    """Sealed with all keys at hand, but not as the format says: only a check of the reader refuses them."""
+    v = Vectors()
+    for kind, m in kinds():
+        n = KEY_LEN[m.suite]
+        chain = u16(len(m.chain)) + m.chain
+        start = b"kms-proxy data v1" + bytes([m.suite])
+        v.fails(f"{kind}: sealed with version byte 0", replace(m, version_byte=0))
+        v.fails(f"{kind}: sealed with version byte 3", replace(m, version_byte=3))
+        v.fails(f"{kind}: sealed with suite byte 0", replace(m, suite_byte=0))
+        v.fails(f"{kind}: sealed with suite byte 3", replace(m, suite_byte=3))
+        v.fails(f"{kind}: sealed with another KEK's id", replace(m, kek_id=kek_id(derive("another kek", n))))
+        v.fails(f"{kind}: KEK of the other suite's size", replace(m, kek=derive("other size", 48 - n)))
+        v.fails(f"{kind}: DEK of the other suite's size", replace(m, dek=derive("other dek", 48 - n)))
+        v.fails(f"{kind}: payload's nonce is not zero", replace(m, payload_nonce=bytes(11) + b"\x01"))
+        v.fails(f"{kind}: payload sealed with the raw AAD alone", replace(m, data_aad=m.aad))
+        v.fails(f"{kind}: payload sealed without lengths", replace(m, data_aad=start + m.chain + m.aad))
+        shifted = start + u16(5) + b"order" + (6).to_bytes(4, "big") + b"srow 7"
+        v.fails(f"{kind}: payload sealed with the boundary of chain and AAD moved", replace(m, data_aad=shifted))
+        v.fails(f"{kind}: payload sealed with a u16 length", replace(m, data_aad=start + chain + u16(5) + m.aad))
+        other = start[:-1] + bytes([3 - m.suite]) + chain + (5).to_bytes(4, "big") + m.aad
+        v.fails(f"{kind}: payload sealed for the other suite", replace(m, data_aad=other))
+        v.fails(f"{kind}: wrap sealed without AAD", replace(m, wrap_aad=b""))
+        named = b"kms-proxy dek v1" + bytes([m.version, m.suite]) + kek_id(m.kek)
+        v.fails(f"{kind}: wrap sealed without the chain", replace(m, wrap_aad=named))
+    two = Message(version=2)
+    bare = b"kms-proxy dek v1\x02\x01" + kek_id(two.kek) + b"\x00\x06orders"
+    v.fails("wrap sealed without the carried record", replace(two, wrap_aad=bare))
+    for comment, bad in {
+        "empty record": b"",
+        "record without a wrap": b"\x01",
+        "record of format 0": b"\x00" + record((b"main", b"wrap"))[1:],
+        "record of format 2": b"\x02" + record((b"main", b"wrap"))[1:],
+        "record with an empty name": record((b"", b"wrap")),
+        "record with an empty wrap": record((b"main", b"")),
+        "record with an empty second wrap": record((b"main", b"wrap"), (b"dr", b"")),
+        "record with a name that is not UTF-8": record((b"ma\xffn", b"wrap")),
+        "record with an overlong UTF-8 name": record((b"\xc0\xaf", b"wrap")),
+        "record that ends in a name": record((b"main", b"wrap")) + b"\x03dr",
+        "record that ends in a length": record((b"main", b"wrap")) + b"\x02dr\x00",
+        "record that ends in a wrap": record((b"main", b"wrap"))[:-1],
+        "record with a trailing byte": record((b"main", b"wrap")) + b"\x00",
+    }.items():
+        v.fails(comment, Message(version=2, record=bad))
+    for chain in (b"", b"a" * 64, b"Orders", b"-orders", b"or/ders", b"orders\n", "örders".encode()):
+        v.fails(f"no chain's name: {chain[:8].decode()!r} of {len(chain)} bytes", Message(chain=chain))
+    v.fails("KEK of 24 bytes", Message(kek=derive("kek of 24", 24)))
+    v.fails("KEK of 24 bytes, and DEK too", Message(kek=derive("kek of 24", 24), dek=derive("dek of 24", 24)))
+    return v
+
+
+def long_aad() -> Vectors:
+    v = Vectors()
+    v.opens("AAD of 65,536 bytes, the longest", Message(aad=b"a" * 65_536))
+    v.fails("AAD of 65,537 bytes", Message(aad=b"a" * 65_537))
+    return v
+
+
+if __name__ == "__main__":
+    directory = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
+    for name, vectors in {"opens": opening(), "tampered": tampered(), "wrong": wrong(), "long-aad": long_aad()}.items():
+        vectors.write(directory / f"{name}.json")
