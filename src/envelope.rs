@@ -320,12 +320,12 @@ mod tests {
 
     use super::*;
 
-    fn record() -> Vec<u8> {
+    pub(super) fn record() -> Vec<u8> {
         let wraps = vec![("main".into(), vec![1, 2, 3].into()), ("dr".into(), vec![4; 60].into())];
         CarriedRecord { wraps }.to_bytes().unwrap()
     }
 
-    fn sample(version: Version<'_>, suite: Suite, payload: usize) -> Vec<u8> {
+    pub(super) fn sample(version: Version<'_>, suite: Suite, payload: usize) -> Vec<u8> {
         let mut out = Vec::new();
         let id = KekId::from_bytes([9; 16]);
         write_header(&mut out, version, suite, &id, &[1; 12], &vec![2; suite.key_len()], &[3; 16]);
@@ -431,3 +431,6 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod version_2;

@@ -82,8 +82,7 @@ fn the_example_in_the_document_is_what_the_library_makes() {
         if header.version == Version::Stored {
             assert!(document.contains(&envelope::to_text(&bytes)), "{comment}: text");
             assert!(shown.contains(&hex(&header.dek_aad(&chain))), "{comment}: AAD of the wrap");
-            let prefix = envelope::data_aad_prefix(header.suite, &chain);
-            let aad = envelope::push_data_aad(&prefix, &unhex(&vector.aad)).unwrap();
+            let aad = data_aad(header.suite, &chain, &unhex(&vector.aad));
             assert!(shown.contains(&hex(&aad)), "{comment}: AAD of the payload");
         }
     }
@@ -196,10 +195,14 @@ fn carried(chain: &ChainName, kek: &Kek, aad: &[u8], plaintext: &[u8]) -> Vec<u8
     let tag = Cipher::new(kek.key()).seal(&nonce, &wrap_aad, &mut wrapped).unwrap();
     let mut out = Vec::new();
     envelope::write_header(&mut out, version, suite, &id, &nonce, &wrapped, &tag);
-    let aad = envelope::push_data_aad(&envelope::data_aad_prefix(suite, chain), aad).unwrap();
+    let aad = data_aad(suite, chain, aad);
     let mut message = plaintext.to_vec();
     let tag = Cipher::new(&dek).seal(&[0; NONCE_LEN], &aad, &mut message).unwrap();
     [out, message, tag.to_vec()].concat()
+}
+
+fn data_aad(suite: Suite, chain: &ChainName, aad: &[u8]) -> Vec<u8> {
+    envelope::push_data_aad(&envelope::data_aad_prefix(suite, chain), aad).unwrap()
 }
 
 fn root() -> &'static Path {

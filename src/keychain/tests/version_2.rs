@@ -1,0 +1,149 @@
+//! Version 2 envelopes: the KEK travels along, and nothing of its record can be exchanged.
+
+use super::*;
+use crate::envelope::CarriedRecord;
+
+/// A chain, its KEK, and an envelope of it in version 1.
+struct Sample {
+    chain: KeyChain,
+    kek: Arc<Kek>,
+    stored: Vec<u8>,
+}
+
+impl Sample {
+    fn new(suite: Suite) -> Self {
+        let chain = chain(suite);
+        let kek = Arc::clone(chain.kek(chain.primary_id().unwrap()).unwrap());
+        let stored = chain.encrypt(b"hello", b"").unwrap();
+        Self { chain, kek, stored }
+    }
+
+    /// The same DEK and payload with `record`. Nothing here writes version 2 yet; this makes one as
+    /// docs/format.md says.
+    fn carried(&self, record: &[u8]) -> Vec<u8> {
+        let stored = Envelope::parse(&self.stored).unwrap();
+        let dek = self.chain.open_dek(&stored).unwrap();
+        let (version, nonce) = (Version::Carried(record), [3; 12]);
+        let (wrapped, tag) = self.kek.wrap_for_test(&dek, version, &nonce);
+        let mut out = Vec::new();
+        let (suite, id) = (self.kek.suite(), self.kek.id());
+        envelope::write_header(&mut out, version, suite, &id, &nonce, &wrapped, &tag);
+        out.extend_from_slice(stored.payload);
+        out
+    }
+
+    fn opens(&self, envelope: &[u8]) -> bool {
+        let opened = self.chain.decrypt(envelope, b"");
+        assert!(
+            opened.as_ref().is_ok_and(|opened| opened.as_slice() == b"hello") || opened.is_err()
+        );
+        opened.is_ok()
+    }
+}
+
+fn record(wraps: &[(&'static str, &[u8])]) -> Vec<u8> {
+    let wraps = wraps.iter().map(|&(root, wrap)| (root.into(), wrap.to_vec().into())).collect();
+    CarriedRecord { wraps }.to_bytes().unwrap()
+}
+
+const MAIN: (&str, &[u8]) = ("main", &[5; 40]);
+const DR: (&str, &[u8]) = ("dr", &[6; 28]);
+
+/// Where kek_len stands, and where the record begins.
+const KEK_LEN: usize = 18;
+const RECORD: usize = 20;
+
+#[test]
+fn it_opens_and_every_flipped_bit_fails() {
+    for suite in SUITES {
+        let sample = Sample::new(suite);
+        let envelope = sample.carried(&record(&[MAIN, DR]));
+        assert!(sample.opens(&envelope));
+        for bit in 0..envelope.len() * 8 {
+            let mut changed = envelope.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(!sample.opens(&changed), "bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn every_truncation_and_every_trailing_byte_fails() {
+    for suite in SUITES {
+        let sample = Sample::new(suite);
+        let envelope = sample.carried(&record(&[MAIN, DR]));
+        for len in 0..envelope.len() {
+            assert_eq!(
+                error(sample.chain.decrypt(&envelope[..len], b"")),
+                DecryptError::Invalid,
+                "{len}"
+            );
+        }
+        assert!(!sample.opens(&[&envelope[..], &[0]].concat()));
+    }
+}
+
+#[test]
+fn every_other_kek_len_fails() {
+    let sample = Sample::new(Suite::Aes128Gcm);
+    let record = record(&[MAIN, DR]);
+    let mut envelope = sample.carried(&record);
+    for len in (0..=u16::MAX).filter(|&len| usize::from(len) != record.len()) {
+        envelope[KEK_LEN..RECORD].copy_from_slice(&len.to_be_bytes());
+        assert!(!sample.opens(&envelope), "{len}");
+    }
+}
+
+#[test]
+fn a_record_of_another_envelope_fails() {
+    let ours = record(&[MAIN, DR]);
+    let sample = Sample::new(Suite::Aes128Gcm);
+    let envelope = sample.carried(&ours);
+    let (start, end) = (&envelope[..KEK_LEN], &envelope[RECORD + ours.len()..]);
+    let exchange = |record: &[u8]| {
+        let len = u16::try_from(record.len()).unwrap().to_be_bytes();
+        [start, &len, record, end].concat()
+    };
+    assert!(sample.opens(&exchange(&ours)));
+    for theirs in [
+        record(&[DR, MAIN]),
+        record(&[MAIN]),
+        record(&[MAIN, DR, DR]),
+        record(&[MAIN, ("dr", &[7; 28])]),
+        record(&[MAIN, ("ab", &[6; 28])]),
+    ] {
+        assert!(sample.opens(&sample.carried(&theirs)), "it is good where it belongs");
+        assert!(!sample.opens(&exchange(&theirs)), "{theirs:?}");
+    }
+}
+
+#[test]
+fn versions_do_not_turn_into_each_other() {
+    for suite in SUITES {
+        let record = record(&[MAIN]);
+        let sample = Sample::new(suite);
+        let carried = sample.carried(&record);
+        let (one, two) = (&sample.stored[..], &carried[..]);
+        assert!(sample.opens(one) && sample.opens(two));
+        let carried_part = &two[KEK_LEN..RECORD + record.len()];
+        let put = [&[2], &one[1..KEK_LEN], carried_part, &one[KEK_LEN..]].concat();
+        let taken = [&[1], &two[1..KEK_LEN], &two[RECORD + record.len()..]].concat();
+        let renamed = [[&[2], &one[1..]].concat(), [&[1], &two[1..]].concat()];
+        for changed in [put, taken].iter().chain(&renamed) {
+            assert!(!sample.opens(changed));
+        }
+    }
+}
+
+#[test]
+fn a_rewrap_makes_it_version_1() {
+    for suite in SUITES {
+        let sample = Sample::new(suite);
+        let envelope = sample.carried(&record(&[MAIN]));
+        let (header, payload) = envelope.split_at(envelope.len() - (5 + 16));
+        let rewrapped = sample.chain.rewrap(header).unwrap();
+        assert_eq!(rewrapped.len(), envelope::header_len(suite));
+        assert!(sample.opens(&[&rewrapped, payload].concat()));
+        assert!(sample.opens(&sample.chain.rewrap(&envelope).unwrap()));
+    }
+}
