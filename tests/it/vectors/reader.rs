@@ -1,0 +1,200 @@
+//! An independent writer and an independent reader, both in Python: they agree with the library.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use kms_proxy::aead::{Cipher, NONCE_LEN};
+use kms_proxy::envelope::{self, CarriedRecord, Malformed, Version};
+use kms_proxy::id::{ChainName, Suite};
+use kms_proxy::keychain::KeyChain;
+use kms_proxy::keychain::budget::Budget;
+use kms_proxy::keychain::kek::Kek;
+use kms_proxy::secret::KeyBytes;
+
+use super::{Vector, data_aad, files, hex, root, unhex, vectors};
+
+#[test]
+fn the_writer_makes_these_vectors_again() {
+    let fresh = tempfile::tempdir().unwrap();
+    let output = python().arg(root().join("tests/vectors/make.py")).arg(fresh.path()).output();
+    assert_success(&output.unwrap());
+    let (ours, theirs) = (files(&root().join("tests/vectors")), files(fresh.path()));
+    assert_eq!(names(&ours), names(&theirs));
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        let same = std::fs::read(ours).unwrap() == std::fs::read(theirs).unwrap();
+        assert!(same, "{} is not what make.py writes", ours.display());
+    }
+}
+
+#[test]
+fn the_reader_in_python_agrees_on_the_vectors_and_on_fresh_envelopes() {
+    let directory = tempfile::tempdir().unwrap();
+    let fresh = fresh_vectors();
+    let mut paths = files(&root().join("tests/vectors"));
+    paths.push(write(directory.path(), &fresh));
+    let output = check(&paths);
+    assert_success(&output);
+    let all = [vectors(), fresh].concat();
+    let opened = all.iter().filter(|vector| vector.valid).count();
+    let expected = format!("{opened} vectors opened, {} refused\n", all.len() - opened);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn the_reader_in_python_reports_what_goes_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let good = fresh_vectors().swap_remove(0);
+    assert_success(&check(&[write(directory.path(), std::slice::from_ref(&good))]));
+    let other_plaintext = Vector { plaintext: format!("{}00", good.plaintext), ..good.clone() };
+    let opens_after_all = Vector { valid: false, plaintext: String::new(), ..good.clone() };
+    let other_aad = Vector { aad: format!("{}00", good.aad), ..good };
+    for bad in [other_plaintext, opens_after_all, other_aad] {
+        let output = check(&[write(directory.path(), &[bad])]);
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(check(&[write(directory.path(), &[])]).status.code(), Some(1), "no vectors at all");
+}
+
+#[test]
+fn both_readers_take_the_one_text_of_an_envelope_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let vector = fresh_vectors().swap_remove(0);
+    let kek = directory.path().join("kek.hex");
+    std::fs::write(&kek, format!("{}\n", vector.kek)).unwrap();
+    let open = |text: &str| {
+        let mut command = python();
+        command.arg(root().join("tests/decryptor/decrypt.py")).arg("open").arg("--kek-file");
+        command.arg(&kek).args(["--chain", &vector.chain, "--aad", &vector.aad, text]);
+        command.output().unwrap()
+    };
+    // 83 bytes: the last digit before the padding has two bits that are not used.
+    let text = envelope::to_text(&unhex(&vector.envelope));
+    let output = open(&text);
+    assert_success(&output);
+    assert_eq!(output.stdout, unhex(&vector.plaintext));
+    let (start, last) = text.strip_suffix('=').unwrap().split_at(text.len() - 2);
+    let next = char::from(last.bytes().next().unwrap() + 1);
+    for bad in [
+        format!("{start}{next}="),
+        format!("{start}{last}"),
+        format!("{text}\n"),
+        format!(" {text}"),
+        text.replacen("kp:", "KP:", 1),
+        text.replacen("kp:", "kp: ", 1),
+        text.replacen("kp:", "kp:_", 1),
+    ] {
+        assert_eq!(envelope::from_text(&bad), Err(Malformed::Text), "{bad:?}");
+        let output = open(&bad);
+        assert_eq!((output.status.code(), output.stdout), (Some(1), Vec::new()), "{bad:?}");
+    }
+}
+
+/// Envelopes by the library, under keys drawn just now: of every kind that opens, each with a
+/// changed copy that does not.
+fn fresh_vectors() -> Vec<Vector> {
+    let mut vectors = Vec::new();
+    for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+        for (name, aad, len) in
+            [("orders", "row 7", 5), ("0", "", 0), ("a-b_c.d", "Zürich", 15), ("x", "16", 16)]
+        {
+            let chain = ChainName::new(name).unwrap();
+            let (aad, plaintext) = (aad.as_bytes(), vec![b'p'; len]);
+            let (old, new) = (kek(&chain, suite), kek(&chain, suite));
+            let mut keys = KeyChain::empty(chain.clone());
+            keys.set_primary(Arc::clone(&old), Arc::new(Budget::unshared(1)));
+            let sealed = keys.encrypt(&plaintext, aad).unwrap();
+            let carried = carried(&chain, &old, aad, &plaintext);
+            keys.set_primary(Arc::clone(&new), Arc::new(Budget::unshared(1)));
+            let rewrapped = keys.rewrap(&sealed).unwrap();
+            for (comment, kek, envelope) in [
+                ("encrypted", &old, sealed),
+                ("version 2", &old, carried),
+                ("rewrapped", &new, rewrapped),
+            ] {
+                let good = Vector {
+                    comment: format!("{suite}, chain {name}: {comment}"),
+                    suite: suite.to_string(),
+                    chain: name.to_owned(),
+                    kek: hex(kek.key().expose()),
+                    aad: hex(aad),
+                    plaintext: hex(&plaintext),
+                    envelope: hex(&envelope),
+                    valid: true,
+                };
+                vectors.push(Vector {
+                    comment: format!("{}, changed", good.comment),
+                    plaintext: String::new(),
+                    envelope: hex(
+                        &[&envelope[..envelope.len() - 1], &[!envelope.last().unwrap()]].concat()
+                    ),
+                    valid: false,
+                    ..good.clone()
+                });
+                vectors.push(good);
+            }
+        }
+    }
+    vectors.sort_by_key(|vector| !vector.valid);
+    vectors
+}
+
+fn kek(chain: &ChainName, suite: Suite) -> Arc<Kek> {
+    Arc::new(Kek::new(chain, KeyBytes::random(suite).unwrap()))
+}
+
+/// A version 2 envelope by the library's parts; no call of it writes one yet.
+fn carried(chain: &ChainName, kek: &Kek, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
+    let (suite, id, nonce) = (kek.suite(), kek.id(), [7; NONCE_LEN]);
+    let wraps = vec![("main".into(), vec![5; 300].into()), ("dr".into(), vec![6; 28].into())];
+    let record = CarriedRecord { wraps }.to_bytes().unwrap();
+    let version = Version::Carried(&record);
+    let dek = KeyBytes::random(suite).unwrap();
+    let mut wrapped = dek.expose().to_vec();
+    let wrap_aad = envelope::dek_aad(version, suite, &id, chain);
+    let tag = Cipher::new(kek.key()).seal(&nonce, &wrap_aad, &mut wrapped).unwrap();
+    let mut out = Vec::new();
+    envelope::write_header(&mut out, version, suite, &id, &nonce, &wrapped, &tag);
+    let aad = data_aad(suite, chain, aad);
+    let mut message = plaintext.to_vec();
+    let tag = Cipher::new(&dek).seal(&[0; NONCE_LEN], &aad, &mut message).unwrap();
+    [out, message, tag.to_vec()].concat()
+}
+
+fn names(files: &[PathBuf]) -> Vec<OsString> {
+    files.iter().map(|path| path.file_name().unwrap().to_owned()).collect()
+}
+
+fn write(directory: &Path, vectors: &[Vector]) -> PathBuf {
+    let path = directory.join("fresh.json");
+    std::fs::write(&path, serde_json::to_vec(vectors).unwrap()).unwrap();
+    path
+}
+
+/// Runs the reader over files of vectors.
+fn check(paths: &[PathBuf]) -> Output {
+    python()
+        .arg(root().join("tests/decryptor/decrypt.py"))
+        .arg("check")
+        .args(paths)
+        .output()
+        .unwrap()
+}
+
+/// A Python that has `cryptography`.
+fn python() -> Command {
+    let python = std::env::var_os("KMS_PROXY_TEST_PYTHON")
+        .map_or_else(|| root().join("target/test-env/bin/python"), PathBuf::from);
+    let probe = Command::new(&python).args(["-c", "import cryptography"]).output();
+    assert!(
+        probe.is_ok_and(|output| output.status.success()),
+        "{} is no Python with `cryptography`\nrun: make test-env",
+        python.display()
+    );
+    Command::new(python)
+}
+
+fn assert_success(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
