@@ -4,6 +4,7 @@ pub mod app;
 pub mod clock;
 pub mod config;
 pub mod envelope;
+mod files;
 pub mod http;
 pub mod id;
 pub mod keychain;

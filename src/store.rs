@@ -4,13 +4,18 @@
 //! nothing of roots, envelopes or keys in memory. The transactions of a chain are made of
 //! [`Txn`]s elsewhere, so that every store gets the same protocol.
 
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde::Deserialize;
 
 pub mod file;
 pub mod memory;
 pub mod record;
+
+#[cfg(test)]
+mod contract;
 
 /// The revision of an entry: it grows with every write to the store, and no two writes share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +80,9 @@ pub trait Store: Send + Sync + 'static {
     /// The first `limit` entries, in the order of their keys' bytes, whose keys start with
     /// `prefix` and come after `after`.
     ///
+    /// One damaged record must not hide the others: where a store notices that an entry's value is
+    /// damaged, the entry has no value here, which is no record, and [`get`](Self::get) names it.
+    ///
     /// # Errors
     /// [`Error`].
     async fn list(
@@ -115,12 +123,80 @@ pub enum Error {
     },
 }
 
-/// The `[store]` of the configuration, complete.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The data directory when none is configured.
+pub const DEFAULT_DATA_DIR: &str = "./kms-proxy-data";
+
+/// The `[store]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
 pub enum Config {
-    /// An embedded store in this directory.
-    File {
-        /// The data directory; made with mode 0700 when it is missing.
-        path: PathBuf,
-    },
+    /// An embedded store: the default.
+    File(file::Config),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::File(file::Config::default())
+    }
+}
+
+impl Config {
+    /// The directory for what this machine alone keeps, such as the key file of a `local` root.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        match self {
+            Self::File(config) => &config.path,
+        }
+    }
+}
+
+/// A store that could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("store {kind}: {detail}")]
+pub struct OpenError {
+    /// The kind of store.
+    pub kind: &'static str,
+    /// What is wrong, for the operator; without secrets.
+    pub detail: String,
+}
+
+/// Opens the store that is configured.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
+    match config {
+        Config::File(config) => match file::Store::open(&config.path).await {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(detail) => Err(OpenError { kind: "file", detail }),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_configuration_names_a_kind() {
+        let file = |path: &str| Config::File(file::Config { path: path.into() });
+        assert_eq!(parse("kind = 'file'").unwrap(), Config::default());
+        assert_eq!(Config::default(), file(DEFAULT_DATA_DIR));
+        assert_eq!(parse("kind = 'file'\npath = '/data'").unwrap(), file("/data"));
+        assert_eq!(file("/data").data_dir(), Path::new("/data"));
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_told_what_there_is() {
+        let error = parse("kind = 'files'").unwrap_err();
+        assert!(error.contains("`files`") && error.contains("`file`"), "{error}");
+        let error = parse("kind = 'file'\npaht = '/data'").unwrap_err();
+        assert!(error.contains("`paht`") && error.contains("`path`"), "{error}");
+        let error = parse("path = '/data'").unwrap_err();
+        assert!(error.contains("`kind`"), "{error}");
+    }
 }

@@ -1,1 +1,176 @@
-//! stub
+//! The embedded store: a redb database in the data directory, for one process and no set-up.
+//!
+//! A commit is on disk before it is answered. Commits that come at once share one write to the
+//! disk. After an I/O error, such as a full disk, the file is opened again by itself. It knows keys
+//! and bytes; what records mean is not its business.
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redb::ReadableDatabase;
+use serde::Deserialize;
+
+use super::{Committed, Entry, Error, Revision, Txn};
+
+mod database;
+mod layout;
+mod open;
+mod rescue;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use database::Database;
+use layout::RECORDS;
+use open::Opener;
+use writer::Writer;
+
+/// How long a call waits for the disk before it gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `[store]` with `kind = "file"`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The data directory; made with mode 0700 when it is missing.
+    pub path: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { path: super::DEFAULT_DATA_DIR.into() }
+    }
+}
+
+/// A store in a directory that no other process may use meanwhile.
+///
+/// Dropping it waits for the commits under way and closes the file.
+pub struct Store {
+    writer: Option<Writer>,
+    database: Arc<Database>,
+}
+
+impl Store {
+    /// Opens the store in `directory`; makes both when they are missing. It reads the whole file,
+    /// to verify it.
+    ///
+    /// # Errors
+    /// What is wrong, for an operator: another process uses the directory, the file is damaged or
+    /// of a newer format, or it can't be read and written.
+    pub async fn open(directory: &Path) -> Result<Self, String> {
+        Self::open_with(directory, Box::new(open::plain)).await
+    }
+
+    async fn open_with(directory: &Path, opener: Box<Opener>) -> Result<Self, String> {
+        let directory = directory.to_owned();
+        let open = move || {
+            let database = Arc::new(Database::open(&directory, opener)?);
+            let writer = Writer::start(Arc::clone(&database))?;
+            Ok(Self { writer: Some(writer), database })
+        };
+        tokio::task::spawn_blocking(open).await.map_err(|error| error.to_string())?
+    }
+
+    /// Runs `act` on a thread that may block: the disk may be slow, and the file may have to be
+    /// opened again.
+    async fn read<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Table) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let database = Arc::clone(&self.database);
+        let task = tokio::task::spawn_blocking(move || {
+            database.with(|database| act(&database.begin_read()?.open_table(RECORDS)?))
+        });
+        match tokio::time::timeout(PATIENCE, task).await {
+            Ok(Ok(result)) => result.map_err(|detail| unavailable(detail, false)),
+            Ok(Err(ended)) => Err(unavailable(ended.to_string(), false)),
+            Err(_) => Err(unavailable(slow(), false)),
+        }
+    }
+}
+
+type Table = redb::ReadOnlyTable<&'static str, &'static [u8]>;
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // First what is queued, then the file.
+        self.writer = None;
+        self.database.close();
+    }
+}
+
+#[async_trait]
+impl super::Store for Store {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        let wanted = key.to_owned();
+        self.read(move |table| {
+            let stored = table.get(&*wanted)?;
+            Ok(stored.map(|stored| match layout::read_record(&wanted, stored.value()) {
+                Ok((revision, value)) => Ok(entry(&wanted, revision, value)),
+                Err(_) => Err(corrupt(&wanted)),
+            }))
+        })
+        .await?
+        .transpose()
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        self.read(move |table| {
+            let start = match &after {
+                Some(after) if **after >= *prefix => Bound::Excluded(&**after),
+                _ => Bound::Included(&*prefix),
+            };
+            let mut entries = Vec::new();
+            for stored in table.range::<&str>((start, Bound::Unbounded))?.take(limit) {
+                let (key, stored) = stored?;
+                let key = key.value();
+                if !key.starts_with(&prefix) {
+                    break;
+                }
+                entries.push(match layout::read_record(key, stored.value()) {
+                    Ok((revision, value)) => entry(key, revision, value),
+                    Err(_) => entry(key, Revision(0), &[]),
+                });
+            }
+            Ok(entries)
+        })
+        .await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
+        match &self.writer {
+            Some(writer) => writer.commit(txn).await,
+            None => Err(unavailable("it is closed".to_owned(), false)),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        "file"
+    }
+}
+
+fn entry(key: &str, revision: Revision, value: &[u8]) -> Entry {
+    Entry { key: key.to_owned(), value: value.to_vec(), revision }
+}
+
+fn corrupt(key: &str) -> Error {
+    Error::Corrupt { key: key.to_owned(), detail: "its checksum does not match".to_owned() }
+}
+
+fn unavailable(detail: String, maybe_applied: bool) -> Error {
+    Error::Unavailable { detail, maybe_applied }
+}
+
+fn slow() -> String {
+    format!("the disk did not answer within {} s", PATIENCE.as_secs())
+}
