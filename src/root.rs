@@ -14,6 +14,7 @@ use crate::secret::KeyBytes;
 
 pub mod local;
 pub mod passphrase;
+mod sealed;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -136,11 +137,21 @@ pub struct Named {
     pub root: Arc<dyn RootKey>,
 }
 
+/// Whether `name` can name a root: 1 to 63 bytes of `a-z 0-9 . _ -`.
+fn is_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    (1..=63).contains(&name.len()) && name.bytes().all(fits)
+}
+
 /// Sets a root up. `data_dir` is where a `local` root keeps its key file by default.
 ///
 /// # Errors
 /// [`OpenError`]; a root that is only away at the moment is none.
 pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> {
+    let failed = |detail| OpenError { root: config.name().to_owned(), detail };
+    if !is_name(config.name()) {
+        return Err(failed("a root's name is 1 to 63 of a-z 0-9 . _ -".to_owned()));
+    }
     let root: Result<Arc<dyn RootKey>, String> = match config {
         Config::Local(config) => {
             local::Root::open(config, data_dir).map(|root| Arc::new(root) as _)
@@ -149,8 +160,51 @@ pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> 
             passphrase::Root::open(config).await.map(|root| Arc::new(root) as _)
         }
     };
-    match root {
-        Ok(root) => Ok(Named { name: config.name().into(), root }),
-        Err(detail) => Err(OpenError { root: config.name().to_owned(), detail }),
+    let root = root.map_err(failed)?;
+    Ok(Named { name: config.name().into(), root })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_configuration_names_a_kind_that_there_is() {
+        for kind in ["local", "passphrase"] {
+            let config = parse(&format!("kind = '{kind}'\nname = 'main'")).unwrap();
+            assert_eq!(config.name(), "main");
+            assert!(parse(&format!("kind = '{kind}'")).unwrap_err().contains("`name`"));
+        }
+        let error = parse("kind = 'locla'\nname = 'main'").unwrap_err();
+        assert!(error.contains("`locla`") && error.contains("`passphrase`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn names_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let longest = "a".repeat(63);
+        for (name, good) in [
+            ("main", true),
+            ("a.b_c-0", true),
+            (&*longest, true),
+            ("", false),
+            ("Main", false),
+            ("a b", false),
+            ("a/b", false),
+            (&*format!("{longest}a"), false),
+        ] {
+            let config = Config::Local(local::Config { name: name.to_owned(), key_file: None });
+            match open(&config, dir.path()).await {
+                Ok(named) => assert!(good && &*named.name == name, "{name}"),
+                Err(error) => {
+                    assert!(!good, "{error}");
+                    assert!(error.to_string().contains("1 to 63 of a-z"), "{error}");
+                }
+            }
+        }
     }
 }

@@ -1,40 +1,277 @@
-//! stub
-use serde::Deserialize;
+//! `local`: a root key in a file, made at the first start. For development: whoever reads the file
+//! opens every KEK that it ever wrapped.
+
+use std::io;
 use std::path::{Path, PathBuf};
-/// c
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::aead::Cipher;
+use crate::files;
+use crate::id::Suite;
+use crate::random;
+use crate::secret::KeyBytes;
+
+use super::{Context, Error, sealed};
+
+/// The first byte of a wrap. Then follow nonce (12 bytes), sealed KEK (16 or 32) and tag (16).
+const FORMAT: u8 = 1;
+
+/// The name of the key file in the data directory.
+const FILE_NAME: &str = "root.key";
+
+/// What a key file starts with. Then follow the key and its check, in hex.
+const MAGIC: &str = "kms-proxy local root key v1";
+
+/// One `[[root]]` with `kind = "local"`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// n
+    /// The root's name in records and metrics.
     pub name: String,
-    /// f
+    /// The key file; `root.key` in the data directory by default.
     pub key_file: Option<PathBuf>,
 }
-/// r
-pub struct Root;
+
+/// A root key in memory.
+pub struct Root {
+    cipher: Cipher,
+}
+
 impl Root {
-    /// o
-    pub fn open(_: &Config, _: &Path) -> Result<Self, String> {
-        Err(String::new())
+    /// Reads the key file, or makes it with mode 0600 when there is none. Of several processes that
+    /// start at once, one makes it and all read the same key.
+    ///
+    /// # Errors
+    /// What is wrong, for an operator: the file can't be read or made, others may read it, or its
+    /// contents are damaged.
+    pub fn open(config: &Config, data_dir: &Path) -> Result<Self, String> {
+        let path = match &config.key_file {
+            Some(path) => path.clone(),
+            None => {
+                files::make_private_dir(data_dir)
+                    .map_err(|error| format!("{}: {error}", data_dir.display()))?;
+                data_dir.join(FILE_NAME)
+            }
+        };
+        if !path.try_exists().map_err(|error| at(&path, &error))? {
+            make(&path)?;
+        }
+        let key = read(&path)?;
+        tracing::warn!(
+            root = config.name,
+            file = %path.display(),
+            "this root keeps its key in a file: it is for development"
+        );
+        Ok(Self { cipher: Cipher::new(&key) })
+    }
+
+    /// A root with a fresh key that is nowhere else: for tests, and for key chains that need not
+    /// outlive the process.
+    ///
+    /// # Errors
+    /// [`random::Unavailable`] when the operating system gives no randomness.
+    pub fn generate() -> Result<Self, random::Unavailable> {
+        Ok(Self { cipher: Cipher::new(&KeyBytes::random(Suite::Aes256Gcm)?) })
     }
 }
-#[async_trait::async_trait]
+
+#[async_trait]
 impl super::RootKey for Root {
-    async fn wrap(
-        &self,
-        _: super::Context<'_>,
-        _: &crate::secret::KeyBytes,
-    ) -> Result<Vec<u8>, super::Error> {
-        Err(super::Error::Away(String::new()))
+    async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
+        sealed::seal(&self.cipher, context, &[FORMAT], kek)
     }
-    async fn unwrap(
-        &self,
-        _: super::Context<'_>,
-        _: &[u8],
-    ) -> Result<crate::secret::KeyBytes, super::Error> {
-        Err(super::Error::Away(String::new()))
+
+    async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
+        let sealed = sealed::after_format(wrapped, FORMAT)?;
+        sealed::open(&self.cipher, context, sealed, "the key file is another one")
     }
+
     fn kind(&self) -> &'static str {
         "local"
+    }
+}
+
+fn at(path: &Path, error: &io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+fn make(path: &Path) -> Result<(), String> {
+    let key = KeyBytes::random(Suite::Aes256Gcm).map_err(|error| error.to_string())?;
+    if files::write_new(path, render(&key).as_bytes()).map_err(|error| at(path, &error))? {
+        tracing::info!(file = %path.display(), "a new root key was made");
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<KeyBytes, String> {
+    let (contents, mode) = files::read_secret(path).map_err(|error| at(path, &error))?;
+    let path = path.display();
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "{path}: its mode is {mode:04o}, so others may read the key; run `chmod 600 {path}`"
+        ));
+    }
+    parse(contents.trim_end().expose()).map_err(|detail| {
+        format!(
+            "{path}: {detail}; put a copy of it in its place. Without one, what this root wrapped \
+             is lost: move the file away to have a new key made"
+        )
+    })
+}
+
+fn render(key: &KeyBytes) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(128));
+    text.push_str(MAGIC);
+    for part in [key.expose(), &check(key)] {
+        text.push(' ');
+        for byte in part {
+            for digit in [byte >> 4, byte & 15] {
+                text.extend(char::from_digit(digit.into(), 16));
+            }
+        }
+    }
+    text.push('\n');
+    text
+}
+
+fn parse(text: &[u8]) -> Result<KeyBytes, &'static str> {
+    let rest = text.strip_prefix(MAGIC.as_bytes()).ok_or("it is no key file of this version")?;
+    let mut key = Zeroizing::new([0; 32]);
+    let mut digits = rest.iter().skip(1);
+    for byte in &mut *key {
+        let mut digit = || digits.next().and_then(|&digit| char::from(digit).to_digit(16));
+        let (Some(high), Some(low)) = (digit(), digit()) else { return Err("it is damaged") };
+        *byte = u8::try_from(high << 4 | low).unwrap_or_default();
+    }
+    let key = KeyBytes::from_slice(&*key).ok_or("it is damaged")?;
+    // The check, the length and all that was skipped.
+    if render(&key).trim_end().as_bytes() == text { Ok(key) } else { Err("it is damaged") }
+}
+
+/// Tells a damaged key from a whole one: 4 bytes of its SHA-256, which tell nothing else of 2^256.
+fn check(key: &KeyBytes) -> [u8; 4] {
+    let hash = Sha256::new().chain_update(MAGIC).chain_update(key.expose()).finalize();
+    hash.first_chunk().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::root::RootKey;
+    use crate::root::sealed::tests::{chain, context, unhex, wraps_and_unwraps, wrong};
+
+    /// The key 00 01 .. 1f; the check is Python's `hashlib`.
+    const FILE: &str = "kms-proxy local root key v1 \
+        000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f 61a36940\n";
+
+    fn config(key_file: Option<PathBuf>) -> Config {
+        Config { name: "main".to_owned(), key_file }
+    }
+
+    /// A directory with this key file in it.
+    fn file(contents: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, contents).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        (dir, path)
+    }
+
+    fn refused(contents: &[u8], mode: u32) -> String {
+        let (dir, path) = file(contents, mode);
+        let error = Root::open(&config(Some(path.clone())), dir.path()).err().expect("refused");
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), contents, "it is left as it is");
+        error
+    }
+
+    #[tokio::test]
+    async fn it_wraps_and_unwraps() {
+        wraps_and_unwraps(&Root::generate().unwrap()).await;
+    }
+
+    /// Computed with Python's `cryptography`.
+    #[tokio::test]
+    async fn a_known_wrap_opens() {
+        let (dir, path) = file(FILE.as_bytes(), 0o600);
+        let root = Root::open(&config(Some(path)), dir.path()).unwrap();
+        let wrapped = unhex(
+            "016465666768696a6b6c6d6e6f481adc657dec5099366b55e3d66864f24705c875a1dfd5653690b0315b6b143c",
+        );
+        let (chain, kek) = (
+            chain("orders"),
+            KeyBytes::from_slice(&unhex("000102030405060708090a0b0c0d0e0f")).unwrap(),
+        );
+        assert!(root.unwrap(context(&chain, &kek), &wrapped).await.unwrap() == kek);
+        // Another key does not open it, and a later format is named.
+        let other = Root::generate().unwrap();
+        wrong(&other, context(&chain, &kek), &wrapped).await;
+        let newer = [&[2], &wrapped[1..]].concat();
+        let detail = wrong(&root, context(&chain, &kek), &newer).await;
+        assert_eq!(detail, "its format is 2, this version reads 1");
+    }
+
+    #[tokio::test]
+    async fn the_key_is_made_once_and_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let roots: Vec<Root> = std::thread::scope(|scope| {
+            let open = || Root::open(&config(None), &data).unwrap();
+            let starts: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        let path = data.join(FILE_NAME);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1);
+        let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+        let wrapped = roots[0].wrap(context(&chain, &kek), &kek).await.unwrap();
+        for root in roots.iter().chain([&Root::open(&config(None), &data).unwrap()]) {
+            assert!(root.unwrap(context(&chain, &kek), &wrapped).await.unwrap() == kek);
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        for mode in [0o640, 0o604, 0o660, 0o601] {
+            let error = refused(FILE.as_bytes(), mode);
+            assert!(
+                error.contains(&format!("{mode:04o}")) && error.contains("chmod 600"),
+                "{error}"
+            );
+        }
+        let (dir, path) = file(FILE.as_bytes(), 0o400);
+        assert!(Root::open(&config(Some(path)), dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_its_key_not_told() {
+        let text = FILE.trim_end().as_bytes();
+        for at in 0..text.len() {
+            let mut bad = text.to_vec();
+            bad[at] ^= 1;
+            for bad in [&bad, &text[..at]] {
+                let error = refused(bad, 0o600);
+                assert!(!error.contains("0405060708"), "{error}");
+            }
+        }
+        for bad in [&b"\xff\xfe"[..], &[FILE.as_bytes(), b"more"].concat(), &[0; 70_000]] {
+            refused(bad, 0o600);
+        }
+        let newer = FILE.replace("v1", "v2");
+        assert!(refused(newer.as_bytes(), 0o600).contains("no key file of this version"));
+    }
+
+    #[test]
+    fn a_configured_file_in_a_missing_directory_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("not-mounted/key");
+        let error = Root::open(&config(Some(path.clone())), dir.path()).err().unwrap();
+        assert!(error.contains("not-mounted"), "{error}");
     }
 }
