@@ -1,40 +1,225 @@
-//! stub
-use serde::Deserialize;
+//! `passphrase`: a root key derived from a passphrase by Argon2id (RFC 9106).
+//!
+//! Every wrap names its salt and costs, so a root opens what another process wrapped with the same
+//! passphrase. A derivation takes about a quarter of a second and 64 MiB, so derived keys are kept,
+//! and one is derived at a time.
+
+use std::fmt;
 use std::path::PathBuf;
-/// c
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::aead::Cipher;
+use crate::files;
+use crate::random;
+use crate::secret::{KeyBytes, SecretBytes};
+
+use super::{Context, Error, sealed};
+
+mod setting;
+
+use setting::{Cost, SALT_LEN, Setting};
+
+/// The first byte of a wrap. Then follow the [`Setting`] (28 bytes), nonce (12), sealed KEK
+/// (16 or 32) and tag (16).
+const FORMAT: u8 = 1;
+
+/// Derived keys that are kept: one for each process that ever made a salt, as a rule.
+const KEYS: usize = 16;
+
+/// One `[[root]]` with `kind = "passphrase"`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// n
+    /// The root's name in records and metrics.
     pub name: String,
-    /// f
+    /// The file with the passphrase; white space at its end does not count.
     pub passphrase_file: Option<PathBuf>,
+    /// The passphrase itself, from the environment: it has no place in a configuration file.
+    #[serde(skip)]
+    pub passphrase: Option<Arc<SecretBytes>>,
 }
-/// r
-pub struct Root;
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("name", &self.name)
+            .field("passphrase_file", &self.passphrase_file)
+            .field("passphrase", &self.passphrase.as_ref().map(|_| "(secret)"))
+            .finish()
+    }
+}
+
+impl Config {
+    /// The passphrase from wherever it comes.
+    fn read(&self) -> Result<Arc<SecretBytes>, String> {
+        let (secret, source) = match (&self.passphrase_file, &self.passphrase) {
+            (Some(path), None) => {
+                let path_text = path.display().to_string();
+                let (secret, _) =
+                    files::read_secret(path).map_err(|error| format!("{path_text}: {error}"))?;
+                (Arc::new(secret.trim_end()), path_text)
+            }
+            (None, Some(secret)) => (Arc::clone(secret), "the environment".to_owned()),
+            (Some(_), Some(_)) => {
+                return Err("the passphrase is given twice, by passphrase_file and by the \
+                            environment; give it once"
+                    .to_owned());
+            }
+            (None, None) => {
+                return Err("no passphrase is given; name a file in passphrase_file".to_owned());
+            }
+        };
+        if secret.expose().is_empty() {
+            return Err(format!("the passphrase from {source} is empty"));
+        }
+        Ok(secret)
+    }
+}
+
+/// The keys that a passphrase gives.
+pub struct Root {
+    passphrase: Arc<SecretBytes>,
+    cost: Cost,
+    keys: Mutex<Keys>,
+    /// Held during a derivation.
+    deriving: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Derived keys.
+#[derive(Default)]
+struct Keys {
+    /// What this process wraps with: the salt of the first wrap that it opened, so that one root
+    /// has one salt for as long as it can; a fresh one if it has to wrap before.
+    own: Option<(Setting, Arc<Cipher>)>,
+    /// Keys that opened a wrap, the latest last. Others are not kept: a made-up wrap drives none out.
+    proven: Vec<(Setting, Arc<Cipher>)>,
+}
+
+impl Keys {
+    fn find(&self, setting: Setting) -> Option<Arc<Cipher>> {
+        let mut all = self.own.iter().chain(&self.proven);
+        all.find(|(other, _)| *other == setting).map(|(_, cipher)| Arc::clone(cipher))
+    }
+}
+
 impl Root {
-    /// o
-    pub async fn open(_: &Config) -> Result<Self, String> {
-        Err(String::new())
+    /// Reads the passphrase. Nothing is derived yet.
+    ///
+    /// # Errors
+    /// What is wrong, for an operator: no passphrase, two, an empty one, or its file can't be read.
+    pub async fn open(config: &Config) -> Result<Self, String> {
+        Ok(Self::with_cost(config.read()?, Cost::DEFAULT))
+    }
+
+    /// A root with this passphrase, which is taken as it is; 64 MiB, 3 passes and 1 lane.
+    ///
+    /// # Errors
+    /// [`Empty`].
+    pub fn new(passphrase: SecretBytes) -> Result<Self, Empty> {
+        if passphrase.expose().is_empty() {
+            return Err(Empty);
+        }
+        Ok(Self::with_cost(Arc::new(passphrase), Cost::DEFAULT))
+    }
+
+    fn with_cost(passphrase: Arc<SecretBytes>, cost: Cost) -> Self {
+        Self { passphrase, cost, keys: Mutex::default(), deriving: Arc::default() }
+    }
+
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key to wrap with.
+    async fn own(&self) -> Result<(Setting, Arc<Cipher>), Error> {
+        let own = || self.keys().own.clone();
+        if let Some(own) = own() {
+            return Ok(own);
+        }
+        let turn = Arc::clone(&self.deriving).lock_owned().await;
+        // Whoever had the turn before may have been as far.
+        if let Some(own) = own() {
+            return Ok(own);
+        }
+        let mut salt = [0; SALT_LEN];
+        random::fill(&mut salt).map_err(|error| Error::Away(error.to_string()))?;
+        let setting = Setting { cost: self.cost, salt };
+        let (cipher, _turn) = self.derive(setting, turn).await?;
+        Ok(self.keys().own.insert((setting, cipher)).clone())
+    }
+
+    /// Derives a key away from the async threads. The turn goes along, so that a caller who gives
+    /// up does not let the next one start before this derivation has ended.
+    async fn derive(
+        &self,
+        setting: Setting,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<(Arc<Cipher>, OwnedMutexGuard<()>), Error> {
+        let passphrase = Arc::clone(&self.passphrase);
+        let derived = tokio::task::spawn_blocking(move || (setting.derive(&passphrase), turn));
+        let (key, turn) = derived.await.map_err(|error| Error::Away(error.to_string()))?;
+        let key = key.ok_or_else(|| Error::Away("the key can't be derived".to_owned()))?;
+        Ok((Arc::new(Cipher::new(&key)), turn))
+    }
+
+    /// Remembers a key that opened a wrap.
+    fn proven(&self, setting: Setting, cipher: Arc<Cipher>) {
+        let mut keys = self.keys();
+        if keys.own.is_none() && setting.cost == self.cost {
+            keys.own = Some((setting, cipher));
+            return;
+        }
+        if keys.proven.len() == KEYS {
+            keys.proven.remove(0);
+        }
+        keys.proven.push((setting, cipher));
     }
 }
-#[async_trait::async_trait]
+
+#[async_trait]
 impl super::RootKey for Root {
-    async fn wrap(
-        &self,
-        _: super::Context<'_>,
-        _: &crate::secret::KeyBytes,
-    ) -> Result<Vec<u8>, super::Error> {
-        Err(super::Error::Away(String::new()))
+    async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
+        let (setting, cipher) = self.own().await?;
+        let head = [&[FORMAT], &setting.to_bytes()[..]].concat();
+        sealed::seal(&cipher, context, &head, kek)
     }
-    async fn unwrap(
-        &self,
-        _: super::Context<'_>,
-        _: &[u8],
-    ) -> Result<crate::secret::KeyBytes, super::Error> {
-        Err(super::Error::Away(String::new()))
+
+    async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
+        let rest = sealed::after_format(wrapped, FORMAT)?;
+        let (setting, sealed) = rest.split_first_chunk().ok_or_else(sealed::wrong_length)?;
+        let setting = Setting::from_bytes(setting);
+        setting.cost.check(self.cost).map_err(Error::Wrong)?;
+        sealed::check_length(context, sealed)?;
+        let open = |cipher: &Cipher| {
+            sealed::open(cipher, context, sealed, "the passphrase is another one")
+        };
+        let find = || self.keys().find(setting);
+        if let Some(cipher) = find() {
+            return open(&cipher);
+        }
+        let turn = Arc::clone(&self.deriving).lock_owned().await;
+        if let Some(cipher) = find() {
+            return open(&cipher);
+        }
+        let (cipher, _turn) = self.derive(setting, turn).await?;
+        let kek = open(&cipher)?;
+        self.proven(setting, cipher);
+        Ok(kek)
     }
+
     fn kind(&self) -> &'static str {
         "passphrase"
     }
 }
+
+/// A passphrase without a byte in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the passphrase is empty")]
+pub struct Empty;
+
+#[cfg(test)]
+mod tests;

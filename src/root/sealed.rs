@@ -31,14 +31,12 @@ pub(super) fn open(
     sealed: &[u8],
     advice: &str,
 ) -> Result<KeyBytes, Error> {
+    check_length(context, sealed)?;
     let parts = sealed.split_first_chunk::<NONCE_LEN>().and_then(|(nonce, rest)| {
         let (kek, tag) = rest.split_last_chunk::<TAG_LEN>()?;
         Some((nonce, Zeroizing::new(kek.to_vec()), tag))
     });
     let Some((nonce, mut kek, tag)) = parts else { return Err(wrong_length()) };
-    if kek.len() != context.suite.key_len() {
-        return Err(wrong_length());
-    }
     cipher.open(nonce, &context.aad(), &mut kek, tag).map_err(|_| {
         Error::Wrong(format!("{advice}, or the wrap is damaged or was made for another KEK"))
     })?;
@@ -53,6 +51,15 @@ pub(super) fn after_format(wrapped: &[u8], format: u8) -> Result<&[u8], Error> {
             Err(Error::Wrong(format!("its format is {found}, this version reads {format}")))
         }
         None => Err(wrong_length()),
+    }
+}
+
+/// Whether what follows the head has the length of a KEK's.
+pub(super) fn check_length(context: Context<'_>, sealed: &[u8]) -> Result<(), Error> {
+    if sealed.len() == NONCE_LEN + context.suite.key_len() + TAG_LEN {
+        Ok(())
+    } else {
+        Err(wrong_length())
     }
 }
 

@@ -1,0 +1,219 @@
+//! Cheap costs throughout; the default ones are derived once.
+
+use super::*;
+use crate::id::Suite;
+use crate::root::RootKey;
+use crate::root::sealed::tests::{chain, context, unhex, wraps_and_unwraps, wrong};
+
+const CHEAP: Cost = Cost { memory: 64, passes: 2, lanes: 1 };
+
+fn root(passphrase: &str) -> Root {
+    Root::with_cost(Arc::new(secret(passphrase)), CHEAP)
+}
+
+fn secret(text: &str) -> SecretBytes {
+    SecretBytes::new(text.as_bytes().to_vec())
+}
+
+fn setting_of(wrapped: &[u8]) -> Setting {
+    Setting::from_bytes(wrapped[1..].first_chunk().unwrap())
+}
+
+/// Where the keys are, for tests that count derivations.
+fn kept(root: &Root) -> (bool, usize) {
+    let keys = root.keys();
+    (keys.own.is_some(), keys.proven.len())
+}
+
+#[tokio::test]
+async fn it_wraps_and_unwraps() {
+    wraps_and_unwraps(&root("correct horse")).await;
+}
+
+/// Computed with Python's `argon2-cffi` and `cryptography`.
+#[tokio::test]
+async fn a_known_wrap_opens() {
+    let wrapped = unhex(
+        "01000000400000000200000001c8c9cacbcccdcecfd0d1d2d3d4d5d6d76465666768696a6b6c6d6e6f\
+         f1e816914c1fd16cf14bbb4880443f0942788a77f8d2194c8e93722fb6acda84",
+    );
+    let kek = KeyBytes::from_slice(&(0..16).collect::<Vec<u8>>()).unwrap();
+    let chain = chain("orders");
+    let here = context(&chain, &kek);
+    assert!(root("correct horse").unwrap(here, &wrapped).await.unwrap() == kek);
+
+    let detail = wrong(&root("correct hors"), here, &wrapped).await;
+    assert!(detail.contains("the passphrase is another one"), "{detail}");
+    let newer = [&[2], &wrapped[1..]].concat();
+    let detail = wrong(&root("correct horse"), here, &newer).await;
+    assert_eq!(detail, "its format is 2, this version reads 1");
+}
+
+#[tokio::test]
+async fn the_default_cost_is_the_second_choice_of_rfc_9106() {
+    let root = Root::new(secret("correct horse")).unwrap();
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let wrapped = root.wrap(context(&chain, &kek), &kek).await.unwrap();
+    let Cost { memory, passes, lanes } = setting_of(&wrapped).cost;
+    assert_eq!((memory, passes, lanes), (65_536, 3, 1));
+    assert!(root.unwrap(context(&chain, &kek), &wrapped).await.unwrap() == kek);
+}
+
+#[tokio::test]
+async fn one_root_has_one_salt_across_processes() {
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let here = context(&chain, &kek);
+    let first = root("p");
+    let wrapped = first.wrap(here, &kek).await.unwrap();
+    let again = first.wrap(here, &kek).await.unwrap();
+    assert_eq!(setting_of(&again), setting_of(&wrapped));
+    // Another process adopts it by opening a wrap,
+    let second = root("p");
+    second.unwrap(here, &wrapped).await.unwrap();
+    let theirs = second.wrap(here, &kek).await.unwrap();
+    assert_eq!(setting_of(&theirs), setting_of(&wrapped));
+    assert_eq!(kept(&second), (true, 0), "with one derivation");
+    // and takes a fresh one otherwise.
+    let fresh = root("p").wrap(here, &kek).await.unwrap();
+    assert_ne!(setting_of(&fresh).salt, setting_of(&wrapped).salt);
+    // It opens both.
+    assert!(second.unwrap(here, &fresh).await.unwrap() == kek);
+    assert_eq!(kept(&second), (true, 1));
+}
+
+#[tokio::test]
+async fn an_outdated_cost_is_read_and_not_adopted() {
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let here = context(&chain, &kek);
+    let wrapped = root("p").wrap(here, &kek).await.unwrap();
+    let newer = Root::with_cost(Arc::new(secret("p")), Cost { passes: 3, memory: 64, lanes: 1 });
+    // Below the floor, which stands at the least of the default and the root's own cost.
+    assert!(newer.unwrap(here, &wrapped).await.is_ok());
+    let own = newer.wrap(here, &kek).await.unwrap();
+    assert_eq!(setting_of(&own).cost.passes, 3);
+}
+
+#[tokio::test]
+async fn a_wrap_that_asks_for_too_much_or_too_little_is_refused_before_it_is_derived() {
+    let root = Root::new(secret("p")).unwrap();
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let default = Cost::DEFAULT;
+    for cost in [
+        Cost { memory: 10 << 20, ..default },
+        Cost { memory: u32::MAX, ..default },
+        Cost { memory: (19 << 10) - 1, ..default },
+        Cost { passes: 11, ..default },
+        Cost { passes: 1, ..default },
+        Cost { lanes: 0, ..default },
+        Cost { lanes: 5, ..default },
+    ] {
+        let head = [&[FORMAT], &Setting { cost, salt: [7; 16] }.to_bytes()[..]].concat();
+        let wrapped = [&head[..], &[0; 44]].concat();
+        let detail = wrong(&root, context(&chain, &kek), &wrapped).await;
+        assert!(detail.contains("are accepted"), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn kept_keys_are_bounded_and_made_up_wraps_drive_none_out() {
+    let root = root("p");
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let here = context(&chain, &kek);
+    let own = root.wrap(here, &kek).await.unwrap();
+    for _ in 0..KEYS + 4 {
+        let stranger = super::tests::root("p").wrap(here, &kek).await.unwrap();
+        root.unwrap(here, &stranger).await.unwrap();
+    }
+    assert_eq!(kept(&root), (true, KEYS));
+    let before: Vec<Setting> = root.keys().proven.iter().map(|(setting, _)| *setting).collect();
+    for salt in 0..20 {
+        let mut made_up = own.clone();
+        made_up[13] = salt;
+        made_up[14] ^= 1;
+        wrong(&root, here, &made_up).await;
+    }
+    let after: Vec<Setting> = root.keys().proven.iter().map(|(setting, _)| *setting).collect();
+    assert_eq!(before, after);
+    assert!(root.keys().find(setting_of(&own)).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_first_wraps_at_once_make_one_salt() {
+    let root = Arc::new(root("p"));
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let root = Arc::clone(&root);
+            tokio::spawn(async move {
+                let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes256Gcm).unwrap());
+                let here = context(&chain, &kek);
+                let wrapped = root.wrap(here, &kek).await.unwrap();
+                assert!(root.unwrap(here, &wrapped).await.unwrap() == kek);
+                setting_of(&wrapped)
+            })
+        })
+        .collect();
+    let mut settings = Vec::new();
+    for task in tasks {
+        settings.push(task.await.unwrap());
+    }
+    assert!(settings.iter().all(|setting| *setting == settings[0]));
+}
+
+#[test]
+fn a_caller_that_gives_up_does_not_let_the_next_derivation_start_early() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // The one thread for derivations is busy until the test says so.
+    let runtime = runtime.max_blocking_threads(1).build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || released.recv());
+    runtime.block_on(async {
+        let root = root("p");
+        let turn = Arc::clone(&root.deriving).lock_owned().await;
+        let setting = Setting { cost: root.cost, salt: [1; SALT_LEN] };
+        let mut derivation = Box::pin(root.derive(setting, turn));
+        let started = std::future::poll_fn(|cx| {
+            std::task::Poll::Ready(derivation.as_mut().poll(cx).is_pending())
+        });
+        assert!(started.await);
+        drop(derivation);
+        assert!(root.deriving.try_lock().is_err(), "it is still to be done");
+        release.send(()).unwrap();
+        let _turn = root.deriving.lock().await;
+    });
+}
+
+fn config(file: Option<PathBuf>, passphrase: Option<&str>) -> Config {
+    let passphrase = passphrase.map(|text| Arc::new(secret(text)));
+    Config { name: "main".to_owned(), passphrase_file: file, passphrase }
+}
+
+#[tokio::test]
+async fn the_passphrase_comes_from_a_file_or_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("passphrase");
+    std::fs::write(&path, " correct horse \r\n").unwrap();
+    let read = |config: &Config| config.read().map(|secret| secret.expose().to_vec());
+    assert_eq!(read(&config(Some(path.clone()), None)).unwrap(), b" correct horse");
+    assert_eq!(read(&config(None, Some("correct horse"))).unwrap(), b"correct horse");
+
+    let error = read(&config(Some(path.clone()), Some("correct horse"))).unwrap_err();
+    assert!(error.contains("given twice") && !error.contains("horse"), "{error}");
+    assert!(read(&config(None, None)).unwrap_err().contains("passphrase_file"));
+    assert!(read(&config(None, Some(""))).unwrap_err().contains("is empty"));
+    std::fs::write(&path, " \n").unwrap();
+    let error = Root::open(&config(Some(path.clone()), None)).await.err().unwrap();
+    assert!(error.contains("is empty") && error.contains(&path.display().to_string()), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    let error = Root::open(&config(Some(path.clone()), None)).await.err().unwrap();
+    assert!(error.contains(&path.display().to_string()), "{error}");
+    assert_eq!(Root::new(secret("")).err(), Some(Empty));
+}
+
+#[test]
+fn the_passphrase_is_not_printed_and_not_read_from_toml() {
+    let printed = format!("{:?}", config(None, Some("correct horse")));
+    assert!(!printed.contains("horse") && printed.contains("main"), "{printed}");
+    let parsed = toml::from_str::<Config>("name = 'main'\npassphrase = 'correct horse'");
+    let error = parsed.unwrap_err().to_string();
+    assert!(error.contains("unknown field `passphrase`"), "{error}");
+}
