@@ -1,1 +1,100 @@
-//! Logs: to come.
+//! Logs: what is written, how and where to. The rest of the code only says what happens.
+//!
+//! They go to stderr, one line an event, with times in RFC 3339 UTC.
+
+use std::io::IsTerminal;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// `[log]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A level, or directives such as `info,kms_proxy::http=debug`.
+    #[serde(deserialize_with = "level")]
+    pub level: Targets,
+    /// How lines look; without it as text on a terminal, else as JSON.
+    pub format: Option<Format>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let level = Targets::new().with_default(tracing::Level::INFO);
+        Self { level, format: None }
+    }
+}
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// For people; in colour on a terminal, unless `NO_COLOR` is set.
+    Text,
+}
+
+impl Format {
+    /// The word that users read and write.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// Writes the logs of this process from here on.
+///
+/// # Errors
+/// When something else writes them already.
+pub fn install(config: &Config) -> Result<(), TryInitError> {
+    let on_terminal = std::io::stderr().is_terminal();
+    let format = config.format.unwrap_or(if on_terminal { Format::Text } else { Format::Json });
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = match format {
+        Format::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
+        Format::Text if on_terminal => layer.boxed(),
+        Format::Text => layer.with_ansi(false).boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(config.level.clone())).try_init()
+}
+
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    const EXPECTED: &str =
+        "expected off, error, warn, info, debug or trace, or directives like info,kms_proxy=debug";
+    let mut text = String::deserialize(deserializer).map_err(|_| D::Error::custom(EXPECTED))?;
+    text.retain(|c| !c.is_whitespace());
+    // To the parser a misspelt level is the name of a target, and nothing would ever be logged.
+    let known = |directive: &str| match directive.split_once('=') {
+        None => LEVELS.contains(&directive),
+        Some((target, level)) => !target.is_empty() && LEVELS.contains(&level),
+    };
+    let targets = text.split(',').all(known).then(|| text.parse().ok()).flatten();
+    targets.ok_or_else(|| D::Error::custom(EXPECTED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_directives_are_read() {
+        let read = |text: &str| {
+            toml::from_str::<Config>(&format!("level = {text:?}")).map(|config| config.level)
+        };
+        assert_eq!(read("info").unwrap(), Config::default().level);
+        let level = read("warn, kms_proxy::http=debug").unwrap();
+        assert!(level.would_enable("kms_proxy::http::layers", &tracing::Level::DEBUG));
+        assert!(!level.would_enable("kms_proxy::service", &tracing::Level::INFO));
+        for bad in ["", "loud", "info,", "kms_proxy", "kms_proxy=loud", "=debug"] {
+            let error = read(bad).unwrap_err().to_string();
+            assert!(error.contains("expected off, error"), "{bad}: {error}");
+        }
+    }
+}

@@ -14,10 +14,35 @@ pub mod duration {
     /// # Errors
     /// When it is no text, or no duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map_err(|_| D::Error::custom("a duration is written like 10s, 5m, 24h or 90d"))
+        String::deserialize(deserializer)
+            .ok()
+            .and_then(|text| humantime::parse_duration(&text).ok())
+            .ok_or_else(|| D::Error::custom("a duration is written like 10s, 5m, 24h or 90d"))
     }
+
+    /// `duration` as it is read, in the largest unit that leaves no rest: `90d`, `36h`, `10s`.
+    #[must_use]
+    pub fn format(duration: Duration) -> String {
+        let nanos = duration.as_nanos();
+        let (unit, size) = UNITS
+            .into_iter()
+            .find(|(_, size)| nanos.is_multiple_of(*size) && nanos > 0)
+            .unwrap_or(("s", SECOND));
+        format!("{}{unit}", nanos / size)
+    }
+
+    const SECOND: u128 = 1_000_000_000;
+
+    /// Units and their nanoseconds, the largest first; the last one divides everything.
+    const UNITS: [(&str, u128); 7] = [
+        ("d", 86_400 * SECOND),
+        ("h", 3_600 * SECOND),
+        ("m", 60 * SECOND),
+        ("s", SECOND),
+        ("ms", 1_000_000),
+        ("us", 1_000),
+        ("ns", 1),
+    ];
 }
 
 /// Sizes in bytes: a number, or one with `KiB`, `MiB` or `GiB` behind it.
@@ -61,7 +86,22 @@ pub mod size {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::duration;
     use super::size::parse;
+
+    #[test]
+    fn durations_are_written_as_they_are_read() {
+        for (seconds, text) in
+            [(0, "0s"), (10, "10s"), (90, "90s"), (300, "5m"), (129_600, "36h"), (7_776_000, "90d")]
+        {
+            assert_eq!(duration::format(Duration::from_secs(seconds)), text);
+            assert_eq!(humantime::parse_duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        let odd = Duration::from_nanos(1_500_000_001);
+        assert_eq!(humantime::parse_duration(&duration::format(odd)), Ok(odd));
+    }
 
     #[test]
     fn sizes_are_whole_numbers_with_a_binary_unit() {

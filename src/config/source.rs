@@ -1,0 +1,111 @@
+//! The file and the environment, merged into one tree: which setting comes from where, and where
+//! a secret may stand.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::secret::SecretBytes;
+
+use super::Error;
+use super::tree::Tree;
+
+/// What the variables' names start with.
+const PREFIX: &str = "KMS_PROXY__";
+
+/// Keys whose values are secrets, wherever they stand. The file holds none of them: it names
+/// another file, in the key with `_file` behind it.
+const SECRETS: [&str; 1] = ["passphrase"];
+
+/// All settings that were given, and the defaults of those that have no default of their own.
+pub(super) struct Source {
+    /// The settings.
+    pub(super) tree: Tree,
+    /// The secrets that the environment gives, by their keys: they don't pass through the tree.
+    pub(super) secrets: Vec<(String, SecretBytes)>,
+    /// The names of the variables that gave some of them.
+    pub(super) variables: BTreeSet<String>,
+}
+
+/// The variable that sets `key`: `KMS_PROXY__ROOT__0__KIND` for `root.0.kind`.
+pub(super) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"))
+}
+
+impl Source {
+    /// Reads both, the variables over the file.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(super) fn read(
+        file: Option<(&Path, &str)>,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Error> {
+        let mut tree = file.map_or(Ok(toml::Table::new()), parse).map(Tree::from)?;
+        if let Some(key) =
+            tree.find(&|table| SECRETS.into_iter().find(|key| table.contains_key(*key)))
+        {
+            let variable = variable(&key);
+            let detail =
+                format!("a secret does not stand in the file; give {key}_file or {variable}");
+            return Err(Error::Setting { key, from: None, detail });
+        }
+        let mut variables: Vec<_> = variables.into_iter().filter_map(setting).collect();
+        // The tables of a list come in the order of their indices.
+        variables.sort_by_cached_key(|(name, _)| {
+            name.split("__")
+                .map(|part| (part.parse::<usize>().ok(), part.to_owned()))
+                .collect::<Vec<_>>()
+        });
+        let (mut names, mut secrets) = (BTreeSet::new(), Vec::new());
+        for (name, value) in variables {
+            let key = name.strip_prefix(PREFIX).unwrap_or_default().to_ascii_lowercase();
+            let path: Vec<_> = key.split("__").collect();
+            if path.last().is_some_and(|last| SECRETS.contains(last)) {
+                secrets.push((path.join("."), SecretBytes::new(value.into_encoded_bytes())));
+            } else {
+                let wrong = |key: String, detail: &str| Error::Setting {
+                    key,
+                    from: Some(name.clone()),
+                    detail: detail.to_owned(),
+                };
+                let value =
+                    value.into_string().map_err(|_| wrong(path.join("."), "it is no UTF-8"))?;
+                tree.set(&path, value).map_err(|error| wrong(error.key(), &error.detail))?;
+            }
+            names.insert(name);
+        }
+        add_defaults(&mut tree);
+        Ok(Self { tree, secrets, variables: names })
+    }
+}
+
+/// The name and value of a variable that is a setting.
+fn setting((name, value): (OsString, OsString)) -> Option<(String, OsString)> {
+    let name = name.into_string().ok()?;
+    name.starts_with(PREFIX).then_some((name, value))
+}
+
+fn parse((path, text): (&Path, &str)) -> Result<toml::Table, Error> {
+    // The error as a whole quotes the line, and with it perhaps a secret; its message does not.
+    text.parse().map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        Error::Syntax { path: path.to_owned(), line, detail: error.message().to_owned() }
+    })
+}
+
+/// The store and the root that need no set-up.
+fn add_defaults(tree: &mut Tree) {
+    let text = |text: &str| Tree::Text(text.to_owned());
+    if let Some(store) = tree.table("store") {
+        store.entry("kind".to_owned()).or_insert_with(|| text("file"));
+    }
+    if let Tree::Table(sections) = tree {
+        sections.entry("root".to_owned()).or_insert_with(|| {
+            let local = [("kind", "local"), ("name", "local")];
+            let local = local.map(|(key, value)| (key.to_owned(), text(value)));
+            Tree::List(vec![Tree::Table(local.into())])
+        });
+    }
+}
