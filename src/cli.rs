@@ -1,0 +1,169 @@
+//! The command line: arguments in, exit code out. Data goes to stdout, all else to stderr.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+mod chains;
+mod client;
+mod data;
+mod inspect;
+mod lines;
+mod serve;
+mod stdio;
+
+use stdio::print;
+
+const EXAMPLES: &str = "\
+Examples:
+  kms-proxy serve                           # data in ./kms-proxy-data
+  echo 'my secret' | kms-proxy encrypt --aad 'row 7' > secret.kp
+  kms-proxy decrypt --aad 'row 7' < secret.kp
+  kms-proxy rotate && kms-proxy status
+  kms-proxy rewrap < secret.kp > new.kp     # under the new KEK; the payload stays here
+
+Exit codes:
+  0  done
+  1  the service said no or can't be reached, or the input is no envelope
+  2  wrong usage, or a configuration that can't be used";
+
+/// Encryption as a service under a key chain: one call of the root key pays for two million
+/// encryptions.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service until SIGTERM or SIGINT
+    Serve(serve::Args),
+    /// Check the configuration and print what is in force, without secrets
+    CheckConfig(serve::Args),
+    /// Encrypt stdin
+    Encrypt(data::EncryptArgs),
+    /// Decrypt an envelope from stdin
+    Decrypt(data::DecryptArgs),
+    /// Move an envelope from stdin to the primary KEK; its payload is not sent
+    Rewrap(data::RewrapArgs),
+    /// Make a new primary KEK, and print its id
+    Rotate(chains::RotateArgs),
+    /// Tell how the service stands, and its chains
+    Status(chains::StatusArgs),
+    /// Print an envelope's header as JSON; needs no key and no service
+    Inspect(inspect::Args),
+    /// Ask the service whether it is ready: exit code 0 or 1
+    Healthcheck(client::Args),
+    /// Print the OpenAPI document of the service
+    Openapi,
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+enum Failure {
+    /// The service said no or can't be reached, or the input is not what it should be.
+    Refused(String),
+    /// Wrong usage, or a configuration that can't be used.
+    Usage(String),
+    /// What there is to say has been said, or nobody listens: the reader of stdout went away.
+    Silent,
+}
+
+type Result<T = ()> = std::result::Result<T, Failure>;
+
+impl Failure {
+    fn refused(message: impl Into<String>) -> Self {
+        Self::Refused(message.into())
+    }
+}
+
+/// Does what `cli` asks for; a failure is told on stderr.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Serve(args) => serve::serve(&args),
+        Command::CheckConfig(args) => serve::check(&args),
+        Command::Encrypt(args) => client::block_on(data::encrypt(args)),
+        Command::Decrypt(args) => client::block_on(data::decrypt(args)),
+        Command::Rewrap(args) => client::block_on(data::rewrap(args)),
+        Command::Rotate(args) => client::block_on(chains::rotate(args)),
+        Command::Status(args) => client::block_on(chains::status(args)),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Healthcheck(args) => client::block_on(chains::healthcheck(args)),
+        Command::Openapi => print(kms_proxy::http::openapi().as_bytes()),
+        Command::Completions { shell } => completions(shell),
+    };
+    let (code, message) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Refused(message)) => (1, message),
+        Err(Failure::Usage(message)) => (2, message),
+        Err(Failure::Silent) => return ExitCode::from(1),
+    };
+    stdio::tell(&message);
+    ExitCode::from(code)
+}
+
+fn completions(shell: Shell) -> Result {
+    // The generator panics when it can't write, so it writes here first.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kms-proxy", &mut script);
+    print(&script)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_read() {
+        for good in [
+            "serve",
+            "serve --config a.toml --listen 127.0.0.1:0 --data-dir /data",
+            "check-config --config a.toml",
+            "encrypt --chain orders --aad text --raw --server http://10.0.0.1:8080/",
+            "decrypt --aad-base64 AA== --timeout 1m",
+            "rewrap --lines --chain a",
+            "rotate --chain a",
+            "status --json",
+            "inspect",
+            "inspect kp:AQID",
+            "healthcheck --server http://[::1]:8080",
+            "openapi",
+            "completions fish",
+        ] {
+            let arguments = std::iter::once("kms-proxy").chain(good.split(' '));
+            assert!(Cli::try_parse_from(arguments).is_ok(), "{good}");
+        }
+        for (bad, kind) in [
+            ("serve --listen localhost", ErrorKind::ValueValidation),
+            ("serve extra", ErrorKind::UnknownArgument),
+            ("encrypt --chain Orders", ErrorKind::ValueValidation),
+            ("encrypt --aad a --aad-base64 AA==", ErrorKind::ArgumentConflict),
+            ("encrypt --aad-base64 A", ErrorKind::ValueValidation),
+            ("encrypt --server https://127.0.0.1", ErrorKind::ValueValidation),
+            ("encrypt --server 127.0.0.1:8080", ErrorKind::ValueValidation),
+            ("encrypt --timeout soon", ErrorKind::ValueValidation),
+            ("rewrap --lines --raw", ErrorKind::ArgumentConflict),
+            ("completions cmd", ErrorKind::InvalidValue),
+            ("frobnicate", ErrorKind::InvalidSubcommand),
+        ] {
+            let arguments = std::iter::once("kms-proxy").chain(bad.split(' '));
+            let error = Cli::try_parse_from(arguments).err().map(|error| error.kind());
+            assert_eq!(error, Some(kind), "{bad}");
+        }
+    }
+}

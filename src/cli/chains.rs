@@ -1,0 +1,204 @@
+//! `rotate`, `status` and `healthcheck`: what an operator asks.
+
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::client::{self, ChainArgs, Client};
+use super::stdio::print;
+use super::{Failure, Result};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Older KEKs go on decrypting. The id of the new primary KEK is printed.
+
+Example:
+  kms-proxy rotate --chain orders")]
+pub(super) struct RotateArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "The exit code is 1 when the service can neither encrypt nor decrypt.")]
+pub(super) struct StatusArgs {
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+/// The answer of `/readyz`.
+#[derive(Deserialize, Serialize)]
+struct Readiness {
+    status: String,
+    checks: Vec<Check>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Check {
+    name: String,
+    status: String,
+    #[serde(default)]
+    detail: Option<String>,
+}
+
+/// A chain, as far as the table shows it.
+#[derive(Deserialize)]
+struct Chain {
+    chain: String,
+    suite: String,
+    primary: Option<String>,
+    standby: Option<String>,
+    keks: u64,
+    rotate_after_uses: u64,
+    max_uses: u64,
+    rotate_after_age: u64,
+}
+
+/// Makes a new primary KEK.
+pub(super) async fn rotate(args: RotateArgs) -> Result {
+    #[derive(Deserialize)]
+    struct Rotated {
+        primary: String,
+    }
+    let client = Client::new(args.client)?;
+    let body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
+    let rotated: Rotated =
+        client.call_json(client.request(Method::POST, "/v1/rotate").json(&body)).await?;
+    print(format!("{}\n", rotated.primary).as_bytes())
+}
+
+/// Tells how the service stands.
+pub(super) async fn status(args: StatusArgs) -> Result {
+    let client = Client::new(args.client)?;
+    let (code, readiness) = readiness(&client).await?;
+    let chains = all_chains(&client).await?;
+    let text = if args.json {
+        let Readiness { status, checks } = readiness;
+        let all = json!({ "status": status, "checks": checks, "chains": chains });
+        format!("{all:#}\n")
+    } else {
+        let chains =
+            chains.into_iter().map(serde_json::from_value).collect::<std::result::Result<_, _>>();
+        let chains: Vec<Chain> = chains.map_err(|_| {
+            Failure::refused("a chain is told of in a form that this version does not know")
+        })?;
+        format!("{}\n{}", check_table(&readiness), chain_table(&chains))
+    };
+    print(text.as_bytes())?;
+    if code == StatusCode::OK { Ok(()) } else { Err(Failure::Silent) }
+}
+
+/// Whether the service is ready.
+pub(super) async fn healthcheck(args: client::Args) -> Result {
+    let client = Client::new(args)?;
+    match readiness(&client).await? {
+        (StatusCode::OK, _) => Ok(()),
+        (_, readiness) => Err(Failure::refused(format!("not ready\n{}", check_table(&readiness)))),
+    }
+}
+
+/// The answer of `/readyz`, which is 503 when the service is down.
+async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
+    let response = client.send(client.request(Method::GET, "/readyz")).await?;
+    let status = response.status();
+    let body = response.bytes().await.unwrap_or_default();
+    Ok((status, client.parse(&body)?))
+}
+
+/// All chains, a page at a time, as the service tells of them.
+async fn all_chains(client: &Client) -> Result<Vec<Value>> {
+    #[derive(Deserialize)]
+    struct Page {
+        chains: Vec<Value>,
+        next: Option<String>,
+    }
+    let mut all = Vec::new();
+    let mut path = "/v1/chains".to_owned();
+    loop {
+        let Page { chains, next } = client.call_json(client.request(Method::GET, &path)).await?;
+        all.extend(chains);
+        match next {
+            None => return Ok(all),
+            // The name of a chain needs no escape in a URL.
+            Some(after) => path = format!("/v1/chains?after={after}"),
+        }
+    }
+}
+
+fn check_table(readiness: &Readiness) -> String {
+    let mut rows = vec![["CHECK", "STATUS", "DETAIL"].map(str::to_owned)];
+    rows.push(["all".to_owned(), readiness.status.clone(), String::new()]);
+    rows.extend(readiness.checks.iter().map(|check| {
+        [check.name.clone(), check.status.clone(), check.detail.clone().unwrap_or_default()]
+    }));
+    table(&rows)
+}
+
+fn chain_table(chains: &[Chain]) -> String {
+    let header =
+        ["CHAIN", "SUITE", "KEKS", "ROTATE AT", "MAX USES", "MAX AGE", "PRIMARY", "STANDBY"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(chains.iter().map(|chain| {
+        let or_dash = |id: &Option<String>| id.clone().unwrap_or_else(|| "-".to_owned());
+        let age = std::time::Duration::from_secs(chain.rotate_after_age);
+        [
+            chain.chain.clone(),
+            chain.suite.clone(),
+            chain.keks.to_string(),
+            chain.rotate_after_uses.to_string(),
+            chain.max_uses.to_string(),
+            kms_proxy::units::duration::format(age),
+            or_dash(&chain.primary),
+            or_dash(&chain.standby),
+        ]
+    }));
+    table(&rows)
+}
+
+/// Columns as wide as their widest cell, two spaces between them.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<_> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_aligned() {
+        let checks = r#"{"status":"degraded","checks":[{"name":"store","status":"ok"},
+            {"name":"root:main","status":"degraded","detail":"away"}]}"#;
+        let expected = "\
+CHECK      STATUS    DETAIL
+all        degraded
+store      ok
+root:main  degraded  away
+";
+        assert_eq!(check_table(&serde_json::from_str(checks).unwrap()), expected);
+        let chain = r#"{"chain":"a","suite":"aes-128-gcm","primary":"01","standby":null,"keks":12,
+            "rotate_after_uses":5,"max_uses":10,"rotate_after_age":7776000,"later":true}"#;
+        let expected = "\
+CHAIN  SUITE        KEKS  ROTATE AT  MAX USES  MAX AGE  PRIMARY  STANDBY
+a      aes-128-gcm  12    5          10        90d      01       -
+";
+        assert_eq!(chain_table(&[serde_json::from_str(chain).unwrap()]), expected);
+    }
+}

@@ -1,0 +1,217 @@
+//! `encrypt`, `decrypt` and `rewrap`: stdin to stdout.
+
+use kms_proxy::envelope::{self, Envelope, TEXT_PREFIX};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder};
+use serde::{Deserialize, Serialize};
+
+use super::client::{self, ChainArgs, Client};
+use super::stdio::{print, read_all};
+use super::{Failure, Result, lines};
+
+const OCTETS: &str = "application/octet-stream";
+
+/// What a payload is bound to.
+#[derive(clap::Args)]
+struct AadArgs {
+    /// Additional authenticated data, as text: what is decrypted must be given the same
+    #[arg(long, value_name = "TEXT", conflicts_with = "aad_base64")]
+    aad: Option<String>,
+    /// Additional authenticated data, in base64
+    #[arg(long, value_name = "BASE64", value_parser = base64)]
+    aad_base64: Option<Aad>,
+}
+
+/// Bytes, as an argument: a type of its own, since clap takes a `Vec` for many arguments.
+#[derive(Clone)]
+struct Aad(Vec<u8>);
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Reads raw bytes and prints the envelope as one line of text (kp:...).
+
+Examples:
+  kms-proxy encrypt --aad 'row 7' < secret.txt > secret.kp
+  kms-proxy encrypt --chain backups --raw < disk.img > disk.img.kp")]
+pub(super) struct EncryptArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    aad: AadArgs,
+    /// Write the binary envelope instead of its text form
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Reads an envelope, as text (kp:..., white space around it is ignored) or binary, and writes the \
+plaintext as it was.
+
+Example:
+  kms-proxy decrypt --aad 'row 7' < secret.kp")]
+pub(super) struct DecryptArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    aad: AadArgs,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Reads an envelope, or a header alone, as text (kp:...) or binary. Only the header is sent; the \
+payload is put behind the new header here, and is not verified. What is under the primary KEK \
+already comes out as it was.
+
+With --lines, each line of stdin is an envelope as text. A line that fails is told on stderr with \
+its number, stays in its place in the output as it was, and makes the exit code 1: the output can \
+always replace the input. Empty lines stay empty.
+
+Examples:
+  kms-proxy rewrap < secret.kp > renewed.kp
+  kms-proxy rewrap --lines --chain orders < column.txt > renewed.txt")]
+pub(super) struct RewrapArgs {
+    #[command(flatten)]
+    chain: ChainArgs,
+    /// Take one envelope a line
+    #[arg(long, conflicts_with = "raw")]
+    lines: bool,
+    /// Write the binary envelope instead of its text form
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+/// A rewrap as it is asked for.
+#[derive(Serialize)]
+struct RewrapRequest<'a> {
+    ciphertext: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<&'a str>,
+}
+
+/// The header of an envelope, as it was sent or is answered.
+#[derive(Deserialize)]
+pub(super) struct Rewrapped {
+    /// The header's text form.
+    pub(super) ciphertext: String,
+}
+
+/// Encrypts stdin.
+pub(super) async fn encrypt(args: EncryptArgs) -> Result {
+    let client = Client::new(args.client)?;
+    let request = octets(&client, "/v1/encrypt", &args.chain, args.aad, read_all()?);
+    let envelope = client.call(request).await?;
+    write_envelope(&envelope, args.raw)
+}
+
+/// Decrypts stdin.
+pub(super) async fn decrypt(args: DecryptArgs) -> Result {
+    let client = Client::new(args.client)?;
+    let envelope = to_binary(read_all()?)?;
+    let request = octets(&client, "/v1/decrypt", &args.chain, args.aad, envelope);
+    print(&client.call(request).await?)
+}
+
+/// Moves stdin to the primary KEK.
+pub(super) async fn rewrap(args: RewrapArgs) -> Result {
+    let client = Client::new(args.client)?;
+    let chain = args.chain.chain.as_ref().map(|chain| chain.as_str());
+    if args.lines {
+        return lines::rewrap(&client, chain).await;
+    }
+    let envelope = to_binary(read_all()?)?;
+    let (header, payload) = split(&envelope)?;
+    let body = RewrapRequest { ciphertext: envelope::to_text(header), chain };
+    let request = client.request(Method::POST, "/v1/rewrap").json(&body);
+    let rewrapped: Rewrapped = client.call_json(request).await?;
+    write_envelope(&join(&rewrapped, payload)?, args.raw)
+}
+
+/// Header and payload of an envelope; a header alone has no payload.
+pub(super) fn split(envelope: &[u8]) -> Result<(&[u8], &[u8])> {
+    match Envelope::parse_header_or_whole(envelope) {
+        Ok(envelope) => Ok((envelope.header.bytes, envelope.payload)),
+        Err(error) => Err(Failure::refused(format!("invalid_ciphertext: {error}"))),
+    }
+}
+
+/// The envelope of a new header and the payload that it is for.
+pub(super) fn join(rewrapped: &Rewrapped, payload: &[u8]) -> Result<Vec<u8>> {
+    let mut envelope = envelope::from_text(&rewrapped.ciphertext)
+        .map_err(|_| Failure::refused("the service does not answer with a header"))?;
+    envelope.extend_from_slice(payload);
+    Ok(envelope)
+}
+
+/// The binary form of an envelope in either form: a binary one starts with its version, 1 or 2.
+pub(super) fn to_binary(input: Vec<u8>) -> Result<Vec<u8>> {
+    let text = input.trim_ascii();
+    if !text.starts_with(TEXT_PREFIX.as_bytes()) {
+        return Ok(input);
+    }
+    str::from_utf8(text).ok().and_then(|text| envelope::from_text(text).ok()).ok_or_else(|| {
+        Failure::refused(format!("invalid_ciphertext: {}", envelope::Malformed::Text))
+    })
+}
+
+fn write_envelope(envelope: &[u8], raw: bool) -> Result {
+    if raw {
+        print(envelope)
+    } else {
+        print(format!("{}\n", envelope::to_text(envelope)).as_bytes())
+    }
+}
+
+/// A request with a raw body, whose answer is to be raw too.
+fn octets(
+    client: &Client,
+    path: &str,
+    chain: &ChainArgs,
+    aad: AadArgs,
+    body: Vec<u8>,
+) -> RequestBuilder {
+    let mut request = client
+        .request(Method::POST, path)
+        .header(CONTENT_TYPE, OCTETS)
+        // An error comes as JSON, whatever is accepted.
+        .header(ACCEPT, OCTETS);
+    if let Some(chain) = &chain.chain {
+        request = request.header("kms-proxy-chain", chain.as_str());
+    }
+    if let Some(aad) = aad.aad.map(String::into_bytes).or(aad.aad_base64.map(|aad| aad.0)) {
+        request = request.header("kms-proxy-aad", base64_simd::STANDARD.encode_to_string(aad));
+    }
+    request.body(body)
+}
+
+fn base64(text: &str) -> std::result::Result<Aad, &'static str> {
+    let bytes = base64_simd::STANDARD.decode_to_vec(text);
+    bytes.map(Aad).map_err(|_| "it is no padded base64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_an_envelope_are_taken() {
+        for (input, binary) in [
+            (&b"kp:AQIDBA=="[..], &[1, 2, 3, 4][..]),
+            (b" \n kp:AQIDBA==\r\n", &[1, 2, 3, 4]),
+            // White space at the ends of a binary envelope belongs to it.
+            (b"\x01\x02 \n", b"\x01\x02 \n"),
+            (b"", b""),
+        ] {
+            assert_eq!(to_binary(input.to_vec()).unwrap(), binary, "{input:?}");
+        }
+        for bad in [&b"kp:AQIDBA"[..], b"kp:\xff", b"kp:AQID BA=="] {
+            assert!(matches!(to_binary(bad.to_vec()), Err(Failure::Refused(_))), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `inspect`: an envelope's header as JSON, without a key.
+
+use kms_proxy::aead::TAG_LEN;
+use kms_proxy::envelope::{CarriedRecord, Envelope, Version};
+use serde::Serialize;
+
+use super::data::to_binary;
+use super::stdio::{print, read_all};
+use super::{Failure, Result};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Takes an envelope, or a header alone, as text (kp:...) or binary. Nothing is verified: that needs \
+the key.
+
+Examples:
+  kms-proxy inspect < secret.kp
+  kms-proxy inspect kp:AQF4...")]
+pub(super) struct Args {
+    /// The envelope as text [default: stdin]
+    envelope: Option<String>,
+}
+
+/// What can be told of an envelope.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Report {
+    version: u8,
+    suite: &'static str,
+    kek_id: String,
+    header_bytes: usize,
+    /// The ciphertext with its tag; 0 where a header stands alone.
+    payload_bytes: usize,
+    /// None where a header stands alone.
+    plaintext_bytes: Option<usize>,
+    /// The roots that wrapped the KEK that travels along; version 2 alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roots: Option<Vec<String>>,
+}
+
+/// Prints what can be told of an envelope.
+pub(super) fn run(args: Args) -> Result {
+    let input = match args.envelope {
+        Some(text) => text.into_bytes(),
+        None => read_all()?,
+    };
+    let report = report(&to_binary(input)?)?;
+    let json = serde_json::to_string_pretty(&report)
+        .map_err(|error| Failure::refused(error.to_string()))?;
+    print(format!("{json}\n").as_bytes())
+}
+
+fn report(envelope: &[u8]) -> Result<Report> {
+    let refused = |error| Failure::refused(format!("this is no envelope: {error}"));
+    let Envelope { header, payload } =
+        Envelope::parse_header_or_whole(envelope).map_err(refused)?;
+    let roots = match header.version {
+        Version::Stored => None,
+        Version::Carried(record) => {
+            let record = CarriedRecord::parse(record).map_err(refused)?;
+            Some(record.wraps.into_iter().map(|(root, _)| root.into_owned()).collect())
+        }
+    };
+    Ok(Report {
+        version: header.version.code(),
+        suite: header.suite.as_str(),
+        kek_id: header.kek_id.to_string(),
+        header_bytes: header.bytes.len(),
+        payload_bytes: payload.len(),
+        plaintext_bytes: payload.len().checked_sub(TAG_LEN),
+        roots,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_proxy::envelope::write_header;
+    use kms_proxy::id::{KekId, Suite};
+
+    use super::*;
+
+    fn envelope(version: Version<'_>, suite: Suite, payload: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let id = KekId::from_bytes([9; 16]);
+        write_header(&mut out, version, suite, &id, &[1; 12], &vec![2; suite.key_len()], &[3; 16]);
+        out.resize(out.len() + payload, 4);
+        out
+    }
+
+    #[test]
+    fn whole_envelopes_and_headers_are_told_of() {
+        let wraps = vec![("main".into(), vec![1, 2].into()), ("dr".into(), vec![3].into())];
+        let record = CarriedRecord { wraps }.to_bytes().unwrap();
+        let stored = Report {
+            version: 1,
+            suite: "aes-128-gcm",
+            kek_id: "09".repeat(16),
+            header_bytes: 62,
+            payload_bytes: 272,
+            plaintext_bytes: Some(256),
+            roots: None,
+        };
+        let whole = envelope(Version::Stored, Suite::Aes128Gcm, 272);
+        assert_eq!(report(&whole).unwrap(), stored);
+        let header = Report { payload_bytes: 0, plaintext_bytes: None, ..stored };
+        assert_eq!(report(&whole[..62]).unwrap(), header);
+        let carried = report(&envelope(Version::Carried(&record), Suite::Aes256Gcm, 16)).unwrap();
+        assert_eq!((carried.version, carried.suite), (2, "aes-256-gcm"));
+        assert_eq!(carried.header_bytes, 78 + 2 + record.len());
+        assert_eq!(carried.plaintext_bytes, Some(0));
+        assert_eq!(carried.roots.unwrap(), ["main", "dr"]);
+    }
+
+    #[test]
+    fn what_is_no_envelope_is_refused() {
+        let whole = envelope(Version::Stored, Suite::Aes128Gcm, 16);
+        for bad in [&b""[..], b"hello", &whole[..61], &whole[..63], &whole[..77]] {
+            match report(bad) {
+                Err(Failure::Refused(message)) => {
+                    assert!(message.starts_with("this is no envelope: "), "{message}");
+                }
+                other => panic!("{bad:?}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! `rewrap --lines`: any number of envelopes, one a line, in batches.
+//!
+//! Lines come out in the order in which they came in, and a line that fails comes out as it was,
+//! so that the output can always replace the input.
+
+use std::io::{BufRead, IsTerminal};
+use std::time::{Duration, Instant};
+
+use kms_proxy::envelope;
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+
+use super::client::{Client, Problem};
+use super::data::{Rewrapped, join, split, to_binary};
+use super::stdio::{print, tell};
+use super::{Failure, Result};
+
+/// Lines in a batch; a service takes at most 10,000.
+const BATCH_LINES: usize = 1_000;
+
+/// Bytes of headers in a batch; by default a service takes 4 MiB in a body.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// Moves each line of stdin to the primary KEK.
+pub(super) async fn rewrap(client: &Client, chain: Option<&str>) -> Result {
+    let mut progress = Progress::new();
+    let mut batch = Batch::default();
+    for line in std::io::stdin().lock().split(b'\n') {
+        let line = line.map_err(|error| Failure::refused(format!("can't read stdin: {error}")))?;
+        batch.push(line);
+        if batch.is_full() {
+            progress.finish(std::mem::take(&mut batch), client, chain).await?;
+        }
+    }
+    progress.finish(batch, client, chain).await?;
+    if progress.failed == 0 {
+        return Ok(());
+    }
+    let Progress { lines, failed, .. } = progress;
+    Err(Failure::refused(format!("{failed} of {lines} lines failed and are as they were")))
+}
+
+/// What is to be done with a line.
+enum Line {
+    /// Nothing: it comes out as it is.
+    Keep(Vec<u8>),
+    /// It is no envelope.
+    Bad(Vec<u8>, String),
+    /// The next header of the batch is that of its envelope.
+    Send { line: Vec<u8>, payload: Vec<u8> },
+}
+
+/// Lines that are worked on together.
+#[derive(Default)]
+struct Batch {
+    lines: Vec<Line>,
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<&'a str>,
+    items: &'a [Item],
+}
+
+/// A header as text.
+#[derive(Serialize)]
+struct Item {
+    ciphertext: String,
+}
+
+#[derive(Deserialize)]
+struct Response {
+    results: Vec<Outcome>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Outcome {
+    Failed { error: Problem },
+    Done(Rewrapped),
+}
+
+impl Batch {
+    fn push(&mut self, line: Vec<u8>) {
+        if line.trim_ascii().is_empty() {
+            return self.lines.push(Line::Keep(line));
+        }
+        let parsed = to_binary(line.clone()).and_then(|envelope| {
+            split(&envelope).map(|(header, rest)| (envelope::to_text(header), rest.to_vec()))
+        });
+        self.lines.push(match parsed {
+            Ok((ciphertext, payload)) => {
+                self.bytes += ciphertext.len();
+                self.items.push(Item { ciphertext });
+                Line::Send { line, payload }
+            }
+            Err(Failure::Refused(reason) | Failure::Usage(reason)) => Line::Bad(line, reason),
+            Err(Failure::Silent) => Line::Keep(line),
+        });
+    }
+
+    fn is_full(&self) -> bool {
+        self.lines.len() >= BATCH_LINES || self.bytes >= BATCH_BYTES
+    }
+
+    /// What became of its envelopes, in their order.
+    async fn call(&self, client: &Client, chain: Option<&str>) -> Result<Vec<Outcome>> {
+        if self.items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let body = Request { chain, items: &self.items };
+        let request = client.request(Method::POST, "/v1/batch/rewrap").json(&body);
+        let Response { results } = client.call_json(request).await?;
+        if results.len() == self.items.len() {
+            Ok(results)
+        } else {
+            Err(Failure::refused("the service answers with another number of results"))
+        }
+    }
+}
+
+/// How far it has come.
+struct Progress {
+    lines: usize,
+    failed: usize,
+    on_terminal: bool,
+    told: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let on_terminal = std::io::stderr().is_terminal();
+        Self { lines: 0, failed: 0, on_terminal, told: Instant::now() }
+    }
+
+    /// Has `batch` done and writes its lines.
+    async fn finish(&mut self, batch: Batch, client: &Client, chain: Option<&str>) -> Result {
+        let results = batch.call(client, chain).await.map_err(|failure| match failure {
+            Failure::Refused(reason) => Failure::Refused(format!(
+                "stopped before line {}, which the output ends before: {reason}",
+                self.lines + 1
+            )),
+            other => other,
+        })?;
+        let mut results = results.into_iter();
+        let mut out = Vec::new();
+        for line in batch.lines {
+            self.lines += 1;
+            let line = match line {
+                Line::Keep(line) => line,
+                Line::Bad(line, reason) => self.fail(line, &reason),
+                Line::Send { line, payload } => match results.next() {
+                    Some(Outcome::Done(new)) => envelope::to_text(&join(&new, &payload)?).into(),
+                    Some(Outcome::Failed { error }) => self.fail(line, &error.to_string()),
+                    None => self.fail(line, "the service did not answer"),
+                },
+            };
+            out.extend_from_slice(&line);
+            out.push(b'\n');
+        }
+        print(&out)?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Reports a line, and leaves it as it is.
+    fn fail(&mut self, line: Vec<u8>, reason: &str) -> Vec<u8> {
+        self.failed += 1;
+        tell(&format!("line {}: {reason}", self.lines));
+        line
+    }
+
+    /// Tells how far it is: often to someone who watches, else when it takes long.
+    fn tell(&mut self) {
+        let pause = Duration::from_secs(if self.on_terminal { 1 } else { 10 });
+        if self.told.elapsed() >= pause {
+            self.told = Instant::now();
+            tell(&format!("{} lines done, {} of them failed", self.lines, self.failed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_headers_are_sent_and_bad_lines_keep_their_place() {
+        let mut envelope = vec![1, 1];
+        envelope.resize(62 + 20, 7);
+        let text = envelope::to_text(&envelope);
+        let mut batch = Batch::default();
+        for line in [&*text, "", "  ", "kp:AQ==", "plain", &format!("{text}\r")] {
+            batch.push(line.as_bytes().to_vec());
+        }
+        let header = envelope::to_text(&envelope[..62]);
+        assert!(batch.items.iter().all(|item| item.ciphertext == header));
+        assert_eq!((batch.items.len(), batch.bytes), (2, 2 * header.len()));
+        let kinds: Vec<_> = batch
+            .lines
+            .iter()
+            .map(|line| match line {
+                Line::Keep(_) => "keep",
+                Line::Bad(..) => "bad",
+                Line::Send { payload, .. } => {
+                    assert_eq!(payload, &[7; 20]);
+                    "send"
+                }
+            })
+            .collect();
+        assert_eq!(kinds, ["send", "keep", "keep", "bad", "bad", "send"]);
+    }
+
+    #[test]
+    fn results_are_told_apart() {
+        let results = r#"{"results":[
+            {"ciphertext":"kp:AQ==","chain":"a","kek_id":"x","previous_kek_id":"y"},
+            {"error":{"code":"unknown_kek","detail":"no such KEK"}}]}"#;
+        let Response { results } = serde_json::from_str(results).unwrap();
+        match &results[..] {
+            [Outcome::Done(done), Outcome::Failed { error }] => {
+                assert_eq!(done.ciphertext, "kp:AQ==");
+                assert_eq!(error.to_string(), "unknown_kek: no such KEK");
+            }
+            _ => panic!("not told apart"),
+        }
+    }
+}

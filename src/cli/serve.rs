@@ -1,0 +1,67 @@
+//! `serve` and `check-config`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use kms_proxy::config::{Config, Flags};
+use kms_proxy::{app, telemetry};
+
+use super::stdio::print;
+use super::{Failure, Result};
+
+const SETTINGS: &str = "\
+Settings come from the file, then from the environment, then from the flags. KMS_PROXY__SECTION__KEY \
+is `key` of [section], KMS_PROXY__ROOT__0__KIND is `kind` of the first [[root]], and a list is \
+written as a,b or as a TOML array. A secret is given by its `.._file` key or through the \
+environment, such as KMS_PROXY__ROOT__0__PASSPHRASE, never in the file.
+
+Examples:
+  kms-proxy serve --listen 127.0.0.1:9000 --data-dir /var/lib/kms-proxy
+  kms-proxy check-config --config kms-proxy.toml
+  KMS_PROXY__LOG__LEVEL=debug kms-proxy serve --config kms-proxy.toml";
+
+#[derive(clap::Args)]
+#[command(after_help = SETTINGS)]
+pub(super) struct Args {
+    /// The configuration, in TOML [default: none, and every setting at its default]
+    #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where to listen; it wins over server.listen [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where the store is; it wins over store.path [default: ./kms-proxy-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Args {
+    fn load(&self) -> Result<Config> {
+        let flags = Flags { listen: self.listen, data_dir: self.data_dir.clone() };
+        Config::load(self.config.as_deref(), &flags)
+            .map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
+/// Runs the service.
+pub(super) fn serve(args: &Args) -> Result {
+    let config = args.load()?;
+    telemetry::install(&config.log).map_err(|error| Failure::refused(error.to_string()))?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
+    let result = runtime.block_on(app::run(config));
+    // What a second signal left behind is not waited for.
+    runtime.shutdown_background();
+    result.map_err(|error| {
+        let error = format!("{error:#}");
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return Failure::Refused(error);
+        }
+        tracing::error!(error, "kms-proxy ends");
+        Failure::Silent
+    })
+}
+
+/// Prints the configuration that is in force.
+pub(super) fn check(args: &Args) -> Result {
+    print(args.load()?.to_string().as_bytes())
+}
