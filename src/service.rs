@@ -50,6 +50,10 @@ use core::Core;
 /// The chain that always exists, and that calls without a chain mean.
 pub const DEFAULT_CHAIN: &str = "default";
 
+/// A KEK is disabled for at least 2 minutes before it is destroyed: reserved uses are void after
+/// one, so no envelope is born under a destroyed KEK.
+pub const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
+
 /// Settings of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -59,7 +63,8 @@ pub struct Config {
     pub suite: Suite,
     /// The limits of new chains.
     pub limits: Limits,
-    /// How long a KEK must be disabled before it can be destroyed: 24 h, at least 2 minutes.
+    /// How long a KEK must be disabled before it can be destroyed: 24 h, and never less than
+    /// [`MIN_DESTROY_DELAY`].
     pub destroy_delay: Duration,
     /// How long a request waits for an empty budget to be filled: `server.request_timeout`.
     pub wait: Duration,
@@ -200,9 +205,7 @@ impl KeyService {
 
     /// Brings those metrics up to date that are only looked at when they are read.
     pub fn refresh_metrics(&self) {
-        let Core { deks, metrics, clock, .. } = &*self.core;
-        deks.expire(clock.now());
-        metrics.dek_cache_holds(deks.len());
+        self.core.metrics.dek_cache_holds(self.core.deks.len());
     }
 
     /// How well the service stands, from memory alone.
@@ -401,9 +404,12 @@ impl KeyService {
             Some(kek) => kek,
             None => {
                 let kek = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await?;
-                // It may have been disabled meanwhile.
+                // It may have been disabled meanwhile: then it must not stay in memory.
                 snapshot = chain.snapshot();
-                snapshot.allows(id).map_err(decrypt_error)?;
+                snapshot.allows(id).map_err(|error| {
+                    keyring.drop_kek(&chain.name, id);
+                    decrypt_error(error)
+                })?;
                 kek
             }
         };

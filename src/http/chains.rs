@@ -58,7 +58,7 @@ pub(super) struct ChainBody {
     /// The suite of its new KEKs.
     #[schema(example = "aes-128-gcm")]
     suite: &'static str,
-    /// The KEK that encrypts; null before its first use.
+    /// The KEK that encrypts; null until the first one is made.
     #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     primary: Option<String>,
     /// The KEK that will encrypt next, made ahead of need.

@@ -53,11 +53,12 @@ impl KeyService {
         let (chains, damaged) = core.load_chains().await?;
         let named: Vec<_> =
             core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
+        let sweep = core::spawn_sweep(&core);
         let service = Arc::new(Self {
             core,
             chains: ArcSwap::from_pointee(chains),
             damaged,
-            tasks: Mutex::default(),
+            tasks: Mutex::new(vec![sweep]),
             draining: false.into(),
         });
         for chain in service.chains.load().values() {

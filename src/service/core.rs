@@ -21,6 +21,9 @@ use super::{reserver, rotator};
 /// How often a chain is looked at when nobody asks.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often DEKs are wiped whose time is over.
+const SWEEP: Duration = Duration::from_secs(10);
+
 /// The shared parts.
 pub(super) struct Core {
     pub(super) config: Config,
@@ -72,6 +75,16 @@ pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinH
         }
     };
     [tokio::spawn(reserving), tokio::spawn(rotating)]
+}
+
+/// Starts the task that wipes DEKs whose time in the cache is over.
+pub(super) fn spawn_sweep(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
+    let (core, mut stop) = (Arc::clone(core), core.stopping.subscribe());
+    tokio::spawn(async move {
+        while proceed(&mut stop, tokio::time::sleep(SWEEP)).await {
+            core.deks.expire(core.clock.now());
+        }
+    })
 }
 
 /// Waits for `news`; false when it is time to stop.

@@ -4,7 +4,7 @@
 //! One root call for a KEK however many requests wait for it. It knows no store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -120,8 +120,9 @@ impl Keyring {
         if let Some(kek) = self.cache.get(&key) {
             return Ok(kek);
         }
-        let flight = Arc::clone(self.flights().entry(key.clone()).or_default());
-        let result = flight
+        let flight = self.board(&key);
+        flight
+            .cell
             .get_or_init(async || {
                 // It may have landed between the two looks.
                 if let Some(kek) = self.cache.get(&key) {
@@ -133,15 +134,22 @@ impl Keyring {
                 Ok(kek)
             })
             .await
-            .clone();
-        let mut flights = self.flights();
-        if flights.get(&key).is_some_and(|current| Arc::ptr_eq(current, &flight)) {
-            flights.remove(&key);
-        }
-        result
+            .clone()
     }
 
-    fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<CacheKey, Flight>> {
+    /// Joins those who wait for one KEK.
+    fn board<'a>(&'a self, key: &'a CacheKey) -> Passenger<'a> {
+        let cell = Arc::clone(self.flights().entry(key.clone()).or_default());
+        Passenger { keyring: self, key, cell }
+    }
+
+    /// KEKs that are on their way from a root.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> usize {
+        self.flights().len()
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<CacheKey, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -216,6 +224,25 @@ impl Keyring {
 
     pub(super) fn checks(&self) -> impl Iterator<Item = Check> {
         self.roots.iter().map(RootState::check)
+    }
+}
+
+/// One of those who wait for a KEK. The last one to leave, with an answer or without, ends the
+/// flight: callers that hang up leave nothing behind.
+struct Passenger<'a> {
+    keyring: &'a Keyring,
+    key: &'a CacheKey,
+    cell: Flight,
+}
+
+impl Drop for Passenger<'_> {
+    fn drop(&mut self) {
+        let mut flights = self.keyring.flights();
+        let ours = flights.get(self.key).is_some_and(|current| Arc::ptr_eq(current, &self.cell));
+        // An answered flight takes nobody more; one without an answer goes on while others wait.
+        if ours && (self.cell.initialized() || Arc::strong_count(&self.cell) == 2) {
+            flights.remove(self.key);
+        }
     }
 }
 

@@ -46,6 +46,17 @@ pub(super) async fn read<R: Record>(
     store.get(key).await?.map(|entry| decode(&entry)).transpose()
 }
 
+/// Reads the head of `chain`. Limits that nobody could have set are damage: a KEK must not pass
+/// NIST's bound because a record was tampered with.
+async fn read_head(store: &dyn Store, chain: &ChainName) -> Result<Option<Versioned<Head>>, Error> {
+    let key = record::head_key(chain);
+    let head = read::<Head>(store, &key).await?;
+    if let Some(Err(detail)) = head.as_ref().map(|head| head.record.limits.validate()) {
+        return Err(Error::Corrupt { key, detail: detail.to_owned() });
+    }
+    Ok(head)
+}
+
 fn decode<R: Record>(entry: &Entry) -> Result<Versioned<R>, Error> {
     Ok(Versioned { record: R::decode(&entry.key, &entry.value)?, revision: entry.revision })
 }
@@ -72,7 +83,7 @@ impl Ledger {
         chain: ChainName,
         owner: u64,
     ) -> Result<Option<Self>, Error> {
-        let Some(head) = read::<Head>(&*store, &record::head_key(&chain)).await? else {
+        let Some(head) = read_head(&*store, &chain).await? else {
             return Ok(None);
         };
         // The KEKs are read when they are first needed.
@@ -93,8 +104,8 @@ impl Ledger {
         if !self.stale {
             return Ok(());
         }
-        let key = record::head_key(&self.chain);
-        self.head = read(&*self.store, &key).await?.ok_or_else(|| missing(&key))?;
+        let head = read_head(&*self.store, &self.chain).await?;
+        self.head = head.ok_or_else(|| missing(&record::head_key(&self.chain)))?;
         self.primary = self.read_held(self.head.record.primary).await?;
         self.standby = self.read_held(self.head.record.standby).await?;
         self.stale = false;

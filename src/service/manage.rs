@@ -13,7 +13,7 @@ use super::answer::{ChainInfo, ChainSettings, Change, KekInfo, Page};
 use super::chain::Chain;
 use super::error::{Error, Kind};
 use super::ledger::{self, Versioned};
-use super::{KeyService, rfc3339};
+use super::{KeyService, MIN_DESTROY_DELAY, rfc3339};
 
 /// The most items of a page.
 const MAX_PAGE: usize = 1000;
@@ -143,7 +143,7 @@ impl KeyService {
     }
 
     /// Makes a chain (then the first of the answer is true), or changes the limits of one. A new
-    /// chain gets its first KEK when it is first used.
+    /// chain gets its first KEK within a second, or at its first use.
     ///
     /// # Errors
     /// [`Kind::InvalidRequest`] for a name or limits that can not be, [`Kind::Conflict`] for another
@@ -305,7 +305,7 @@ impl KeyService {
             }
             (Change::Enable, State::Disabled) => Ok(Kek { state: State::Retired, ..kek.clone() }),
             (Change::Destroy, State::Disabled) => {
-                let delay = self.core.config.destroy_delay.as_secs();
+                let delay = self.core.config.destroy_delay.max(MIN_DESTROY_DELAY).as_secs();
                 let from = kek.disabled_at.unwrap_or(now).saturating_add(delay);
                 if now < from {
                     return conflict(format!("it can be destroyed from {} on", rfc3339(from)));

@@ -344,3 +344,31 @@ async fn a_service_starts_with_its_root_away_and_serves_when_it_is_back() {
     world.root.away.store(false, SeqCst);
     assert!(world.decrypt(&envelope).await.is_ok());
 }
+
+#[tokio::test]
+async fn callers_that_hang_up_leave_no_flight_behind() {
+    let world = World::new(LOW).await;
+    let (envelope, _) = world.encrypt().await.unwrap();
+    world.service.rotate(None).await.unwrap();
+    let world = world.restarted().await;
+    world.root.slow.store(true, SeqCst);
+    let hurried = tokio::time::timeout(Duration::from_millis(5), world.decrypt(&envelope)).await;
+    assert!(hurried.is_err(), "the root takes 50 ms");
+    assert_eq!(world.service.core.keyring.in_flight(), 0);
+    assert!(world.decrypt(&envelope).await.is_ok());
+    assert_eq!(world.service.core.keyring.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn limits_that_nobody_could_have_set_are_damage() {
+    let world = World::new(LOW).await;
+    let key = record::head_key(&ChainName::new(DEFAULT_CHAIN).unwrap());
+    let head = world.store.get(&key).await.unwrap().unwrap();
+    let text = String::from_utf8(head.value).unwrap();
+    let value = text.replace("\"max_uses\":200", "\"max_uses\":8589934592").into_bytes();
+    assert_ne!(value, text.as_bytes());
+    let raise = crate::store::Txn { puts: vec![(key, value)], ..Default::default() };
+    let _ = world.store.commit(raise).await.unwrap();
+    let world = world.restarted().await;
+    assert_eq!(kind(world.encrypt().await), Kind::Internal);
+}
