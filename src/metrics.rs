@@ -88,10 +88,8 @@ pub struct Metrics {
     pub dek_cache_hits: IntCounter,
     /// DEK cache misses.
     pub dek_cache_misses: IntCounter,
-    /// DEK cache entries that went because of size, age or their KEK.
-    pub dek_cache_evictions: IntCounter,
-    /// DEK cache entries now.
-    pub dek_cache_entries: IntGauge,
+    dek_cache_evictions: IntCounter,
+    dek_cache_entries: IntGauge,
     /// 1 when the root's last answer was a good one.
     pub root_up: IntGaugeVec,
     /// Always 1; the labels tell a root's kind, so that `local` outside development can alert.
@@ -262,13 +260,11 @@ impl Metrics {
         self.debt.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes how many DEKs the cache holds. Every miss put one in: what is not there any more was
-    /// evicted.
-    pub fn dek_cache_holds(&self, entries: usize) {
-        let entries = u64::try_from(entries).unwrap_or(u64::MAX);
+    /// Notes how many DEKs the cache holds, and how many left it so far.
+    pub fn dek_cache_holds(&self, entries: usize, evicted: u64) {
         self.dek_cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        let gone = self.dek_cache_misses.get().saturating_sub(entries);
-        self.dek_cache_evictions.inc_by(gone.saturating_sub(self.dek_cache_evictions.get()));
+        let counted = self.dek_cache_evictions.get();
+        self.dek_cache_evictions.inc_by(evicted.saturating_sub(counted));
     }
 
     /// Counts a rotation: `reason` is `uses`, `age`, `manual` or `root`.

@@ -205,7 +205,8 @@ impl KeyService {
 
     /// Brings those metrics up to date that are only looked at when they are read.
     pub fn refresh_metrics(&self) {
-        self.core.metrics.dek_cache_holds(self.core.deks.len());
+        let deks = &self.core.deks;
+        self.core.metrics.dek_cache_holds(deks.len(), deks.evicted());
     }
 
     /// How well the service stands, from memory alone.
