@@ -1,0 +1,290 @@
+//! How many requests a second kms-proxy answers, next to bare axum handlers on the same machine.
+//!
+//! The real binary and a server of bare handlers run side by side; one client thread with 32
+//! connections drives them in turns, in many short windows, and the medians are compared. The
+//! handlers form a ladder, so that the table tells where the time goes: JSON, base64,
+//! cryptography, and all the rest of a real service.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::State;
+use axum::routing::post;
+use base64_simd::STANDARD;
+use kms_proxy::{id::ChainName, id::Suite, keychain::KeyChain};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const CONNECTIONS: usize = 32;
+const WINDOW: Duration = Duration::from_millis(400);
+const ROUNDS: usize = 15;
+/// More envelopes than the DEK cache holds, so that a decrypt is a decrypt.
+const ENVELOPES: usize = 12_000;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.iter().any(|argument| argument == "--bare-server") {
+        return tokio::runtime::Runtime::new()?.block_on(bare_server());
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(compare())
+}
+
+/// The bare handlers, on the same runtime as the real service.
+async fn bare_server() -> anyhow::Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Body {
+        plaintext: String,
+    }
+    #[derive(Serialize)]
+    struct Sealed {
+        ciphertext: String,
+    }
+    let chain = KeyChain::generate(ChainName::new("bench")?, Suite::Aes128Gcm)?;
+    let chain = std::sync::Arc::new(std::sync::Mutex::new(std::sync::Arc::new(chain)));
+    let seal = async |State(chain): State<
+        std::sync::Arc<std::sync::Mutex<std::sync::Arc<KeyChain>>>,
+    >,
+                      Json(body): Json<Body>| {
+        let plaintext = STANDARD.decode_to_vec(&body.plaintext).unwrap_or_default();
+        let current = std::sync::Arc::clone(&chain.lock().unwrap_or_else(|e| e.into_inner()));
+        let envelope = match current.encrypt(&plaintext, b"") {
+            Ok(envelope) => envelope,
+            Err(_) => {
+                // Its uses are spent: a new one.
+                let name = current.name().clone();
+                if let Ok(fresh) = KeyChain::generate(name, Suite::Aes128Gcm) {
+                    *chain.lock().unwrap_or_else(|e| e.into_inner()) = std::sync::Arc::new(fresh);
+                }
+                Vec::new()
+            }
+        };
+        Json(Sealed { ciphertext: kms_proxy::envelope::to_text(&envelope) })
+    };
+    let router = axum::Router::new()
+        .route("/constant", post(async || r#"{"status":"ok"}"#))
+        .route("/json", post(async |body: Json<Body>| body))
+        .route(
+            "/base64",
+            post(async |Json(body): Json<Body>| {
+                let bytes = STANDARD.decode_to_vec(&body.plaintext).unwrap_or_default();
+                Json(Body { plaintext: STANDARD.encode_to_string(bytes) })
+            }),
+        )
+        .route("/seal", post(seal))
+        .with_state(chain);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    axum::serve(listener, router).await?;
+    Ok(())
+}
+
+/// A child that ends with this process.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn bare() -> anyhow::Result<Server> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("--bare-server")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    let stdout = child.stdout.take().ok_or_else(|| anyhow::anyhow!("no stdout"))?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    Ok(Server { child, address: line.trim().parse()? })
+}
+
+async fn kms_proxy(directory: &std::path::Path) -> anyhow::Result<Server> {
+    // Free a moment ago; nobody else takes it on a quiet machine.
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let child = Command::new(env!("CARGO_BIN_EXE_kms-proxy"))
+        .args(["serve", "--listen", &address.to_string(), "--data-dir"])
+        .arg(directory)
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let server = Server { child, address };
+    let started = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
+        anyhow::ensure!(started.elapsed() < Duration::from_secs(10), "kms-proxy does not start");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(server)
+}
+
+/// A whole POST request.
+fn request(path: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Sends one request and reads its whole answer into `buffer`; gives where the body starts.
+async fn exchange(
+    stream: &mut TcpStream,
+    request: &[u8],
+    buffer: &mut Vec<u8>,
+) -> anyhow::Result<usize> {
+    stream.write_all(request).await?;
+    buffer.clear();
+    loop {
+        anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the server closed the connection");
+        let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = std::str::from_utf8(&buffer[..end])?.to_ascii_lowercase();
+        anyhow::ensure!(head.starts_with("http/1.1 200"), "{}", String::from_utf8_lossy(buffer));
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+        let length: usize = length.ok_or_else(|| anyhow::anyhow!("no length"))?.trim().parse()?;
+        let whole = end + 4 + length;
+        while buffer.len() < whole {
+            anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the answer ends early");
+        }
+        return Ok(end + 4);
+    }
+}
+
+/// Seconds that a process has spent on the processors, in user and in kernel mode.
+fn cpu_seconds(pid: u32) -> f64 {
+    // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms; the second field ends with ')'.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// Drives one server with the same connections in every window.
+struct Driver {
+    pid: u32,
+    /// Requests, and seconds of the server's processors, in all windows.
+    total: (f64, f64),
+    streams: Vec<TcpStream>,
+    requests: std::sync::Arc<Vec<Vec<u8>>>,
+    next: usize,
+}
+
+impl Driver {
+    async fn new(server: &Server, requests: Vec<Vec<u8>>) -> anyhow::Result<Self> {
+        let mut streams = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let stream = TcpStream::connect(server.address).await?;
+            stream.set_nodelay(true)?;
+            streams.push(stream);
+        }
+        let pid = server.child.id();
+        Ok(Self { pid, total: (0.0, 0.0), streams, requests: requests.into(), next: 0 })
+    }
+
+    /// Requests a second in one window.
+    async fn window(&mut self) -> anyhow::Result<f64> {
+        let (start, cpu) = (Instant::now(), cpu_seconds(self.pid));
+        let mut tasks = Vec::new();
+        for (index, mut stream) in std::mem::take(&mut self.streams).into_iter().enumerate() {
+            let requests = std::sync::Arc::clone(&self.requests);
+            let mut at = self.next + index * requests.len() / CONNECTIONS;
+            tasks.push(tokio::spawn(async move {
+                let (mut done, mut buffer) = (0_u32, Vec::with_capacity(1 << 16));
+                while start.elapsed() < WINDOW {
+                    exchange(&mut stream, &requests[at % requests.len()], &mut buffer).await?;
+                    (done, at) = (done + 1, at + 1);
+                }
+                anyhow::Ok((stream, done))
+            }));
+        }
+        let mut total = 0.0;
+        for task in tasks {
+            let (stream, done) = task.await??;
+            self.streams.push(stream);
+            total += f64::from(done);
+        }
+        self.total.0 += total;
+        self.total.1 += cpu_seconds(self.pid) - cpu;
+        self.next += (total as usize) / CONNECTIONS;
+        Ok(total / start.elapsed().as_secs_f64())
+    }
+}
+
+/// The text forms of fresh envelopes.
+async fn envelopes(address: SocketAddr, body: &str, count: usize) -> anyhow::Result<Vec<String>> {
+    let (mut stream, mut buffer) = (TcpStream::connect(address).await?, Vec::new());
+    let request = request("/v1/encrypt", body);
+    let mut made = Vec::new();
+    for _ in 0..count {
+        let start = exchange(&mut stream, &request, &mut buffer).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&buffer[start..])?;
+        made.push(answer["ciphertext"].as_str().unwrap_or_default().to_owned());
+    }
+    Ok(made)
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+async fn compare() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (bare, ours) = (bare()?, kms_proxy(directory.path()).await?);
+    println!(
+        "requests a second, {CONNECTIONS} connections, medians of {ROUNDS} interleaved windows"
+    );
+    println!("ratio: to the bare handler that reads and answers JSON of the same size\n");
+    println!("{:>9}  {:<34} {:>9}  {:>5}  {:>7}", "plaintext", "", "1/s", "ratio", "CPU us");
+    for size in [256, 4096] {
+        let body = format!(r#"{{"plaintext":"{}"}}"#, STANDARD.encode_to_string(vec![7; size]));
+        let count = if size > 1024 { ENVELOPES / 4 } else { ENVELOPES };
+        let opened: Vec<_> = envelopes(ours.address, &body, count).await?;
+        // Both get as many different bodies: what the caches of the processor cost is shared.
+        let with = |path: &str, field: &str| -> Vec<Vec<u8>> {
+            opened.iter().map(|text| request(path, &format!(r#"{{"{field}":"{text}"}}"#))).collect()
+        };
+        let mut rungs = Vec::new();
+        for (name, server, requests) in [
+            ("bare: constant answer", &bare, vec![request("/constant", &body)]),
+            ("bare: JSON in and out", &bare, vec![request("/json", &body)]),
+            ("bare: JSON and base64", &bare, vec![request("/base64", &body)]),
+            ("bare: JSON, base64, seal", &bare, vec![request("/seal", &body)]),
+            ("kms-proxy /v1/encrypt", &ours, vec![request("/v1/encrypt", &body)]),
+            ("bare: JSON as large as a decrypt's", &bare, with("/json", "plaintext")),
+            ("kms-proxy /v1/decrypt", &ours, with("/v1/decrypt", "ciphertext")),
+        ] {
+            rungs.push((name, Driver::new(server, requests).await?, Vec::new()));
+        }
+        // The first round warms everything up and does not count.
+        for round in 0..=ROUNDS {
+            for (_, driver, rates) in &mut rungs {
+                let rate = driver.window().await?;
+                if round > 0 {
+                    rates.push(rate);
+                }
+            }
+        }
+        let base: [Vec<f64>; 2] = [rungs[1].2.clone(), rungs[5].2.clone()];
+        for (index, (name, driver, rates)) in rungs.iter_mut().enumerate() {
+            let base = &base[usize::from(index > 4)];
+            let mut ratios: Vec<f64> =
+                rates.iter().zip(base).map(|(rate, base)| rate / base).collect();
+            let cpu = driver.total.1 / driver.total.0 * 1e6;
+            println!(
+                "{size:>9}  {name:<34} {:>9.0}  {:>5.2}  {cpu:>7.2}",
+                median(rates),
+                median(&mut ratios)
+            );
+        }
+    }
+    Ok(())
+}
