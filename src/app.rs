@@ -75,7 +75,6 @@ impl App {
         let mut roots = Vec::new();
         for config in &config.roots {
             roots.push(root::open(config, data_dir).await?);
-            warn_of_local(config);
         }
         let clock = Arc::new(SystemClock::new());
         let service = KeyService::start(config.service, store, roots, clock, metrics).await?;
@@ -124,15 +123,6 @@ fn warn_of_exposure(config: &Config) {
             %listen,
             "server.insecure = true: without TLS and auth, whoever reaches this address can decrypt, \
              and whoever sees the traffic reads the plaintexts"
-        );
-    }
-}
-
-fn warn_of_local(config: &root::Config) {
-    if let root::Config::Local(local) = config {
-        tracing::warn!(
-            root = local.name,
-            "this root is a key file beside the data: for development, not for production"
         );
     }
 }

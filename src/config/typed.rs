@@ -1,0 +1,183 @@
+//! How a tree gets types: the deserializer of [`Tree`] and what it says of a wrong setting.
+//!
+//! It knows no setting by name. What serde would tell of a value is dropped.
+
+use std::fmt::Display;
+
+use serde::de::value::StrDeserializer;
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess,
+    Unexpected, Visitor,
+};
+
+use super::tree::{Error, Tree};
+
+/// Calls the visitor with what `text` parses to, or says what was expected.
+macro_rules! parse_text {
+    ($($method:ident, $visit:ident, $type:ty;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self {
+                Tree::Text(text) => match text.trim().parse::<$type>() {
+                    Ok(value) => visitor.$visit(value),
+                    Err(_) => Err(Error::invalid_type(Unexpected::Str(""), &visitor)),
+                },
+                other => other.deserialize_any(visitor),
+            }
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for Tree {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Self::Table(table) => {
+                visitor.visit_map(Entries { rest: table.into_iter(), next: None })
+            }
+            Self::List(items) => visitor.visit_seq(Items(items.into_iter().enumerate())),
+            Self::Typed(toml::Value::Boolean(value)) => visitor.visit_bool(value),
+            Self::Typed(toml::Value::Integer(value)) => visitor.visit_i64(value),
+            Self::Typed(toml::Value::Float(value)) => visitor.visit_f64(value),
+            Self::Typed(toml::Value::String(text)) | Self::Text(text) => visitor.visit_string(text),
+            Self::Typed(_) => Err(Error::invalid_type(Unexpected::Other("date"), &visitor)),
+        }
+    }
+
+    parse_text! {
+        deserialize_bool, visit_bool, bool;
+        deserialize_i8, visit_i64, i64;
+        deserialize_i16, visit_i64, i64;
+        deserialize_i32, visit_i64, i64;
+        deserialize_i64, visit_i64, i64;
+        deserialize_u8, visit_u64, u64;
+        deserialize_u16, visit_u64, u64;
+        deserialize_u32, visit_u64, u64;
+        deserialize_u64, visit_u64, u64;
+        deserialize_f32, visit_f64, f64;
+        deserialize_f64, visit_f64, f64;
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    /// Text is a TOML array, or items with commas between them.
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let Self::Text(text) = self else { return self.deserialize_any(visitor) };
+        let items = if text.trim_start().starts_with('[') {
+            toml::from_str::<toml::Table>(&format!("items = {text}"))
+                .ok()
+                .and_then(|mut table| table.remove("items"))
+                .ok_or_else(|| Error::new("it is no TOML array"))?
+                .into()
+        } else {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Self::List(items.map(|item| Self::Text(item.to_owned())).collect())
+        };
+        items.deserialize_any(visitor)
+    }
+
+    /// A choice between words. (One between tables is told by `kind`, and comes as any table.)
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self {
+            Self::Typed(toml::Value::String(text)) | Self::Text(text) => {
+                visitor.visit_enum(text.into_deserializer())
+            }
+            other => other.deserialize_any(visitor),
+        }
+    }
+
+    serde::forward_to_deserialize_any! {
+        i128 u128 char str string bytes byte_buf unit unit_struct tuple tuple_struct map struct
+        identifier ignored_any
+    }
+}
+
+/// The keys of a table, which its errors name.
+struct Entries {
+    rest: std::collections::btree_map::IntoIter<String, Tree>,
+    next: Option<(String, Tree)>,
+}
+
+impl<'de> MapAccess<'de> for Entries {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
+        self.next = self.rest.next();
+        let Some((key, _)) = &self.next else { return Ok(None) };
+        seed.deserialize(StrDeserializer::new(key)).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        let (key, value) = self.next.take().ok_or_else(|| Error::new("a value without a key"))?;
+        seed.deserialize(value).map_err(|error| error.within(&key))
+    }
+}
+
+/// The items of a list; errors name their index.
+struct Items(std::iter::Enumerate<std::vec::IntoIter<Tree>>);
+
+impl<'de> SeqAccess<'de> for Items {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
+        let Some((index, item)) = self.0.next() else { return Ok(None) };
+        seed.deserialize(item).map(Some).map_err(|error| error.within(&index.to_string()))
+    }
+}
+
+impl serde::de::Error for Error {
+    fn custom<T: Display>(message: T) -> Self {
+        Self::new(message.to_string())
+    }
+
+    fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::new(match &*expected.to_string() {
+            "usize" | "u8" | "u16" | "u32" | "u64" => "expected a whole number".to_owned(),
+            "path string" => "expected a path".to_owned(),
+            table if table.starts_with("struct ") => "expected a table".to_owned(),
+            list if list.starts_with("a sequence") => "expected a list".to_owned(),
+            other => format!("expected {other}"),
+        })
+    }
+
+    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::invalid_type(Unexpected::Unit, expected)
+    }
+
+    fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Self {
+        Self::new(format!("expected {}", expected.join(" or ")))
+    }
+
+    fn unknown_field(key: &str, expected: &'static [&'static str]) -> Self {
+        let error = match expected {
+            [] => Self::new("there is no such key"),
+            known => Self::new(format!("there is no such key here, but {}", known.join(", "))),
+        };
+        error.within(key)
+    }
+
+    fn missing_field(key: &'static str) -> Self {
+        Self::new("it is missing").within(key)
+    }
+}
