@@ -138,7 +138,7 @@ mod tests {
             "decrypt --aad-base64 AA== --timeout 1m",
             "rewrap --lines --chain a",
             "rotate --chain a",
-            "status --json",
+            "status --json --admin http://127.0.0.1:9090",
             "inspect",
             "inspect kp:AQID",
             "healthcheck --server http://[::1]:8080",

@@ -27,6 +27,9 @@ pub(super) struct StatusArgs {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
+    /// Where health is served, if server.admin_listen gives it an address of its own
+    #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
+    admin: Option<String>,
     #[command(flatten)]
     client: client::Args,
 }
@@ -75,7 +78,8 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
 /// Tells how the service stands.
 pub(super) async fn status(args: StatusArgs) -> Result {
     let client = Client::new(args.client)?;
-    let (code, readiness) = readiness(&client).await?;
+    let admin = args.admin.map(|admin| client.at(admin));
+    let (code, readiness) = readiness(admin.as_ref().unwrap_or(&client)).await?;
     let chains = all_chains(&client).await?;
     let text = if args.json {
         let Readiness { status, checks } = readiness;
@@ -107,7 +111,13 @@ async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
     let response = client.send(client.request(Method::GET, "/readyz")).await?;
     let status = response.status();
     let body = response.bytes().await.unwrap_or_default();
-    Ok((status, client.parse(&body)?))
+    match status {
+        StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => Ok((status, client.parse(&body)?)),
+        StatusCode::NOT_FOUND => Err(Failure::refused(
+            "health is not served here; server.admin_listen of the service says where",
+        )),
+        _ => Err(client.refusal(status, &body)),
+    }
 }
 
 /// All chains, a page at a time, as the service tells of them.

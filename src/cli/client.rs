@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kms_proxy::id::ChainName;
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -63,6 +63,11 @@ impl Client {
         Ok(Self { server: args.server, http })
     }
 
+    /// The same client for another address.
+    pub(super) fn at(&self, server: String) -> Self {
+        Self { server, http: self.http.clone() }
+    }
+
     /// A request of `path`, which starts with a slash, below the server's own path.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.server))
@@ -78,13 +83,15 @@ impl Client {
         let response = self.send(request).await?;
         let status = response.status();
         let body = response.bytes().await.map_err(|error| self.failed(&error))?;
-        if status.is_success() {
-            return Ok(body.into());
-        }
-        Err(Failure::refused(match serde_json::from_slice::<Problem>(&body) {
+        if status.is_success() { Ok(body.into()) } else { Err(self.refusal(status, &body)) }
+    }
+
+    /// What an answer that is not a good one says.
+    pub(super) fn refusal(&self, status: StatusCode, body: &[u8]) -> Failure {
+        Failure::refused(match serde_json::from_slice::<Problem>(body) {
             Ok(problem) => problem.to_string(),
             Err(_) => format!("{} answered {status}, and not as kms-proxy does", self.server),
-        }))
+        })
     }
 
     /// The same for an answer in JSON.
@@ -138,7 +145,7 @@ fn reason(error: &reqwest::Error) -> String {
 }
 
 /// The URL without a slash at its end.
-fn server(text: &str) -> std::result::Result<String, &'static str> {
+pub(super) fn server(text: &str) -> std::result::Result<String, &'static str> {
     let url = Url::parse(text).ok().filter(|url| {
         url.scheme() == "http"
             && url.has_host()
