@@ -1,12 +1,12 @@
 //! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate.
 //!
-//! It seals and opens in place and knows nothing of KEKs, DEKs or envelopes. Nonces are the
-//! caller's: random ones for a key that is used often, zero for a key that is used once.
+//! It seals and opens in place and knows nothing of KEKs, DEKs or envelopes. A key that is used
+//! often is a [`Cipher`] with the caller's random nonces; a key that is used once needs no nonce.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes128Gcm, Aes256Gcm};
 
-use crate::secret::KeyBytes;
+use crate::secret::{Exposed, KeyBytes};
 
 /// The size of a nonce in bytes.
 pub const NONCE_LEN: usize = 12;
@@ -32,15 +32,10 @@ impl Cipher {
     #[must_use]
     #[inline]
     pub fn new(key: &KeyBytes) -> Self {
-        let bytes = key.expose();
-        match <&[u8; 16]>::try_from(bytes) {
-            Ok(bytes) => Self(Inner::Aes128(Aes128Gcm::new(bytes.into()))),
-            Err(_) => {
-                let mut long = zeroize::Zeroizing::new([0; 32]);
-                long.copy_from_slice(bytes);
-                Self(Inner::Aes256(Aes256Gcm::new((&*long).into())))
-            }
-        }
+        Self(match key.exposed() {
+            Exposed::Aes128(key) => Inner::Aes128(Aes128Gcm::new(key.into())),
+            Exposed::Aes256(key) => Inner::Aes256(Aes256Gcm::new(key.into())),
+        })
     }
 
     /// Seals `buffer` in place and gives the tag.
@@ -84,6 +79,55 @@ impl Cipher {
         opened.map_err(|_| Failed)
     }
 }
+
+/// Seals `buffer` in place under a key that seals nothing else, with a nonce of zeros, and gives
+/// the tag.
+///
+/// # Errors
+/// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
+#[inline]
+pub fn seal_once(key: &KeyBytes, aad: &[u8], buffer: &mut [u8]) -> Result<[u8; TAG_LEN], Failed> {
+    match key.exposed() {
+        Exposed::Aes128(key) => {
+            Aes128Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
+        }
+        Exposed::Aes256(key) => {
+            Aes256Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
+        }
+    }
+    .map(Into::into)
+    .map_err(|_| Failed)
+}
+
+/// Opens what [`seal_once`] sealed. When it fails, `buffer` is as it was.
+///
+/// # Errors
+/// [`Failed`] for every difference to what was sealed.
+#[inline]
+pub fn open_once(
+    key: &KeyBytes,
+    aad: &[u8],
+    buffer: &mut [u8],
+    tag: &[u8; TAG_LEN],
+) -> Result<(), Failed> {
+    match key.exposed() {
+        Exposed::Aes128(key) => Aes128Gcm::new(key.into()).decrypt_inout_detached(
+            &ZERO.into(),
+            aad,
+            buffer.into(),
+            tag.into(),
+        ),
+        Exposed::Aes256(key) => Aes256Gcm::new(key.into()).decrypt_inout_detached(
+            &ZERO.into(),
+            aad,
+            buffer.into(),
+            tag.into(),
+        ),
+    }
+    .map_err(|_| Failed)
+}
+
+const ZERO: [u8; NONCE_LEN] = [0; NONCE_LEN];
 
 #[cfg(test)]
 mod tests {

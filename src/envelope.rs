@@ -184,23 +184,20 @@ pub fn dek_aad(version: Version<'_>, suite: Suite, kek_id: &KekId, chain: &Chain
     aad
 }
 
-/// The start of a payload's AAD: `kms-proxy data v1`, suite and chain. [`push_data_aad`] adds the
-/// caller's part. It does not bind the KEK, so that a rewrap replaces the header alone.
+/// The AAD of a payload: `kms-proxy data v1`, suite, chain, and the caller's AAD with its length
+/// (u32) before it. `None` when the caller's has more than [`MAX_AAD_LEN`] bytes.
+///
+/// It does not bind the KEK, so that a rewrap replaces the header alone.
 #[must_use]
-pub fn data_aad_prefix(suite: Suite, chain: &ChainName) -> Vec<u8> {
-    let mut aad = b"kms-proxy data v1".to_vec();
-    aad.push(suite.code());
-    push_chain(&mut aad, chain);
-    aad
-}
-
-/// The caller's AAD with its length (u32) before it. `None` when it has more than [`MAX_AAD_LEN`]
-/// bytes.
-#[must_use]
-pub fn push_data_aad(prefix: &[u8], aad: &[u8]) -> Option<Vec<u8>> {
+pub fn data_aad(suite: Suite, chain: &ChainName, aad: &[u8]) -> Option<Vec<u8>> {
     let len = u32::try_from(aad.len()).ok().filter(|_| aad.len() <= MAX_AAD_LEN)?;
-    let mut whole = Vec::with_capacity(prefix.len() + 4 + aad.len());
-    whole.extend_from_slice(prefix);
+    let label = b"kms-proxy data v1";
+    // One allocation: this is on the path of every message.
+    let fixed = label.len() + 1 + 2 + chain.as_str().len() + 4;
+    let mut whole = Vec::with_capacity(fixed + aad.len());
+    whole.extend_from_slice(label);
+    whole.push(suite.code());
+    push_chain(&mut whole, chain);
     whole.extend_from_slice(&len.to_be_bytes());
     whole.extend_from_slice(aad);
     Some(whole)
@@ -403,13 +400,12 @@ mod tests {
         expected.extend_from_slice(&[9; 16]);
         expected.extend_from_slice(b"\x00\x06orders");
         assert_eq!(dek_aad(Version::Stored, Suite::Aes128Gcm, &id, &chain), expected);
-        let prefix = data_aad_prefix(Suite::Aes256Gcm, &chain);
         assert_eq!(
-            push_data_aad(&prefix, b"row 7").unwrap(),
+            data_aad(Suite::Aes256Gcm, &chain, b"row 7").unwrap(),
             b"kms-proxy data v1\x02\x00\x06orders\x00\x00\x00\x05row 7"
         );
-        assert!(push_data_aad(&prefix, &vec![0; MAX_AAD_LEN]).is_some());
-        assert!(push_data_aad(&prefix, &vec![0; MAX_AAD_LEN + 1]).is_none());
+        assert!(data_aad(Suite::Aes128Gcm, &chain, &vec![0; MAX_AAD_LEN]).is_some());
+        assert!(data_aad(Suite::Aes128Gcm, &chain, &vec![0; MAX_AAD_LEN + 1]).is_none());
     }
 
     proptest! {

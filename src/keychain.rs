@@ -5,9 +5,8 @@
 //! knows nothing of stores and roots; whoever gives it a KEK and uses of it has counted them.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
-
-use zeroize::Zeroizing;
 
 use crate::clock::Monotonic;
 use crate::envelope::{Envelope, Version};
@@ -29,6 +28,9 @@ use message::{Opened, Plaintext, Sealed};
 pub const UNSHARED_USES: u64 = 1 << 22;
 
 /// A named set of KEKs, one of them primary. The primary encrypts; all of them decrypt.
+///
+/// It is shared between threads as it is. A clone holds the same KEKs and spends the same uses, so
+/// a chain in use is rotated by rotating a clone and putting that in its place.
 #[derive(Clone)]
 pub struct KeyChain {
     name: ChainName,
@@ -52,16 +54,22 @@ impl KeyChain {
     /// [`EncryptError::Randomness`].
     pub fn generate(name: ChainName, suite: Suite) -> Result<Self, EncryptError> {
         let mut chain = Self::empty(name);
-        chain.rotate(suite)?;
+        chain.make_primary(suite)?;
         Ok(chain)
     }
 
-    /// Makes a fresh KEK primary, known to this process alone and good for [`UNSHARED_USES`]. The
-    /// older ones go on decrypting.
+    /// Makes a fresh KEK primary, of the same suite, known to this process alone and good for
+    /// [`UNSHARED_USES`]. The older ones go on decrypting.
     ///
     /// # Errors
-    /// [`EncryptError::Randomness`].
-    pub fn rotate(&mut self, suite: Suite) -> Result<KekId, EncryptError> {
+    /// [`EncryptError::Randomness`], and [`EncryptError::Exhausted`] for a chain that never had a
+    /// primary.
+    pub fn rotate(&mut self) -> Result<KekId, EncryptError> {
+        let (primary, _) = self.primary.as_ref().ok_or(EncryptError::Exhausted)?;
+        self.make_primary(primary.suite())
+    }
+
+    fn make_primary(&mut self, suite: Suite) -> Result<KekId, EncryptError> {
         let kek = Arc::new(Kek::generate(&self.name, suite)?);
         let id = kek.id();
         self.set_primary(kek, Arc::new(Budget::unshared(UNSHARED_USES)));
@@ -128,6 +136,11 @@ impl KeyChain {
         self.keks.values()
     }
 
+    /// The KEKs that it refuses, and why, in no order.
+    pub fn refused(&self) -> impl Iterator<Item = (KekId, Refusal)> {
+        self.refused.iter().map(|(&id, &refusal)| (id, refusal))
+    }
+
     /// Whether the chain lets `id` be used.
     ///
     /// # Errors
@@ -141,9 +154,9 @@ impl KeyChain {
 
     /// Takes one use of the primary; `None` when none is left.
     #[must_use]
-    pub fn take(&self, now: Monotonic) -> Option<Use> {
+    pub fn take(&self, now: Monotonic) -> Option<Use<'_>> {
         let (kek, budget) = self.primary.as_ref()?;
-        budget.take(now).map(|void_at| Use { kek: Arc::clone(kek), void_at })
+        budget.take(now).map(|void_at| Use { kek, void_at })
     }
 
     /// Encrypts `plaintext` for whoever has this chain and the same `aad`. For a chain of one's
@@ -153,7 +166,7 @@ impl KeyChain {
     /// [`EncryptError`].
     pub fn encrypt(&self, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, EncryptError> {
         let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
-        Ok(one.seal(plaintext.into(), aad)?.as_slice().to_vec())
+        Ok(one.seal(plaintext.into(), aad)?.into())
     }
 
     /// Decrypts a whole binary envelope.
@@ -205,24 +218,36 @@ impl KeyChain {
     /// # Errors
     /// [`DecryptError::Invalid`].
     pub fn open(&self, dek: &Dek, envelope: Vec<u8>, aad: &[u8]) -> Result<Opened, DecryptError> {
-        let mut buffer = Zeroizing::new(envelope);
+        let mut buffer = envelope;
         let payload_len =
             Envelope::parse(&buffer).map_err(|_| DecryptError::Invalid)?.payload.len();
         let start = buffer.len() - payload_len;
         let payload = buffer.get_mut(start..).unwrap_or_default();
+        // When it fails, the payload is as it was: there is nothing to wipe.
         let len = dek.open(&self.name, payload, aad)?;
         Ok(Opened::new(buffer, start..start + len))
     }
 }
 
+impl fmt::Debug for KeyChain {
+    /// Names alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyChain")
+            .field("name", &self.name)
+            .field("primary", &self.primary_id())
+            .field("keks", &self.keks.len())
+            .finish_non_exhaustive()
+    }
+}
+
 /// One use of the primary that was taken and must be spent or lost: nothing is sealed without one.
 #[must_use]
-pub struct Use {
-    kek: Arc<Kek>,
+pub struct Use<'a> {
+    kek: &'a Kek,
     void_at: Monotonic,
 }
 
-impl Use {
+impl Use<'_> {
     /// The KEK that it is a use of.
     #[must_use]
     pub fn kek_id(&self) -> KekId {

@@ -18,6 +18,7 @@ pub struct Unavailable;
 ///
 /// # Errors
 /// [`Unavailable`]; `dest` must not be used then.
+#[inline]
 pub fn fill(dest: &mut [u8]) -> Result<(), Unavailable> {
     if dest.len() > SIZE / 4 {
         return system(dest);
@@ -43,17 +44,24 @@ struct Pool {
 }
 
 impl Pool {
+    #[inline]
     fn take(&mut self, dest: &mut [u8]) -> Result<(), Unavailable> {
         if self.left < dest.len() {
-            self.left = 0;
-            system(&mut self.bytes)?;
-            self.left = SIZE;
+            self.refill()?;
         }
         let start = SIZE - self.left;
         let fresh = self.bytes.get_mut(start..start + dest.len()).ok_or(Unavailable)?;
         dest.copy_from_slice(fresh);
         fresh.zeroize();
         self.left -= dest.len();
+        Ok(())
+    }
+
+    #[cold]
+    fn refill(&mut self) -> Result<(), Unavailable> {
+        self.left = 0;
+        system(&mut self.bytes)?;
+        self.left = SIZE;
         Ok(())
     }
 }

@@ -45,9 +45,17 @@ impl KeyBytes {
     /// The bytes themselves. Whoever asks for them keeps them out of logs, errors and copies.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
-        match self.suite {
-            Suite::Aes128Gcm => self.bytes.split_at(16).0,
-            Suite::Aes256Gcm => &self.bytes,
+        match self.exposed() {
+            Exposed::Aes128(bytes) => bytes,
+            Exposed::Aes256(bytes) => bytes,
+        }
+    }
+
+    /// The bytes themselves as arrays of their suite's size.
+    pub(crate) fn exposed(&self) -> Exposed<'_> {
+        match (self.suite, self.bytes.first_chunk()) {
+            (Suite::Aes128Gcm, Some(short)) => Exposed::Aes128(short),
+            _ => Exposed::Aes256(&self.bytes),
         }
     }
 
@@ -57,6 +65,12 @@ impl KeyBytes {
             Suite::Aes256Gcm => &mut self.bytes,
         }
     }
+}
+
+/// Exposed key bytes, by the suite that they are for.
+pub(crate) enum Exposed<'a> {
+    Aes128(&'a [u8; 16]),
+    Aes256(&'a [u8; 32]),
 }
 
 impl PartialEq for KeyBytes {

@@ -305,22 +305,30 @@ impl KeyService {
         plaintext: Plaintext,
         aad: &[u8],
     ) -> Result<(Sealed, KekId), Error> {
-        let one = self.take_use(chain).await?;
-        let (void_at, id) = (one.void_at(), one.kek_id());
-        let sealed = one.seal(plaintext, aad).map_err(encrypt_error)?;
-        self.check_void(void_at)?;
-        Ok((sealed, id))
+        self.spend_use(chain, |one| one.seal(plaintext, aad)).await
     }
 
-    /// Takes one use; waits for the next block or KEK when there is none.
-    async fn take_use(&self, chain: &Chain) -> Result<Use, Error> {
+    /// Spends one use; waits for the next block or KEK when there is none. What comes of it is
+    /// under the KEK whose id comes along.
+    async fn spend_use<T>(
+        &self,
+        chain: &Chain,
+        spend: impl FnOnce(Use<'_>) -> Result<T, EncryptError>,
+    ) -> Result<(T, KekId), Error> {
         let mut until = None;
         loop {
             let now = self.core.clock.now();
             let snapshot = chain.snapshot();
             if let Some(one) = snapshot.take(now) {
                 chain.watch_level(&snapshot, now);
-                return Ok(one);
+                let (void_at, id) = (one.void_at(), one.kek_id());
+                let made = spend(one).map_err(encrypt_error)?;
+                // It may have become void meanwhile: then nobody gets what came of it.
+                return if self.core.clock.now() < void_at {
+                    Ok((made, id))
+                } else {
+                    Err(exhausted("the reserved use became void while it was spent; try again"))
+                };
             }
             let until = match until {
                 None => *until.insert(now + self.core.config.wait),
@@ -332,15 +340,6 @@ impl KeyService {
                 }
             };
             chain.wait_for_uses(until.since(now), self.core.config.max_waiting).await?;
-        }
-    }
-
-    /// A use may have become void while it was spent: then nobody gets what came of it.
-    fn check_void(&self, void_at: Monotonic) -> Result<(), Error> {
-        if self.core.clock.now() < void_at {
-            Ok(())
-        } else {
-            Err(exhausted("the reserved use became void while it was spent; try again"))
         }
     }
 
@@ -377,10 +376,7 @@ impl KeyService {
                 previous_kek_id,
             });
         }
-        let one = self.take_use(chain).await?;
-        let (void_at, kek_id) = (one.void_at(), one.kek_id());
-        let mut rewrapped = one.seal_dek(&dek).map_err(encrypt_error)?;
-        self.check_void(void_at)?;
+        let (mut rewrapped, kek_id) = self.spend_use(chain, |one| one.seal_dek(&dek)).await?;
         rewrapped.extend_from_slice(parsed.payload);
         Ok(Rewrapped { envelope: rewrapped, chain: chain_name, kek_id, previous_kek_id })
     }
@@ -445,9 +441,11 @@ impl KeyService {
 
 fn encrypt_error(error: EncryptError) -> Error {
     match error {
-        EncryptError::AadTooLong => Error::new(Kind::InvalidRequest, error.to_string()),
+        EncryptError::AadTooLong | EncryptError::OtherSuite => {
+            Error::new(Kind::InvalidRequest, error.to_string())
+        }
         EncryptError::TooLong => Error::new(Kind::PayloadTooLarge, error.to_string()),
-        EncryptError::Exhausted | EncryptError::Expired => exhausted("no use of the KEK is left"),
+        EncryptError::Exhausted => exhausted("no use of the KEK is left"),
         EncryptError::Randomness(error) => internal(&error),
     }
 }

@@ -1,24 +1,27 @@
 //! What encrypting and decrypting can end with: one enum for each direction.
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::KekId;
 use crate::random;
 
-/// Why nothing was encrypted. Nothing was used up either, unless it is [`Expired`](Self::Expired).
+/// Why nothing was encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncryptError {
     /// The chain has no primary KEK, or no use of it is left.
     #[error("no use of a primary KEK is left")]
     Exhausted,
-    /// The use was taken from a block that is void by now; the message was thrown away.
-    #[error("the reserved use is void")]
-    Expired,
     /// The AAD has more than 64 KiB.
     #[error("the AAD has more than 65536 bytes")]
     AadTooLong,
     /// The plaintext has more than 2^36 - 32 bytes (NIST SP 800-38D, section 5.2.1.1).
     #[error("the plaintext is too long for AES-GCM")]
     TooLong,
+    /// The DEK to be wrapped is of another suite than the primary KEK: a rewrap keeps the payload,
+    /// and so its suite.
+    #[error("the envelope is of another suite than the primary KEK")]
+    OtherSuite,
     /// See [`random::Unavailable`].
     #[error(transparent)]
     Randomness(#[from] random::Unavailable),
@@ -41,7 +44,8 @@ pub enum DecryptError {
 }
 
 /// Why a KEK is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Refusal {
     /// Until it is enabled again.
     Disabled,

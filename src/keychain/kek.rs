@@ -2,9 +2,7 @@
 //!
 //! It knows the envelope and the AEAD; not whether it may be used, nor how often it was.
 
-use zeroize::Zeroizing;
-
-use crate::aead::{Cipher, NONCE_LEN, TAG_LEN};
+use crate::aead::{self, Cipher, NONCE_LEN, TAG_LEN};
 use crate::envelope::{self, Header, Version};
 use crate::id::{ChainName, KekId, Suite};
 use crate::random;
@@ -21,8 +19,8 @@ pub struct Kek {
     chain: ChainName,
     /// The AAD of every version 1 wrap under it.
     dek_aad: Vec<u8>,
-    /// The start of the AAD of every payload.
-    data_aad_prefix: Vec<u8>,
+    /// Version, suite and id: the start of every version 1 header under it.
+    header_start: HeaderStart,
 }
 
 impl Kek {
@@ -44,7 +42,7 @@ impl Kek {
             cipher: Cipher::new(&key),
             chain: chain.clone(),
             dek_aad: envelope::dek_aad(Version::Stored, suite, &id, chain),
-            data_aad_prefix: envelope::data_aad_prefix(suite, chain),
+            header_start: header_start(suite, &id),
             key,
         }
     }
@@ -73,51 +71,34 @@ impl Kek {
         mut plaintext: Plaintext,
         aad: &[u8],
     ) -> Result<Sealed, EncryptError> {
-        let aad =
-            envelope::push_data_aad(&self.data_aad_prefix, aad).ok_or(EncryptError::AadTooLong)?;
-        // DEK and nonce come from one draw; the DEK's part is wiped with it.
-        let mut fresh = Zeroizing::new([0; NONCE_LEN + 32]);
-        let (nonce, key) =
-            fresh.split_first_chunk_mut::<NONCE_LEN>().ok_or(EncryptError::TooLong)?;
-        let key = key.get_mut(..self.suite().key_len()).ok_or(EncryptError::TooLong)?;
-        random::fill(nonce)?;
-        random::fill(key)?;
-        let dek = KeyBytes::from_slice(key).ok_or(EncryptError::TooLong)?;
-
-        let header_len = envelope::header_len(self.suite());
-        let (room, message, tag_room) = plaintext.parts();
-        let start = room.len() - header_len;
-        let tag = Cipher::new(&dek)
-            .seal(&PAYLOAD_NONCE, &aad, message)
-            .map_err(|_| EncryptError::TooLong)?;
-        tag_room.copy_from_slice(&tag);
-        let header = self.wrap(&dek, nonce)?;
-        if let Some(room) = room.get_mut(start..) {
-            room.copy_from_slice(header.as_slice());
-        }
-        Ok(plaintext.into_sealed(start))
+        let suite = self.suite();
+        let aad = envelope::data_aad(suite, &self.chain, aad).ok_or(EncryptError::AadTooLong)?;
+        let dek = KeyBytes::random(suite)?;
+        let (header, message, tag) = plaintext.parts(suite).ok_or(EncryptError::TooLong)?;
+        *tag = aead::seal_once(&dek, &aad, message).map_err(|_| EncryptError::TooLong)?;
+        self.wrap(&dek, header)?;
+        Ok(plaintext.into_sealed(suite))
     }
 
     /// A version 1 header that holds `dek` under this KEK: one use.
     pub(super) fn seal_dek(&self, dek: &Dek) -> Result<Vec<u8>, EncryptError> {
-        let mut nonce = [0; NONCE_LEN];
-        random::fill(&mut nonce)?;
-        Ok(self.wrap(&dek.0, &nonce)?.as_slice().to_vec())
+        let mut header = vec![0; envelope::header_len(self.suite())];
+        self.wrap(&dek.0, &mut header)?;
+        Ok(header)
     }
 
-    fn wrap(&self, dek: &KeyBytes, nonce: &[u8; NONCE_LEN]) -> Result<HeaderBuffer, EncryptError> {
-        let mut wrapped = [0; 32];
-        let wrapped = wrapped.get_mut(..dek.expose().len()).ok_or(EncryptError::TooLong)?;
+    /// Fills `header` with a version 1 header that holds `dek`, which is sealed where it stands.
+    fn wrap(&self, dek: &KeyBytes, header: &mut [u8]) -> Result<(), EncryptError> {
+        if dek.suite() != self.suite() {
+            return Err(EncryptError::OtherSuite);
+        }
+        let (start, nonce, wrapped, tag) = split(header).ok_or(EncryptError::TooLong)?;
+        *start = self.header_start;
+        random::fill(nonce)?;
         wrapped.copy_from_slice(dek.expose());
-        let tag =
+        *tag =
             self.cipher.seal(nonce, &self.dek_aad, wrapped).map_err(|_| EncryptError::TooLong)?;
-        let mut header = HeaderBuffer::default();
-        header.push(&[Version::Stored.code(), self.suite().code()]);
-        header.push(self.id.as_bytes());
-        header.push(nonce);
-        header.push(wrapped);
-        header.push(&tag);
-        Ok(header)
+        Ok(())
     }
 
     /// Opens the DEK that `header` holds.
@@ -175,42 +156,30 @@ impl Dek {
         payload: &mut [u8],
         aad: &[u8],
     ) -> Result<usize, DecryptError> {
-        let prefix = envelope::data_aad_prefix(self.0.suite(), chain);
-        let aad = envelope::push_data_aad(&prefix, aad).ok_or(DecryptError::Invalid)?;
+        let aad = envelope::data_aad(self.0.suite(), chain, aad).ok_or(DecryptError::Invalid)?;
         let (message, tag) =
             payload.split_last_chunk_mut::<TAG_LEN>().ok_or(DecryptError::Invalid)?;
-        Cipher::new(&self.0)
-            .open(&PAYLOAD_NONCE, &aad, message, tag)
-            .map_err(|_| DecryptError::Invalid)?;
+        aead::open_once(&self.0, &aad, message, tag).map_err(|_| DecryptError::Invalid)?;
         Ok(message.len())
     }
 }
 
-/// A DEK seals one payload, so its nonce need not differ from another's.
-const PAYLOAD_NONCE: [u8; NONCE_LEN] = [0; NONCE_LEN];
+type HeaderStart = [u8; 2 + KekId::LEN];
 
-/// A version 1 header on the stack.
-struct HeaderBuffer {
-    bytes: [u8; envelope::MAX_STORED_HEADER_LEN],
-    len: usize,
+fn header_start(suite: Suite, id: &KekId) -> HeaderStart {
+    let mut start: HeaderStart = [0; 2 + KekId::LEN];
+    let [version, code, rest @ ..] = &mut start;
+    (*version, *code, *rest) = (Version::Stored.code(), suite.code(), *id.as_bytes());
+    start
 }
 
-impl Default for HeaderBuffer {
-    fn default() -> Self {
-        Self { bytes: [0; envelope::MAX_STORED_HEADER_LEN], len: 0 }
-    }
-}
+type HeaderParts<'a> =
+    (&'a mut HeaderStart, &'a mut [u8; NONCE_LEN], &'a mut [u8], &'a mut [u8; TAG_LEN]);
 
-impl HeaderBuffer {
-    fn push(&mut self, part: &[u8]) {
-        let end = self.len + part.len();
-        if let Some(room) = self.bytes.get_mut(self.len..end) {
-            room.copy_from_slice(part);
-            self.len = end;
-        }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
-    }
+/// The parts of a version 1 header: start, nonce, wrapped DEK, tag.
+fn split(header: &mut [u8]) -> Option<HeaderParts<'_>> {
+    let (start, rest) = header.split_first_chunk_mut()?;
+    let (nonce, rest) = rest.split_first_chunk_mut()?;
+    let (wrapped, tag) = rest.split_last_chunk_mut()?;
+    Some((start, nonce, wrapped, tag))
 }

@@ -3,22 +3,24 @@
 //! Plaintext, header and tag share one allocation, so that sealing and opening move no byte. What
 //! holds a plaintext is wiped on drop.
 
+use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use crate::aead::TAG_LEN;
-use crate::envelope::MAX_STORED_HEADER_LEN;
+use crate::envelope::{MAX_STORED_HEADER_LEN, header_len};
+use crate::id::Suite;
 
 /// A plaintext with room around it for the header before and the tag behind. Wiped on drop.
-pub struct Plaintext(Zeroizing<Vec<u8>>);
+pub struct Plaintext(Vec<u8>);
 
 impl Plaintext {
     /// Room for `len` bytes, all zero, to be written through [`as_mut_slice`](Self::as_mut_slice).
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        Self(Zeroizing::new(vec![0; MAX_STORED_HEADER_LEN + len + TAG_LEN]))
+        Self(vec![0; MAX_STORED_HEADER_LEN + len + TAG_LEN])
     }
 
     /// The plaintext.
@@ -34,17 +36,19 @@ impl Plaintext {
         self.0.get_mut(range).unwrap_or_default()
     }
 
-    /// Header room, plaintext and tag room.
-    pub(super) fn parts(&mut self) -> (&mut [u8], &mut [u8], &mut [u8]) {
-        let range = Self::range(&self.0);
-        let (front, tag) = self.0.split_at_mut(range.end);
-        let (header, plaintext) = front.split_at_mut(range.start);
-        (header, plaintext, tag)
+    /// Room for a header of `suite`, the plaintext, room for its tag.
+    pub(super) fn parts(
+        &mut self,
+        suite: Suite,
+    ) -> Option<(&mut [u8], &mut [u8], &mut [u8; TAG_LEN])> {
+        let (room, rest) = self.0.split_at_mut_checked(MAX_STORED_HEADER_LEN)?;
+        let (plaintext, tag) = rest.split_last_chunk_mut()?;
+        Some((room.get_mut(header_start(suite)..)?, plaintext, tag))
     }
 
-    /// The buffer is an envelope now, from `start` on.
-    pub(super) fn into_sealed(mut self, start: usize) -> Sealed {
-        Sealed { buffer: std::mem::take(&mut *self.0), start }
+    /// The buffer is an envelope of `suite` now.
+    pub(super) fn into_sealed(mut self, suite: Suite) -> Sealed {
+        Sealed { buffer: std::mem::take(&mut self.0), start: header_start(suite) }
     }
 
     fn range(buffer: &[u8]) -> Range<usize> {
@@ -52,11 +56,37 @@ impl Plaintext {
     }
 }
 
+impl<const N: usize> From<&[u8; N]> for Plaintext {
+    fn from(bytes: &[u8; N]) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
+impl fmt::Debug for Plaintext {
+    /// Its length alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plaintext({} bytes)", self.as_slice().len())
+    }
+}
+
+impl Drop for Plaintext {
+    fn drop(&mut self) {
+        self.0.as_mut_slice().zeroize();
+    }
+}
+
+/// Where in the buffer an envelope of `suite` starts.
+fn header_start(suite: Suite) -> usize {
+    MAX_STORED_HEADER_LEN - header_len(suite)
+}
+
 impl From<&[u8]> for Plaintext {
     fn from(bytes: &[u8]) -> Self {
-        let mut plaintext = Self::zeroed(bytes.len());
-        plaintext.as_mut_slice().copy_from_slice(bytes);
-        plaintext
+        let mut buffer = Vec::with_capacity(MAX_STORED_HEADER_LEN + bytes.len() + TAG_LEN);
+        buffer.extend_from_slice(&[0; MAX_STORED_HEADER_LEN]);
+        buffer.extend_from_slice(bytes);
+        buffer.extend_from_slice(&[0; TAG_LEN]);
+        Self(buffer)
     }
 }
 
@@ -81,14 +111,23 @@ impl From<Sealed> for Bytes {
     }
 }
 
+impl From<Sealed> for Vec<u8> {
+    /// The binary envelope, in the same allocation.
+    fn from(sealed: Sealed) -> Self {
+        let mut envelope = sealed.buffer;
+        envelope.drain(..sealed.start);
+        envelope
+    }
+}
+
 /// A plaintext that came of an envelope, in the envelope's own buffer. Wiped on drop.
 pub struct Opened {
-    buffer: Zeroizing<Vec<u8>>,
+    buffer: Vec<u8>,
     range: Range<usize>,
 }
 
 impl Opened {
-    pub(super) fn new(buffer: Zeroizing<Vec<u8>>, range: Range<usize>) -> Self {
+    pub(super) fn new(buffer: Vec<u8>, range: Range<usize>) -> Self {
         Self { buffer, range }
     }
 
@@ -102,5 +141,52 @@ impl Opened {
 impl AsRef<[u8]> for Opened {
     fn as_ref(&self) -> &[u8] {
         self.as_slice()
+    }
+}
+
+impl fmt::Debug for Opened {
+    /// Its length alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Opened({} bytes)", self.as_slice().len())
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(plaintext) = self.buffer.get_mut(self.range.clone()) {
+            plaintext.zeroize();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plaintext_is_what_was_written_whichever_way() {
+        let mut written = Plaintext::zeroed(5);
+        assert_eq!(written.as_slice(), [0; 5]);
+        written.as_mut_slice().copy_from_slice(b"hello");
+        let copied = Plaintext::from(b"hello");
+        assert_eq!((written.as_slice(), copied.as_slice()), (&b"hello"[..], &b"hello"[..]));
+        assert_eq!(written.0.len(), copied.0.len(), "room for header and tag");
+    }
+
+    #[test]
+    fn a_sealed_message_gives_its_envelope_without_the_spare_room() {
+        for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+            let sealed = Plaintext::from(b"hello").into_sealed(suite);
+            let envelope = sealed.as_slice().to_vec();
+            assert_eq!(envelope.len(), header_len(suite) + 5 + TAG_LEN);
+            assert_eq!(Vec::from(sealed), envelope);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_plaintext() {
+        let opened = Opened::new(b"hello".to_vec(), 0..5);
+        assert_eq!(format!("{opened:?}"), "Opened(5 bytes)");
+        assert_eq!(format!("{:?}", Plaintext::from(b"hello")), "Plaintext(5 bytes)");
     }
 }

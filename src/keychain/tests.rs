@@ -1,3 +1,5 @@
+//! Chains in memory: what opens, and all that must not.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -17,7 +19,7 @@ fn chain(suite: Suite) -> KeyChain {
 const SUITES: [Suite; 2] = [Suite::Aes128Gcm, Suite::Aes256Gcm];
 
 fn error(result: Result<Opened, DecryptError>) -> DecryptError {
-    result.err().expect("it must not open")
+    result.expect_err("it must not open")
 }
 
 #[test]
@@ -115,7 +117,7 @@ fn a_header_alone_is_rewrapped_and_decrypts_before_its_old_payload() {
         let old = chain.encrypt(b"hello", b"row 7").unwrap();
         let unchanged = chain.rewrap(&old).unwrap();
         assert_eq!(unchanged, old, "already under the primary");
-        let primary = chain.rotate(suite).unwrap();
+        let primary = chain.rotate().unwrap();
         let (header, payload) = old.split_at(envelope::header_len(suite));
         let rewrapped = chain.rewrap(header).unwrap();
         assert_eq!(rewrapped.len(), header.len());
@@ -131,12 +133,33 @@ fn a_header_alone_is_rewrapped_and_decrypts_before_its_old_payload() {
     }
 }
 
+/// The suite is bound by the payload, which a rewrap keeps.
+#[test]
+fn a_dek_of_another_suite_is_not_rewrapped() {
+    let mut chain = chain(Suite::Aes128Gcm);
+    let envelope = chain.encrypt(b"hello", b"").unwrap();
+    let longer = Kek::generate(chain.name(), Suite::Aes256Gcm).unwrap();
+    chain.set_primary(Arc::new(longer), Arc::new(Budget::unshared(1)));
+    assert_eq!(chain.rewrap(&envelope), Err(EncryptError::OtherSuite.into()));
+    assert_eq!(chain.decrypt(&envelope, b"").unwrap().as_slice(), b"hello");
+}
+
+#[test]
+fn a_rotation_keeps_the_suite() {
+    for suite in SUITES {
+        let mut chain = chain(suite);
+        let id = chain.rotate().unwrap();
+        assert_eq!((chain.primary_id(), chain.kek(id).unwrap().suite()), (Some(id), suite));
+    }
+    assert_eq!(KeyChain::empty(name("orders")).rotate(), Err(EncryptError::Exhausted));
+}
+
 #[test]
 fn refused_keks_neither_decrypt_nor_rewrap() {
     let mut chain = chain(Suite::Aes128Gcm);
     let envelope = chain.encrypt(b"hello", b"").unwrap();
     let old = chain.primary_id().unwrap();
-    chain.rotate(Suite::Aes128Gcm).unwrap();
+    chain.rotate().unwrap();
     let kek = Arc::clone(chain.kek(old).unwrap());
     chain.refuse(old, Some(Refusal::Disabled));
     let refused = DecryptError::Refused(old, Refusal::Disabled);

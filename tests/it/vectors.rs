@@ -87,7 +87,7 @@ fn the_example_in_the_document_is_what_the_library_makes() {
 }
 
 fn data_aad(suite: Suite, chain: &ChainName, aad: &[u8]) -> Vec<u8> {
-    envelope::push_data_aad(&envelope::data_aad_prefix(suite, chain), aad).unwrap()
+    envelope::data_aad(suite, chain, aad).unwrap()
 }
 
 fn root() -> &'static Path {
