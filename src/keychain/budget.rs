@@ -61,6 +61,14 @@ impl Budget {
         Some(block.void_at)
     }
 
+    /// Takes half of the uses that are left and never void, rounded down, for a copy of the chain;
+    /// says how many that are. Uses of blocks that end stay: they must not live on elsewhere.
+    #[must_use]
+    pub fn take_half(&self) -> u64 {
+        let blocks = self.blocks.load();
+        blocks.iter().filter(|block| block.void_at == Monotonic::NEVER).map(|b| b.take_half()).sum()
+    }
+
     /// Uses that can still be taken at `now`.
     #[must_use]
     pub fn left(&self, now: Monotonic) -> u64 {
@@ -82,6 +90,13 @@ impl Block {
                 .left
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
                 .is_ok()
+    }
+
+    fn take_half(&self) -> u64 {
+        let half = |left| Some(left - left / 2);
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, half)
+            .map_or(0, |left| left / 2)
     }
 
     fn left(&self, now: Monotonic) -> u64 {
@@ -110,6 +125,27 @@ mod tests {
         budget.add(1, at(120), at(61));
         assert_eq!((budget.take(at(61)), budget.take(at(61))), (Some(at(120)), None));
         assert_eq!(budget.spent(), 2);
+    }
+
+    #[test]
+    fn half_of_the_uses_that_are_never_void_can_be_taken_at_once() {
+        let budget = Budget::unshared(7);
+        budget.add(10, at(60), at(0));
+        assert_eq!((budget.take_half(), budget.left(at(0))), (3, 4 + 10));
+        assert_eq!((budget.take_half(), budget.take_half(), budget.take_half()), (2, 1, 0));
+        assert_eq!(budget.left(at(0)), 1 + 10);
+    }
+
+    #[test]
+    fn halves_and_single_uses_are_exactly_what_was_there() {
+        let budget = Budget::unshared(1 << 20);
+        let taken: u64 = std::thread::scope(|scope| {
+            let single = || (0..10_000).filter(|_| budget.take(at(1)).is_some()).count() as u64;
+            let halves = || (0..10).map(|_| budget.take_half()).sum();
+            let takers = [scope.spawn(single), scope.spawn(halves), scope.spawn(single)];
+            takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+        });
+        assert_eq!(taken + budget.left(at(1)), 1 << 20);
     }
 
     #[test]
