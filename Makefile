@@ -36,6 +36,10 @@ lint: ## formatting, clippy and docs, warnings denied
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
+.PHONY: bench
+bench: ## what an envelope costs in process, against the bare AES-GCM that it contains
+	$(CARGO) bench --locked --bench micro
+
 .PHONY: openapi
 openapi: ## write openapi/kms-proxy.json anew from the code
 	$(CARGO) run --release --locked --bin kms-proxy -- openapi > openapi/kms-proxy.json.new
