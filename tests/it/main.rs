@@ -4,4 +4,6 @@
 //! command that installs it.
 
 #[cfg(test)]
+mod architecture;
+#[cfg(test)]
 mod vectors;

@@ -1,0 +1,233 @@
+//! The direction of the modules, read from `src/`: who may know whom, and who may know the crates
+//! that must stay at the edges. ARCHITECTURE.md tells the reasons.
+//!
+//! `cli` belongs to the binary and sees the library as `kms_proxy`: the rules are the same.
+//! Tests may use what they like, so what follows `#[cfg(test)] mod` and files of tests are left
+//! out. So are `lib.rs` and `main.rs`, which see everything.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Each module and the modules that it may use, which stand above it. It may use itself.
+const MODULES: &str = "
+    clock:
+    id:
+    random:
+    units:
+    secret:    id random
+    aead:      secret
+    files:     random secret
+    metrics:   id
+    telemetry: units
+
+    envelope:  aead id
+    root:      aead files id random secret units
+    store:     files id random units
+
+    keychain:  aead clock envelope id random secret
+    saved:     id keychain root
+    service:   clock envelope id keychain metrics random root secret store units
+
+    http:      clock envelope id keychain metrics random secret service units
+
+    config:    http id keychain root secret service store telemetry units
+    app:       clock config http id metrics root secret service store telemetry units
+    cli:       aead app config envelope http id root secret service store telemetry units
+";
+
+/// Crates that only these modules may name.
+const CRATES: &str = "
+    aes_gcm:     aead
+    argon2:      root
+    getrandom:   random
+    redb:        store
+    axum:        http app
+    hyper:       http app
+    hyper_util:  http app
+    utoipa:      http
+    utoipa_axum: http
+    reqwest:     root cli
+    clap:        cli config
+    anyhow:      app cli
+    prometheus:  metrics http app
+    tokio:       root store service http app cli
+";
+
+#[test]
+fn modules_know_only_what_they_may() {
+    let complaints: String = sources()
+        .iter()
+        .filter_map(|path| Some((path, module(path)?)))
+        .map(|(path, module)| complaints(path, &module, &read(path)))
+        .collect();
+    assert!(complaints.is_empty(), "\n{complaints}the rules are in {}", file!());
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let silent: Vec<_> = sources().into_iter().filter(|path| !opens(&read(path))).collect();
+    assert!(silent.is_empty(), "these do not start with //!: {silent:#?}");
+}
+
+/// The rules themselves can fail: without this a slip in the reading would let everything pass.
+#[test]
+fn wrong_edges_are_found() {
+    let check = |module, source| complaints(Path::new("x.rs"), module, source);
+    for (module, source) in [
+        ("envelope", "use crate::keychain::KeyChain;"),
+        ("keychain", "let root: &dyn crate::root::RootKey = root;"),
+        ("root", "use crate::{id::KekId, store};"),
+        ("root", "use crate::{\n    id::{ChainName, KekId},\n    store::Store,\n};"),
+        ("http", "use crate::store::record::Limits;"),
+        ("http", "use crate::KeyChain;"),
+        ("service", "use axum::Router;"),
+        ("keychain", "fn wait() -> tokio::time::Sleep {"),
+        ("cli", "use kms_proxy::keychain::KeyChain;"),
+        ("unheard_of", "use crate::id::KekId;"),
+        ("units", "use crate::id::KekId; // once"),
+    ] {
+        assert!(!check(module, source).is_empty(), "{module}: {source}");
+    }
+    for (module, source) in [
+        ("keychain", "use crate::envelope::Envelope;\nuse super::budget;"),
+        ("root", "use crate::{\n    id::{ChainName, KekId},\n    secret,\n};"),
+        ("envelope", "/// See [`crate::keychain`].\n// use crate::keychain;"),
+        ("envelope", "#[cfg(test)]\nmod tests {\n    use crate::keychain::KeyChain;\n}"),
+        ("http", "use axum::Router;"),
+        ("cli", "use kms_proxy::envelope;"),
+        ("service", "use crate::service::error::Kind; use my_axum::x;"),
+    ] {
+        assert_eq!(check(module, source), "", "{module}: {source}");
+    }
+    assert!(opens("//! The file.\n") && !opens("\n//! Late.\n") && !opens("use a::b;"));
+    assert!(!opens("//!\n"));
+}
+
+#[test]
+fn the_modules_have_an_order() {
+    let mut above: Vec<&str> = Vec::new();
+    for (module, may_use) in rows(MODULES) {
+        for used in may_use {
+            assert!(above.contains(&used), "{module} uses {used}, which does not stand above it");
+        }
+        above.push(module);
+    }
+}
+
+/// A name, and the names behind its colon.
+fn rows(table: &'static str) -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+    table.lines().filter_map(|line| {
+        let (name, rest) = line.trim().split_once(':')?;
+        Some((name, rest.split_whitespace().collect()))
+    })
+}
+
+/// A line for each thing in `source`, a file of `module`, that is against the rules.
+fn complaints(path: &Path, module: &str, source: &str) -> String {
+    let mut text = String::new();
+    let path = path.display();
+    let Some((_, may_use)) = rows(MODULES).find(|(name, _)| *name == module) else {
+        return format!("{path}: the module {module} is not in the table\n");
+    };
+    let code = code(source);
+    for used in uses(&code).filter(|used| *used != module && !may_use.contains(used)) {
+        let _ = writeln!(text, "{path}: {module} must not use crate::{used}");
+    }
+    for (name, by) in rows(CRATES).filter(|(_, by)| !by.contains(&module)) {
+        if words_before(&code, "::").any(|word| word == name) {
+            let _ = writeln!(text, "{path}: only {} may use the crate {name}", by.join(", "));
+        }
+    }
+    text
+}
+
+/// The source without comments and without the tests at its end.
+fn code(source: &str) -> String {
+    let source = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default());
+    lines.collect::<Vec<_>>().join("\n").replace("kms_proxy::", "crate::")
+}
+
+/// What follows `crate::`, in a group of imports too.
+fn uses(code: &str) -> impl Iterator<Item = &str> {
+    code.split("crate::").skip(1).flat_map(|rest| match rest.strip_prefix('{') {
+        Some(group) => group_members(group),
+        None => vec![first_word(rest)],
+    })
+}
+
+/// The first word of each member of a group of imports, whose opening brace is gone.
+fn group_members(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut members) = (0, 0, Vec::new());
+    for (at, character) in group.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' if depth > 0 => {}
+            ',' | '}' => {
+                members.push(first_word(group[start..at].trim_start()));
+                start = at + 1;
+            }
+            _ => {}
+        }
+        if character == '}' && start == at + 1 {
+            break;
+        }
+    }
+    members.retain(|member| !member.is_empty());
+    members
+}
+
+fn first_word(text: &str) -> &str {
+    text.split(|c: char| !is_word(c)).next().unwrap_or_default()
+}
+
+/// The words that stand right before each `separator`.
+fn words_before<'a>(code: &'a str, separator: &'a str) -> impl Iterator<Item = &'a str> {
+    code.match_indices(separator).map(|(end, _)| {
+        let before = &code[..end];
+        before.rsplit(|c: char| !is_word(c)).next().unwrap_or_default()
+    })
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+fn opens(source: &str) -> bool {
+    source.strip_prefix("//! ").is_some_and(|rest| !rest.trim_start().is_empty())
+}
+
+/// The module that a file belongs to; none for tests and for the roots of library and binary.
+fn module(path: &Path) -> Option<String> {
+    let inside = path.strip_prefix(src()).unwrap().with_extension("");
+    let mut parts = inside.iter().map(|part| part.to_str().unwrap());
+    let first = parts.next()?.to_owned();
+    (!matches!(&*first, "lib" | "main") && parts.all(|part| part != "tests")).then_some(first)
+}
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// All Rust files below `src/`.
+fn sources() -> Vec<PathBuf> {
+    let (mut files, mut directories) = (Vec::new(), vec![src()]);
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    assert!(files.len() > 10, "src was read");
+    files.sort();
+    files
+}
