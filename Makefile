@@ -40,6 +40,21 @@ lint: ## formatting, clippy and docs, warnings denied
 bench: ## what an envelope costs in process, against the bare AES-GCM that it contains
 	$(CARGO) bench --locked --bench micro
 
+CARGO_DENY := target/tools/bin/cargo-deny
+ADVISORIES := https://github.com/RustSec/advisory-db
+
+.PHONY: audit
+audit: $(CARGO_DENY) ## licences, sources, duplicates and known vulnerabilities of the dependencies
+	$(CARGO_DENY) --locked check bans licenses sources
+	@if git ls-remote --quiet $(ADVISORIES) HEAD >/dev/null 2>&1; then \
+		$(CARGO_DENY) --locked check advisories; \
+	else \
+		echo 'NOT CHECKED: known vulnerabilities. $(ADVISORIES) can not be reached.' >&2; \
+	fi
+
+$(CARGO_DENY):
+	$(CARGO) install --locked --root target/tools cargo-deny@0.20.2
+
 .PHONY: openapi
 openapi: ## write openapi/kms-proxy.json anew from the code
 	$(CARGO) run --release --locked --bin kms-proxy -- openapi > openapi/kms-proxy.json.new
