@@ -71,6 +71,9 @@ impl Default for Config {
     }
 }
 
+/// What an envelope has beyond its plaintext, with room for base64 and longer names of fields.
+const ENVELOPE_ROOM: usize = 1024;
+
 /// What the handlers share.
 struct App {
     service: Arc<KeyService>,
@@ -156,6 +159,11 @@ fn bare(routes: OpenApiRouter) -> Router {
 }
 
 impl App {
+    /// The largest body that holds an envelope: what could be encrypted can be decrypted.
+    fn max_envelope(&self) -> usize {
+        self.max_body.saturating_add(ENVELOPE_ROOM)
+    }
+
     /// Counts a request that did not come to the service.
     fn refuse(&self, operation: Operation, error: Error) -> Error {
         self.service.metrics().failed(operation, "", error.kind().code());

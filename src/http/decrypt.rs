@@ -77,7 +77,7 @@ pub(super) async fn decrypt(
     let (head, body) = request.into_parts();
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(body, app.max_body).await.map_err(refuse)?;
+    let body = body::read(body, app.max_envelope()).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: DecryptRequest<'_> = body::parse(&body).map_err(refuse)?;

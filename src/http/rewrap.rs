@@ -60,7 +60,7 @@ pub(super) async fn rewrap(
     request: Request,
 ) -> Result<Response, Problem> {
     let refuse = |error| app.refuse(Operation::Rewrap, error);
-    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let body = body::read_json(request, app.max_envelope()).await.map_err(refuse)?;
     let request: RewrapRequest<'_> = body::parse(&body).map_err(refuse)?;
     let mut out = Vec::new();
     request.call(&app, request.chain(), &mut out).await?;

@@ -371,6 +371,23 @@ async fn raw_bodies_go_in_and_out() {
 }
 
 #[tokio::test]
+async fn the_largest_plaintext_decrypts_again() {
+    let server = Server::start().await;
+    let octets = |path: &str, body: Vec<u8>| {
+        let request = server.request(Method::POST, path).body(body);
+        request.header("content-type", "application/octet-stream")
+    };
+    let made = octets("/v1/encrypt", vec![7; 100_000]).send().await.unwrap();
+    let opened = octets("/v1/decrypt", made.bytes().await.unwrap().to_vec()).send().await.unwrap();
+    assert_eq!(opened.bytes().await.unwrap(), vec![7; 100_000]);
+    assert_eq!(octets("/v1/encrypt", vec![7; 100_001]).send().await.unwrap().status(), 413);
+    let largest = "A".repeat(100_000 - r#"{"plaintext":""}"#.len());
+    let made = server.ok("/v1/encrypt", json!({"plaintext": largest})).await;
+    let opened = server.ok("/v1/decrypt", json!({"ciphertext": made["ciphertext"]})).await;
+    assert_eq!(opened["plaintext"], largest);
+}
+
+#[tokio::test]
 async fn batch_items_answer_for_themselves() {
     let server = Server::start().await;
     let items = json!({"items": [
