@@ -5,6 +5,8 @@
 //! handlers form a ladder, so that the table tells where the time goes: JSON, base64,
 //! cryptography, and all the rest of a real service.
 
+#![expect(clippy::indexing_slicing, reason = "a benchmark may end in a panic")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
