@@ -1,0 +1,166 @@
+//! What the tests of the running service share: the real binary as a child process with a data
+//! directory and a port of its own. Nothing here waits for a fixed time: everything is polled,
+//! with deadlines that only a broken service misses.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+mod service;
+
+pub(crate) use service::{Output as Streams, Service};
+
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_kms-proxy");
+
+/// How long a test waits for what must happen.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Settings, and the directory that outlives the processes started with them.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    dir: Arc<TempDir>,
+    variables: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// An empty data directory and no setting but a free port.
+    pub(crate) fn new() -> Self {
+        Self { dir: Arc::new(tempfile::tempdir().unwrap()), variables: Vec::new() }
+    }
+
+    /// The same with a setting more: `KMS_PROXY__{key}`.
+    pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
+        self.variables.push((format!("KMS_PROXY__{key}"), value.to_string()));
+        self
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.file("data")
+    }
+
+    /// A path beside the data directory.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `kms-proxy serve` as it is to be run. A write past the limit of a file's size is an error
+    /// to it, as on a full disk, and not a signal.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", BINARY, "serve"]);
+        command.args(["--listen", "127.0.0.1:0", "--data-dir"]).arg(self.data());
+        command.env_clear().envs(self.variables.iter().cloned());
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the service and waits until it is ready.
+    pub(crate) async fn start(&self) -> Service {
+        let mut service = Service::spawn(self.command());
+        service.ready().await;
+        service
+    }
+
+    /// Starts a service that must end by itself, and gives its exit code and its stderr.
+    pub(crate) async fn fails(&self) -> (Option<i32>, String) {
+        Service::spawn(self.command()).ended().await
+    }
+}
+
+/// Runs a command of the binary with `input` on stdin.
+pub(crate) fn run(args: &[&str], input: &[u8]) -> Output {
+    use std::io::Write;
+    let mut command = Command::new(BINARY);
+    command.args(args).env_clear();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        // A command that does not read all of its input is no failure of the test.
+        scope.spawn(move || _ = stdin.write_all(input));
+        child.wait_with_output().unwrap()
+    })
+}
+
+/// Asks until there is an answer.
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(start.elapsed() < DEADLINE, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An envelope that was answered, and what must come out of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) chain: String,
+    pub(crate) plaintext: String,
+    pub(crate) ciphertext: String,
+}
+
+impl Sealed {
+    /// The id of the KEK that the header names.
+    pub(crate) fn kek_id(&self) -> String {
+        let bytes = kms_proxy::envelope::from_text(&self.ciphertext).unwrap();
+        kms_proxy::envelope::Envelope::parse(&bytes).unwrap().header.kek_id.to_string()
+    }
+}
+
+/// Decrypts all of `envelopes`, in batches; each must give its plaintext.
+pub(crate) async fn decrypt_all(service: &Service, envelopes: &[Sealed]) {
+    let mut chains = BTreeMap::<&str, Vec<&Sealed>>::new();
+    for sealed in envelopes {
+        chains.entry(&sealed.chain).or_default().push(sealed);
+    }
+    for (chain, envelopes) in chains {
+        for some in envelopes.chunks(1_000) {
+            let items: Vec<_> =
+                some.iter().map(|sealed| json!({"ciphertext": sealed.ciphertext})).collect();
+            let body = json!({"chain": chain, "items": items});
+            let opened = service.ok("/v1/batch/decrypt", body).await;
+            let results = opened["results"].as_array().unwrap();
+            assert_eq!(results.len(), some.len());
+            for (sealed, result) in some.iter().zip(results) {
+                assert_eq!(result["plaintext"], sealed.plaintext, "{sealed:?}: {result}");
+            }
+        }
+    }
+}
+
+/// All pages of a list: `path` is without a query.
+pub(crate) async fn pages(service: &Service, path: &str, items: &str) -> Vec<Value> {
+    let (mut all, mut query) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = service.get(&format!("{path}?limit=1000{query}")).await;
+        assert_eq!(status, 200, "{page}");
+        all.extend(page[items].as_array().unwrap().iter().cloned());
+        match page["next"].as_str() {
+            Some(next) => query = format!("&after={next}"),
+            None => return all,
+        }
+    }
+}
+
+/// Replaces every place where `needle` stands in a file; at least one.
+pub(crate) fn replace_in_file(path: &Path, needle: &[u8], with: &[u8]) {
+    assert_eq!(needle.len(), with.len());
+    let mut bytes = std::fs::read(path).unwrap();
+    let found: Vec<_> =
+        (0..bytes.len()).filter(|&at| bytes[at..].starts_with(needle)).collect();
+    assert!(!found.is_empty(), "{} has no such bytes", path.display());
+    for at in found {
+        bytes[at..at + with.len()].copy_from_slice(with);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
