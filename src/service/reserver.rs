@@ -66,7 +66,11 @@ impl Reserver {
             self.report(core, chain);
             self.catch_up(chain);
             let snapshot = chain.snapshot();
+            let wanted = self.wants_uses(&snapshot, chain.waiting(), core.clock.now());
             match self.plan(core) {
+                // Uses are left: where a block is as large as the limit, each new KEK would be
+                // replaced as soon as it has its first block, without an end.
+                Some(Step::Promote(Reason::Uses)) if !wanted => {}
                 Some(Step::Promote(reason)) if self.holds_standby(&snapshot) => {
                     self.promote(core, chain, reason).await?;
                     continue;
@@ -74,7 +78,7 @@ impl Reserver {
                 Some(_) => chain.need_kek.notify_one(),
                 None => {}
             }
-            if !self.wants_uses(&snapshot, chain.waiting(), core.clock.now()) {
+            if !wanted {
                 return Ok(());
             }
             if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {

@@ -139,6 +139,23 @@ async fn an_idle_chain_reserves_nothing() {
 }
 
 #[tokio::test]
+async fn a_block_as_large_as_the_limit_rotates_nothing_before_it_is_spent() {
+    let world = World::new(Limits { rotate_after_uses: 16, max_uses: 16, ..LOW }).await;
+    let chain = world.service.find(Operation::Read, None).unwrap();
+    for _ in 0..20 {
+        reserver::drive(&world.service.core, &chain).await;
+        rotator::drive(&world.service.core, &chain).await;
+    }
+    assert_eq!(world.root.wraps.load(SeqCst), 2, "the primary and a standby");
+    let mut uses = HashMap::<KekId, u64>::new();
+    for _ in 0..48 {
+        *uses.entry(world.encrypt().await.unwrap().1).or_default() += 1;
+    }
+    assert!(uses.values().all(|&made| made <= 16), "{uses:?}");
+    assert!(uses.len() <= 7, "each KEK is half spent at least: {uses:?}");
+}
+
+#[tokio::test]
 async fn a_chain_rotates_by_age_and_an_idle_one_makes_no_standby_early() {
     let world = World::new(LOW).await;
     let (_, first) = world.encrypt().await.unwrap();
