@@ -10,13 +10,28 @@ use crate::store::{Committed, Entry, Error, Store, Txn};
 
 use super::answer::{Check, Health};
 
-/// Passes everything on, and remembers the last answer.
+/// Passes everything on, and remembers whether the last answers were good ones.
 pub(super) struct Observed {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    /// What is wrong, and since when.
-    trouble: Mutex<Option<(String, u64)>>,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// What is wrong.
+struct Trouble {
+    detail: String,
+    /// Unix time in seconds.
+    since: u64,
+    /// Whether a write failed: on a full disk reads go on well, and prove nothing.
+    of_writes: bool,
+}
+
+/// What was asked of the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
 }
 
 impl Observed {
@@ -34,22 +49,28 @@ impl Observed {
         Check {
             name: "store".to_owned(),
             health: if trouble.is_none() { Health::Ok } else { Health::Degraded },
-            detail: trouble
-                .as_ref()
-                .map(|(detail, since)| format!("{detail} since {}", super::rfc3339(*since))),
+            detail: trouble.as_ref().map(|Trouble { detail, since, .. }| {
+                format!("{detail} since {}", super::rfc3339(*since))
+            }),
         }
     }
 
-    fn note<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    fn note<T>(&self, access: Access, result: Result<T, Error>) -> Result<T, Error> {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Err(Error::Unavailable { detail, .. }) => {
-                if trouble.is_none() {
+                let of_writes = access == Access::Write;
+                if let Some(trouble) = &mut *trouble {
+                    trouble.of_writes |= of_writes;
+                } else {
                     tracing::error!(store = self.store.kind(), error = %detail, "the store is unavailable");
-                    *trouble = Some((detail.clone(), self.clock.unix_now()));
+                    let since = self.clock.unix_now();
+                    *trouble = Some(Trouble { detail: detail.clone(), since, of_writes });
                 }
                 self.metrics.store_up.set(0);
             }
+            Ok(_) | Err(Error::Corrupt { .. })
+                if access == Access::Read && trouble.as_ref().is_some_and(|it| it.of_writes) => {}
             // One damaged record is no outage.
             Ok(_) | Err(Error::Corrupt { .. }) => {
                 if trouble.take().is_some() {
@@ -66,7 +87,7 @@ impl Observed {
 impl Store for Observed {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
         let result = self.store.get(key).await;
-        self.note(result)
+        self.note(Access::Read, result)
     }
 
     async fn list(
@@ -76,12 +97,12 @@ impl Store for Observed {
         limit: usize,
     ) -> Result<Vec<Entry>, Error> {
         let result = self.store.list(prefix, after, limit).await;
-        self.note(result)
+        self.note(Access::Read, result)
     }
 
     async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
         let result = self.store.commit(txn).await;
-        self.note(result)
+        self.note(Access::Write, result)
     }
 
     fn kind(&self) -> &'static str {

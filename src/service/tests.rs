@@ -126,6 +126,18 @@ async fn a_lost_answer_counts_as_spent_and_is_never_used() {
 }
 
 #[tokio::test]
+async fn a_good_read_does_not_end_an_outage_of_writes() {
+    let world = World::new(LOW).await;
+    world.clock.advance(Duration::from_secs(61));
+    world.store.fail_next([Fault::NotSent]);
+    assert_eq!(kind(world.encrypt().await), Kind::StoreUnavailable);
+    assert!(world.service.chain(DEFAULT_CHAIN, None, 1).await.is_ok());
+    assert_eq!(world.service.readiness().health, Health::Degraded);
+    assert!(world.encrypt().await.is_ok());
+    assert_eq!(world.service.readiness().health, Health::Ok);
+}
+
+#[tokio::test]
 async fn an_idle_chain_reserves_nothing() {
     let world = World::new(LOW).await;
     let (_, id) = world.encrypt().await.unwrap();
