@@ -54,7 +54,7 @@ pub struct Config {
     /// How long a request may take.
     #[serde(deserialize_with = "units::duration::deserialize")]
     pub request_timeout: Duration,
-    /// Connections at once.
+    /// Connections at once, on each listener.
     pub max_connections: usize,
 }
 

@@ -31,13 +31,13 @@ pub(super) async fn run(
     faces: Vec<(TcpListener, Router)>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let connections = Arc::new(Semaphore::new(config.max_connections));
     let stop = watch::Sender::new(());
     let mut accepting = Vec::new();
     for (listener, router) in faces {
         let loopback = listener.local_addr()?.ip().is_loopback();
         let gate = Gate::new(router, config.request_timeout, loopback);
-        let connections = Arc::clone(&connections);
+        // One bound for each listener: probes are answered when callers have all that is theirs.
+        let connections = Arc::new(Semaphore::new(config.max_connections));
         accepting.push(tokio::spawn(accept(listener, gate, connections, stop.subscribe())));
     }
     shutdown.await;
