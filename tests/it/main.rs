@@ -8,6 +8,8 @@ mod architecture;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod vectors;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 mod service;
 
-pub(crate) use service::{Output as Streams, Service};
+pub(crate) use service::{Service, read_until, talk};
 
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_kms-proxy");
@@ -53,9 +53,14 @@ impl Setup {
     /// `kms-proxy serve` as it is to be run. A write past the limit of a file's size is an error
     /// to it, as on a full disk, and not a signal.
     pub(crate) fn command(&self) -> Command {
+        self.command_at("127.0.0.1:0")
+    }
+
+    /// The same with an address to listen on.
+    pub(crate) fn command_at(&self, address: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", BINARY, "serve"]);
-        command.args(["--listen", "127.0.0.1:0", "--data-dir"]).arg(self.data());
+        command.args(["--listen", address, "--data-dir"]).arg(self.data());
         command.env_clear().envs(self.variables.iter().cloned());
         command.current_dir(self.dir.path()).stdin(Stdio::null());
         command
@@ -87,6 +92,11 @@ pub(crate) fn run(args: &[&str], input: &[u8]) -> Output {
         scope.spawn(move || _ = stdin.write_all(input));
         child.wait_with_output().unwrap()
     })
+}
+
+/// The repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Asks until there is an answer.
@@ -156,8 +166,7 @@ pub(crate) async fn pages(service: &Service, path: &str, items: &str) -> Vec<Val
 pub(crate) fn replace_in_file(path: &Path, needle: &[u8], with: &[u8]) {
     assert_eq!(needle.len(), with.len());
     let mut bytes = std::fs::read(path).unwrap();
-    let found: Vec<_> =
-        (0..bytes.len()).filter(|&at| bytes[at..].starts_with(needle)).collect();
+    let found: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(needle)).collect();
     assert!(!found.is_empty(), "{} has no such bytes", path.display());
     for at in found {
         bytes[at..at + with.len()].copy_from_slice(with);

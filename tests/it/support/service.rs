@@ -228,7 +228,10 @@ impl Drop for Service {
         let log = self.log.text();
         if std::thread::panicking() {
             let start = log.len().saturating_sub(8_000);
-            eprintln!("the service's log ends:\n{}", String::from_utf8_lossy(&log.as_bytes()[start..]));
+            eprintln!(
+                "the service's log ends:\n{}",
+                String::from_utf8_lossy(&log.as_bytes()[start..])
+            );
         } else {
             assert!(!log.contains("panicked at"), "the service panicked:\n{log}");
         }

@@ -1,0 +1,325 @@
+//! How the service starts, ends and fails to start: signals, a second process, damage, a full
+//! disk, and roots that are not what they were.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, Signal};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+
+use crate::support::{Service, Setup, decrypt_all, read_until, replace_in_file, talk, until};
+
+/// Memory of an idle service; the default runtime and caches need about 12 MB.
+const MAX_RSS_KB: u64 = 20 * 1024;
+
+#[tokio::test]
+async fn it_starts_at_once_and_takes_little_memory() {
+    let setup = Setup::new();
+    for start in ["the first start", "a second start"] {
+        let began = Instant::now();
+        let service = setup.start().await;
+        let (status, readiness) = service.get("/readyz").await;
+        let took = began.elapsed();
+        assert_eq!((status.as_u16(), &readiness["status"]), (200, &json!("ok")), "{readiness}");
+        println!("{start}: ready after {took:?}");
+        assert!(took < Duration::from_secs(5), "{start}: {took:?}");
+        #[cfg(target_os = "linux")]
+        {
+            let rss = resident_kb(&service);
+            println!("{start}: {rss} kB resident");
+            assert!(rss < MAX_RSS_KB, "{rss} kB");
+        }
+        service.stop().await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn resident_kb(service: &Service) -> u64 {
+    let path = format!("/proc/{}/status", service.pid().as_raw_nonzero());
+    let status = std::fs::read_to_string(path).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_when_what_is_in_flight_is_done() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let setup = Setup::new().set("SERVER__REQUEST_TIMEOUT", "60s");
+        let service = setup.start().await;
+        let mut idle = service.connect().await;
+        let mut stream = service.connect().await;
+        let (first, last) = (r#"{"plaintext":"#, r#""aGVsbG8="}"#);
+        let len = first.len() + last.len();
+        let head = format!(
+            "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {len}\r\nExpect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The service reads the body: from here on the request is in flight.
+        read_until(&mut stream, "100 Continue").await;
+        stream.write_all(first.as_bytes()).await.unwrap();
+        service.signal(signal);
+        until("no new connection is taken", async || (!service.is_listening().await).then_some(()))
+            .await;
+        let answer = talk(&mut stream, last).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("kp:"), "{answer}");
+        assert_eq!(talk(&mut idle, "").await, "", "an idle connection is closed");
+        let (code, log) = service.ended().await;
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains(name) && log.contains("stopped"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let service = Setup::new().set("SERVER__REQUEST_TIMEOUT", "1h").start().await;
+    let mut stream = service.connect().await;
+    let head = "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+                Content-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut stream, "100 Continue").await;
+    service.signal(Signal::TERM);
+    until("the first signal is seen", async || {
+        service.log.text().contains("finishing what is in flight").then_some(())
+    })
+    .await;
+    service.signal(Signal::TERM);
+    let (code, log) = service.ended().await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("a second signal"), "{log}");
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_same_directory_or_address_is_refused() {
+    let setup = Setup::new();
+    let service = setup.start().await;
+    let (code, log) = setup.fails().await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("another process uses the data directory"), "{log}");
+    assert!(log.contains(&setup.data().display().to_string()), "{log}");
+
+    let elsewhere = Setup::new();
+    let address = service.address().to_string();
+    let (code, log) = Service::spawn(elsewhere.command_at(&address)).ended().await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains(&format!("server.listen: something listens on {address}")), "{log}");
+    assert!(!elsewhere.data().exists(), "nothing is made by a service that can't start");
+
+    let sealed = service.encrypt("default", "aGVsbG8=").await;
+    decrypt_all(&service, &[sealed]).await;
+    service.stop().await;
+}
+
+fn store_file(setup: &Setup) -> std::path::PathBuf {
+    setup.data().join("store.redb")
+}
+
+#[tokio::test]
+async fn a_store_that_is_cut_or_garbage_is_refused_by_name_and_left_as_it_is() {
+    let setup = Setup::new();
+    let service = setup.start().await;
+    let sealed = service.encrypt("default", "aGVsbG8=").await;
+    service.stop().await;
+    let file = store_file(&setup);
+    let good = std::fs::read(&file).unwrap();
+    let garbage = vec![0xA5; good.len()];
+    for bad in [&good[..good.len() / 2], &good[..100], b"", &garbage] {
+        std::fs::write(&file, bad).unwrap();
+        let (code, log) = setup.fails().await;
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("store.redb is damaged") && log.contains("backup"), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
+        assert_eq!(std::fs::read(&file).unwrap(), bad);
+    }
+    std::fs::write(&file, &good).unwrap();
+    decrypt_all(&setup.start().await, &[sealed]).await;
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_a_record_costs_one_chain_and_says_which() {
+    let setup = Setup::new().set("CHAIN__NAMES", "orders");
+    let service = setup.start().await;
+    let kept = service.encrypt("default", "aGVsbG8=").await;
+    let lost = service.encrypt("orders", "aGVsbG8=").await;
+    let (_, chain) = service.get("/v1/chains/orders").await;
+    service.stop().await;
+    let primary = format!(r#""primary":"{}""#, chain["primary"].as_str().unwrap());
+    replace_in_file(
+        &store_file(&setup),
+        primary.as_bytes(),
+        primary.replacen('p', "q", 1).as_bytes(),
+    );
+
+    for _ in 0..2 {
+        let service = setup.start().await;
+        decrypt_all(&service, std::slice::from_ref(&kept)).await;
+        for (path, body) in [
+            ("/v1/encrypt", json!({"plaintext": "", "chain": "orders"})),
+            ("/v1/decrypt", json!({"ciphertext": lost.ciphertext, "chain": "orders"})),
+        ] {
+            let (status, problem) = service.post(path, body).await;
+            assert_eq!((status.as_u16(), &problem["code"]), (500, &json!("internal")), "{problem}");
+        }
+        let (status, _) = service.send(reqwest::Method::PUT, "/v1/chains/orders", json!({})).await;
+        assert_eq!(status, 500, "it is not made anew over what may be mended");
+        let (status, readiness) = service.get("/readyz").await;
+        assert_eq!((status.as_u16(), &readiness["status"]), (200, &json!("degraded")));
+        assert!(readiness.to_string().contains("chain:orders"), "{readiness}");
+        let log = service.stop().await;
+        assert!(log.contains("chains/orders/head"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_coasted_through_and_recovered_from() {
+    let setup = Setup::new();
+    let service = setup.start().await;
+    // No byte beyond the first page can be written: what a full disk says, and needs no mount.
+    let limit = |bytes| {
+        let mut limit =
+            rustix::process::prlimit(Some(service.pid()), Resource::Fsize, NO_LIMIT).unwrap();
+        limit.current = bytes;
+        rustix::process::prlimit(Some(service.pid()), Resource::Fsize, limit).unwrap();
+    };
+    limit(Some(4096));
+    let mut sealed = Vec::new();
+    let problem = loop {
+        assert!(sealed.len() < 1_000, "the store is never needed");
+        match service.try_encrypt("default", "aGVsbG8=").await.unwrap() {
+            Ok(one) => sealed.push(one),
+            Err((status, problem)) => break (status.as_u16(), problem["code"].clone()),
+        }
+    };
+    assert_eq!(problem, (503, json!("store_unavailable")));
+    assert!(sealed.len() >= 8, "only {} within the block", sealed.len());
+    let refused =
+        service.request(reqwest::Method::POST, "/v1/encrypt").json(&json!({"plaintext": ""}));
+    let refused = refused.send().await.unwrap();
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
+    let (status, readiness) = service.get("/readyz").await;
+    assert_eq!((status.as_u16(), &readiness["status"]), (200, &json!("degraded")), "{readiness}");
+    decrypt_all(&service, &sealed).await;
+
+    limit(None);
+    let after = until("encrypts go on", async || {
+        service.try_encrypt("default", "aGVsbG8=").await.unwrap().ok()
+    });
+    sealed.push(after.await);
+    let (_, readiness) = service.get("/readyz").await;
+    assert_eq!(readiness["status"], "ok", "{readiness}");
+    service.kill();
+    decrypt_all(&setup.start().await, &sealed).await;
+}
+
+const NO_LIMIT: Rlimit = Rlimit { current: None, maximum: None };
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_is_named() {
+    let setup = Setup::new();
+    let service = setup.start().await;
+    let sealed = service.encrypt("default", "aGVsbG8=").await;
+    service.stop().await;
+    let file = setup.data().join("root.key");
+    let good = std::fs::read(&file).unwrap();
+    let key = String::from_utf8_lossy(&good[good.len() - 40..good.len() - 20]).into_owned();
+
+    set_mode(&file, 0o640);
+    let (code, log) = setup.fails().await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("root.key: its mode is 0640") && log.contains("chmod 600"), "{log}");
+    set_mode(&file, 0o600);
+
+    let mut damaged = good.clone();
+    damaged[good.len() - 20] ^= 1;
+    for bad in [&damaged[..], &good[..50], b""] {
+        std::fs::write(&file, bad).unwrap();
+        let (code, log) = setup.fails().await;
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("root.key: it is ") && !log.contains(&key), "{log}");
+        assert_eq!(std::fs::read(&file).unwrap(), bad);
+    }
+
+    std::fs::remove_file(&file).unwrap();
+    let service = setup.start().await;
+    assert!(service.log.text().contains("a new root key was made"), "{}", service.log.text());
+    let body = json!({"ciphertext": sealed.ciphertext});
+    let (status, problem) = service.post("/v1/decrypt", body).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");
+    let (_, readiness) = service.get("/readyz").await;
+    assert!(readiness.to_string().contains("the key file is another one"), "{readiness}");
+    service.stop().await;
+
+    std::fs::write(&file, &good).unwrap();
+    decrypt_all(&setup.start().await, &[sealed]).await;
+}
+
+#[tokio::test]
+async fn a_passphrase_opens_from_file_or_environment_and_another_does_not() {
+    let root = Setup::new().set("ROOT__0__NAME", "main").set("ROOT__0__KIND", "passphrase");
+    let right = root.clone().set("ROOT__0__PASSPHRASE", "correct horse battery staple");
+    let service = right.start().await;
+    let sealed = service.encrypt("default", "aGVsbG8=").await;
+    service.stop().await;
+
+    let file = root.file("passphrase");
+    std::fs::write(&file, "correct horse battery staple\n").unwrap();
+    set_mode(&file, 0o600);
+    let by_file = root.clone().set("ROOT__0__PASSPHRASE_FILE", file.display());
+    let service = by_file.start().await;
+    decrypt_all(&service, std::slice::from_ref(&sealed)).await;
+    service.stop().await;
+
+    let wrong = root.clone().set("ROOT__0__PASSPHRASE", "correct horse battery stable");
+    let service = wrong.start().await;
+    let body = json!({"ciphertext": sealed.ciphertext});
+    for (path, body) in [("/v1/decrypt", body), ("/v1/encrypt", json!({"plaintext": ""}))] {
+        let (status, problem) = service.post(path, body).await;
+        assert_eq!(
+            (status.as_u16(), &problem["code"]),
+            (503, &json!("root_unavailable")),
+            "{path}"
+        );
+    }
+    let (status, readiness) = service.get("/readyz").await;
+    let unavailable = (503, &json!("unavailable"));
+    assert_eq!((status.as_u16(), &readiness["status"]), unavailable, "nothing works");
+    assert!(readiness.to_string().contains("the passphrase is another one"), "{readiness}");
+    let log = service.stop().await;
+    assert!(!log.contains("correct horse"), "{log}");
+
+    // The store is none the worse for it.
+    decrypt_all(&right.start().await, &[sealed]).await;
+    for (setup, said) in [
+        (by_file.set("ROOT__0__PASSPHRASE", "x"), "given twice"),
+        (root.clone(), "no passphrase is given"),
+        (root.set("ROOT__0__PASSPHRASE_FILE", "/no/such/file"), "/no/such/file"),
+    ] {
+        let (code, log) = setup.fails().await;
+        assert!(code != Some(0) && log.contains(said), "{code:?}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_can_not_be_used_ends_with_code_2_and_names_the_key() {
+    for (key, value, said) in [
+        ("SERVER__LISTNE", "127.0.0.1:1", "server.listne"),
+        ("SERVER__ADMIN_LISTEN", "0.0.0.0:9090", "server.admin_listen"),
+        ("CHAIN__MAX_USES", "many", "chain.max_uses"),
+        ("ROOT__0__KIND", "loca", "root.0.kind"),
+    ] {
+        let setup = Setup::new().set(key, value);
+        let (code, log) = setup.fails().await;
+        assert_eq!(code, Some(2), "{log}");
+        assert!(log.contains(said) && log.contains(&format!("KMS_PROXY__{key}")), "{log}");
+        assert!(!setup.data().exists());
+    }
+}
