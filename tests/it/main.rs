@@ -4,11 +4,15 @@
 //! command that installs it.
 
 #[cfg(test)]
+mod api;
+#[cfg(test)]
 mod architecture;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod secrets;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
