@@ -37,8 +37,9 @@ lint: ## formatting, clippy and docs, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 .PHONY: bench
-bench: ## what an envelope costs in process, against the bare AES-GCM that it contains
-	$(CARGO) bench --locked --bench micro
+bench: ## what an envelope costs next to bare AES-GCM, and the service next to a bare JSON handler
+	$(CARGO) bench --locked --profile release --bench micro
+	$(CARGO) bench --locked --profile release --bench load
 
 CARGO_DENY := target/tools/bin/cargo-deny
 ADVISORIES := https://github.com/RustSec/advisory-db
