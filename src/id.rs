@@ -192,28 +192,28 @@ impl KekId {
     /// Its 32 hex digits without an allocation.
     #[must_use]
     pub fn to_hex(self) -> KekIdHex {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = [0; 2 * Self::LEN];
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
-            pair.copy_from_slice(&[
-                DIGITS.get(usize::from(byte >> 4)).copied().unwrap_or_default(),
-                DIGITS.get(usize::from(byte & 15)).copied().unwrap_or_default(),
-            ]);
-        }
-        KekIdHex(hex)
+        KekIdHex(self.0.map(hex))
     }
 }
 
 /// The hex digits of a [`KekId`].
 #[derive(Clone, Copy)]
-pub struct KekIdHex([u8; 2 * KekId::LEN]);
+pub struct KekIdHex([[u8; 2]; KekId::LEN]);
 
 impl KekIdHex {
     /// The digits as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.0).unwrap_or_default()
+        str::from_utf8(self.0.as_flattened()).unwrap_or_default()
     }
+}
+
+/// The two lower-case hex digits of a byte.
+pub(crate) const fn hex(byte: u8) -> [u8; 2] {
+    const fn digit(nibble: u8) -> u8 {
+        if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
+    }
+    [digit(byte >> 4), digit(byte & 15)]
 }
 
 impl fmt::Display for KekId {

@@ -5,7 +5,7 @@
 //! handlers', which know what they read; metrics are the service's.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
-use http::uri::Authority;
 use http::{HeaderMap, Uri};
 use tower_service::Service;
 
+use crate::id::hex;
 use crate::service::error::{Error, Kind};
 
 use super::problem::{self, Problem};
@@ -43,7 +43,7 @@ struct Shared {
     /// reach it through a name that it controls (DNS rebinding).
     loopback: bool,
     /// Ids that are made here: a random number for the process, and a count.
-    process: u32,
+    process: [u8; 4],
     count: AtomicU64,
 }
 
@@ -52,7 +52,6 @@ impl Gate {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
-        let process = u32::from_be_bytes(process);
         let shared = Shared { timeout, loopback, process, count: AtomicU64::new(0) };
         Self { router, shared: Arc::new(shared) }
     }
@@ -116,26 +115,29 @@ impl Shared {
                 return given.clone();
             }
         }
-        let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let text = format!("{:08x}{:08x}", self.process, count & 0xffff_ffff);
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("none"))
+        // 32 bits of either: enough to tell the requests of a log apart.
+        let [.., a, b, c, d] = self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let [e, f, g, h] = self.process;
+        let digits = [e, f, g, h, a, b, c, d].map(hex);
+        HeaderValue::from_bytes(digits.as_flattened()).unwrap_or(HeaderValue::from_static("none"))
     }
 
     /// Refuses what a web page in a browser on this machine could send.
     fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Error> {
-        let host = headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-        let Some(host) = host else {
+        let mut hosts = headers.get_all(HOST).iter();
+        let host = hosts.next().and_then(|host| host.to_str().ok());
+        let Some(host) = host.filter(|_| hosts.next().is_none()) else {
             return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
         };
-        let named = uri.authority().is_none_or(|authority| is_loopback(authority.host()));
-        if self.loopback && !(named && is_loopback(host.host())) {
+        let named = uri.authority().is_none_or(|authority| is_loopback(authority.as_str()));
+        if self.loopback && !(named && is_loopback(host)) {
             return Err(forbidden(
                 "without authentication Host must be localhost or a loopback address",
             ));
         }
         if let Some(origin) = headers.get(ORIGIN) {
             let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
-            if origin.is_none_or(|origin| !origin.eq_ignore_ascii_case(host.as_str())) {
+            if origin.is_none_or(|origin| !origin.eq_ignore_ascii_case(host)) {
                 return Err(forbidden("requests from pages of other origins are refused"));
             }
         }
@@ -147,10 +149,20 @@ fn forbidden(detail: &'static str) -> Error {
     Error::new(Kind::Forbidden, detail)
 }
 
+/// Whether a host, with or without a port, is this machine.
 fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    let end = host.rfind(']').unwrap_or(0);
+    let (name, port) = match host.rfind(':').filter(|&colon| colon > end) {
+        Some(colon) => host.split_at(colon),
+        None => (host, ""),
+    };
+    let port = port.strip_prefix(':').unwrap_or_default();
+    let loopback = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(name) => name.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback()),
+        None if name.eq_ignore_ascii_case("localhost") => true,
+        None => name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback()),
+    };
+    loopback && port.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Runs a call until it ends, panics or has taken `timeout`. The timer starts when the call first

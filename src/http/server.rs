@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +13,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -20,7 +21,8 @@ use tokio::sync::{Semaphore, watch};
 use super::Config;
 use super::gate::Gate;
 
-/// How long a connection may stay silent between requests, or take to send a request's head.
+/// A connection is closed when it does nothing for this long: no request, no whole head of one, no
+/// reader of an answer. It is looked at as often, so it may be twice as long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long no connection is taken after the machine refused one: no file descriptors, most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -97,13 +99,67 @@ async fn accept(
 async fn serve(stream: TcpStream, gate: Gate, graceful: Watcher) -> Result<(), hyper::Error> {
     // Answers are written whole; waiting for more to send helps nobody.
     let _ = stream.set_nodelay(true);
+    let activity = Arc::new(Activity::default());
+    let seen = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
-        let gate = gate.clone();
-        async move { Ok::<_, Infallible>(gate.pass(request.map(Body::new)).await) }
+        let (gate, activity) = (gate.clone(), Arc::clone(&activity));
+        async move {
+            activity.began.fetch_add(1, Ordering::Relaxed);
+            let answer = gate.pass(request.map(Body::new)).await;
+            activity.ended.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
+    // hyper's own timer would be set anew for each request.
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_TIMEOUT)
+        .header_read_timeout(None)
         .serve_connection(TokioIo::new(stream), service);
-    graceful.watch(connection).await
+    tokio::select! {
+        ended = graceful.watch(connection) => ended,
+        () = seen.is_over() => Ok(()),
+    }
+}
+
+/// The requests of a connection.
+#[derive(Default)]
+struct Activity {
+    began: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Activity {
+    /// Waits until no request began, and none was under way, for [`IDLE_TIMEOUT`].
+    async fn is_over(&self) {
+        let mut before = None;
+        loop {
+            let (began, ended) =
+                (self.began.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed));
+            if began == ended && before == Some(began) {
+                return;
+            }
+            before = Some(began);
+            tokio::time::sleep(IDLE_TIMEOUT).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_over_when_it_does_nothing() {
+        let activity = Activity::default();
+        let mut over = std::pin::pin!(activity.is_over());
+        let after = async |over: &mut std::pin::Pin<&mut _>, idle: u32| {
+            let limit = IDLE_TIMEOUT * idle + Duration::from_secs(1);
+            tokio::time::timeout(limit, over).await.is_ok()
+        };
+        activity.began.store(1, Ordering::Relaxed);
+        assert!(!after(&mut over, 5).await, "a request is under way");
+        activity.began.store(2, Ordering::Relaxed);
+        activity.ended.store(2, Ordering::Relaxed);
+        assert!(!after(&mut over, 1).await, "a request began meanwhile");
+        assert!(after(&mut over, 1).await);
+    }
 }

@@ -290,5 +290,9 @@ async fn metrics_are_named_as_agreed_and_count_the_root_calls_that_were_spared()
     }
     let misses = series["kms_proxy_dek_cache_misses_total"];
     let hits = series["kms_proxy_dek_cache_hits_total"];
-    assert_eq!((misses, hits), (2.0, 3.0), "one header, opened five times, kept from the second on");
+    assert_eq!(
+        (misses, hits),
+        (2.0, 3.0),
+        "one header, opened five times, kept from the second on"
+    );
 }
