@@ -132,9 +132,10 @@ async fn a_good_read_does_not_end_an_outage_of_writes() {
     world.store.fail_next([Fault::NotSent]);
     assert_eq!(kind(world.encrypt().await), Kind::StoreUnavailable);
     assert!(world.service.chain(DEFAULT_CHAIN, None, 1).await.is_ok());
-    assert_eq!(world.service.readiness().health, Health::Degraded);
+    let store = || world.service.core.store.check().health;
+    assert_eq!(store(), Health::Degraded);
     assert!(world.encrypt().await.is_ok());
-    assert_eq!(world.service.readiness().health, Health::Ok);
+    assert_eq!(store(), Health::Ok);
 }
 
 #[tokio::test]

@@ -169,7 +169,7 @@ async fn one_connection_too_many_waits_for_its_turn() {
 async fn probes_are_answered_on_their_own_listener_when_callers_have_every_connection() {
     let setup = Setup::new().set("SERVER__MAX_CONNECTIONS", 1);
     let service = setup.set("SERVER__ADMIN_LISTEN", "127.0.0.1:0").start().await;
-    let log = service.log.text();
+    let log = service.logged(r#""message":"ready""#).await;
     let (_, admin) = log.split_once(r#""admin":"http://"#).expect("an address");
     let mut admin = tokio::net::TcpStream::connect(admin.split('"').next().unwrap()).await.unwrap();
     for _ in 0..2 {

@@ -81,10 +81,7 @@ async fn a_second_signal_ends_it_at_once() {
     stream.write_all(head.as_bytes()).await.unwrap();
     read_until(&mut stream, "100 Continue").await;
     service.signal(Signal::TERM);
-    until("the first signal is seen", async || {
-        service.log.text().contains("finishing what is in flight").then_some(())
-    })
-    .await;
+    service.logged("finishing what is in flight").await;
     service.signal(Signal::TERM);
     let (code, log) = service.ended().await;
     assert_eq!(code, Some(1), "{log}");
@@ -201,8 +198,15 @@ async fn a_full_disk_is_coasted_through_and_recovered_from() {
         (refused.status().as_u16(), &refused.headers()["retry-after"]),
         (503, &"1".parse().unwrap())
     );
+    // What can be read proves nothing of what can be written.
+    until("a read of the store", async || {
+        (service.get("/v1/chains/default").await.0 == 200).then_some(())
+    })
+    .await;
     let (status, readiness) = service.get("/readyz").await;
     assert_eq!((status.as_u16(), &readiness["status"]), (200, &json!("degraded")), "{readiness}");
+    assert_eq!(readiness["checks"][0]["name"], "store", "{readiness}");
+    assert_eq!(readiness["checks"][0]["status"], "degraded", "{readiness}");
     decrypt_all(&service, &sealed).await;
 
     limit(None);
@@ -250,7 +254,7 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
 
     std::fs::remove_file(&file).unwrap();
     let service = setup.start().await;
-    assert!(service.log.text().contains("a new root key was made"), "{}", service.log.text());
+    service.logged("a new root key was made").await;
     let body = json!({"ciphertext": sealed.ciphertext});
     let (status, problem) = service.post("/v1/decrypt", body).await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");

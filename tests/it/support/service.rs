@@ -16,7 +16,7 @@ use super::{DEADLINE, Sealed, until};
 
 /// What a stream of a process has said so far.
 #[derive(Clone, Default)]
-pub(crate) struct Output(Arc<Mutex<Vec<u8>>>);
+struct Output(Arc<Mutex<Vec<u8>>>);
 
 impl Output {
     /// Collects `stream` until it ends.
@@ -32,7 +32,7 @@ impl Output {
         (output, thread)
     }
 
-    pub(crate) fn text(&self) -> String {
+    fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
@@ -41,8 +41,8 @@ impl Output {
 pub(crate) struct Service {
     child: Child,
     readers: Vec<std::thread::JoinHandle<()>>,
-    pub(crate) stdout: Output,
-    pub(crate) log: Output,
+    stdout: Output,
+    log: Output,
     address: Option<SocketAddr>,
     client: reqwest::Client,
 }
@@ -93,6 +93,16 @@ impl Service {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until a whole line of the log has `part` in it; the log so far.
+    pub(crate) async fn logged(&self, part: &str) -> String {
+        until(part, async || {
+            let log = self.log.text();
+            let (_, rest) = log.split_once(part)?;
+            rest.contains('\n').then_some(log)
+        })
+        .await
     }
 
     /// Waits until it has ended by itself; its exit code and all of its log.
