@@ -30,6 +30,13 @@ target/test-env/stamp: tests/requirements.txt
 	target/test-env/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# Each round is a start, a load that a kill -9 ends, and a check of all that was answered.
+ROUNDS ?= 300
+
+.PHONY: soak
+soak: ## kill -9 under load, ROUNDS times; KMS_PROXY_SOAK_SEED=n repeats the moments of a run
+	KMS_PROXY_SOAK_ROUNDS=$(ROUNDS) $(CARGO) test --release --locked --test it -- --nocapture after_a_kill_at_any_moment
+
 .PHONY: lint
 lint: ## formatting, clippy and docs, warnings denied
 	$(CARGO) fmt --check
