@@ -4,7 +4,6 @@
 //! One step, since a stack of layers costs more than the cryptography. Body limits are the
 //! handlers', which know what they read; metrics are the service's.
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -13,16 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
 use http::{HeaderMap, Uri};
-use tower_service::Service;
 
 use crate::id::hex;
 use crate::service::error::{Error, Kind};
 
+use super::Face;
 use super::problem::{self, Problem};
 
 /// The request's id, in and out.
@@ -30,10 +28,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a caller.
 const MAX_REQUEST_ID: usize = 64;
 
-/// The gate before a router. Cheap to clone.
+/// The gate before a face. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Gate {
-    router: Router,
+    face: Face,
     shared: Arc<Shared>,
 }
 
@@ -48,22 +46,22 @@ struct Shared {
 }
 
 impl Gate {
-    pub(super) fn new(router: Router, timeout: Duration, loopback: bool) -> Self {
+    pub(super) fn new(face: Face, timeout: Duration, loopback: bool) -> Self {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
         let shared = Shared { timeout, loopback, process, count: AtomicU64::new(0) };
-        Self { router, shared: Arc::new(shared) }
+        Self { face, shared: Arc::new(shared) }
     }
 
     /// Answers a request.
     pub(super) async fn pass(self, request: Request) -> Response {
-        let Self { mut router, shared } = self;
+        let Self { face, shared } = self;
         let id = shared.request_id(request.headers());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut response = match shared.check(request.headers(), request.uri()) {
-            Ok(()) => match guarded(router.call(request), shared.timeout).await {
+            Ok(()) => match guarded(face.answer(request), shared.timeout).await {
                 Ok(response) => response,
                 Err(error) => failed(&error, &id),
             },
@@ -168,15 +166,14 @@ fn is_loopback(host: &str) -> bool {
 /// Runs a call until it ends, panics or has taken `timeout`. The timer starts when the call first
 /// waits: most never do.
 async fn guarded(
-    call: impl Future<Output = Result<Response, Infallible>>,
+    call: impl Future<Output = Response>,
     timeout: Duration,
 ) -> Result<Response, Error> {
     let mut call = pin!(call);
     let mut timer: Option<Pin<Box<tokio::time::Sleep>>> = None;
     std::future::poll_fn(move |context| {
         match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
-            Ok(Poll::Ready(Ok(response))) => Poll::Ready(Ok(response)),
-            Ok(Poll::Ready(Err(never))) => match never {},
+            Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
             Ok(Poll::Pending) => {
                 let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
                 timer

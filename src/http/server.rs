@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -18,8 +17,8 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use super::Config;
 use super::gate::Gate;
+use super::{Config, Face};
 
 /// A connection is closed when it does nothing for this long: no request, no whole head of one, no
 /// reader of an answer. It is looked at as often, so it may be twice as long.
@@ -27,17 +26,17 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long no connection is taken after the machine refused one: no file descriptors, most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves each router on its listener until `shutdown` ends, then finishes what is in flight.
+/// Serves each face on its listener until `shutdown` ends, then finishes what is in flight.
 pub(super) async fn run(
     config: &Config,
-    faces: Vec<(TcpListener, Router)>,
+    faces: Vec<(TcpListener, Face)>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let stop = watch::Sender::new(());
     let mut accepting = Vec::new();
-    for (listener, router) in faces {
+    for (listener, face) in faces {
         let loopback = listener.local_addr()?.ip().is_loopback();
-        let gate = Gate::new(router, config.request_timeout, loopback);
+        let gate = Gate::new(face, config.request_timeout, loopback);
         // One bound for each listener: probes are answered when callers have all that is theirs.
         let connections = Arc::new(Semaphore::new(config.max_connections));
         accepting.push(tokio::spawn(accept(listener, gate, connections, stop.subscribe())));
