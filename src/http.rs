@@ -104,10 +104,13 @@ pub async fn serve(
     let operators = operator_routes().with_state(Arc::clone(&app));
     let faces = match admin {
         None => vec![(listener, Face::new(Some(app), merge(data, operators)))],
-        Some(admin) => vec![
-            (listener, Face::new(Some(app), merge(data, OpenApiRouter::new()))),
-            (admin, Face::new(None, bare(operators))),
-        ],
+        Some(admin) => {
+            let operators = Router::from(operators).fallback(problem::not_found_for_operators);
+            vec![
+                (listener, Face::new(Some(app), merge(data, OpenApiRouter::new()))),
+                (admin, Face::new(None, operators)),
+            ]
+        }
     };
     server::run(&config, faces, shutdown).await
 }
@@ -154,13 +157,7 @@ fn merge(data: OpenApiRouter, operators: OpenApiRouter) -> Router {
         .route("/docs", get(docs::redirect))
         .route("/docs/", get(docs::index))
         .route("/docs/{file}", get(docs::file));
-    bare(data.merge(operators)).merge(documented)
-}
-
-fn bare(routes: OpenApiRouter) -> Router {
-    Router::from(routes)
-        .fallback(problem::not_found)
-        .method_not_allowed_fallback(problem::method_not_allowed)
+    Router::from(data.merge(operators)).merge(documented).fallback(problem::not_found)
 }
 
 /// Where the requests of a listener go.
@@ -173,7 +170,7 @@ struct Face {
 
 impl Face {
     fn new(data: Option<Arc<App>>, router: Router) -> Self {
-        Self { data, router }
+        Self { data, router: router.method_not_allowed_fallback(problem::method_not_allowed) }
     }
 
     /// Answers a request. The two calls that nearly all requests are do not go through the router:

@@ -9,54 +9,86 @@ use base64_simd::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::envelope::TEXT_PREFIX;
 use crate::id::{ChainName, KekId};
 use crate::service::error::{Error, Kind};
 
+const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What an answer is written into. It may hold a plaintext, so every allocation that it had is
+/// wiped.
+#[derive(Default)]
+pub(super) struct Buffer(Zeroizing<Vec<u8>>);
+
+impl Buffer {
+    /// Adds bytes at the end.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn push_base64(&mut self, bytes: &[u8]) {
+        self.reserve(STANDARD.encoded_length(bytes.len()));
+        STANDARD.encode_append(bytes, &mut *self.0);
+    }
+
+    /// Makes room for `len` more bytes. A vector that grows by itself leaves a copy behind.
+    fn reserve(&mut self, len: usize) {
+        let (used, capacity) = (self.0.len(), self.0.capacity());
+        if capacity - used < len {
+            let larger = used.saturating_add(len).max(capacity.saturating_mul(2));
+            let mut larger = Zeroizing::new(Vec::with_capacity(larger));
+            larger.extend_from_slice(&self.0);
+            self.0 = larger;
+        }
+    }
+}
+
 /// One JSON object at the end of a buffer.
 pub(super) struct Object<'a> {
-    out: &'a mut Vec<u8>,
+    out: &'a mut Buffer,
     empty: bool,
 }
 
 impl<'a> Object<'a> {
     /// Starts an object; `room` bytes are about what will be written.
-    pub(super) fn start(out: &'a mut Vec<u8>, room: usize) -> Self {
+    pub(super) fn start(out: &'a mut Buffer, room: usize) -> Self {
         out.reserve(room);
-        out.push(b'{');
+        out.push(b"{");
         Self { out, empty: true }
     }
 
     fn key(&mut self, key: &'static str) {
-        self.out.extend_from_slice(if self.empty { b"\"" } else { b",\"" });
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(b"\":\"");
+        self.out.push(if self.empty { b"\"" } else { b",\"" });
+        self.out.push(key.as_bytes());
+        self.out.push(b"\":\"");
         self.empty = false;
     }
 
     /// A text that needs no escaping: of letters, digits and `.:_-`.
     pub(super) fn plain(mut self, key: &'static str, text: &str) -> Self {
         self.key(key);
-        self.out.extend_from_slice(text.as_bytes());
-        self.out.push(b'"');
+        self.out.push(text.as_bytes());
+        self.out.push(b"\"");
         self
     }
 
     /// Bytes as standard base64.
     pub(super) fn base64(mut self, key: &'static str, bytes: &[u8]) -> Self {
         self.key(key);
-        STANDARD.encode_append(bytes, self.out);
-        self.out.push(b'"');
+        self.out.push_base64(bytes);
+        self.out.push(b"\"");
         self
     }
 
     /// An envelope in its text form.
     pub(super) fn envelope(mut self, key: &'static str, envelope: &[u8]) -> Self {
         self.key(key);
-        self.out.extend_from_slice(TEXT_PREFIX.as_bytes());
-        STANDARD.encode_append(envelope, self.out);
-        self.out.push(b'"');
+        self.out.push(TEXT_PREFIX.as_bytes());
+        self.out.push_base64(envelope);
+        self.out.push(b"\"");
         self
     }
 
@@ -67,7 +99,7 @@ impl<'a> Object<'a> {
 
     /// Ends the object.
     pub(super) fn end(self) {
-        self.out.push(b'}');
+        self.out.push(b"}");
     }
 }
 
@@ -76,15 +108,15 @@ pub(super) fn room(len: usize) -> usize {
     STANDARD.encoded_length(len) + 192
 }
 
-/// An answer of JSON that is written already.
-pub(super) fn written(json: Vec<u8>) -> Response {
-    typed(Bytes::from(json), HeaderValue::from_static("application/json"))
+/// An answer of JSON that is written already. It is wiped when it has been sent.
+pub(super) fn written(json: Buffer) -> Response {
+    typed(Bytes::from_owner(json.0), APPLICATION_JSON)
 }
 
 /// An answer of JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<Response, Error> {
     match serde_json::to_vec(value) {
-        Ok(json) => Ok(written(json)),
+        Ok(json) => Ok(typed(json.into(), APPLICATION_JSON)),
         Err(error) => {
             tracing::error!(%error, "an answer could not be written");
             Err(Error::new(Kind::Internal, "the answer could not be written"))
@@ -113,4 +145,25 @@ pub(super) fn typed(bytes: Bytes, content_type: HeaderValue) -> Response {
     let mut response = Response::new(Body::from(bytes));
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_grows_keeps_what_is_in_it() {
+        let mut buffer = Buffer::default();
+        let mut expected = String::new();
+        for text in ["", "a", "bc", "{", "a longer text than what was there before", "}"] {
+            buffer.push(text.as_bytes());
+            buffer.push_base64(b"hi");
+            expected += text;
+            expected += "aGk=";
+        }
+        assert_eq!(*buffer.0, expected.as_bytes());
+        buffer.reserve(1000);
+        assert!(buffer.0.capacity() >= expected.len() + 1000);
+        assert_eq!(*buffer.0, expected.as_bytes());
+    }
 }

@@ -14,7 +14,7 @@ use crate::metrics::Operation;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer;
+use super::answer::{self, Buffer};
 use super::body::{self, Text};
 use super::decrypt::{DecryptRequest, DecryptResponse};
 use super::encrypt::{EncryptRequest, EncryptResponse};
@@ -36,7 +36,7 @@ pub(super) trait Item {
 
     /// Makes the call and writes its answer, a JSON object, to the end of `out`. What fails has
     /// written nothing.
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error>;
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error>;
 }
 
 /// Many items for one chain.
@@ -156,10 +156,11 @@ fn parse<'a, I: Item + Deserialize<'a>>(app: &App, body: &'a [u8]) -> Result<Bat
 
 async fn run<I: Item>(app: &App, batch: Batch<'_, I>) -> Result<Response, Problem> {
     let chain = batch.chain.as_ref().map(Text::as_str);
-    let mut out = b"{\"results\":[".to_vec();
+    let mut out = Buffer::default();
+    out.push(b"{\"results\":[");
     for (index, item) in batch.items.iter().enumerate() {
         if index > 0 {
-            out.push(b',');
+            out.push(b",");
             if index % ITEMS_AT_A_STRETCH == 0 {
                 tokio::task::yield_now().await;
             }
@@ -174,9 +175,9 @@ async fn run<I: Item>(app: &App, batch: Batch<'_, I>) -> Result<Response, Proble
             let detail = error.detail().to_owned();
             let failure = ItemFailure { error: ItemError { code: error.kind().code(), detail } };
             // Two strings can be written.
-            out.extend_from_slice(&serde_json::to_vec(&failure).unwrap_or_default());
+            out.push(&serde_json::to_vec(&failure).unwrap_or_default());
         }
     }
-    out.extend_from_slice(b"]}");
+    out.push(b"]}");
     Ok(answer::written(out))
 }

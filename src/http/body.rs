@@ -9,7 +9,7 @@ use axum::extract::Request;
 use base64_simd::{Out, STANDARD};
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, EXPECT};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 
@@ -31,12 +31,15 @@ pub(super) enum Media {
 }
 
 impl Media {
-    /// What `Content-Type` says.
+    /// What `Content-Type` says, where either is taken.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
-        let named = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).and_then(named);
-        named.ok_or_else(|| {
+        Self::said(headers).ok_or_else(|| {
             unsupported("the content type must be application/json or application/octet-stream")
         })
+    }
+
+    fn said(headers: &HeaderMap) -> Option<Self> {
+        headers.get(CONTENT_TYPE)?.to_str().ok().and_then(named)
     }
 
     /// What `Accept` asks for, else the same as what came in.
@@ -68,17 +71,24 @@ fn named(media_type: &str) -> Option<Media> {
 
 /// Reads a body that must be JSON.
 pub(super) async fn read_json(request: Request, limit: usize) -> Result<Bytes, Error> {
-    match Media::of(request.headers())? {
-        Media::Json => read(request.into_body(), limit).await,
-        Media::Octets => Err(unsupported("this path takes application/json alone")),
+    let (head, body) = request.into_parts();
+    match Media::said(&head.headers) {
+        Some(Media::Json) => read(&head.headers, body, limit).await,
+        _ => Err(unsupported("the content type must be application/json")),
     }
 }
 
 /// Reads a whole body of at most `limit` bytes. One that came in one piece is not copied.
-pub(super) async fn read(mut body: Body, limit: usize) -> Result<Bytes, Error> {
+pub(super) async fn read(
+    headers: &HeaderMap,
+    mut body: Body,
+    limit: usize,
+) -> Result<Bytes, Error> {
     let declared = http_body::Body::size_hint(&body).exact();
     if declared.is_some_and(|len| len > limit as u64) {
-        return Err(refuse_rest(body, limit).await);
+        // Who expects to be told to go on has sent nothing yet; the first look at the body tells it.
+        let waits = headers.contains_key(EXPECT);
+        return Err(if waits { too_large(limit) } else { refuse_rest(body, limit).await });
     }
     let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
     if http_body::Body::is_end_stream(&body) && first.len() <= limit {
@@ -118,6 +128,10 @@ async fn refuse_rest(mut body: Body, limit: usize) -> Error {
             None => break,
         }
     }
+    too_large(limit)
+}
+
+fn too_large(limit: usize) -> Error {
     Error::new(Kind::PayloadTooLarge, format!("the body has more than {limit} bytes"))
 }
 
@@ -125,33 +139,72 @@ async fn refuse_rest(mut body: Body, limit: usize) -> Error {
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| {
-        let path = serde_path_to_error::deserialize::<_, T>(
-            &mut serde_json::Deserializer::from_slice(body),
-        );
-        let path = path.err().map(|error| error.path().to_string()).filter(|path| path != ".");
-        invalid(explain(&error, path.as_deref()))
+        // Only a wrong body is worth the search for the place.
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let place = serde_path_to_error::deserialize::<_, T>(&mut json).err();
+        let path = place.map(|error| error.path().to_string()).unwrap_or_default();
+        invalid(explain(&error, &path))
     })
 }
 
-/// What is wrong with a JSON body, without a value of it.
-fn explain(error: &serde_json::Error, path: Option<&str>) -> String {
+/// What is wrong with a JSON body, and where. Of the body itself it shows a field's name at most.
+fn explain(error: &serde_json::Error, path: &str) -> String {
     let at = format!("line {}, column {}", error.line(), error.column());
     if !error.is_data() {
         return format!("the body is not JSON: see {at}");
     }
     let text = error.to_string();
-    let said = if text.starts_with("unknown field")
-        || text.starts_with("missing field")
-        || text.starts_with("duplicate field")
-    {
-        text.rsplit_once(" at line ").map_or(text.as_str(), |(said, _)| said)
-    } else {
-        "a value of the wrong type"
+    let text = text.rsplit_once(" at line ").map_or(&*text, |(said, _)| said);
+    let (field, said) = match unknown_field(text) {
+        Some((name, rest)) => (name, format!("unknown field `{}{rest}", shown(name))),
+        None => known_field(text),
     };
-    match path {
-        Some(path) => format!("{path}: {said} ({at})"),
-        None => format!("{said} ({at})"),
+    // The path ends in the field that is told of anyway.
+    let path = path.strip_suffix(field).unwrap_or(path).trim_matches('.');
+    if path.is_empty() {
+        format!("{said} ({at})")
+    } else {
+        format!("{}: {said} ({at})", shown(path))
     }
+}
+
+/// The name in a complaint about an unknown field, and what follows it: "`, expected ...".
+fn unknown_field(text: &str) -> Option<(&str, &str)> {
+    let text = text.strip_prefix("unknown field `")?;
+    // The name may hold anything, so the end is looked for from behind.
+    let end = match text.strip_suffix("`, there are no fields") {
+        Some(name) => name.len(),
+        None => text.rfind("`, expected ")?,
+    };
+    Some(text.split_at(end))
+}
+
+/// Any other complaint: the field that it names itself, and the part of it that holds no value.
+fn known_field(text: &str) -> (&str, String) {
+    if text.starts_with("missing field") {
+        return ("", text.to_owned());
+    }
+    if let Some(field) = text.strip_prefix("duplicate field `") {
+        return (field.trim_end_matches('`'), text.to_owned());
+    }
+    let expected = match text.rsplit_once(", expected ") {
+        Some((_, "usize" | "u64")) => "a whole number",
+        Some((_, object)) if object.starts_with("struct ") => "an object",
+        Some((_, list)) if list.starts_with("a sequence") => "a list",
+        Some((_, other)) => other,
+        None => "a value of another type",
+    };
+    ("", format!("expected {expected}"))
+}
+
+/// What may be repeated of a name from a body: 64 letters, digits and `_-.[]`.
+fn shown(name: &str) -> String {
+    let fits = |c: &char| c.is_ascii_alphanumeric() || "_-.[]".contains(*c);
+    let mut shown: String = name.chars().take_while(fits).take(64).collect();
+    if shown.len() < name.len() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// A string that is borrowed from the body unless it has escapes.

@@ -16,7 +16,7 @@ use crate::service::{ChainInfo, ChainSettings};
 
 use super::App;
 use super::answer;
-use super::body;
+use super::body::{self, Text};
 use super::keks::KekBody;
 use super::problem::{Problem, ProblemBody};
 
@@ -122,10 +122,11 @@ pub(super) struct ChainWithKeksBody {
 #[derive(Deserialize, ToSchema)]
 #[schema(as = ChainSettings)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ChainSettingsBody {
+pub(super) struct ChainSettingsBody<'a> {
     /// The suite of its KEKs; it can't be changed later.
+    #[serde(borrow)]
     #[schema(value_type = Option<String>, example = "aes-128-gcm", required = false)]
-    suite: Option<Suite>,
+    suite: Option<Text<'a>>,
     /// Uses of a KEK that start a rotation.
     #[schema(minimum = 1, example = 2_097_152, required = false)]
     rotate_after_uses: Option<u64>,
@@ -194,9 +195,10 @@ pub(super) async fn put(
     let refuse = |error| app.refuse(Operation::Manage, error);
     let name = path(name).map_err(refuse)?;
     let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
-    let settings: ChainSettingsBody = body::parse(&body).map_err(refuse)?;
+    let settings: ChainSettingsBody<'_> = body::parse(&body).map_err(refuse)?;
+    let suite = settings.suite.map(|suite| suite.as_str().parse::<Suite>()).transpose();
     let settings = ChainSettings {
-        suite: settings.suite,
+        suite: suite.map_err(|error| refuse(body::invalid(error.to_string())))?,
         rotate_after_uses: settings.rotate_after_uses,
         max_uses: settings.max_uses,
         rotate_after_age: settings.rotate_after_age,

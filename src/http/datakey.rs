@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::metrics::Operation;
 
 use super::App;
-use super::answer::{self, Object};
+use super::answer::{self, Buffer, Object};
 use super::body::{self, Text};
 use super::problem::{Problem, ProblemBody};
 
@@ -66,7 +66,7 @@ pub(super) async fn datakey(
     let chain = request.chain.as_ref().map(Text::as_str);
     let made = app.service.datakey(chain, request.bytes.unwrap_or(DEFAULT_BYTES), &aad).await?;
     let (key, envelope) = (made.plaintext.expose(), made.envelope.as_slice());
-    let mut out = Vec::new();
+    let mut out = Buffer::default();
     Object::start(&mut out, answer::room(key.len() + envelope.len()))
         .base64("plaintext", key)
         .envelope("ciphertext", envelope)

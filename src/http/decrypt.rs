@@ -14,7 +14,7 @@ use crate::service::Decrypted;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Object};
+use super::answer::{self, Buffer, Object};
 use super::batch::Item;
 use super::body::{self, Media, Octets, Text};
 use super::problem::{Problem, ProblemBody};
@@ -77,7 +77,7 @@ pub(super) async fn decrypt(
     let (head, body) = request.into_parts();
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(body, app.max_envelope()).await.map_err(refuse)?;
+    let body = body::read(&head.headers, body, app.max_envelope()).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: DecryptRequest<'_> = body::parse(&body).map_err(refuse)?;
@@ -90,7 +90,7 @@ pub(super) async fn decrypt(
     };
     Ok(match wanted {
         Media::Json => {
-            let mut out = Vec::new();
+            let mut out = Buffer::default();
             write(&made, &mut out);
             answer::written(out)
         }
@@ -115,13 +115,13 @@ impl Item for DecryptRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error> {
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error> {
         write(&self.run(app, chain).await?, out);
         Ok(())
     }
 }
 
-fn write(made: &Decrypted, out: &mut Vec<u8>) {
+fn write(made: &Decrypted, out: &mut Buffer) {
     let plaintext = made.plaintext.as_slice();
     Object::start(out, answer::room(plaintext.len()))
         .base64("plaintext", plaintext)

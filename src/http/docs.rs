@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use axum::extract::Path;
 use axum::response::{IntoResponse, Redirect, Response};
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderValue};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
@@ -103,14 +103,16 @@ pub(super) async fn index() -> Result<Response, Problem> {
     page("")
 }
 
-/// A file of the page.
+/// A file of the page. It changes with the binary alone.
 pub(super) async fn file(Path(file): Path<String>) -> Result<Response, Problem> {
-    page(&file)
+    let mut response = page(&file)?;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
+    Ok(response)
 }
 
 fn page(file: &str) -> Result<Response, Problem> {
     static PAGE: LazyLock<Arc<Config<'static>>> =
-        LazyLock::new(|| Arc::new(Config::from("/openapi.json")));
+        LazyLock::new(|| Arc::new(Config::from("/openapi.json").validator_url("none")));
     let served = serve(file, Arc::clone(&PAGE)).map_err(|error| {
         tracing::error!(%error, "a file of the documentation page could not be made");
         Error::new(Kind::Internal, "the page could not be made")
@@ -120,16 +122,24 @@ fn page(file: &str) -> Result<Response, Problem> {
     };
     let content_type = HeaderValue::from_str(&served.content_type)
         .unwrap_or(HeaderValue::from_static("application/octet-stream"));
-    let mut response = answer::typed(Bytes::from(served.bytes.into_owned()), content_type);
+    let bytes = if file.is_empty() { titled(&served.bytes) } else { served.bytes.into_owned() };
+    let mut response = answer::typed(Bytes::from(bytes), content_type);
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
-            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:",
+            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+             base-uri 'none'; frame-ancestors 'none'",
         ),
     );
     if served.gzpipped {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     Ok(response.into_response())
+}
+
+/// The page with this service's name as its title.
+fn titled(page: &[u8]) -> Vec<u8> {
+    let (old, new) = ("<title>Swagger UI</title>", "<title>kms-proxy</title>");
+    String::from_utf8_lossy(page).replace(old, new).into_bytes()
 }

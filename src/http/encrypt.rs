@@ -12,7 +12,7 @@ use crate::service::Encrypted;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Object};
+use super::answer::{self, Buffer, Object};
 use super::batch::Item;
 use super::body::{self, Media, Octets, Text};
 use super::problem::{Problem, ProblemBody};
@@ -74,7 +74,7 @@ pub(super) async fn encrypt(
     let (head, body) = request.into_parts();
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(body, app.max_body).await.map_err(refuse)?;
+    let body = body::read(&head.headers, body, app.max_body).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: EncryptRequest<'_> = body::parse(&body).map_err(refuse)?;
@@ -87,7 +87,7 @@ pub(super) async fn encrypt(
     };
     Ok(match wanted {
         Media::Json => {
-            let mut out = Vec::new();
+            let mut out = Buffer::default();
             write(&made, &mut out);
             answer::written(out)
         }
@@ -111,13 +111,13 @@ impl Item for EncryptRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error> {
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error> {
         write(&self.run(app, chain).await?, out);
         Ok(())
     }
 }
 
-fn write(made: &Encrypted, out: &mut Vec<u8>) {
+fn write(made: &Encrypted, out: &mut Buffer) {
     let envelope = made.envelope.as_slice();
     Object::start(out, answer::room(envelope.len()))
         .envelope("ciphertext", envelope)

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
-use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
+use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Uri};
 
 use crate::id::hex;
@@ -77,6 +77,7 @@ impl Gate {
         }
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         response
     }
@@ -133,13 +134,16 @@ impl Shared {
                 "without authentication Host must be localhost or a loopback address",
             ));
         }
-        if let Some(origin) = headers.get(ORIGIN) {
+        let own = |origin: &HeaderValue| {
             let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
-            if origin.is_none_or(|origin| !origin.eq_ignore_ascii_case(host)) {
-                return Err(forbidden("requests from pages of other origins are refused"));
-            }
+            origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+        };
+        let mut origins = headers.get_all(ORIGIN).iter();
+        match (origins.next(), origins.next()) {
+            (None, _) => Ok(()),
+            (Some(origin), None) if own(origin) => Ok(()),
+            _ => Err(forbidden("requests from pages of other origins are refused")),
         }
-        Ok(())
     }
 }
 

@@ -84,12 +84,18 @@ fn status(error: &Error) -> StatusCode {
     StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// The answer for a path that is none.
+/// The answer for a path that is none, where callers are served.
 pub(super) async fn not_found() -> Problem {
-    Problem(Error::new(
-        Kind::NotFound,
-        "there is nothing at this path; /openapi.json lists what is",
-    ))
+    nothing("there is nothing at this path; /openapi.json lists what is")
+}
+
+/// The answer for a path that is none, where operators alone are served.
+pub(super) async fn not_found_for_operators() -> Problem {
+    nothing("there is nothing at this path; /healthz, /readyz and /metrics are here")
+}
+
+fn nothing(detail: &'static str) -> Problem {
+    Problem(Error::new(Kind::NotFound, detail))
 }
 
 /// The answer for a method that a path does not take; the router adds `allow`.

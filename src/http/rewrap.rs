@@ -12,7 +12,7 @@ use crate::metrics::Operation;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Object};
+use super::answer::{self, Buffer, Object};
 use super::batch::Item;
 use super::body::{self, Text};
 use super::problem::{Problem, ProblemBody};
@@ -62,7 +62,7 @@ pub(super) async fn rewrap(
     let refuse = |error| app.refuse(Operation::Rewrap, error);
     let body = body::read_json(request, app.max_envelope()).await.map_err(refuse)?;
     let request: RewrapRequest<'_> = body::parse(&body).map_err(refuse)?;
-    let mut out = Vec::new();
+    let mut out = Buffer::default();
     request.call(&app, request.chain(), &mut out).await?;
     Ok(answer::written(out))
 }
@@ -74,7 +74,7 @@ impl Item for RewrapRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Vec<u8>) -> Result<(), Error> {
+    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error> {
         let envelope = envelope::from_text(self.ciphertext.as_str())
             .map_err(|_| app.refuse(Operation::Rewrap, Error::invalid_ciphertext()))?;
         let made = app.service.rewrap(chain, envelope).await?;

@@ -139,8 +139,13 @@ async fn every_bad_request_has_its_code_and_harms_nobody() {
     let cases = [
         (post("/v1/encrypt", "{"), 400, "invalid_request", "not JSON"),
         (post("/v1/encrypt", ""), 400, "invalid_request", "missing field `plaintext`"),
-        (post("/v1/encrypt", "[]"), 400, "invalid_request", "wrong type"),
-        (post("/v1/encrypt", r#"{"plaintext":5}"#), 400, "invalid_request", "plaintext: a value"),
+        (post("/v1/encrypt", "[]"), 400, "invalid_request", "expected an object"),
+        (
+            post("/v1/encrypt", r#"{"plaintext":5}"#),
+            400,
+            "invalid_request",
+            "plaintext: expected a string",
+        ),
         (
             post("/v1/encrypt", r#"{"plaintext":"","x":1}"#),
             400,
@@ -280,7 +285,13 @@ async fn every_bad_request_has_its_code_and_harms_nobody() {
             (Method::PUT, "/v1/chains/n".to_owned(), r#"{"suite":"des"}"#.to_owned()),
             400,
             "invalid_request",
-            "suite",
+            "a suite is aes-128-gcm or aes-256-gcm",
+        ),
+        (
+            (Method::PUT, "/v1/chains/n".to_owned(), r#"{"max_uses":"9"}"#.to_owned()),
+            400,
+            "invalid_request",
+            "max_uses: expected a whole number (line 1",
         ),
         (
             (Method::PUT, "/v1/chains/other".to_owned(), r#"{"suite":"aes-256-gcm"}"#.to_owned()),
@@ -330,6 +341,66 @@ async fn bad_values_are_never_repeated() {
 }
 
 #[tokio::test]
+async fn names_of_fields_are_repeated_once_and_not_without_end() {
+    let server = Server::start().await;
+    let long = "x".repeat(1000);
+    let sixty_four = "x".repeat(64);
+    for (body, detail) in [
+        (
+            json!({"plaintext": "", "x": 1}),
+            "unknown field `x`, expected one of `plaintext`, `aad`, `chain`".to_owned(),
+        ),
+        (
+            json!({ &long: 1 }),
+            format!("unknown field `{sixty_four}...`, expected one of `plaintext`, `aad`, `chain`"),
+        ),
+        (
+            json!({"a b<script>": 1}),
+            "unknown field `a...`, expected one of `plaintext`, `aad`, `chain`".to_owned(),
+        ),
+        (
+            json!({format!("`, expected {long}` at line 1"): 1}),
+            "unknown field `...`, expected one of `plaintext`, `aad`, `chain`".to_owned(),
+        ),
+        (json!({"plaintext": true}), "plaintext: expected a string".to_owned()),
+    ] {
+        let (status, problem) = server.post("/v1/encrypt", body).await;
+        let said = problem["detail"].as_str().unwrap();
+        let (said, _) = said.rsplit_once(" (line 1, column ").unwrap();
+        assert_eq!((status.as_u16(), said), (400, &*detail));
+    }
+    let items = json!({"items": [{"plaintext": ""}, {"plaintext": "", "y": 1}]});
+    let (_, problem) = server.post("/v1/batch/encrypt", items).await;
+    let said = problem["detail"].as_str().unwrap();
+    assert!(said.starts_with("items[1]: unknown field `y`, expected one of"), "{said}");
+    let name = format!("{long}`, there are no fields");
+    let path = "/v1/chains/default/keks/00000000000000000000000000000000/disable";
+    let (_, problem) = server.post(path, json!({ name: 1 })).await;
+    let said = problem["detail"].as_str().unwrap();
+    assert!(said.starts_with(&format!("unknown field `{sixty_four}...`, there are no fields (")));
+}
+
+#[tokio::test]
+async fn a_body_that_is_declared_too_large_is_not_asked_for() {
+    let server = Server::start().await;
+    let head = |path: &str, len: usize| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {len}\r\nExpect: 100-continue\r\n\r\n"
+        )
+    };
+    for path in ["/v1/encrypt", "/v1/decrypt", "/v1/batch/encrypt"] {
+        let answer = server.raw(&head(path, 200_000)).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{path}: {answer}");
+    }
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(head("/v1/encrypt", 100_000).as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100");
+}
+
+#[tokio::test]
 async fn content_types_are_checked() {
     let server = Server::start().await;
     let post = |path: &str| server.request(Method::POST, path).body("{}");
@@ -339,7 +410,11 @@ async fn content_types_are_checked() {
     }
     assert_eq!(answer(post("/v1/rotate")).await.0, 415, "none at all");
     let octets = "application/octet-stream";
-    assert_eq!(answer(post("/v1/rewrap").header("content-type", octets)).await.0, 415);
+    for wrong in [octets, "text/plain"] {
+        let (status, problem) = answer(post("/v1/rewrap").header("content-type", wrong)).await;
+        assert_eq!(status, 415);
+        assert_eq!(problem["detail"], "the content type must be application/json");
+    }
     let json = post("/v1/datakey").header("content-type", "Application/JSON; charset=utf-8");
     assert_eq!(answer(json).await.0, 200);
 }
@@ -438,6 +513,8 @@ async fn pages_of_other_origins_and_other_hosts_are_refused() {
         (format!("Host: localhost:{port}\r\nOrigin: http://localhost:1"), "403"),
         (format!("Host: localhost:{port}\r\nOrigin: https://example.com"), "403"),
         (format!("Host: localhost:{port}\r\nOrigin: null"), "403"),
+        (format!("Host: localhost\r\nOrigin: http://localhost\r\nOrigin: http://a"), "403"),
+        ("Host: localhost\r\nOrigin: http://localhost\r\nOrigin: http://localhost".into(), "403"),
     ] {
         let answer = server.raw(&get(&head)).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
@@ -520,19 +597,22 @@ async fn the_documentation_page_fetches_nothing_from_elsewhere() {
     assert_eq!(document["openapi"], "3.1.0");
     let page = get("/docs").await;
     assert_eq!(page.url().path(), "/docs/");
-    assert!(
-        page.headers()["content-security-policy"]
-            .to_str()
-            .unwrap()
-            .starts_with("default-src 'self'")
-    );
+    let policy = page.headers()["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'self'") && policy.contains("frame-ancestors 'none'"));
+    assert_eq!(page.headers()["cache-control"], "no-store");
     let page = page.text().await.unwrap();
+    assert!(page.contains("<title>kms-proxy</title>"), "{page}");
     let files: Vec<_> =
         page.split(['"', '\'']).filter_map(|part| part.strip_prefix("./")).collect();
     assert!(files.len() >= 4 && !page.contains("//cdn") && !page.contains("https://"), "{page}");
     for file in files {
-        assert_eq!(get(&format!("/docs/{file}")).await.status(), 200, "{file}");
+        let file = get(&format!("/docs/{file}")).await;
+        assert_eq!(file.status(), 200);
+        assert_eq!(file.headers()["cache-control"], "max-age=3600");
+        assert_eq!(file.headers()["x-content-type-options"], "nosniff");
     }
+    let script = get("/docs/swagger-initializer.js").await.text().await.unwrap();
+    assert!(script.contains(r#""validatorUrl": "none""#), "{script}");
     assert_eq!(get("/docs/none.js").await.status(), 404);
 }
 
