@@ -28,11 +28,13 @@ struct Aad(Vec<u8>);
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Reads raw bytes and prints the envelope as one line of text (kp:...).
+Reads raw bytes and prints the envelope as one line of text (kp:...). They may be as many as \
+server.max_body of the service allows, 4 MiB by default: encrypt what is larger yourself, under a \
+key from POST /v1/datakey.
 
 Examples:
   kms-proxy encrypt --aad 'row 7' < secret.txt > secret.kp
-  kms-proxy encrypt --chain backups --raw < disk.img > disk.img.kp")]
+  kms-proxy encrypt --chain backups --raw < backup.key > backup.key.kp")]
 pub(super) struct EncryptArgs {
     #[command(flatten)]
     chain: ChainArgs,
@@ -69,7 +71,7 @@ already comes out as it was.
 
 With --lines, each line of stdin is an envelope as text. A line that fails is told on stderr with \
 its number, stays in its place in the output as it was, and makes the exit code 1: the output can \
-always replace the input. Empty lines stay empty.
+always replace the input. Empty lines and the ends of lines stay as they are.
 
 Examples:
   kms-proxy rewrap < secret.kp > renewed.kp

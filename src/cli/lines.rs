@@ -25,8 +25,13 @@ const BATCH_BYTES: usize = 256 * 1024;
 pub(super) async fn rewrap(client: &Client, chain: Option<&str>) -> Result {
     let mut progress = Progress::new();
     let mut batch = Batch::default();
-    for line in std::io::stdin().lock().split(b'\n') {
-        let line = line.map_err(|error| Failure::refused(format!("can't read stdin: {error}")))?;
+    let mut stdin = std::io::stdin().lock();
+    loop {
+        let mut line = Vec::new();
+        let read = stdin.read_until(b'\n', &mut line);
+        if read.map_err(|error| Failure::refused(format!("can't read stdin: {error}")))? == 0 {
+            break;
+        }
         batch.push(line);
         if batch.is_full() {
             progress.finish(std::mem::take(&mut batch), client, chain).await?;
@@ -40,7 +45,8 @@ pub(super) async fn rewrap(client: &Client, chain: Option<&str>) -> Result {
     Err(Failure::refused(format!("{failed} of {lines} lines failed and are as they were")))
 }
 
-/// What is to be done with a line.
+/// What is to be done with a line, which is kept with its end: `\n`, `\r\n`, or nothing at the end
+/// of the input.
 enum Line {
     /// Nothing: it comes out as it is.
     Keep(Vec<u8>),
@@ -153,13 +159,15 @@ impl Progress {
                 Line::Keep(line) => line,
                 Line::Bad(line, reason) => self.fail(line, &reason),
                 Line::Send { line, payload } => match results.next() {
-                    Some(Outcome::Done(new)) => envelope::to_text(&join(&new, &payload)?).into(),
+                    Some(Outcome::Done(new)) => {
+                        let text = envelope::to_text(&join(&new, &payload)?);
+                        [text.as_bytes(), end(&line)].concat()
+                    }
                     Some(Outcome::Failed { error }) => self.fail(line, &error.to_string()),
                     None => self.fail(line, "the service did not answer"),
                 },
             };
             out.extend_from_slice(&line);
-            out.push(b'\n');
         }
         print(&out)?;
         self.tell();
@@ -183,6 +191,12 @@ impl Progress {
     }
 }
 
+/// The end of a line.
+fn end(line: &[u8]) -> &[u8] {
+    let ends: [&[u8]; 2] = [b"\r\n", b"\n"];
+    ends.into_iter().find(|end| line.ends_with(end)).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,7 +207,7 @@ mod tests {
         envelope.resize(62 + 20, 7);
         let text = envelope::to_text(&envelope);
         let mut batch = Batch::default();
-        for line in [&*text, "", "  ", "kp:AQ==", "plain", &format!("{text}\r")] {
+        for line in [&*text, "\n", "  \r\n", "kp:AQ==", "plain", &format!("{text}\r\n")] {
             batch.push(line.as_bytes().to_vec());
         }
         let header = envelope::to_text(&envelope[..62]);
@@ -212,6 +226,15 @@ mod tests {
             })
             .collect();
         assert_eq!(kinds, ["send", "keep", "keep", "bad", "bad", "send"]);
+    }
+
+    #[test]
+    fn lines_keep_their_ends() {
+        for (line, expected) in
+            [("a\n", "\n"), ("a\r\n", "\r\n"), ("a", ""), ("a\r", ""), ("\n", "\n"), ("a \n", "\n")]
+        {
+            assert_eq!(end(line.as_bytes()), expected.as_bytes(), "{line:?}");
+        }
     }
 
     #[test]

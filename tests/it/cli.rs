@@ -101,6 +101,8 @@ async fn lines_are_rewrapped_in_place_and_bad_ones_stay() {
     let mut lines: Vec<_> = (0..2_500).map(|i| envelopes[i % 3].clone()).collect();
     lines[1] = "this is none".to_owned();
     lines[2] = String::new();
+    lines[4] += "\r";
+    lines[5] = "nor this\r".to_owned();
     let elsewhere = Setup::new().start().await;
     lines[2_400] = good_text(call(&elsewhere, &["encrypt"], b"")).trim_end().to_owned();
     let primary = good_text(call(&service, &["rotate"], b""));
@@ -109,21 +111,27 @@ async fn lines_are_rewrapped_in_place_and_bad_ones_stay() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("line 2: ") && said.contains("line 2401: unknown_kek"), "{said}");
-    assert!(said.contains("2 of 2500 lines failed"), "{said}");
+    assert!(said.contains("3 of 2500 lines failed"), "{said}");
     let out = String::from_utf8(output.stdout).unwrap();
-    let out: Vec<_> = out.strip_suffix('\n').unwrap().split('\n').collect();
+    let out: Vec<_> = out.split('\n').collect();
     assert_eq!(out.len(), lines.len());
     for (at, (new, old)) in out.iter().zip(&lines).enumerate() {
-        if [1, 2, 2_400].contains(&at) {
+        if [1, 2, 5, 2_400].contains(&at) {
             assert_eq!(new, old);
             continue;
         }
-        let (new, old) = (envelope::from_text(new).unwrap(), envelope::from_text(old).unwrap());
+        assert_eq!(new.ends_with('\r'), old.ends_with('\r'), "line {at}");
+        let binary = |line: &str| envelope::from_text(line.trim_end()).unwrap();
+        let (new, old) = (binary(new), binary(old));
         assert_eq!(new[62..], old[62..], "line {at}");
         let header = envelope::Envelope::parse(&new).unwrap().header;
         assert_eq!(header.kek_id.to_string(), primary.trim_end(), "line {at}");
     }
     assert_eq!(good(call(&service, &["decrypt"], out[3].as_bytes())), [0; 20]);
+    for bad in ["none", "none\n", "none\r\n", "\nnone \r\n\n", " none\n\r"] {
+        let output = call(&service, &["rewrap", "--lines"], bad.as_bytes());
+        assert_eq!((output.status.code(), &*output.stdout), (Some(1), bad.as_bytes()));
+    }
 }
 
 #[tokio::test]
