@@ -110,9 +110,10 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn announce(listener: &TcpListener, admin: Option<&TcpListener>) -> std::io::Result<()> {
     let url = format!("http://{}", listener.local_addr()?);
     let admin = admin.map(TcpListener::local_addr).transpose()?.map(|at| format!("http://{at}"));
-    tracing::info!(url, admin, version = env!("CARGO_PKG_VERSION"), "ready");
+    tracing::info!(url, admin = admin.as_deref(), version = env!("CARGO_PKG_VERSION"), "ready");
     // Nobody may be reading; that is no reason to end.
-    _ = writeln!(std::io::stdout(), "kms-proxy is ready on {url}");
+    let beside = admin.map(|admin| format!(", admin on {admin}")).unwrap_or_default();
+    _ = writeln!(std::io::stdout(), "kms-proxy is ready on {url}{beside}");
     Ok(())
 }
 

@@ -66,7 +66,7 @@ impl Service {
             }
             let said = self.stdout.text();
             let (_, address) = said.strip_suffix('\n')?.split_once("is ready on http://")?;
-            Some(address.parse().unwrap())
+            Some(address.split(',').next()?.parse().unwrap())
         });
         self.address = Some(address.await);
     }
