@@ -51,10 +51,20 @@ pub(crate) fn write_new(path: &Path, contents: &[u8]) -> io::Result<bool> {
 /// The largest file that [`read_secret`] takes, in bytes.
 const MAX_SECRET: usize = 64 << 10;
 
-/// The contents of a file that holds a secret, and the bits of its mode.
-pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, u32)> {
+/// Who may do what with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// The id of the user that it belongs to.
+    pub(crate) owner: u32,
+    /// The bits of its mode.
+    pub(crate) mode: u32,
+}
+
+/// The contents of a file that holds a secret, and who may read it.
+pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, Access)> {
     let mut file = File::open(path)?;
-    let mode = file.metadata()?.mode();
+    let metadata = file.metadata()?;
+    let access = Access { owner: metadata.uid(), mode: metadata.mode() & 0o7777 };
     // It never grows, so no copy is left behind; a pipe's length is not known beforehand.
     let mut bytes = zeroize::Zeroizing::new(vec![0; MAX_SECRET + 1]);
     let mut len = 0;
@@ -69,7 +79,12 @@ pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, u32)> {
     if len > MAX_SECRET {
         return Err(io::Error::other("it is longer than a secret is (64 KiB)"));
     }
-    Ok((SecretBytes::new(bytes.get(..len).unwrap_or_default().to_vec()), mode & 0o7777))
+    Ok((SecretBytes::new(bytes.get(..len).unwrap_or_default().to_vec()), access))
+}
+
+/// Fails when there is no directory for the file `path`.
+pub(crate) fn check_parent(path: &Path) -> io::Result<()> {
+    std::fs::read_dir(parent(path)).map(drop)
 }
 
 /// Makes names in the directory of `path` durable.
@@ -118,7 +133,7 @@ mod tests {
         }
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
         std::fs::write(&path, "x").unwrap();
-        assert_eq!(read_secret(&path).unwrap().1, 0o640);
+        assert_eq!(read_secret(&path).unwrap().1.mode, 0o640);
     }
 
     #[test]

@@ -126,6 +126,18 @@ impl Config {
             Self::Passphrase(config) => &config.name,
         }
     }
+
+    /// Looks for what would make [`open`] fail, as far as it can without making or asking anything.
+    ///
+    /// # Errors
+    /// The [`OpenError`] that `open` would give.
+    pub fn check(&self, data_dir: &Path) -> Result<(), OpenError> {
+        let checked = match self {
+            Self::Local(config) => config.check(data_dir),
+            Self::Passphrase(config) => config.check(),
+        };
+        checked.map_err(|detail| OpenError { root: self.name().to_owned(), detail })
+    }
 }
 
 /// A root with the name that the configuration gives it.

@@ -27,6 +27,15 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// The format that is set, or the one that suits this process's stderr.
+    #[must_use]
+    pub fn effective_format(&self) -> Format {
+        let suits = || if std::io::stderr().is_terminal() { Format::Text } else { Format::Json };
+        self.format.unwrap_or_else(suits)
+    }
+}
+
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,9 +63,8 @@ impl Format {
 /// When something else writes them already.
 pub fn install(config: &Config) -> Result<(), TryInitError> {
     let on_terminal = std::io::stderr().is_terminal();
-    let format = config.format.unwrap_or(if on_terminal { Format::Text } else { Format::Json });
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let layer = match format {
+    let layer = match config.effective_format() {
         Format::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
         Format::Text if on_terminal => layer.boxed(),
         Format::Text => layer.with_ansi(false).boxed(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kms_proxy::config::{Config, Flags};
-use kms_proxy::{app, telemetry};
+use kms_proxy::{app, root, telemetry};
 
 use super::stdio::print;
 use super::{Failure, Result};
@@ -52,6 +52,10 @@ pub(super) fn serve(args: &Args) -> Result {
     // What a second signal left behind is not waited for.
     runtime.shutdown_background();
     result.map_err(|error| {
+        // Only now could it be known whether the roots' part can be used.
+        if error.is::<root::OpenError>() {
+            return Failure::Usage(error.to_string());
+        }
         let error = format!("{error:#}");
         if !tracing::enabled!(tracing::Level::ERROR) {
             return Failure::Refused(error);
@@ -61,7 +65,12 @@ pub(super) fn serve(args: &Args) -> Result {
     })
 }
 
-/// Prints the configuration that is in force.
+/// Prints the configuration that is in force, if a service could start with it.
 pub(super) fn check(args: &Args) -> Result {
-    print(args.load()?.to_string().as_bytes())
+    let config = args.load()?;
+    for root in &config.roots {
+        let checked = root.check(config.store.data_dir());
+        checked.map_err(|error| Failure::Usage(error.to_string()))?;
+    }
+    print(config.to_string().as_bytes())
 }

@@ -312,8 +312,15 @@ fn what_is_printed_can_be_read_back() {
     for file in ["", FULL] {
         let config = load(file, NOBODY).unwrap();
         let printed = config.to_string();
-        assert_eq!(load(&printed, NOBODY).as_ref(), Ok(&config), "{printed}");
+        let read = load(&printed, NOBODY).unwrap();
+        assert_eq!(read.to_string(), printed);
+        let Config { server, log, store, roots, service } = read;
+        assert_eq!((server, log.level, store), (config.server, config.log.level, config.store));
+        assert_eq!((roots.len(), service), (config.roots.len(), config.service));
     }
+    let printed = load("[store]\npath = '/data'", NOBODY).unwrap().to_string();
+    assert!(printed.contains("key_file = \"/data/root.key\"\n"), "{printed}");
+    assert!(printed.contains("format = \""), "{printed}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! can be read back as a file.
 
 use std::fmt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -32,12 +33,12 @@ fn view(config: &Config) -> Value {
         },
         "log": {
             "level": log.level.to_string(),
-            "format": log.format.map(|format| format.as_str()),
+            "format": log.effective_format().as_str(),
         },
         "store": match store {
             store::Config::File(file) => json!({ "kind": "file", "path": file.path }),
         },
-        "root": roots.iter().map(root).collect::<Vec<_>>(),
+        "root": roots.iter().map(|config| root(config, store.data_dir())).collect::<Vec<_>>(),
         "chain": {
             "names": service.names,
             "suite": service.suite,
@@ -55,10 +56,11 @@ fn view(config: &Config) -> Value {
     })
 }
 
-fn root(config: &root::Config) -> Value {
+fn root(config: &root::Config, data_dir: &Path) -> Value {
     match config {
         root::Config::Local(config) => {
-            json!({ "kind": "local", "name": config.name, "key_file": config.key_file })
+            let key_file = config.path(data_dir);
+            json!({ "kind": "local", "name": config.name, "key_file": key_file })
         }
         root::Config::Passphrase(config) => json!({
             "kind": "passphrase",

@@ -36,6 +36,27 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
 }
 
+impl Config {
+    /// Where the key is.
+    #[must_use]
+    pub fn path(&self, data_dir: &Path) -> PathBuf {
+        self.key_file.clone().unwrap_or_else(|| data_dir.join(FILE_NAME))
+    }
+
+    /// Whether the key file, or the place where it is going to be made, is as it should be.
+    pub(super) fn check(&self, data_dir: &Path) -> Result<(), String> {
+        let path = self.path(data_dir);
+        if path.try_exists().map_err(|error| at(&path, &error))? {
+            return read(&path).map(drop);
+        }
+        // The data directory is made when there is none; no other one is.
+        if path.parent() == Some(data_dir) {
+            return Ok(());
+        }
+        files::check_parent(&path).map_err(|error| at(&path, &error))
+    }
+}
+
 /// A root key in memory.
 pub struct Root {
     cipher: Cipher,
@@ -46,17 +67,13 @@ impl Root {
     /// start at once, one makes it and all read the same key.
     ///
     /// # Errors
-    /// What is wrong, for an operator: the file can't be read or made, others may read it, or its
-    /// contents are damaged.
+    /// What is wrong, for an operator: the file can't be read or made, others may read or replace
+    /// it, or its contents are damaged.
     pub fn open(config: &Config, data_dir: &Path) -> Result<Self, String> {
-        let path = match &config.key_file {
-            Some(path) => path.clone(),
-            None => {
-                files::make_private_dir(data_dir)
-                    .map_err(|error| format!("{}: {error}", data_dir.display()))?;
-                data_dir.join(FILE_NAME)
-            }
-        };
+        let path = config.path(data_dir);
+        if config.key_file.is_none() {
+            files::make_private_dir(data_dir).map_err(|error| at(data_dir, &error))?;
+        }
         if !path.try_exists().map_err(|error| at(&path, &error))? {
             make(&path)?;
         }
@@ -108,11 +125,19 @@ fn make(path: &Path) -> Result<(), String> {
 }
 
 fn read(path: &Path) -> Result<KeyBytes, String> {
-    let (contents, mode) = files::read_secret(path).map_err(|error| at(path, &error))?;
+    let (contents, access) = files::read_secret(path).map_err(|error| at(path, &error))?;
     let path = path.display();
+    let files::Access { owner, mode } = access;
     if mode & 0o077 != 0 {
         return Err(format!(
             "{path}: its mode is {mode:04o}, so others may read the key; run `chmod 600 {path}`"
+        ));
+    }
+    let own = rustix::process::geteuid().as_raw();
+    if !may_own(owner, own) {
+        return Err(format!(
+            "{path}: it belongs to user {owner}, who may read and replace the key; it must belong \
+             to the user of this process ({own}) or to root"
         ));
     }
     parse(contents.trim_end().expose()).map_err(|detail| {
@@ -121,6 +146,11 @@ fn read(path: &Path) -> Result<KeyBytes, String> {
              is lost: move the file away to have a new key made"
         )
     })
+}
+
+/// Whether a key file of `owner` is safe for a process of `user`.
+fn may_own(owner: u32, user: u32) -> bool {
+    owner == user || owner == 0
 }
 
 fn render(key: &KeyBytes) -> Zeroizing<String> {
@@ -247,6 +277,35 @@ mod tests {
         }
         let (dir, path) = file(FILE.as_bytes(), 0o400);
         assert!(Root::open(&config(Some(path)), dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        for (owner, user, good) in
+            [(1000, 1000, true), (0, 1000, true), (0, 0, true), (1000, 0, false), (1, 2, false)]
+        {
+            assert_eq!(may_own(owner, user), good, "{owner} {user}");
+        }
+        let (_dir, path) = file(FILE.as_bytes(), 0o600);
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
+            let error = read(&path).err().expect("refused");
+            assert!(error.contains("belongs to user 12345"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_check_finds_what_a_start_would_and_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        assert_eq!(config(None).check(&data), Ok(()));
+        assert_eq!(config(Some(dir.path().join("key"))).check(&data), Ok(()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made");
+        let missing = config(Some(dir.path().join("not-mounted/key")));
+        assert_eq!(missing.check(&data).err(), Root::open(&missing, &data).err());
+        let (_dir, path) = file(FILE.as_bytes(), 0o640);
+        let open = config(Some(path));
+        assert_eq!(open.check(&data).err(), Root::open(&open, &data).err());
+        assert!(missing.check(&data).is_err() && open.check(&data).is_err());
     }
 
     #[test]

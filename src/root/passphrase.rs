@@ -5,6 +5,7 @@
 //! and one is derived at a time.
 
 use std::fmt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -54,6 +55,17 @@ impl fmt::Debug for Config {
 }
 
 impl Config {
+    /// Whether there is one passphrase and it can be read. A pipe is left alone: what is read from
+    /// it is gone.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let is_pipe =
+            |path: &PathBuf| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+        match &self.passphrase_file {
+            Some(path) if self.passphrase.is_none() && is_pipe(path) => Ok(()),
+            _ => self.read().map(drop),
+        }
+    }
+
     /// The passphrase from wherever it comes.
     fn read(&self) -> Result<Arc<SecretBytes>, String> {
         let (secret, source) = match (&self.passphrase_file, &self.passphrase) {

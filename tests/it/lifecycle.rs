@@ -238,7 +238,7 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
 
     set_mode(&file, 0o640);
     let (code, log) = setup.fails().await;
-    assert_eq!(code, Some(1), "{log}");
+    assert_eq!(code, Some(2), "{log}");
     assert!(log.contains("root.key: its mode is 0640") && log.contains("chmod 600"), "{log}");
     set_mode(&file, 0o600);
 
@@ -247,7 +247,7 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
     for bad in [&damaged[..], &good[..50], b""] {
         std::fs::write(&file, bad).unwrap();
         let (code, log) = setup.fails().await;
-        assert_eq!(code, Some(1), "{log}");
+        assert_eq!(code, Some(2), "{log}");
         assert!(log.contains("root.key: it is ") && !log.contains(&key), "{log}");
         assert_eq!(std::fs::read(&file).unwrap(), bad);
     }
@@ -308,7 +308,7 @@ async fn a_passphrase_opens_from_file_or_environment_and_another_does_not() {
         (root.set("ROOT__0__PASSPHRASE_FILE", "/no/such/file"), "/no/such/file"),
     ] {
         let (code, log) = setup.fails().await;
-        assert!(code != Some(0) && log.contains(said), "{code:?}: {log}");
+        assert!(code == Some(2) && log.contains(said), "{code:?}: {log}");
     }
 }
 
