@@ -118,8 +118,8 @@ impl Config {
             let from = variables.contains(&from).then_some(from);
             Error::Setting { key, from, detail }
         };
-        let settings =
-            Settings::deserialize(source.tree).map_err(|wrong| error(wrong.key(), wrong.detail))?;
+        let settings = Settings::deserialize(source.tree)
+            .map_err(|wrong| error(wrong.key(), wrong.detail()))?;
         let mut config = settings.resolve(flags);
         for (key, secret) in source.secrets {
             config.give(&key, secret).map_err(|Wrong(key, detail)| error(key, detail))?;

@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
     config: Option<PathBuf>,
     /// Where to listen; it wins over server.listen [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     listen: Option<SocketAddr>,
     /// Where the store is; it wins over store.path [default: ./kms-proxy-data]
     #[arg(long, value_name = "DIR")]
@@ -40,6 +40,10 @@ impl Args {
         Config::load(self.config.as_deref(), &flags)
             .map_err(|error| Failure::Usage(error.to_string()))
     }
+}
+
+fn address(text: &str) -> std::result::Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "it is an IP address and a port, such as 127.0.0.1:8080")
 }
 
 /// Runs the service.

@@ -19,8 +19,11 @@ impl Config {
         if let Some(index) = first_repeated(names) {
             return Err(wrong(&format!("chain.names.{index}"), "this name is there already"));
         }
-        if *destroy_delay < MIN_DESTROY_DELAY {
-            return Err(wrong("chain.destroy_delay", "it is at least 2m"));
+        if !(MIN_DESTROY_DELAY..=LONGEST).contains(destroy_delay) {
+            return Err(wrong("chain.destroy_delay", "it is 2m to 36500d"));
+        }
+        if limits.rotate_after_age > LONGEST.as_secs() {
+            return Err(wrong("chain.rotate_after_age", "it is 1s to 36500d"));
         }
         within("cache.dek_entries", self.service.dek_entries, 0..=MAX_CACHED)?;
         within("cache.keks", self.service.keks, 1..=MAX_CACHED)?;
@@ -72,6 +75,9 @@ impl Config {
 
 /// Blocks of uses die after 60 s, so that no envelope is born under a KEK that is destroyed later.
 const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
+
+/// 100 years: whoever means longer has a slip in the unit.
+const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 
 /// Entries of a cache: at about 1 KB each, more than a machine is likely to have.
 const MAX_CACHED: usize = 100_000_000;

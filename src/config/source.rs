@@ -71,7 +71,7 @@ impl Source {
                 };
                 let value =
                     value.into_string().map_err(|_| wrong(path.join("."), "it is no UTF-8"))?;
-                tree.set(&path, value).map_err(|error| wrong(error.key(), &error.detail))?;
+                tree.set(&path, value).map_err(|error| wrong(error.key(), &error.detail()))?;
             }
             names.insert(name);
         }

@@ -27,12 +27,36 @@ pub(super) struct Error {
     /// The parts of the key, the innermost first.
     path: Vec<String>,
     /// What is wrong, without the value.
-    pub(super) detail: String,
+    detail: String,
+    /// The keys that there are where an unknown one was found.
+    known: Vec<&'static str>,
 }
 
 impl Error {
     pub(super) fn new(detail: impl Into<String>) -> Self {
-        Self { path: Vec::new(), detail: detail.into() }
+        Self { path: Vec::new(), detail: detail.into(), known: Vec::new() }
+    }
+
+    /// `key` is none of the `known` ones.
+    pub(super) fn unknown(key: &str, known: &[&'static str]) -> Self {
+        Self { known: known.to_vec(), ..Self::new("no such key") }.within(key)
+    }
+
+    /// The same error in a table that has the key `tag` too.
+    pub(super) fn with_known(mut self, tag: &'static str) -> Self {
+        if !self.known.is_empty() && matches!(&self.path[..], [key] if key != tag) {
+            self.known.insert(0, tag);
+        }
+        self
+    }
+
+    /// What is wrong and what is expected, without the value.
+    pub(super) fn detail(&self) -> String {
+        match &self.known[..] {
+            [] => self.detail.clone(),
+            [known] => format!("{}; expected {known}", self.detail),
+            known => format!("{}; expected one of {}", self.detail, known.join(", ")),
+        }
     }
 
     /// The same error, seen from the table that holds `key`.
@@ -127,7 +151,7 @@ impl Tree {
 
 impl Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.key(), self.detail)
+        write!(f, "{}: {}", self.key(), self.detail())
     }
 }
 

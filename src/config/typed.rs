@@ -107,6 +107,19 @@ impl<'de> Deserializer<'de> for Tree {
     }
 }
 
+/// The key that tells which of several tables one is. serde takes it out before it looks at the
+/// others, and so does not count it among those that there are.
+const KIND: &str = "kind";
+
+/// Gives a setting its type; what is wrong with it is found at `key`.
+fn typed<'de, T: DeserializeSeed<'de>>(seed: T, value: Tree, key: &str) -> Result<T::Value, Error> {
+    let has_kind = matches!(&value, Tree::Table(table) if table.contains_key(KIND));
+    seed.deserialize(value).map_err(|error| {
+        let error = if has_kind { error.with_known(KIND) } else { error };
+        error.within(key)
+    })
+}
+
 /// The keys of a table, which its errors name.
 struct Entries {
     rest: std::collections::btree_map::IntoIter<String, Tree>,
@@ -127,7 +140,7 @@ impl<'de> MapAccess<'de> for Entries {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
         let (key, value) = self.next.take().ok_or_else(|| Error::new("a value without a key"))?;
-        seed.deserialize(value).map_err(|error| error.within(&key))
+        typed(seed, value, &key)
     }
 }
 
@@ -142,18 +155,26 @@ impl<'de> SeqAccess<'de> for Items {
         seed: T,
     ) -> Result<Option<T::Value>, Error> {
         let Some((index, item)) = self.0.next() else { return Ok(None) };
-        seed.deserialize(item).map(Some).map_err(|error| error.within(&index.to_string()))
+        typed(seed, item, &index.to_string()).map(Some)
     }
 }
 
+/// No name is looked up: an address is where it listens, not where it is found.
+const EXPECTED_ADDRESS: &str = "expected an IP address and a port, such as 127.0.0.1:8080";
+
 impl serde::de::Error for Error {
     fn custom<T: Display>(message: T) -> Self {
-        Self::new(message.to_string())
+        match message.to_string() {
+            // What the standard library says of an address.
+            text if text.starts_with("invalid socket address") => Self::new(EXPECTED_ADDRESS),
+            text => Self::new(text),
+        }
     }
 
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
         Self::new(match &*expected.to_string() {
             "usize" | "u8" | "u16" | "u32" | "u64" => "expected a whole number".to_owned(),
+            "socket address" => EXPECTED_ADDRESS.to_owned(),
             "path string" => "expected a path".to_owned(),
             table if table.starts_with("struct ") => "expected a table".to_owned(),
             list if list.starts_with("a sequence") => "expected a list".to_owned(),
@@ -170,11 +191,7 @@ impl serde::de::Error for Error {
     }
 
     fn unknown_field(key: &str, expected: &'static [&'static str]) -> Self {
-        let error = match expected {
-            [] => Self::new("there is no such key"),
-            known => Self::new(format!("there is no such key here, but {}", known.join(", "))),
-        };
-        error.within(key)
+        Self::unknown(key, expected)
     }
 
     fn missing_field(key: &'static str) -> Self {
