@@ -169,9 +169,10 @@ async fn one_connection_too_many_waits_for_its_turn() {
 async fn probes_are_answered_on_their_own_listener_when_callers_have_every_connection() {
     let setup = Setup::new().set("SERVER__MAX_CONNECTIONS", 1);
     let service = setup.set("SERVER__ADMIN_LISTEN", "127.0.0.1:0").start().await;
-    let log = service.logged(r#""message":"ready""#).await;
-    let (_, admin) = log.split_once(r#""admin":"http://"#).expect("an address");
-    let mut admin = tokio::net::TcpStream::connect(admin.split('"').next().unwrap()).await.unwrap();
+    let said = service.said();
+    let (_, admin) = said.trim_end().split_once(", admin on http://").expect("an address");
+    service.logged(&format!(r#""admin":"http://{admin}""#)).await;
+    let mut admin = tokio::net::TcpStream::connect(admin).await.unwrap();
     for _ in 0..2 {
         admin.write_all(PROBE.as_bytes()).await.unwrap();
         assert!(read_until(&mut admin, "}").await.starts_with("HTTP/1.1 200"));
@@ -180,6 +181,11 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
         let answer = talk(&mut caller, &last).await;
         assert!(answer.starts_with("HTTP/1.1 404"), "probes are on the other listener");
     }
+    let nothing = PROBE.replace("/healthz", "/openapi.json");
+    admin.write_all(nothing.as_bytes()).await.unwrap();
+    let answer = read_until(&mut admin, "}").await;
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("/healthz, /readyz"), "{answer}");
+    assert!(!answer.contains("openapi"), "{answer}");
 }
 
 /// The metrics and their labels: a contract. Two are agreed and not there yet:

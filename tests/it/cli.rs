@@ -199,6 +199,49 @@ fn the_configuration_in_force_is_printed_and_can_be_read_back() {
 }
 
 #[test]
+fn a_root_that_can_not_be_used_is_found_before_the_start_and_nothing_is_made() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (data, file) = (dir.path().join("data"), dir.path().join("kms-proxy.toml"));
+    let check = |root: &str| {
+        std::fs::write(&file, format!("[[root]]\nname = 'main'\n{root}\n")).unwrap();
+        let (file, data) = (file.to_str().unwrap(), data.to_str().unwrap());
+        run(&["check-config", "--config", file, "--data-dir", data], b"")
+    };
+    let passphrase = dir.path().join("passphrase");
+    let by_file = format!("kind = 'passphrase'\npassphrase_file = '{}'", passphrase.display());
+    let said = refused(check(&by_file), 2);
+    assert!(
+        said.starts_with(&format!("kms-proxy: root main: {}: ", passphrase.display())),
+        "{said}"
+    );
+    let (file_text, data_text) = (file.to_str().unwrap(), data.to_str().unwrap());
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--config", file_text];
+    let started = run(&[&serve[..], &["--data-dir", data_text]].concat(), b"");
+    assert!(refused(started, 2).ends_with(&said), "serve says the same");
+    std::fs::remove_dir_all(&data).unwrap();
+
+    std::fs::write(&passphrase, " \n").unwrap();
+    assert!(refused(check(&by_file), 2).contains("is empty"));
+    std::fs::write(&passphrase, "correct horse battery staple").unwrap();
+    assert!(!good_text(check(&by_file)).contains("horse"));
+    assert!(refused(check("kind = 'passphrase'"), 2).contains("no passphrase is given"));
+
+    let printed = good_text(check("kind = 'local'"));
+    assert!(printed.contains(&format!("key_file = \"{data_text}/root.key\"")), "{printed}");
+    assert!(printed.contains("format = \"json\""), "{printed}");
+    assert!(!data.exists(), "a check makes nothing");
+    let key = dir.path().join("key");
+    let by_key = format!("kind = 'local'\nkey_file = '{}'", key.display());
+    good(check(&by_key));
+    std::fs::write(&key, "no key").unwrap();
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(refused(check(&by_key), 2).contains("no key file of this version"));
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+    assert!(refused(check(&by_key), 2).contains("chmod 600"));
+}
+
+#[test]
 fn wrong_usage_is_code_2_and_explained_on_stderr() {
     for args in [
         &["encrypt", "--chain", "Orders"][..],

@@ -71,6 +71,11 @@ impl Service {
         self.address = Some(address.await);
     }
 
+    /// What it has said on stdout.
+    pub(crate) fn said(&self) -> String {
+        self.stdout.text()
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address.unwrap()
