@@ -1,8 +1,10 @@
 //! Encryption under a key chain: one call of an expensive root key pays for millions of messages.
 //!
 //! Every plaintext is encrypted under a fresh key, that key is wrapped by the chain's primary KEK,
-//! and only the KEK is wrapped by a root key: AWS KMS, an HSM, a passphrase. The `kms-proxy` binary
-//! offers this over HTTP; this crate is the same thing without the HTTP.
+//! and only the KEK is wrapped by a root key. The roots of this version are a key file (`local`, for
+//! development) and a passphrase; AWS KMS, PKCS#11 and Vault are on their way, and [`RootKey`] takes
+//! one of your own. The `kms-proxy` binary offers this over HTTP; this crate is the same thing
+//! without the HTTP.
 //!
 //! | word | meaning |
 //! | --- | --- |
@@ -37,7 +39,7 @@
 //! # Rotate and rewrap
 //!
 //! After a rotation old envelopes still decrypt. To move one to the new primary takes its header
-//! alone, 62 bytes, however long the payload is:
+//! alone, 62 bytes or, in a chain of AES-256, 78, however long the payload is:
 //!
 //! ```
 //! use kms_proxy::envelope::{Envelope, header_len};
@@ -123,20 +125,22 @@
 //! | modules | what they own |
 //! | --- | --- |
 //! | [`id`], [`secret`], [`random`], [`aead`], [`clock`], [`units`] | leaves: names, key bytes, randomness, AES-GCM, time, quantities |
+//! | [`metrics`], [`telemetry`] | what is counted, and how logs are written |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
 //! | [`root`] | the contract of a root key, and one file for each provider |
 //! | [`store`] | the contract of a store, the records in it, and one file for each kind |
 //! | [`saved`] | a chain written under a root and read back |
 //! | [`service`] | chains, roots and a store joined: [`KeyService`] |
-//! | [`metrics`], [`telemetry`], [`http`], [`config`], [`app`] | the server around it |
+//! | [`http`], [`config`], [`app`] | the server around it |
 //!
-//! Imports go downwards in this table only; a test sees to it.
+//! A module imports only what stands above or beside it in this table; a test sees to it.
 //!
 //! # Security
 //!
-//! Keys and plaintexts are wiped when they are dropped, and no type shows them in `Debug`, errors or
-//! logs. AES-GCM nonces of a KEK are random, which is safe for 2^32 uses (NIST SP 800-38D); the
+//! The types of this crate that hold a key or a plaintext wipe it when they are dropped, and none
+//! shows it in `Debug`, errors or logs. What the HTTP library reads a request into is not wiped;
+//! `SECURITY.md` has the whole list. AES-GCM nonces of a KEK are random, which is safe for 2^32 uses (NIST SP 800-38D); the
 //! limits here stay far below, see [`keychain::UNSHARED_USES`] and [`store::record::Limits`]. A
 //! failed decryption says nothing about why. There is no `unsafe` code in this crate.
 
