@@ -18,10 +18,10 @@ use crate::envelope::Envelope;
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::dek_cache::SharedDek;
 use crate::keychain::message::{Plaintext, Sealed};
-use crate::keychain::{DecryptError, EncryptError, KeyChain, Refusal, Use};
+use crate::keychain::{DecryptError, EncryptError, KeyChain, Use};
 use crate::metrics::{Metrics, Operation};
 use crate::secret::SecretBytes;
-use crate::store::record::{self, Limits, State};
+use crate::store::record::{self, Limits};
 
 pub mod answer;
 mod bootstrap;
@@ -34,6 +34,7 @@ mod manage;
 mod observed;
 mod reserver;
 mod rotator;
+mod states;
 
 #[cfg(test)]
 mod tests;
@@ -193,7 +194,11 @@ impl KeyService {
     pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Rotate, chain)?;
-        let result = rotator::rotate_by_hand(&self.core, &chain).await;
+        let work = {
+            let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
+            async move { rotator::rotate_by_hand(&core, &chain).await }
+        };
+        let result = core::run_to_end(work).await;
         self.finish(Operation::Rotate, &chain, started, result)
     }
 
@@ -429,13 +434,16 @@ impl KeyService {
             self.core.unknown.insert(&chain.name, id, now);
             return Err(unknown());
         };
-        let refusal = match read.record.state {
-            State::Disabled => Refusal::Disabled,
-            State::Destroyed => Refusal::Destroyed,
-            State::Standby | State::Primary | State::Retired => return Ok(read.record),
-        };
-        chain.publish(|next| next.refuse(id, Some(refusal)));
-        Err(decrypt_error(DecryptError::Refused(id, refusal)))
+        if states::refusal(read.record.state).is_none() {
+            return Ok(read.record);
+        }
+        let read = states::learn(&self.core, chain, id).await;
+        let kek = read.map_err(|error| self.core.store_error(&chain.name, error))?;
+        let kek = kek.ok_or_else(unknown)?;
+        match states::refusal(kek.state) {
+            None => Ok(kek),
+            Some(refusal) => Err(decrypt_error(DecryptError::Refused(id, refusal))),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One chain in a running service: the snapshot that requests use, and what its background tasks
 //! share. Requests read the snapshot and wait here when its budget is empty.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::Monotonic;
-use crate::id::ChainName;
+use crate::id::{ChainName, KekId};
 use crate::keychain::KeyChain;
 use crate::metrics::ChainMetrics;
 
@@ -42,6 +43,9 @@ pub(super) struct Chain {
     waiting: AtomicU64,
     /// When rotations by hand were made lately; held by the one that is under way.
     pub(super) by_hand: tokio::sync::Mutex<Vec<Monotonic>>,
+    /// KEKs whose stored state is in doubt, and until when that must be read again; held by
+    /// whoever changes the state of a KEK.
+    pub(super) doubts: tokio::sync::Mutex<HashMap<KekId, Monotonic>>,
     /// KEKs in the store, once they were counted.
     pub(super) keks: tokio::sync::OnceCell<AtomicU64>,
 }
@@ -62,6 +66,7 @@ impl Chain {
             turns: Semaphore::new(0),
             waiting: AtomicU64::new(0),
             by_hand: tokio::sync::Mutex::default(),
+            doubts: tokio::sync::Mutex::default(),
             keks: tokio::sync::OnceCell::new(),
         }
     }

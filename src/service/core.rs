@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::clock::Clock;
 use crate::id::{ChainName, KekId};
@@ -16,7 +17,7 @@ use super::chain::Chain;
 use super::error::{Error, Kind};
 use super::keyring::Keyring;
 use super::observed::Observed;
-use super::{reserver, rotator};
+use super::{reserver, rotator, states};
 
 /// How often a chain is looked at when nobody asks.
 const TICK: Duration = Duration::from_secs(1);
@@ -54,6 +55,14 @@ impl Core {
     }
 }
 
+/// Runs `work` to its end, even when whoever waits for it hangs up: what is stored by then must
+/// reach memory as well.
+pub(super) async fn run_to_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| Err(super::internal(&error)))
+}
+
 /// Starts the tasks of a chain. They end, between two steps, when the service stops.
 pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinHandle<()>; 2] {
     let reserving = {
@@ -61,6 +70,7 @@ pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinH
             (Arc::clone(core), Arc::clone(chain), core.stopping.subscribe());
         async move {
             while proceed(&mut stop, next(chain.need_uses.notified())).await {
+                states::settle(&core, &chain).await;
                 reserver::drive(&core, &chain).await;
             }
         }

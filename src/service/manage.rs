@@ -4,16 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::id::{ChainName, KekId};
-use crate::keychain::Refusal;
 use crate::metrics::Operation;
-use crate::store::record::{self, Kek, Limits, Record, State, Uses};
+use crate::store::record::{self, Kek, Limits, Record, Uses};
 use crate::store::{self, Store};
 
 use super::answer::{ChainInfo, ChainSettings, Change, KekInfo, Page};
 use super::chain::Chain;
 use super::error::{Error, Kind};
-use super::ledger::{self, Versioned};
-use super::{KeyService, MIN_DESTROY_DELAY, rfc3339};
+use super::{KeyService, core, ledger, states};
 
 /// The most items of a page.
 const MAX_PAGE: usize = 1000;
@@ -149,6 +147,15 @@ impl KeyService {
     /// [`Kind::InvalidRequest`] for a name or limits that can not be, [`Kind::Conflict`] for another
     /// suite or limits below what is reserved, [`Kind::StoreUnavailable`].
     pub async fn put_chain(
+        self: &Arc<Self>,
+        name: &str,
+        settings: ChainSettings,
+    ) -> Result<(bool, ChainInfo), Error> {
+        let (service, name) = (Arc::clone(self), name.to_owned());
+        core::run_to_end(async move { service.put_chain_now(&name, settings).await }).await
+    }
+
+    async fn put_chain_now(
         &self,
         name: &str,
         settings: ChainSettings,
@@ -256,70 +263,15 @@ impl KeyService {
     ) -> Result<KekInfo, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Manage, Some(chain))?;
-        let result = self.change_kek_of(&chain, id, change).await;
+        let work = {
+            let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
+            async move { states::change(&core, &chain, id, change).await }
+        };
+        let result = match core::run_to_end(work).await {
+            Ok(kek) => self.kek_info(&chain, id, kek).await,
+            Err(error) => Err(error),
+        };
         self.finish(Operation::Manage, &chain, started, result)
-    }
-
-    async fn change_kek_of(
-        &self,
-        chain: &Chain,
-        id: KekId,
-        change: Change,
-    ) -> Result<KekInfo, Error> {
-        let failed = |error| self.core.store_error(&chain.name, error);
-        let key = record::kek_key(&chain.name, id);
-        for _ in 0..TRIES {
-            let read: Option<Versioned<Kek>> =
-                ledger::read(&*self.core.store, &key).await.map_err(failed)?;
-            let Some(read) = read else {
-                return Err(Error::new(Kind::UnknownKek, "this chain has no such KEK"));
-            };
-            let next = self.changed(&read.record, change)?;
-            let stored = ledger::put_kek(&*self.core.store, &chain.name, id, &read, &next);
-            if !stored.await.map_err(failed)? {
-                continue;
-            }
-            let refusal = match next.state {
-                State::Disabled => Some(Refusal::Disabled),
-                State::Destroyed => Some(Refusal::Destroyed),
-                State::Standby | State::Primary | State::Retired => None,
-            };
-            chain.publish(|snapshot| snapshot.refuse(id, refusal));
-            if refusal.is_some() {
-                self.core.keyring.drop_kek(&chain.name, id);
-                self.core.deks.forget(&chain.name, id);
-            }
-            tracing::warn!(chain = %chain.name, kek_id = %id, state = next.state.as_str(), "a KEK was changed by hand");
-            return self.kek_info(chain, id, next).await;
-        }
-        Err(busy())
-    }
-
-    /// The KEK's record after `change`.
-    fn changed(&self, kek: &Kek, change: Change) -> Result<Kek, Error> {
-        let now = self.core.clock.unix_now();
-        let conflict = |detail: String| Err(Error::new(Kind::Conflict, detail));
-        match (change, kek.state) {
-            (Change::Disable, State::Retired) => {
-                Ok(Kek { state: State::Disabled, disabled_at: Some(now), ..kek.clone() })
-            }
-            (Change::Enable, State::Disabled) => Ok(Kek { state: State::Retired, ..kek.clone() }),
-            (Change::Destroy, State::Disabled) => {
-                let delay = self.core.config.destroy_delay.max(MIN_DESTROY_DELAY).as_secs();
-                let from = kek.disabled_at.unwrap_or(now).saturating_add(delay);
-                if now < from {
-                    return conflict(format!("it can be destroyed from {} on", rfc3339(from)));
-                }
-                Ok(Kek { state: State::Destroyed, wraps: Vec::new(), ..kek.clone() })
-            }
-            (Change::Disable, State::Primary) => {
-                conflict("it is the primary KEK: rotate the chain first".to_owned())
-            }
-            (Change::Destroy, State::Retired) => {
-                conflict("it must be disabled before it can be destroyed".to_owned())
-            }
-            (_, state) => conflict(format!("the KEK is {}", state.as_str())),
-        }
     }
 }
 

@@ -165,6 +165,12 @@ impl Reserver {
                 next.release(old.id());
             }
         });
+        // It may have been disabled since the commit.
+        if let Some(old) = old
+            && chain.snapshot().allows(old.id()).is_err()
+        {
+            core.keyring.drop_kek(&chain.name, old.id());
+        }
         self.measure_anew();
         self.block_added(chain, block, now);
         if let Some(reason) = reason.as_str() {

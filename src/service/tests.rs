@@ -10,8 +10,11 @@ use crate::clock::ManualClock;
 use crate::keychain::message::Opened;
 use crate::root;
 use crate::root::testing::TestRoot;
-use crate::store::Store;
 use crate::store::memory::{self, Fault};
+use crate::store::record::State;
+use crate::store::{self, Store};
+
+mod states;
 
 struct World {
     store: Arc<memory::Store>,
@@ -34,17 +37,7 @@ impl World {
         clock: Arc<ManualClock>,
         limits: Limits,
     ) -> Self {
-        let config = Config { limits, wait: Duration::from_secs(2), ..Config::default() };
-        let named = root::Named { name: "main".into(), root: Arc::clone(&root) as _ };
-        let metrics = Metrics::new(&Registry::new()).unwrap();
-        let service = KeyService::start(
-            config,
-            Arc::clone(&store) as _,
-            vec![named],
-            Arc::clone(&clock) as _,
-            metrics,
-        );
-        let service = service.await.unwrap();
+        let service = start_with(Arc::clone(&store) as _, &[("main", &root)], &clock, limits).await;
         Self { store, root, clock, service }
     }
 
@@ -67,6 +60,31 @@ impl World {
         let key = record::uses_key(&ChainName::new(DEFAULT_CHAIN).unwrap(), id);
         ledger::read::<record::Uses>(&*self.store, &key).await.unwrap().unwrap().record.reserved
     }
+}
+
+/// A service on a store and roots of the test's choice, with low limits.
+async fn start(
+    store: Arc<dyn Store>,
+    roots: &[(&str, &Arc<TestRoot>)],
+    clock: &Arc<ManualClock>,
+) -> Arc<KeyService> {
+    start_with(store, roots, clock, LOW).await
+}
+
+async fn start_with(
+    store: Arc<dyn Store>,
+    roots: &[(&str, &Arc<TestRoot>)],
+    clock: &Arc<ManualClock>,
+    limits: Limits,
+) -> Arc<KeyService> {
+    let config = Config { limits, wait: Duration::from_secs(2), ..Config::default() };
+    let named = |&(name, root): &(&str, &Arc<TestRoot>)| root::Named {
+        name: name.into(),
+        root: Arc::clone(root) as _,
+    };
+    let roots = roots.iter().map(named).collect();
+    let metrics = Metrics::new(&Registry::new()).unwrap();
+    KeyService::start(config, store, roots, Arc::clone(clock) as _, metrics).await.unwrap()
 }
 
 fn kind<T>(result: Result<T, Error>) -> Kind {

@@ -1,0 +1,228 @@
+//! States of KEKs while answers are lost, callers hang up and changes meet.
+
+use std::sync::atomic::AtomicBool;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::service::states::settle;
+use crate::store::{Committed, Entry, Txn};
+
+/// A store that holds the answer of one commit back until the test lets it go.
+#[derive(Default)]
+struct Held {
+    inner: Arc<memory::Store>,
+    holding: AtomicBool,
+    /// The commit is made.
+    made: Notify,
+    answer: Notify,
+}
+
+#[async_trait]
+impl Store for Held {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, store::Error> {
+        self.inner.get(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, store::Error> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, store::Error> {
+        let result = self.inner.commit(txn).await;
+        if self.holding.swap(false, SeqCst) {
+            self.made.notify_one();
+            self.answer.notified().await;
+        }
+        result
+    }
+
+    fn kind(&self) -> &'static str {
+        "held"
+    }
+}
+
+/// A service on such a store, with an envelope under a retired KEK.
+struct HeldWorld {
+    store: Arc<Held>,
+    clock: Arc<ManualClock>,
+    service: Arc<KeyService>,
+    envelope: Vec<u8>,
+    id: KekId,
+}
+
+impl HeldWorld {
+    async fn new() -> Self {
+        let (store, clock): (Arc<Held>, Arc<ManualClock>) = Default::default();
+        let root = [("main", &Arc::<TestRoot>::default())];
+        let service = start(Arc::clone(&store) as _, &root, &clock).await;
+        let made = service.encrypt(None, b"hello"[..].into(), b"").await.unwrap();
+        let (envelope, id) = (made.envelope.as_slice().to_vec(), made.kek_id);
+        service.rotate(None).await.unwrap();
+        Self { store, clock, service, envelope, id }
+    }
+
+    async fn change(&self, change: Change) -> Result<State, Error> {
+        self.service.change_kek(DEFAULT_CHAIN, self.id, change).await.map(|kek| kek.state)
+    }
+
+    /// Starts a change, and comes back when it is stored and not yet answered.
+    async fn hold(&self, change: Change) -> tokio::task::JoinHandle<Result<State, Error>> {
+        self.store.holding.store(true, SeqCst);
+        let (service, id) = (Arc::clone(&self.service), self.id);
+        let call = async move { service.change_kek(DEFAULT_CHAIN, id, change).await };
+        let call = tokio::spawn(async move { call.await.map(|kek| kek.state) });
+        self.store.made.notified().await;
+        call
+    }
+
+    async fn decrypt(&self) -> Result<(), Kind> {
+        let decrypted = self.service.decrypt(None, self.envelope.clone(), b"").await;
+        decrypted.map(|_| ()).map_err(|error| error.kind())
+    }
+
+    async fn stored(&self) -> State {
+        let (_, page) = self.service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+        page.items.iter().find(|kek| kek.kek_id == self.id).unwrap().state
+    }
+
+    async fn settle(&self) {
+        let chain = self.service.find(Operation::Read, None).unwrap();
+        settle(&self.service.core, &chain).await;
+    }
+}
+
+const REFUSED: Result<(), Kind> = Err(Kind::KekDisabled);
+
+#[tokio::test]
+async fn a_kek_that_is_disabled_is_refused_though_the_answer_is_lost() {
+    let world = HeldWorld::new().await;
+    assert_eq!(world.decrypt().await, Ok(()));
+    for change in [Change::Disable, Change::Destroy] {
+        world.store.inner.fail_next([Fault::AnswerLost]);
+        assert_eq!(kind(world.change(change).await), Kind::StoreUnavailable);
+        assert_eq!(world.decrypt().await, REFUSED);
+        assert_eq!(kind(world.change(change).await), Kind::Conflict, "it is so already");
+        assert_eq!(world.decrypt().await, REFUSED);
+        world.clock.advance(Duration::from_secs(86_400));
+    }
+    assert_eq!(world.stored().await, State::Destroyed);
+}
+
+#[tokio::test]
+async fn a_kek_that_is_enabled_is_used_though_the_answer_is_lost() {
+    let world = HeldWorld::new().await;
+    world.change(Change::Disable).await.unwrap();
+    world.store.inner.fail_next([Fault::AnswerLost]);
+    assert_eq!(kind(world.change(Change::Enable).await), Kind::StoreUnavailable);
+    assert_eq!((world.decrypt().await, world.stored().await), (Ok(()), State::Retired));
+}
+
+#[tokio::test]
+async fn a_change_is_made_to_its_end_when_its_caller_hangs_up() {
+    let world = HeldWorld::new().await;
+    let call = world.hold(Change::Disable).await;
+    assert_eq!(world.decrypt().await, REFUSED, "before the answer is here");
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    world.store.answer.notify_one();
+    // Changes come one after the other: this one waits for the one that was left alone.
+    assert_eq!(world.change(Change::Enable).await, Ok(State::Retired));
+    assert_eq!(world.decrypt().await, Ok(()));
+    let call = world.hold(Change::Disable).await;
+    call.abort();
+    world.store.answer.notify_one();
+    world.settle().await;
+    assert_eq!((world.decrypt().await, world.stored().await), (REFUSED, State::Disabled));
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_is_refused_until_the_store_tells() {
+    for (fault, then) in [(Fault::AnswerLost, REFUSED), (Fault::RequestLost, Ok(()))] {
+        let world = HeldWorld::new().await;
+        world.store.inner.fail_next([fault]);
+        let call = world.hold(Change::Disable).await;
+        world.store.inner.set_down(true);
+        world.store.answer.notify_one();
+        assert_eq!(kind(call.await.unwrap()), Kind::StoreUnavailable);
+        world.settle().await;
+        assert_eq!(world.decrypt().await, REFUSED, "nobody can tell yet");
+        world.store.inner.set_down(false);
+        world.settle().await;
+        assert_eq!(world.decrypt().await, then, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_applied_late_is_followed() {
+    let world = HeldWorld::new().await;
+    world.store.inner.fail_next([Fault::RequestLost]);
+    assert_eq!(kind(world.change(Change::Disable).await), Kind::StoreUnavailable);
+    assert_eq!(world.decrypt().await, Ok(()), "it was not applied");
+    let name = ChainName::new(DEFAULT_CHAIN).unwrap();
+    let key = record::kek_key(&name, world.id);
+    let read = ledger::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
+    let disabled = record::Kek { state: State::Disabled, ..read.record.clone() };
+    assert!(ledger::put_kek(&*world.store, &name, world.id, &read, &disabled).await.unwrap());
+    world.settle().await;
+    assert_eq!(world.decrypt().await, REFUSED);
+}
+
+#[tokio::test]
+async fn changes_that_meet_leave_memory_as_the_store_is() {
+    let world = HeldWorld::new().await;
+    let disable = world.hold(Change::Disable).await;
+    let enable = world.change(Change::Enable);
+    let (_, enabled) = tokio::join!(
+        async {
+            tokio::task::yield_now().await;
+            world.store.answer.notify_one();
+        },
+        enable
+    );
+    assert_eq!((disable.await.unwrap(), enabled), (Ok(State::Disabled), Ok(State::Retired)));
+    assert_eq!((world.decrypt().await, world.stored().await), (Ok(()), State::Retired));
+}
+
+#[tokio::test]
+async fn a_chain_whose_maker_hung_up_is_there() {
+    let world = HeldWorld::new().await;
+    world.store.holding.store(true, SeqCst);
+    let service = Arc::clone(&world.service);
+    let call =
+        tokio::spawn(async move { service.put_chain("orders", ChainSettings::default()).await });
+    world.store.made.notified().await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    world.store.answer.notify_one();
+    let made = async {
+        while world.service.find(Operation::Read, Some("orders")).is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), made).await.expect("it is made to the end");
+}
+
+#[tokio::test]
+async fn a_rotation_whose_caller_hung_up_is_made_to_its_end() {
+    let world = HeldWorld::new().await;
+    world.store.holding.store(true, SeqCst);
+    let service = Arc::clone(&world.service);
+    let before = service.find(Operation::Read, None).unwrap().snapshot().primary_id();
+    let call = tokio::spawn(async move { service.rotate(None).await });
+    world.store.made.notified().await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    world.store.answer.notify_one();
+    let chain = world.service.find(Operation::Read, None).unwrap();
+    // Whoever rotates holds this until it is done.
+    let done = chain.by_hand.lock().await;
+    assert_ne!(chain.snapshot().primary_id(), before);
+    drop(done);
+}
