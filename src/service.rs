@@ -471,9 +471,12 @@ fn internal(error: &dyn std::error::Error) -> Error {
     Error::new(Kind::Internal, "the service failed; its log says why")
 }
 
-/// Seconds since the Unix epoch as RFC 3339 text.
+/// Seconds since the Unix epoch as RFC 3339 text. It knows no year after 9999: later times, which a
+/// damaged record may hold, are told as the last second of that.
 #[must_use]
 pub fn rfc3339(unix: u64) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_secs(unix)).unwrap_or(UNIX_EPOCH);
+    /// 9999-12-31T23:59:59Z.
+    const LAST: u64 = 253_402_300_799;
+    let time = UNIX_EPOCH + Duration::from_secs(unix.min(LAST));
     humantime::format_rfc3339_seconds(time).to_string()
 }
