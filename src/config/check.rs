@@ -23,7 +23,7 @@ impl Config {
             return Err(wrong("chain.destroy_delay", "it is 2m to 36500d"));
         }
         if limits.rotate_after_age > LONGEST.as_secs() {
-            return Err(wrong("chain.rotate_after_age", "it is 1s to 36500d"));
+            return Err(wrong("chain.rotate_after_age", "it is 1m to 36500d"));
         }
         within("cache.dek_entries", self.service.dek_entries, 0..=MAX_CACHED)?;
         within("cache.keks", self.service.keks, 1..=MAX_CACHED)?;

@@ -134,7 +134,7 @@ pub(super) struct ChainSettingsBody<'a> {
     #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 4_194_304, required = false)]
     max_uses: Option<u64>,
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
-    #[schema(minimum = 1, example = 7_776_000, required = false)]
+    #[schema(minimum = 60, example = 7_776_000, required = false)]
     rotate_after_age: Option<u64>,
 }
 

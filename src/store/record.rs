@@ -20,7 +20,8 @@ pub struct Limits {
     pub rotate_after_uses: u64,
     /// Uses that are never passed: 2^22 by default, at most 2^32 (NIST SP 800-38D, section 8.3).
     pub max_uses: u64,
-    /// Age since promotion, in seconds, that starts a rotation: 90 days by default.
+    /// Age since promotion, in seconds, that starts a rotation: 90 days by default, at least
+    /// [`MIN_ROTATE_AFTER_AGE`](Self::MIN_ROTATE_AFTER_AGE).
     pub rotate_after_age: u64,
 }
 
@@ -31,6 +32,10 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The shortest `rotate_after_age`, in seconds: an idle chain rotates by age as well, and each
+    /// KEK stays in the store for ever.
+    pub const MIN_ROTATE_AFTER_AGE: u64 = 60;
+
     /// Checks that the limits fit together.
     ///
     /// # Errors
@@ -44,7 +49,9 @@ impl Limits {
             Self { rotate_after_uses, max_uses, .. } if rotate_after_uses > max_uses => {
                 Err("rotate_after_uses is at most max_uses")
             }
-            Self { rotate_after_age: 0, .. } => Err("rotate_after_age is at least 1 second"),
+            Self { rotate_after_age, .. } if *rotate_after_age < Self::MIN_ROTATE_AFTER_AGE => {
+                Err("rotate_after_age is at least 60 seconds")
+            }
             _ => Ok(()),
         }
     }
@@ -273,11 +280,12 @@ mod tests {
         let good = Limits::default();
         assert_eq!((good.rotate_after_uses, good.max_uses), (2_097_152, 4_194_304));
         assert!(good.validate().is_ok());
+        assert!(Limits { rotate_after_age: 60, ..good }.validate().is_ok());
         for bad in [
             Limits { rotate_after_uses: 0, ..good },
             Limits { rotate_after_uses: 201, max_uses: 200, ..good },
             Limits { max_uses: (1 << 32) + 1, ..good },
-            Limits { rotate_after_age: 0, ..good },
+            Limits { rotate_after_age: 59, ..good },
         ] {
             assert!(bad.validate().is_err(), "{bad:?}");
         }
