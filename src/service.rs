@@ -225,14 +225,17 @@ impl KeyService {
             detail: Some(detail.clone()),
         }));
         let now = self.core.clock.now();
-        let (mut can_encrypt, mut can_decrypt) = (false, false);
+        let (store, keyring) = (&self.core.store, &self.core.keyring);
+        let reachable = store.is_up() && keyring.is_any_up();
+        let (mut can_encrypt, mut can_decrypt) = (false, keyring.holds_any());
         for chain in self.chains.load().values() {
-            let snapshot = chain.snapshot();
-            can_decrypt |= snapshot.keks().next().is_some();
+            let (snapshot, failure) = (chain.snapshot(), chain.root_failure.load());
+            // A chain whose KEK no root opens is not helped by roots that answer.
+            can_decrypt |= snapshot.keks().next().is_some() || reachable && failure.is_none();
             can_encrypt |= snapshot.budget().is_some_and(|budget| {
-                budget.left(now) > 0 || self.core.store.is_up() && chain.trouble().is_none()
+                budget.left(now) > 0 || store.is_up() && chain.trouble().is_none()
             });
-            if let Some(error) = chain.trouble() {
+            if let Some(error) = chain.trouble().or_else(|| failure.as_deref().cloned()) {
                 checks.push(Check {
                     name: format!("chain:{}", chain.name),
                     health: Health::Degraded,
@@ -240,7 +243,6 @@ impl KeyService {
                 });
             }
         }
-        can_decrypt |= self.core.store.is_up() && self.core.keyring.is_any_up();
         if self.draining.load(Ordering::Relaxed) {
             let detail = Some("shutting down".to_owned());
             checks.push(Check { name: "service".to_owned(), health: Health::Down, detail });

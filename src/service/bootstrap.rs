@@ -47,6 +47,7 @@ impl KeyService {
             config,
             clock,
             metrics,
+            in_doubt: false.into(),
             owner: u64::from_le_bytes(owner),
             stopping: watch::Sender::new(false),
         });

@@ -1,6 +1,7 @@
 //! What the parts of a running service share, and the tasks in the background.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -34,6 +35,9 @@ pub(super) struct Core {
     pub(super) unknown: UnknownKeks,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
+    /// The last KEK that a chain needed could not be made or opened: then every chain tries its own
+    /// primary before it is asked for, so that readiness tells the truth.
+    pub(super) in_doubt: AtomicBool,
     /// A random number for this process, in the records that it writes.
     pub(super) owner: u64,
     pub(super) stopping: watch::Sender<bool>,

@@ -3,6 +3,7 @@
 //!
 //! One root call for a KEK however many requests wait for it. It knows no store.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -98,6 +99,11 @@ impl Keyring {
         self.cache.get(&(chain.clone(), id))
     }
 
+    /// Whether any KEK is in the cache.
+    pub(super) fn holds_any(&self) -> bool {
+        !self.cache.is_empty()
+    }
+
     /// Keeps a KEK that was primary.
     pub(super) fn keep(&self, chain: &ChainName, kek: Arc<Kek>) {
         self.cache.insert((chain.clone(), kek.id()), kek);
@@ -169,10 +175,12 @@ impl Keyring {
                 Some((state, wrap))
             })
             .collect();
+        let wrapped_by = record.wraps.iter().map(|wrap| &*wrap.root).collect::<Vec<_>>().join(", ");
         if candidates.is_empty() {
-            let names: Vec<_> = record.wraps.iter().map(|wrap| &*wrap.root).collect();
-            tracing::error!(%chain, kek_id = %id, wrapped_by = ?names, "no configured root wrapped this KEK");
-            return Err(unavailable("no configured root wrapped this KEK"));
+            let detail =
+                format!("KEK {id} was wrapped by {wrapped_by}: no root of that name is configured");
+            tracing::error!(%chain, detail, "a KEK can not be opened");
+            return Err(unavailable(detail));
         }
         candidates.sort_by_key(|(state, _)| !state.is_up());
         for (state, wrap) in candidates {
@@ -185,7 +193,7 @@ impl Keyring {
                 }
             }
         }
-        Err(unavailable("no root opens this KEK"))
+        Err(unavailable(format!("KEK {id} was wrapped by {wrapped_by}: no root opens it now")))
     }
 
     /// Bounds, counts and judges one call of a root.
@@ -277,6 +285,6 @@ fn check(key: KeyBytes, context: &Context<'_>) -> Result<KeyBytes, root::Error> 
     }
 }
 
-fn unavailable(detail: &'static str) -> Error {
+fn unavailable(detail: impl Into<Cow<'static, str>>) -> Error {
     Error::new(Kind::RootUnavailable, detail)
 }

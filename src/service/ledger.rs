@@ -34,7 +34,10 @@ pub(super) struct Ledger {
     sequence: u64,
     pub(super) head: Versioned<Head>,
     pub(super) primary: Option<Held>,
+    /// None as well when the head names a standby whose records are damaged.
     pub(super) standby: Option<Held>,
+    /// What is wrong with the standby's records.
+    pub(super) standby_damage: Option<Error>,
     stale: bool,
 }
 
@@ -95,6 +98,7 @@ impl Ledger {
             head,
             primary: None,
             standby: None,
+            standby_damage: None,
             stale: true,
         }))
     }
@@ -107,7 +111,11 @@ impl Ledger {
         let head = read_head(&*self.store, &self.chain).await?;
         self.head = head.ok_or_else(|| missing(&record::head_key(&self.chain)))?;
         self.primary = self.read_held(self.head.record.primary).await?;
-        self.standby = self.read_held(self.head.record.standby).await?;
+        // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
+        (self.standby, self.standby_damage) = match self.read_held(self.head.record.standby).await {
+            Err(error @ Error::Corrupt { .. }) => (None, Some(error)),
+            standby => (standby?, None),
+        };
         self.stale = false;
         Ok(())
     }
@@ -139,22 +147,40 @@ impl Ledger {
         if self.head.record.standby.is_some() {
             return Ok(false);
         }
+        self.put_new(id, kek, Txn::default()).await
+    }
+
+    /// Stores a new KEK in the place of a standby that can't be opened; that is retired, unless its
+    /// record is damaged: then it stays as it is. Compares: head and old standby unchanged.
+    pub(super) async fn replace_standby(&mut self, id: KekId, kek: Kek) -> Result<bool, Error> {
+        if self.head.record.standby.is_none() {
+            return Ok(false);
+        }
+        let (mut compares, mut puts) = (Vec::new(), Vec::new());
+        if let Some(old) = &self.standby {
+            let key = record::kek_key(&self.chain, old.id);
+            let retired = Kek { state: State::Retired, ..old.kek.record.clone() };
+            compares.push(Compare::Unchanged(key.clone(), old.kek.revision));
+            puts.push((key, retired.encode()?));
+        }
+        self.put_new(id, kek, Txn { compares, puts, deletes: Vec::new() }).await
+    }
+
+    /// Adds to `txn` what stores a new KEK as standby, and commits it.
+    async fn put_new(&mut self, id: KekId, kek: Kek, mut txn: Txn) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.standby = Some(id);
         head.generation += 1;
         let (head_key, kek_key, uses_key) = self.keys(id);
-        let txn = Txn {
-            compares: vec![
-                Compare::Unchanged(head_key.clone(), self.head.revision),
-                Compare::Absent(kek_key.clone()),
-            ],
-            puts: vec![
-                (head_key, head.encode()?),
-                (kek_key, kek.encode()?),
-                (uses_key, Uses::default().encode()?),
-            ],
-            deletes: Vec::new(),
-        };
+        txn.compares.extend([
+            Compare::Unchanged(head_key.clone(), self.head.revision),
+            Compare::Absent(kek_key.clone()),
+        ]);
+        txn.puts.extend([
+            (head_key, head.encode()?),
+            (kek_key, kek.encode()?),
+            (uses_key, Uses::default().encode()?),
+        ]);
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
         self.standby = Some(Held {
@@ -162,6 +188,7 @@ impl Ledger {
             kek: Versioned { record: kek, revision },
             uses: Versioned { record: Uses::default(), revision },
         });
+        self.standby_damage = None;
         Ok(true)
     }
 

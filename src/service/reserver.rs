@@ -76,6 +76,7 @@ impl Reserver {
                     continue;
                 }
                 Some(_) => chain.need_kek.notify_one(),
+                None if self.is_doubtful(core, chain, &snapshot) => chain.need_kek.notify_one(),
                 None => {}
             }
             if !wanted {
@@ -106,11 +107,18 @@ impl Reserver {
             reserved: held.uses.record.reserved,
             age: self.age(core, held.kek.record.promoted_at),
         });
-        rotation::plan(&thresholds, primary.as_ref(), self.ledger.standby.is_some())
+        rotation::plan(&thresholds, primary.as_ref(), self.ledger.head.record.standby.is_some())
     }
 
     fn age(&self, core: &Core, promoted_at: Option<u64>) -> Duration {
         Duration::from_secs(promoted_at.map_or(0, |at| core.clock.unix_now().saturating_sub(at)))
+    }
+
+    /// Whether a KEK failed, or may fail, that nobody asks for at the moment.
+    fn is_doubtful(&self, core: &Core, chain: &Chain, snapshot: &KeyChain) -> bool {
+        chain.root_failure.load().is_some()
+            || core.in_doubt.load(Ordering::Relaxed)
+                && self.primary_id().is_some_and(|id| snapshot.kek(id).is_none())
     }
 
     fn primary_id(&self) -> Option<KekId> {

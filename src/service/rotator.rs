@@ -2,9 +2,11 @@
 //! is the reserver's, so slow roots never hold up the uses of the current primary.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::Monotonic;
+use crate::id::KekId;
 use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{Reason, Step};
 use crate::store::record::{self, State};
@@ -54,6 +56,7 @@ pub(super) async fn drive(core: &Core, chain: &Chain) {
     }
     let result = work(core, chain).await;
     backoff.note(&result, core.clock.now());
+    core.in_doubt.store(result.is_err(), Ordering::Relaxed);
     if let Err(error) = &result {
         chain.metrics.rotation_failures.inc();
         tracing::error!(chain = %chain.name, %error, "a KEK could not be made or opened; it will be tried again");
@@ -63,19 +66,60 @@ pub(super) async fn drive(core: &Core, chain: &Chain) {
 }
 
 async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
-    let (primary, standby, step) = {
+    let (primary, step) = {
         let mut reserver = chain.reserver.lock().await;
         reserver.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
-        (reserver.ledger.primary.clone(), reserver.ledger.standby.clone(), reserver.plan(core))
+        (reserver.ledger.primary.clone(), reserver.plan(core))
     };
-    if let Some(primary) = primary {
-        open(core, chain, &primary).await?;
-    }
-    match standby {
-        Some(standby) => open(core, chain, &standby).await,
-        None if step == Some(Step::MakeStandby) => make_standby(core, chain).await,
+    let opened = match &primary {
+        Some(primary) => open(core, chain, primary).await.map_err(unusable),
         None => Ok(()),
+    };
+    // Without the primary nothing new is made: roots that were left out of the configuration must
+    // not start a new history by themselves. A standby of the old one may be opened all the same.
+    let step = step.filter(|_| opened.is_ok());
+    let supplied = supply_standby(core, chain, step).await;
+    opened.and(supplied)
+}
+
+/// Opens the standby. Makes one where it is due, and another where it is due to be primary and
+/// can't be opened.
+async fn supply_standby(core: &Core, chain: &Chain, step: Option<Step>) -> Result<(), Error> {
+    let (stored, standby, damage) = {
+        let ledger = &chain.reserver.lock().await.ledger;
+        (ledger.head.record.standby, ledger.standby.clone(), ledger.standby_damage.clone())
+    };
+    let Some(id) = stored else {
+        let due = step == Some(Step::MakeStandby);
+        return if due { make_standby(core, chain, None).await } else { Ok(()) };
+    };
+    let opened = match (standby, damage) {
+        (Some(standby), _) => open(core, chain, &standby).await,
+        (None, Some(damage)) => Err(core.store_error(&chain.name, damage)),
+        (None, None) => Ok(()),
+    };
+    match (opened, step) {
+        (Err(error), Some(Step::Promote(_))) => {
+            tracing::error!(chain = %chain.name, standby = %id, %error, "the standby KEK can't be opened, and it is due: another one takes its place");
+            make_standby(core, chain, Some(id)).await
+        }
+        (opened, _) => opened,
     }
+}
+
+/// What a client and an operator hear when no root opens the primary.
+fn unusable(error: Error) -> Error {
+    if error.kind() != Kind::RootUnavailable {
+        return error;
+    }
+    Error::new(
+        Kind::RootUnavailable,
+        format!(
+            "the primary {}. Configure such a root again, or wait until it answers; where it is \
+             gone for good, POST /v1/rotate starts a new KEK",
+            error.detail()
+        ),
+    )
 }
 
 /// Holds a stored KEK in memory.
@@ -88,8 +132,9 @@ async fn open(core: &Core, chain: &Chain, held: &Held) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a KEK, has it wrapped, stores it, and only then holds it.
-async fn make_standby(core: &Core, chain: &Chain) -> Result<(), Error> {
+/// Makes a KEK, has it wrapped, stores it in the place of the standby `instead_of`, and only then
+/// holds it.
+async fn make_standby(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> Result<(), Error> {
     let suite = chain.reserver.lock().await.ledger.head.record.suite;
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
@@ -104,7 +149,15 @@ async fn make_standby(core: &Core, chain: &Chain) -> Result<(), Error> {
         wraps,
     };
     let mut reserver = chain.reserver.lock().await;
-    let put = reserver.ledger.put_standby(kek.id(), stored).await;
+    let ledger = &mut reserver.ledger;
+    let put = match instead_of {
+        None => ledger.put_standby(kek.id(), stored).await,
+        Some(old) if ledger.head.record.standby == Some(old) => {
+            ledger.replace_standby(kek.id(), stored).await
+        }
+        // Somebody else was first.
+        Some(_) => Ok(false),
+    };
     if put.map_err(|error| core.store_error(&chain.name, error))? {
         let kek = Arc::new(kek);
         chain.publish(|next| next.hold(Arc::clone(&kek)));
@@ -129,22 +182,18 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
         .retry_after(wait + Duration::from_secs(1)));
     }
     lately.push(now);
-    let _rotator = chain.rotator.lock().await;
+    let mut rotator = chain.rotator.lock().await;
     // Another replica may be at it as well: what it does counts, and is done again if need be.
     for _ in 0..4 {
-        let standby = {
-            let mut reserver = chain.reserver.lock().await;
-            reserver
-                .ledger
-                .refresh()
-                .await
-                .map_err(|error| core.store_error(&chain.name, error))?;
-            reserver.ledger.standby.clone()
+        let step = {
+            let ledger = &mut chain.reserver.lock().await.ledger;
+            ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+            match ledger.head.record.standby {
+                Some(_) => Step::Promote(Reason::Manual),
+                None => Step::MakeStandby,
+            }
         };
-        match standby {
-            Some(standby) => open(core, chain, &standby).await?,
-            None => make_standby(core, chain).await?,
-        }
+        supply_standby(core, chain, Some(step)).await?;
         let mut reserver = chain.reserver.lock().await;
         if !reserver.holds_standby(&chain.snapshot()) {
             continue;
@@ -153,6 +202,11 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
         if reserver.promote(core, chain, Reason::Manual).await?
             && let Some(primary) = reserver.ledger.head.record.primary
         {
+            // What failed before is of no account now.
+            *rotator = Backoff::default();
+            chain.root_failure.store(None);
+            chain.set_trouble(None);
+            chain.need_uses.notify_one();
             return Ok(Rotated { chain: chain.name.clone(), primary, previous });
         }
     }

@@ -1,0 +1,194 @@
+//! KEKs that no root opens, and records that are damaged: what can go on goes on.
+
+use super::*;
+use crate::store::Txn;
+
+/// Two roots, of which the test can lose one.
+struct TwoRoots {
+    store: Arc<memory::Store>,
+    clock: Arc<ManualClock>,
+    a: Arc<TestRoot>,
+    b: Arc<TestRoot>,
+}
+
+impl TwoRoots {
+    fn new() -> Self {
+        let (store, clock, a, b) = Default::default();
+        Self { store, clock, a, b }
+    }
+
+    async fn start(&self) -> Arc<KeyService> {
+        let store = Arc::clone(&self.store);
+        start(store as _, &[("a", &self.a), ("b", &self.b)], &self.clock).await
+    }
+
+    /// Encrypts until `done`, while time goes on and the chain's tasks work.
+    async fn encrypt_until(
+        &self,
+        service: &KeyService,
+        done: impl Fn(&KeyChain, &record::Head) -> bool,
+    ) {
+        let chain = service.find(Operation::Read, None).unwrap();
+        for _ in 0..400 {
+            let _ = encrypt(service).await;
+            self.drive(service).await;
+            let head = chain.reserver.lock().await.ledger.head.record.clone();
+            if done(&chain.snapshot(), &head) {
+                return;
+            }
+        }
+        panic!("it does not come about");
+    }
+
+    /// Two minutes later.
+    async fn drive(&self, service: &KeyService) {
+        self.clock.advance(Duration::from_secs(120));
+        let chain = service.find(Operation::Read, None).unwrap();
+        reserver::drive(&service.core, &chain).await;
+        rotator::drive(&service.core, &chain).await;
+        reserver::drive(&service.core, &chain).await;
+    }
+}
+
+async fn encrypt(service: &KeyService) -> Result<KekId, Error> {
+    Ok(service.encrypt(None, b"hello"[..].into(), b"").await?.kek_id)
+}
+
+async fn states(service: &KeyService) -> HashMap<KekId, State> {
+    let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    page.items.into_iter().map(|kek| (kek.kek_id, kek.state)).collect()
+}
+
+fn chain_check(service: &KeyService) -> Option<Check> {
+    service.readiness().checks.into_iter().find(|check| check.name == "chain:default")
+}
+
+/// Overwrites the record at `key`.
+async fn damage(store: &memory::Store, key: String) {
+    let puts = vec![(key, b"{\"format\":1,".to_vec())];
+    let _ = store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+}
+
+fn default_chain() -> ChainName {
+    ChainName::new(DEFAULT_CHAIN).unwrap()
+}
+
+#[tokio::test]
+async fn a_standby_that_no_root_opens_is_replaced_when_it_is_due() {
+    for by_hand in [false, true] {
+        let world = TwoRoots::new();
+        let service = world.start().await;
+        let first = encrypt(&service).await.unwrap();
+        world.a.away.store(true, SeqCst);
+        world.encrypt_until(&service, |_, head| head.standby.is_some()).await;
+        service.stop().await;
+        world.a.away.store(false, SeqCst);
+        world.b.away.store(true, SeqCst);
+        let service = world.start().await;
+        let head = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0;
+        let standby = head.standby.unwrap();
+        assert_eq!(head.primary, Some(first));
+        assert!(encrypt(&service).await.is_ok(), "the primary is well");
+        assert!(chain_check(&service).unwrap().detail.unwrap().contains("wrapped by b"));
+        if by_hand {
+            service.rotate(None).await.unwrap();
+        } else {
+            world.encrypt_until(&service, |chain, _| chain.primary_id() != Some(first)).await;
+        }
+        let states = states(&service).await;
+        assert_eq!((states[&first], states[&standby]), (State::Retired, State::Retired));
+        assert_eq!(states[&encrypt(&service).await.unwrap()], State::Primary);
+    }
+}
+
+#[tokio::test]
+async fn a_standby_whose_record_is_damaged_stops_nothing_and_is_replaced() {
+    type Key = fn(&ChainName, KekId) -> String;
+    for key in [record::kek_key as Key, record::uses_key as Key] {
+        let world = TwoRoots::new();
+        let service = world.start().await;
+        let first = encrypt(&service).await.unwrap();
+        world.encrypt_until(&service, |_, head| head.standby.is_some()).await;
+        service.stop().await;
+        let standby = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
+        damage(&world.store, key(&default_chain(), standby)).await;
+        let service = world.start().await;
+        assert_eq!(encrypt(&service).await, Ok(first));
+        assert!(chain_check(&service).unwrap().detail.unwrap().contains("is damaged"));
+        let rotated = service.rotate(None).await.unwrap();
+        assert_eq!(rotated.previous, Some(first));
+        assert_ne!(rotated.primary, standby);
+        world.drive(&service).await;
+        assert_eq!(chain_check(&service), None);
+    }
+}
+
+#[tokio::test]
+async fn a_primary_that_no_root_opens_is_replaced_by_hand_alone() {
+    let world = World::new(LOW).await;
+    let (_, first) = world.encrypt().await.unwrap();
+    world.service.stop().await;
+    let other = [("other", &world.root)];
+    let service = start(Arc::clone(&world.store) as _, &other, &world.clock).await;
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(86_400));
+        let chain = service.find(Operation::Read, None).unwrap();
+        rotator::drive(&service.core, &chain).await;
+        reserver::drive(&service.core, &chain).await;
+    }
+    assert_eq!(states(&service).await, HashMap::from([(first, State::Primary)]));
+    let error = encrypt(&service).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::RootUnavailable);
+    for told in [error.detail(), &chain_check(&service).unwrap().detail.unwrap()] {
+        for word in [&first.to_string(), "wrapped by main", "configured", "/v1/rotate"] {
+            assert!(told.contains(word), "{word}: {told}");
+        }
+    }
+    assert_eq!(service.readiness().health, Health::Down, "it can do nothing");
+    let rotated = service.rotate(None).await.unwrap();
+    assert_eq!(service.readiness().health, Health::Ok);
+    assert_eq!(rotated.previous, Some(first));
+    assert_eq!(encrypt(&service).await, Ok(rotated.primary));
+}
+
+/// The standby can be opened: its roots are others.
+#[tokio::test]
+async fn a_primary_that_no_root_opens_does_not_keep_the_standby_from_being_opened() {
+    let world = TwoRoots::new();
+    let service = world.start().await;
+    let first = encrypt(&service).await.unwrap();
+    world.b.away.store(true, SeqCst);
+    world.encrypt_until(&service, |_, head| head.standby.is_some()).await;
+    service.stop().await;
+    // The first KEK's wrap by `a` is lost.
+    let key = record::kek_key(&default_chain(), first);
+    let read = ledger::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
+    let mut kek = read.record.clone();
+    kek.wraps.retain(|wrap| wrap.root == "b");
+    assert!(ledger::put_kek(&*world.store, &default_chain(), first, &read, &kek).await.unwrap());
+    let service = world.start().await;
+    let chain = service.find(Operation::Read, None).unwrap();
+    let held: Vec<_> = chain.snapshot().keks().map(|kek| kek.id()).collect();
+    let standby = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
+    assert_eq!(held, [standby]);
+}
+
+/// `default` is looked at when the service starts, `orders` when it is used.
+#[tokio::test]
+async fn a_store_that_was_made_under_another_root_is_not_ready_before_any_request() {
+    let world = World::new(LOW).await;
+    world.service.put_chain("orders", ChainSettings::default()).await.unwrap();
+    world.service.rotate(Some("orders")).await.unwrap();
+    world.service.stop().await;
+    let other = [("other", &world.root)];
+    let service = start(Arc::clone(&world.store) as _, &other, &world.clock).await;
+    assert!(chain_check(&service).unwrap().detail.unwrap().contains("wrapped by main"));
+    let told = async {
+        while service.readiness().health != Health::Down {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), told).await.expect("both chains are looked at");
+    let readiness = service.readiness();
+    assert!(readiness.checks.iter().any(|check| check.name == "chain:orders"), "{readiness:?}");
+}
