@@ -20,6 +20,7 @@ const TRIES: usize = 4;
 
 impl KeyService {
     /// The chains after `after`, in the order of their names, at most `limit` (and at most 1,000).
+    /// Those whose records are damaged are left out; readiness names them.
     ///
     /// # Errors
     /// [`Kind::StoreUnavailable`].
@@ -34,16 +35,17 @@ impl KeyService {
             chains.keys().filter(|name| after.is_none_or(|after| name.as_str() > after)).collect();
         names.sort();
         let more = names.len() > limit;
+        names.truncate(limit);
         let mut items = Vec::new();
-        for chain in names.into_iter().take(limit).filter_map(|name| chains.get(name)) {
-            items.push(self.info(chain).await?);
+        for chain in names.iter().filter_map(|&name| chains.get(name)) {
+            items.extend(healthy(self.info(chain).await)?);
         }
-        let next = items.last().filter(|_| more).map(|info| info.chain.clone());
+        let next = names.last().filter(|_| more).map(|&name| name.clone());
         Ok(Page { items, next })
     }
 
     /// One chain, and its KEKs after `after` in the order of their ids, at most `limit` (and at most
-    /// 1,000).
+    /// 1,000). KEKs whose records are damaged are left out; the log names them.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
@@ -73,18 +75,22 @@ impl KeyService {
         let entries =
             self.core.store.list(&prefix, after.as_deref(), limit + 1).await.map_err(failed)?;
         let more = entries.len() > limit;
-        let mut items = Vec::new();
+        let (mut items, mut last) = (Vec::new(), None);
         for entry in entries.iter().take(limit) {
             let id = entry.key.strip_prefix(&prefix).and_then(|id| id.parse().ok());
             let Some(id) = id else {
                 let detail = "its key names no KEK id".to_owned();
-                return Err(failed(store::Error::Corrupt { key: entry.key.clone(), detail }));
+                failed(store::Error::Corrupt { key: entry.key.clone(), detail });
+                continue;
             };
-            let kek = Kek::decode(&entry.key, &entry.value).map_err(failed)?;
-            items.push(self.kek_info(chain, id, kek).await?);
+            last = Some(id);
+            let kek = match Kek::decode(&entry.key, &entry.value).map_err(failed) {
+                Ok(kek) => self.kek_info(chain, id, kek).await,
+                Err(error) => Err(error),
+            };
+            items.extend(healthy(kek)?);
         }
-        let next = items.last().filter(|_| more).map(|info| info.kek_id);
-        Ok(Page { items, next })
+        Ok(Page { items, next: last.filter(|_| more) })
     }
 
     async fn kek_info(&self, chain: &Chain, kek_id: KekId, kek: Kek) -> Result<KekInfo, Error> {
@@ -272,6 +278,14 @@ impl KeyService {
             Err(error) => Err(error),
         };
         self.finish(Operation::Manage, &chain, started, result)
+    }
+}
+
+/// What was read, unless it is damaged; the log has its name then.
+fn healthy<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Err(error) if error.kind() == Kind::Internal => Ok(None),
+        read => read.map(Some),
     }
 }
 

@@ -192,3 +192,38 @@ async fn a_store_that_was_made_under_another_root_is_not_ready_before_any_reques
     let readiness = service.readiness();
     assert!(readiness.checks.iter().any(|check| check.name == "chain:orders"), "{readiness:?}");
 }
+
+#[tokio::test]
+async fn lists_leave_out_what_is_damaged_and_go_on() {
+    let world = World::new(LOW).await;
+    let (_, first) = world.encrypt().await.unwrap();
+    let second = world.service.rotate(None).await.unwrap().primary;
+    let third = world.service.rotate(None).await.unwrap().primary;
+    let mut ids = [first, second, third];
+    ids.sort();
+    let [damaged, uncounted, healthy] = ids;
+    for name in ["orders", "users"] {
+        world.service.put_chain(name, ChainSettings::default()).await.unwrap();
+    }
+    damage(&world.store, record::kek_key(&default_chain(), damaged)).await;
+    damage(&world.store, record::uses_key(&default_chain(), uncounted)).await;
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let (info, page) = world.service.chain(DEFAULT_CHAIN, after, 1).await.unwrap();
+        assert_eq!(info.keks, 3);
+        listed.extend(page.items.into_iter().map(|kek| kek.kek_id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, [healthy]);
+    // A chain that is damaged while the service runs is noticed when its records are read again.
+    damage(&world.store, record::head_key(&ChainName::new("orders").unwrap())).await;
+    assert_eq!(kind(world.service.rotate(Some("orders")).await), Kind::Internal);
+    let page = world.service.chains(Some("default"), 1).await.unwrap();
+    assert_eq!((page.items.len(), page.next.as_ref().unwrap().as_str()), (0, "orders"));
+    let page = world.service.chains(None, 10).await.unwrap();
+    let names: Vec<_> = page.items.iter().map(|info| info.chain.as_str()).collect();
+    assert_eq!(names, ["default", "users"]);
+}
