@@ -11,7 +11,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::id::{ChainName, KekId};
 use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
@@ -27,6 +27,13 @@ const ROOT_DEADLINE: Duration = Duration::from_secs(15);
 /// How many KEKs may be on their way from a root at once.
 const CONCURRENT_UNWRAPS: usize = 16;
 
+/// How many KEKs that did not open are remembered.
+const FAILURES: usize = 1024;
+/// How long it is remembered that roots refused a KEK or could not open it.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// How long it is remembered that roots were away: what clients are told to wait.
+const AWAY_FOR: Duration = Duration::from_secs(1);
+
 type CacheKey = (ChainName, KekId);
 type Flight = Arc<OnceCell<Result<Arc<Kek>, Error>>>;
 
@@ -35,6 +42,9 @@ pub(super) struct Keyring {
     roots: Vec<RootState>,
     cache: Cache<CacheKey, Arc<Kek>>,
     flights: Mutex<HashMap<CacheKey, Flight>>,
+    /// What callers hear of KEKs that did not open a moment ago, and until when: a root that
+    /// refuses is not asked for each request.
+    failures: Cache<CacheKey, (Error, Monotonic)>,
     unwraps: Semaphore,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -64,6 +74,7 @@ impl Keyring {
                 .collect(),
             cache: Cache::new(keks.max(1)),
             flights: Mutex::default(),
+            failures: Cache::new(FAILURES),
             unwraps: Semaphore::new(CONCURRENT_UNWRAPS),
             clock,
             metrics,
@@ -134,13 +145,30 @@ impl Keyring {
                 if let Some(kek) = self.cache.get(&key) {
                     return Ok(kek);
                 }
+                if let Some(error) = self.failure(&key) {
+                    return Err(error);
+                }
+                let record = fetch.await?;
                 let _permit = self.unwraps.acquire().await.map_err(|_| unavailable("stopping"))?;
-                let kek = self.open(chain, id, &fetch.await?).await?;
+                let kek = self.open(chain, id, &record).await?;
                 self.cache.insert(key.clone(), Arc::clone(&kek));
                 Ok(kek)
             })
             .await
             .clone()
+    }
+
+    /// What became of `key` a moment ago, if it did not open.
+    fn failure(&self, key: &CacheKey) -> Option<Error> {
+        let (error, until) = self.failures.get(key)?;
+        (self.clock.now() < until).then_some(error)
+    }
+
+    fn failed(&self, chain: &ChainName, id: KekId, detail: String, forgotten: Duration) -> Error {
+        let error = unavailable(detail);
+        let until = self.clock.now() + forgotten;
+        self.failures.insert((chain.clone(), id), (error.clone(), until));
+        error
     }
 
     /// Joins those who wait for one KEK.
@@ -155,11 +183,18 @@ impl Keyring {
         self.flights().len()
     }
 
+    /// As many callers as may be on their way to a root, for as long as it is held.
+    #[cfg(test)]
+    pub(super) async fn crowd(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.unwraps.acquire_many(16).await.unwrap()
+    }
+
     fn flights(&self) -> MutexGuard<'_, HashMap<CacheKey, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a KEK by any root that wrapped it: those whose last answer was good come first.
+    /// Opens a KEK by any root that wrapped it, now: those whose last answer was good come first.
+    /// The chains' own KEKs come this way, and never wait behind those of callers.
     pub(super) async fn open(
         &self,
         chain: &ChainName,
@@ -180,20 +215,28 @@ impl Keyring {
             let detail =
                 format!("KEK {id} was wrapped by {wrapped_by}: no root of that name is configured");
             tracing::error!(%chain, detail, "a KEK can not be opened");
-            return Err(unavailable(detail));
+            return Err(self.failed(chain, id, detail, REFUSED_FOR));
         }
+        let mut forgotten = REFUSED_FOR;
         candidates.sort_by_key(|(state, _)| !state.is_up());
         for (state, wrap) in candidates {
             let opened =
                 async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
             match self.call(state, "unwrap", opened).await {
-                Ok(key) => return Ok(Arc::new(Kek::new(chain, key))),
+                Ok(key) => {
+                    self.failures.remove(&(chain.clone(), id));
+                    return Ok(Arc::new(Kek::new(chain, key)));
+                }
                 Err(error) => {
+                    if matches!(error, root::Error::Away(_)) {
+                        forgotten = AWAY_FOR;
+                    }
                     tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
                 }
             }
         }
-        Err(unavailable(format!("KEK {id} was wrapped by {wrapped_by}: no root opens it now")))
+        let detail = format!("KEK {id} was wrapped by {wrapped_by}: no root opens it now");
+        Err(self.failed(chain, id, detail, forgotten))
     }
 
     /// Bounds, counts and judges one call of a root.
@@ -212,7 +255,13 @@ impl Keyring {
         self.metrics.root_called(&state.named.name, operation, outcome, took);
         let mut trouble = state.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
-            Ok(_) => *trouble = None,
+            Ok(_) => {
+                let was = trouble.take();
+                // A wrap that was wrong stays wrong whatever the root opens.
+                if was.is_some_and(|(error, _)| !matches!(error, root::Error::Wrong(_))) {
+                    self.failures.clear();
+                }
+            }
             Err(error) => {
                 let since =
                     trouble.take().map_or_else(|| self.clock.unix_now(), |(_, since)| since);

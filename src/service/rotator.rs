@@ -127,7 +127,10 @@ async fn open(core: &Core, chain: &Chain, held: &Held) -> Result<(), Error> {
     if chain.snapshot().kek(held.id).is_some() {
         return Ok(());
     }
-    let kek = core.keyring.get(&chain.name, held.id, async { Ok(held.kek.record.clone()) }).await?;
+    let kek = match core.keyring.cached(&chain.name, held.id) {
+        Some(kek) => kek,
+        None => core.keyring.open(&chain.name, held.id, &held.kek.record).await?,
+    };
     chain.publish(|next| next.hold(Arc::clone(&kek)));
     Ok(())
 }

@@ -391,6 +391,7 @@ async fn a_service_starts_with_its_root_away_and_serves_when_it_is_back() {
     assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
     assert_eq!(world.service.readiness().health, Health::Down);
     world.root.away.store(false, SeqCst);
+    world.clock.advance(Duration::from_secs(1));
     assert!(world.decrypt(&envelope).await.is_ok());
 }
 

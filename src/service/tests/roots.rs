@@ -227,3 +227,79 @@ async fn lists_leave_out_what_is_damaged_and_go_on() {
     let names: Vec<_> = page.items.iter().map(|info| info.chain.as_str()).collect();
     assert_eq!(names, ["default", "users"]);
 }
+
+/// A restarted service, and envelopes under two retired KEKs that it does not hold.
+async fn two_cold_keks() -> (World, [(Vec<u8>, KekId); 2]) {
+    let world = World::new(LOW).await;
+    let mut envelopes = Vec::new();
+    for _ in 0..2 {
+        envelopes.push(world.encrypt().await.unwrap());
+        world.service.rotate(None).await.unwrap();
+    }
+    (world.restarted().await, envelopes.try_into().unwrap())
+}
+
+#[tokio::test]
+async fn a_root_that_is_away_is_asked_once_a_second_and_when_it_is_back() {
+    let (world, [(one, _), (other, _)]) = two_cold_keks().await;
+    let before = world.root.unwraps.load(SeqCst);
+    let calls = || world.root.unwraps.load(SeqCst) - before;
+    world.root.away.store(true, SeqCst);
+    for expected in [1, 2] {
+        for _ in 0..5 {
+            assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable);
+        }
+        assert_eq!(calls(), expected);
+        world.clock.advance(Duration::from_secs(1));
+    }
+    assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable);
+    world.root.away.store(false, SeqCst);
+    assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable, "nobody knows yet");
+    assert!(world.decrypt(&other).await.is_ok());
+    assert!(world.decrypt(&one).await.is_ok(), "the root answered");
+    assert_eq!(calls(), 5);
+}
+
+#[tokio::test]
+async fn a_wrap_that_does_not_open_is_tried_every_thirty_seconds() {
+    let (world, [(one, id), (other, _)]) = two_cold_keks().await;
+    let read = record::kek_key(&default_chain(), id);
+    let read = ledger::read::<record::Kek>(&*world.store, &read).await.unwrap().unwrap();
+    let mut kek = read.record.clone();
+    kek.wraps[0].bytes.clear();
+    assert!(ledger::put_kek(&*world.store, &default_chain(), id, &read, &kek).await.unwrap());
+    let before = world.root.unwraps.load(SeqCst);
+    let calls = || world.root.unwraps.load(SeqCst) - before;
+    let fail = async || {
+        for _ in 0..5 {
+            assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable);
+        }
+    };
+    fail().await;
+    assert_eq!(calls(), 1);
+    assert!(world.decrypt(&other).await.is_ok(), "the root is well");
+    world.clock.advance(Duration::from_secs(29));
+    fail().await;
+    assert_eq!(calls(), 2);
+    world.clock.advance(Duration::from_secs(1));
+    fail().await;
+    assert_eq!(calls(), 3);
+}
+
+#[tokio::test]
+async fn a_crowd_before_the_roots_holds_up_neither_the_chains_nor_what_needs_no_root() {
+    let world = World::new(LOW).await;
+    world.service.put_chain("orders", ChainSettings::default()).await.unwrap();
+    world.service.rotate(Some("orders")).await.unwrap();
+    let (envelope, id) = world.encrypt().await.unwrap();
+    let world = world.restarted().await;
+    let _crowd = world.service.core.keyring.crowd().await;
+    let patience = Duration::from_secs(10);
+    let orders = world.service.encrypt(Some("orders"), b"x"[..].into(), b"");
+    assert!(tokio::time::timeout(patience, orders).await.expect("it is opened").is_ok());
+    let mut unknown = envelope;
+    let at = unknown.windows(16).position(|window| window == id.as_bytes()).unwrap();
+    unknown[at] ^= 1;
+    let unknown = tokio::time::timeout(patience, world.decrypt(&unknown)).await;
+    assert_eq!(kind(unknown.expect("it is answered")), Kind::UnknownKek);
+}
