@@ -83,7 +83,7 @@ pub struct Metrics {
     rotations: IntCounterVec,
     rotation_failures: IntCounterVec,
     reservations: IntCounterVec,
-    /// KEKs, of those this process looked at, that lack a wrap of the root.
+    /// Primaries and standbys that lack a wrap of the root.
     pub keks_missing_wraps: IntGaugeVec,
     /// DEK cache hits.
     pub dek_cache_hits: IntCounter,
@@ -179,7 +179,7 @@ impl Metrics {
             )?,
             keks_missing_wraps: register.int_gauge_vec(
                 "kms_proxy_keks_missing_wraps",
-                "KEKs that lack a wrap of a configured root.",
+                "Primary and standby KEKs that lack a wrap of a configured root.",
                 &["root"],
             )?,
             dek_cache_hits: register.counter("kms_proxy_dek_cache_hits_total", "DEKs found in the cache.")?,

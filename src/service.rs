@@ -212,6 +212,9 @@ impl KeyService {
     pub fn refresh_metrics(&self) {
         let deks = &self.core.deks;
         self.core.metrics.dek_cache_holds(deks.len(), deks.evicted());
+        let missing: Vec<_> =
+            self.chains.load().values().map(|chain| chain.missing_wraps.load_full()).collect();
+        self.core.keyring.report_missing(missing.iter().map(|chain| chain.as_slice()));
     }
 
     /// How well the service stands, from memory alone.

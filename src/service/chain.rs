@@ -38,6 +38,8 @@ pub(super) struct Chain {
     trouble: ArcSwapOption<Error>,
     /// Why the rotator's last try failed.
     pub(super) root_failure: ArcSwapOption<Error>,
+    /// How many of the primary and the standby each root has no wrap of, in the order of the roots.
+    pub(super) missing_wraps: ArcSwap<Vec<i64>>,
     /// A fair queue for the requests that wait: one permit, one try.
     turns: Semaphore,
     waiting: AtomicU64,
@@ -63,6 +65,7 @@ impl Chain {
             low_water: AtomicU64::new(0),
             trouble: ArcSwapOption::empty(),
             root_failure: ArcSwapOption::empty(),
+            missing_wraps: ArcSwap::default(),
             turns: Semaphore::new(0),
             waiting: AtomicU64::new(0),
             by_hand: tokio::sync::Mutex::default(),

@@ -65,6 +65,7 @@ impl Keyring {
     ) -> Self {
         for root in &roots {
             metrics.root_up.with_label_values(&[&root.name]).set(1);
+            metrics.keks_missing_wraps.with_label_values(&[&root.name]).set(0);
             metrics.root_info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
         }
         Self {
@@ -273,6 +274,29 @@ impl Keyring {
             .with_label_values(&[&state.named.name])
             .set(i64::from(trouble.is_none()));
         result
+    }
+
+    /// How many of `keks` each root has no wrap of, in the order of the roots.
+    pub(super) fn missing<'a>(
+        &self,
+        keks: impl Iterator<Item = &'a record::Kek> + Clone,
+    ) -> Vec<i64> {
+        let lacks = |kek: &&record::Kek, name: &str| kek.wraps.iter().all(|wrap| wrap.root != name);
+        let count = |state: &RootState| {
+            let lacking = keks.clone().filter(|kek| lacks(kek, &state.named.name)).count();
+            i64::try_from(lacking).unwrap_or(i64::MAX)
+        };
+        self.roots.iter().map(count).collect()
+    }
+
+    /// Sets the metric of the wraps that are missing: what [`missing`](Self::missing) said of each
+    /// chain.
+    pub(super) fn report_missing<'a>(&self, chains: impl Iterator<Item = &'a [i64]> + Clone) {
+        for (index, state) in self.roots.iter().enumerate() {
+            let missing = chains.clone().filter_map(|chain| chain.get(index)).sum();
+            let gauge = &self.metrics.keks_missing_wraps;
+            gauge.with_label_values(&[&state.named.name]).set(missing);
+        }
     }
 
     pub(super) fn is_any_up(&self) -> bool {

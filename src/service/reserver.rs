@@ -21,6 +21,8 @@ use super::ledger::Ledger;
 const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// While there is traffic, the next block is there this long before the last one is void.
 const RENEW_BEFORE: Duration = Duration::from_secs(15);
+/// How far the clocks of two machines may be apart.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60 * 60);
 /// Rounds of one drive: more conflicts than this are left to the next one.
 const ROUNDS: usize = 16;
 
@@ -105,7 +107,10 @@ impl Reserver {
         };
         let primary = self.ledger.primary.as_ref().map(|held| Primary {
             reserved: held.uses.record.reserved,
-            age: self.age(core, held.kek.record.promoted_at),
+            age: match held.kek.record.promoted_at {
+                at if is_ahead(core, at) => Duration::MAX,
+                at => self.age(core, at),
+            },
         });
         rotation::plan(&thresholds, primary.as_ref(), self.ledger.head.record.standby.is_some())
     }
@@ -153,6 +158,11 @@ impl Reserver {
         let Some(kek) = self.ledger.standby.as_ref().and_then(|held| snapshot.kek(held.id)) else {
             return Ok(false);
         };
+        let promoted_at = self.ledger.primary.as_ref().and_then(|held| held.kek.record.promoted_at);
+        if is_ahead(core, promoted_at) {
+            let at = super::rfc3339(promoted_at.unwrap_or_default());
+            tracing::warn!(chain = %chain.name, at, "the primary KEK was promoted in the future: a clock is or was wrong, so it is replaced");
+        }
         let now = core.clock.now();
         let rate = self.rate(&snapshot, now);
         let max_uses = self.ledger.head.record.limits.max_uses;
@@ -277,11 +287,20 @@ impl Reserver {
         let limits = self.ledger.head.record.limits;
         chain.metrics.rotate_after_uses.set(gauge(limits.rotate_after_uses));
         chain.metrics.max_uses.set(gauge(limits.max_uses));
+        let keks = self.ledger.primary.iter().chain(&self.ledger.standby);
+        let missing = core.keyring.missing(keks.map(|held| &held.kek.record));
+        chain.missing_wraps.store(Arc::new(missing));
         if let Some(primary) = &self.ledger.primary {
             chain.metrics.uses.set(gauge(primary.uses.record.reserved));
             chain.metrics.age.set(self.age(core, primary.kek.record.promoted_at).as_secs_f64());
         }
     }
+}
+
+/// Whether a KEK was promoted later than clocks that differ can explain: its age would be zero until
+/// then, so it counts as due.
+fn is_ahead(core: &Core, promoted_at: Option<u64>) -> bool {
+    promoted_at.is_some_and(|at| at.saturating_sub(core.clock.unix_now()) > CLOCKS_DIFFER.as_secs())
 }
 
 impl Chain {

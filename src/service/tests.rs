@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use prometheus::Registry;
 
 use super::*;
-use crate::clock::ManualClock;
+use crate::clock::{Clock as _, ManualClock};
 use crate::keychain::message::Opened;
 use crate::root;
 use crate::root::testing::TestRoot;
@@ -428,5 +428,26 @@ fn times_are_told_to_the_end_of_rfc_3339() {
     assert_eq!(rfc3339(1_767_225_600), "2026-01-01T00:00:00Z");
     for late in [253_402_300_799, 253_402_300_800, u64::MAX] {
         assert_eq!(rfc3339(late), "9999-12-31T23:59:59Z");
+    }
+}
+
+#[tokio::test]
+async fn a_primary_from_the_future_is_replaced_unless_clocks_explain_it() {
+    for (ahead, due) in [(3_600, false), (3_700, true)] {
+        let world = World::new(LOW).await;
+        let (_, first) = world.encrypt().await.unwrap();
+        let name = ChainName::new(DEFAULT_CHAIN).unwrap();
+        let key = record::kek_key(&name, first);
+        let read = ledger::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
+        let promoted_at = Some(world.clock.unix_now() + ahead);
+        let kek = record::Kek { promoted_at, ..read.record.clone() };
+        assert!(ledger::put_kek(&*world.store, &name, first, &read, &kek).await.unwrap());
+        let world = world.restarted().await;
+        let chain = world.service.find(Operation::Read, None).unwrap();
+        for _ in 0..2 {
+            rotator::drive(&world.service.core, &chain).await;
+            reserver::drive(&world.service.core, &chain).await;
+        }
+        assert_eq!(chain.snapshot().primary_id() != Some(first), due, "{ahead} s");
     }
 }

@@ -188,10 +188,9 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
     assert!(!answer.contains("openapi"), "{answer}");
 }
 
-/// The metrics and their labels: a contract. Two are agreed and not there yet:
-/// `kms_proxy_tls_certificate_expiry_seconds`, for there is no TLS, and
-/// `kms_proxy_keks_missing_wraps`, which nothing counts.
-const METRICS: [(&str, &str); 21] = [
+/// The metrics and their labels: a contract. One is agreed and not there yet:
+/// `kms_proxy_tls_certificate_expiry_seconds`, for there is no TLS.
+const METRICS: [(&str, &str); 22] = [
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
     ("kms_proxy_root_calls_total", "operation outcome root"),
@@ -204,6 +203,7 @@ const METRICS: [(&str, &str); 21] = [
     ("kms_proxy_rotations_total", "chain reason"),
     ("kms_proxy_rotation_failures_total", "chain"),
     ("kms_proxy_reservations_total", "chain outcome"),
+    ("kms_proxy_keks_missing_wraps", "root"),
     ("kms_proxy_dek_cache_hits_total", ""),
     ("kms_proxy_dek_cache_misses_total", ""),
     ("kms_proxy_dek_cache_evictions_total", ""),

@@ -303,3 +303,21 @@ async fn a_crowd_before_the_roots_holds_up_neither_the_chains_nor_what_needs_no_
     let unknown = tokio::time::timeout(patience, world.decrypt(&unknown)).await;
     assert_eq!(kind(unknown.expect("it is answered")), Kind::UnknownKek);
 }
+
+#[tokio::test]
+async fn wraps_that_primaries_and_standbys_lack_are_counted() {
+    let world = TwoRoots::new();
+    let service = world.start().await;
+    service.put_chain("orders", ChainSettings::default()).await.unwrap();
+    encrypt(&service).await.unwrap();
+    let missing = |root: &str| {
+        service.refresh_metrics();
+        service.metrics().keks_missing_wraps.with_label_values(&[root]).get()
+    };
+    assert_eq!([missing("a"), missing("b")], [0, 0]);
+    world.b.away.store(true, SeqCst);
+    for chain in [None, Some("orders")] {
+        service.rotate(chain).await.unwrap();
+    }
+    assert_eq!([missing("a"), missing("b")], [0, 2]);
+}
