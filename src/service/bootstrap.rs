@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::id::ChainName;
@@ -23,6 +25,9 @@ use super::ledger::{self, Ledger};
 use super::observed::Observed;
 use super::reserver::{self, Reserver};
 use super::{Config, DEFAULT_CHAIN, KeyService, internal, rotator};
+
+/// How long a start waits for the chains that it names: a call of a root, and a little.
+const READY_WITHIN: Duration = Duration::from_secs(20);
 
 impl KeyService {
     /// Starts a service on `store` and `roots`, the preferred root first. The chains that `config`
@@ -65,12 +70,28 @@ impl KeyService {
         for chain in service.chains.load().values() {
             service.spawn(chain);
         }
-        for chain in named {
-            // What fails here is logged, and tried again by the chain's tasks.
-            rotator::drive(&service.core, &chain).await;
-            reserver::drive(&service.core, &chain).await;
-        }
+        service.make_ready(named).await;
         Ok(service)
+    }
+
+    /// Drives `chains` at once, and waits for them all, but not for long.
+    async fn make_ready(&self, chains: Vec<Arc<Chain>>) {
+        let mut driven = JoinSet::new();
+        for chain in chains {
+            let core = Arc::clone(&self.core);
+            // What fails here is logged, and tried again by the chain's tasks.
+            driven.spawn(async move {
+                rotator::drive(&core, &chain).await;
+                reserver::drive(&core, &chain).await;
+            });
+        }
+        let all = async { while driven.join_next().await.is_some() {} };
+        if tokio::time::timeout(READY_WITHIN, all).await.is_err() {
+            tracing::warn!(
+                "some chains are not ready yet: a root or the store is slow; they go on"
+            );
+        }
+        driven.detach_all();
     }
 
     /// Starts the tasks of a chain.

@@ -1,6 +1,10 @@
 //! KEKs that no root opens, and records that are damaged: what can go on goes on.
 
+use async_trait::async_trait;
+
 use super::*;
+use crate::root::{Context, RootKey};
+use crate::secret::KeyBytes;
 use crate::store::Txn;
 
 /// Two roots, of which the test can lose one.
@@ -320,4 +324,44 @@ async fn wraps_that_primaries_and_standbys_lack_are_counted() {
         service.rotate(chain).await.unwrap();
     }
     assert_eq!([missing("a"), missing("b")], [0, 2]);
+}
+
+/// It never answers.
+struct Silent;
+
+#[async_trait]
+impl RootKey for Silent {
+    async fn wrap(&self, _: Context<'_>, _: &KeyBytes) -> Result<Vec<u8>, root::Error> {
+        std::future::pending().await
+    }
+
+    async fn unwrap(&self, _: Context<'_>, _: &[u8]) -> Result<KeyBytes, root::Error> {
+        std::future::pending().await
+    }
+
+    fn kind(&self) -> &'static str {
+        "silent"
+    }
+}
+
+/// Time is virtual here.
+#[tokio::test(start_paused = true)]
+async fn a_start_waits_for_all_chains_at_once_and_not_for_long() {
+    let slow = Arc::new(TestRoot::default());
+    slow.slow.store(true, SeqCst);
+    let silent = Arc::new(Silent);
+    let named = |name: &str, root: Arc<dyn RootKey>| root::Named { name: name.into(), root };
+    for (roots, waits) in [
+        (vec![named("slow", slow)], Duration::from_millis(50)),
+        (vec![named("a", Arc::clone(&silent) as _), named("b", silent)], Duration::from_secs(20)),
+    ] {
+        let names = ["x", "y", "z"].map(|name| ChainName::new(name).unwrap()).into();
+        let config = Config { names, ..Config::default() };
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let (store, clock): (Arc<memory::Store>, Arc<ManualClock>) = Default::default();
+        let before = tokio::time::Instant::now();
+        KeyService::start(config, store, roots, clock, metrics).await.unwrap();
+        let waited = before.elapsed();
+        assert!(waits <= waited && waited < waits * 2, "{waited:?}");
+    }
 }
