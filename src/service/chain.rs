@@ -36,6 +36,8 @@ pub(super) struct Chain {
     pub(super) low_water: AtomicU64,
     /// Why no uses come, when that is known.
     trouble: ArcSwapOption<Error>,
+    /// How often it was found out whether there is trouble.
+    rounds: AtomicU64,
     /// Why the rotator's last try failed.
     pub(super) root_failure: ArcSwapOption<Error>,
     /// How many of the primary and the standby each root has no wrap of, in the order of the roots.
@@ -64,6 +66,7 @@ impl Chain {
             need_kek: Notify::new(),
             low_water: AtomicU64::new(0),
             trouble: ArcSwapOption::empty(),
+            rounds: AtomicU64::new(0),
             root_failure: ArcSwapOption::empty(),
             missing_wraps: ArcSwap::default(),
             turns: Semaphore::new(0),
@@ -117,9 +120,16 @@ impl Chain {
         self.trouble.load().as_deref().cloned()
     }
 
+    /// How often it was found out whether there is trouble: what is known from before a request
+    /// came is no answer to it.
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Acquire)
+    }
+
     /// Notes why no uses come, or that they do.
     pub(super) fn set_trouble(&self, trouble: Option<Error>) {
         self.trouble.store(trouble.map(Arc::new));
+        self.rounds.fetch_add(1, Ordering::Release);
     }
 
     /// How many requests wait for uses.

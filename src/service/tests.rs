@@ -451,3 +451,21 @@ async fn a_primary_from_the_future_is_replaced_unless_clocks_explain_it() {
         assert_eq!(chain.snapshot().primary_id() != Some(first), due, "{ahead} s");
     }
 }
+
+#[tokio::test]
+async fn a_turn_that_is_left_over_brings_no_news_of_old_trouble() {
+    let world = World::new(LOW).await;
+    world.clock.advance(Duration::from_secs(61));
+    let chain = world.service.find(Operation::Read, None).unwrap();
+    let waiting = chain.wait_for_uses(Duration::from_secs(10), 10);
+    let old = exhausted("old");
+    let twice = async {
+        for _ in 0..2 {
+            chain.set_trouble(Some(old.clone()));
+            chain.wake(0);
+        }
+    };
+    let (waited, ()) = tokio::join!(biased; waiting, twice);
+    assert_eq!(waited, Ok(()));
+    assert!(world.encrypt().await.is_ok());
+}
