@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::id::ChainName;
+use crate::service::MIN_DESTROY_DELAY;
 use crate::{http, root, service};
 
 use super::Config;
@@ -72,9 +73,6 @@ impl Config {
         }
     }
 }
-
-/// Blocks of uses die after 60 s, so that no envelope is born under a KEK that is destroyed later.
-const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
 
 /// 100 years: whoever means longer has a slip in the unit.
 const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
