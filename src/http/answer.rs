@@ -9,7 +9,7 @@ use base64_simd::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use crate::envelope::TEXT_PREFIX;
 use crate::id::{ChainName, KekId};
@@ -20,7 +20,7 @@ const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json
 /// What an answer is written into. It may hold a plaintext, so every allocation that it had is
 /// wiped.
 #[derive(Default)]
-pub(super) struct Buffer(Zeroizing<Vec<u8>>);
+pub(super) struct Buffer(Vec<u8>);
 
 impl Buffer {
     /// Adds bytes at the end.
@@ -31,7 +31,7 @@ impl Buffer {
 
     fn push_base64(&mut self, bytes: &[u8]) {
         self.reserve(STANDARD.encoded_length(bytes.len()));
-        STANDARD.encode_append(bytes, &mut *self.0);
+        STANDARD.encode_append(bytes, &mut self.0);
     }
 
     /// Makes room for `len` more bytes. A vector that grows by itself leaves a copy behind.
@@ -39,10 +39,23 @@ impl Buffer {
         let (used, capacity) = (self.0.len(), self.0.capacity());
         if capacity - used < len {
             let larger = used.saturating_add(len).max(capacity.saturating_mul(2));
-            let mut larger = Zeroizing::new(Vec::with_capacity(larger));
-            larger.extend_from_slice(&self.0);
-            self.0 = larger;
+            let mut larger = Self(Vec::with_capacity(larger));
+            larger.0.extend_from_slice(&self.0);
+            *self = larger;
         }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // The slice: a vector is wiped byte by byte, and the room behind was never written.
+        self.0.as_mut_slice().zeroize();
     }
 }
 
@@ -110,7 +123,7 @@ pub(super) fn room(len: usize) -> usize {
 
 /// An answer of JSON that is written already. It is wiped when it has been sent.
 pub(super) fn written(json: Buffer) -> Response {
-    typed(Bytes::from_owner(json.0), APPLICATION_JSON)
+    typed(Bytes::from_owner(json), APPLICATION_JSON)
 }
 
 /// An answer of JSON.
@@ -161,9 +174,9 @@ mod tests {
             expected += text;
             expected += "aGk=";
         }
-        assert_eq!(*buffer.0, expected.as_bytes());
+        assert_eq!(buffer.0, expected.as_bytes());
         buffer.reserve(1000);
         assert!(buffer.0.capacity() >= expected.len() + 1000);
-        assert_eq!(*buffer.0, expected.as_bytes());
+        assert_eq!(buffer.0, expected.as_bytes());
     }
 }
