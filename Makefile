@@ -7,19 +7,44 @@ PYTHON ?= python3
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
+# etcd-client compiles its protocol when it is built. `.cargo/config.toml` names the compiler.
+PROTOX := target/tools/bin/protox
+
+$(PROTOX):
+	$(CARGO) install --locked --root target/tools protox@0.10.0 --features bin
+
 .PHONY: run
-run: ## build and start the service on http://127.0.0.1:8080 with the embedded default
+run: $(PROTOX) ## build and start the service on http://127.0.0.1:8080 with the embedded default
 	$(CARGO) run --release --locked --bin kms-proxy -- serve
 
 .PHONY: test
-test: test-env ## install what the tests need and run them all
+test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked
 
 .PHONY: test-env
-test-env: target/test-env/stamp ## what the tests run in Python, installed in target/test-env
+test-env: target/test-env/stamp servers ## what the tests need: servers from Debian, and Python in target/test-env
+
+# Real servers that the tests start themselves; each is a command and the package that has it.
+SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl
+
+# Debian starts what it installs, unless this file says no; the tests start servers of their own.
+POLICY := /usr/sbin/policy-rc.d
+
+.PHONY: servers
+servers:
+	@missing=; for server in $(SERVERS); do \
+		command -v "$${server%%:*}" >/dev/null || missing="$$missing $${server##*:}"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then \
+		if [ ! -e $(POLICY) ]; then trap 'rm -f $(POLICY)' EXIT; printf '#!/bin/sh\nexit 101\n' > $(POLICY); chmod +x $(POLICY); fi; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
+	else \
+		echo "the tests need servers; run: sudo apt-get install$$missing" >&2; exit 1; \
+	fi
 
 # The stamp is made last, so an installation that was broken off is made anew.
-target/test-env/stamp: tests/requirements.txt
+target/test-env/stamp: tests/requirements.txt tests/deploy/helm.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	if [ "$$(id -u)" = 0 ]; then \
 		apt-get update -qq && apt-get install -qq --no-install-recommends python3-venv; \
@@ -28,25 +53,31 @@ target/test-env/stamp: tests/requirements.txt
 	fi
 	$(PYTHON) -m venv --clear target/test-env
 	target/test-env/bin/pip install --quiet --disable-pip-version-check -r $<
+	target/test-env/bin/python tests/deploy/helm.py
 	@touch $@
 
-# Each round is a start, a load that a kill -9 ends, and a check of all that was answered.
+# Each round is a start, a load that a kill -9 ends, and a check of all that was answered. Each seed is a
+# simulated history of processes on one store.
 ROUNDS ?= 300
+SEEDS ?= 10000
 
 .PHONY: soak
-soak: ## kill -9 under load, ROUNDS times; KMS_PROXY_SOAK_SEED=n repeats the moments of a run
+soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times (KMS_PROXY_SOAK_SEED=n repeats one)
+	KMS_PROXY_SIM_SEEDS=$(SEEDS) $(CARGO) test --release --locked --lib -- in_every_simulated_history
 	KMS_PROXY_SOAK_ROUNDS=$(ROUNDS) $(CARGO) test --release --locked --test it -- --nocapture after_a_kill_at_any_moment
 
 .PHONY: lint
-lint: ## formatting, clippy and docs, warnings denied
+lint: $(PROTOX) ## formatting, clippy and docs, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 .PHONY: bench
-bench: ## what an envelope costs next to bare AES-GCM, and the service next to a bare JSON handler
+bench: $(PROTOX) test-env ## envelopes next to bare AES-GCM, requests next to bare JSON, etcd and no store next to a file, a slow root
 	$(CARGO) bench --locked --profile release --bench micro
 	$(CARGO) bench --locked --profile release --bench load
+	$(CARGO) bench --locked --profile release --bench stores
+	$(CARGO) bench --locked --profile release --bench rotation
 
 CARGO_DENY := target/tools/bin/cargo-deny
 ADVISORIES := https://github.com/RustSec/advisory-db
@@ -64,6 +95,16 @@ $(CARGO_DENY):
 	$(CARGO) install --locked --root target/tools cargo-deny@0.20.2
 
 .PHONY: openapi
-openapi: ## write openapi/kms-proxy.json anew from the code
+openapi: $(PROTOX) ## write openapi/kms-proxy.json anew from the code
 	$(CARGO) run --release --locked --bin kms-proxy -- openapi > openapi/kms-proxy.json.new
 	mv openapi/kms-proxy.json.new openapi/kms-proxy.json
+
+.PHONY: documents
+documents: openapi ## all that is made from the code: that, and docs/command-line.md
+	$(CARGO) run --release --locked --bin kms-proxy -- reference > docs/command-line.md.new
+	mv docs/command-line.md.new docs/command-line.md
+
+.PHONY: package
+package: $(PROTOX) ## what would be published, built from the package alone
+	$(CARGO) package --list --locked --allow-dirty
+	$(CARGO) publish --dry-run --locked --allow-dirty

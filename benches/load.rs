@@ -3,14 +3,13 @@
 //! The real binary and a server of bare handlers run side by side; one client thread with 32
 //! connections drives them in turns, in many short windows, and the medians are compared. The
 //! handlers form a ladder, so that the table tells where the time goes: JSON, base64,
-//! cryptography, and all the rest of a real service.
+//! cryptography, and all the rest of a real service. Then HTTPS next to plain HTTP, and handshakes.
 
 #![expect(clippy::indexing_slicing, reason = "a benchmark may end in a panic")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use axum::Json;
 use axum::extract::State;
@@ -18,11 +17,19 @@ use axum::routing::post;
 use base64_simd::STANDARD;
 use kms_proxy::{id::ChainName, id::Suite, keychain::KeyChain};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-const CONNECTIONS: usize = 32;
-const WINDOW: Duration = Duration::from_millis(400);
+#[allow(dead_code, reason = "others need the rest of it")]
+#[path = "load/driver.rs"]
+mod driver;
+#[path = "load/https.rs"]
+mod https;
+#[allow(dead_code, clippy::unwrap_used, reason = "it is made for tests")]
+#[path = "../tests/it/support/pki.rs"]
+mod pki;
+
+use driver::{CONNECTIONS, Driver, Server, exchange, kms_proxy, median, request};
+
 /// Windows of each kind with one pair of servers, and pairs.
 const WINDOWS: usize = 3;
 const PAIRS: usize = 7;
@@ -37,7 +44,13 @@ fn main() -> anyhow::Result<()> {
     if arguments.iter().any(|argument| argument == "--bare-server") {
         return tokio::runtime::Runtime::new()?.block_on(bare_server());
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(compare())
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        // `cargo bench --bench load -- --https` does the second part alone.
+        if !arguments.iter().any(|argument| argument == "--https") {
+            compare().await?;
+        }
+        https::compare().await
+    })
 }
 
 /// The bare handlers, on the same runtime as the real service.
@@ -90,19 +103,6 @@ async fn bare_server() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A child that ends with this process.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn bare() -> anyhow::Result<Server> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("--bare-server")
@@ -112,114 +112,6 @@ fn bare() -> anyhow::Result<Server> {
     let stdout = child.stdout.take().ok_or_else(|| anyhow::anyhow!("no stdout"))?;
     BufReader::new(stdout).read_line(&mut line)?;
     Ok(Server { child, address: line.trim().parse()? })
-}
-
-async fn kms_proxy(directory: &std::path::Path) -> anyhow::Result<Server> {
-    // Free a moment ago; nobody else takes it on a quiet machine.
-    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let child = Command::new(env!("CARGO_BIN_EXE_kms-proxy"))
-        .args(["serve", "--listen", &address.to_string(), "--data-dir"])
-        .arg(directory)
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()?;
-    let server = Server { child, address };
-    let started = Instant::now();
-    while TcpStream::connect(address).await.is_err() {
-        anyhow::ensure!(started.elapsed() < Duration::from_secs(10), "kms-proxy does not start");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(server)
-}
-
-/// A whole POST request.
-fn request(path: &str, body: &str) -> Vec<u8> {
-    format!(
-        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
-/// Sends one request and reads its whole answer into `buffer`; gives where the body starts.
-async fn exchange(
-    stream: &mut TcpStream,
-    request: &[u8],
-    buffer: &mut Vec<u8>,
-) -> anyhow::Result<usize> {
-    stream.write_all(request).await?;
-    buffer.clear();
-    loop {
-        anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the server closed the connection");
-        let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
-            continue;
-        };
-        let head = std::str::from_utf8(&buffer[..end])?.to_ascii_lowercase();
-        anyhow::ensure!(head.starts_with("http/1.1 200"), "{}", String::from_utf8_lossy(buffer));
-        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
-        let length: usize = length.ok_or_else(|| anyhow::anyhow!("no length"))?.trim().parse()?;
-        let whole = end + 4 + length;
-        while buffer.len() < whole {
-            anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the answer ends early");
-        }
-        return Ok(end + 4);
-    }
-}
-
-/// Seconds that a process has spent on the processors, in user and in kernel mode.
-fn cpu_seconds(pid: u32) -> f64 {
-    // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms; the second field ends with ')'.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
-/// Drives one server with the same connections in every window.
-struct Driver {
-    pid: u32,
-    streams: Vec<TcpStream>,
-    requests: std::sync::Arc<Vec<Vec<u8>>>,
-    next: usize,
-}
-
-impl Driver {
-    async fn new(server: &Server, requests: Vec<Vec<u8>>) -> anyhow::Result<Self> {
-        let mut streams = Vec::new();
-        for _ in 0..CONNECTIONS {
-            let stream = TcpStream::connect(server.address).await?;
-            stream.set_nodelay(true)?;
-            streams.push(stream);
-        }
-        let pid = server.child.id();
-        Ok(Self { pid, streams, requests: requests.into(), next: 0 })
-    }
-
-    /// One window: requests a second, requests, and seconds of the server's processors.
-    async fn window(&mut self) -> anyhow::Result<(f64, f64, f64)> {
-        let (start, cpu) = (Instant::now(), cpu_seconds(self.pid));
-        let mut tasks = Vec::new();
-        for (index, mut stream) in std::mem::take(&mut self.streams).into_iter().enumerate() {
-            let requests = std::sync::Arc::clone(&self.requests);
-            let mut at = self.next + index * requests.len() / CONNECTIONS;
-            tasks.push(tokio::spawn(async move {
-                let (mut done, mut buffer) = (0_u32, Vec::with_capacity(1 << 16));
-                while start.elapsed() < WINDOW {
-                    exchange(&mut stream, &requests[at % requests.len()], &mut buffer).await?;
-                    (done, at) = (done + 1, at + 1);
-                }
-                anyhow::Ok((stream, done))
-            }));
-        }
-        let mut total = 0.0;
-        for task in tasks {
-            let (stream, done) = task.await??;
-            self.streams.push(stream);
-            total += f64::from(done);
-        }
-        let cpu = cpu_seconds(self.pid) - cpu;
-        self.next += (total as usize) / CONNECTIONS;
-        Ok((total / start.elapsed().as_secs_f64(), total, cpu))
-    }
 }
 
 /// The text forms of fresh envelopes.
@@ -242,11 +134,6 @@ async fn envelopes(address: SocketAddr, body: &str) -> anyhow::Result<Vec<String
         made.extend(answer.results.into_iter().map(|result| result.ciphertext));
     }
     Ok(made)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// What came of one kind of request.
@@ -289,7 +176,7 @@ async fn compare() -> anyhow::Result<()> {
             let base = &rungs[if index < DECRYPT_BASE { BASE } else { DECRYPT_BASE }].rates;
             let ratios = rung.rates.iter().zip(base).map(|(rate, base)| rate / base).collect();
             println!(
-                "{size:>9}  {:<34} {:>9.0}  {:>5.2}  {:>7.2}",
+                "{size:>9}  {:<34} {:>9.0}  {:>6.3}  {:>7.2}",
                 rung.name,
                 median(rung.rates.clone()),
                 median(ratios),
@@ -304,7 +191,7 @@ async fn compare() -> anyhow::Result<()> {
 /// pair alone says little.
 async fn climb(body: &str, rungs: &mut [Rung]) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let (bare, ours) = (bare()?, kms_proxy(directory.path()).await?);
+    let (bare, ours) = (bare()?, kms_proxy(directory.path(), &[]).await?);
     let mut drivers = Vec::new();
     for (_, path, is_ours) in LADDER {
         let server = if is_ours { &ours } else { &bare };

@@ -10,24 +10,32 @@ use anyhow::Context;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+use crate::auth::Auth;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::http::Listeners;
 use crate::metrics::Metrics;
 use crate::service::KeyService;
-use crate::{http, root, store};
+use crate::{http, kubernetes, root, store, tls};
+
+mod reload;
+
+pub use reload::Load;
+use reload::Reload;
 
 /// How long background tasks may take to end their current step.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the service until SIGTERM or SIGINT, and then until the requests in flight are done. A
-/// second signal ends it at once.
+/// second signal ends it at once. `load` reads the configuration again, on SIGHUP and now and then.
 ///
 /// # Errors
 /// When it can't start, when serving fails, and when it was ended by a second signal.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't wait for signals")?;
+    let started = config.clone();
     let app = tokio::select! {
         app = App::start(config) => app?,
         name = signals.next() => {
@@ -35,16 +43,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let service = Arc::clone(&app.service);
+    let (service, reload) = (Arc::clone(&app.service), app.reload.clone());
+    let settings = Reload { load, started, auth: app.auth.clone() };
+    // It leaves nothing half done that would have to be waited for.
+    tokio::spawn(settings.follow(reload.subscribe()));
+    let drain_delay = app.config.drain_delay;
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::select! {
         served = app.serve(async { _ = stopped.await }) => served,
         () = async {
-            let name = signals.next().await;
+            let name = signals.next_or_reload(&reload).await;
             tracing::info!(signal = name, "finishing what is in flight; a second signal ends at once");
+            // Whoever sends requests here is told first, and gets time to hear it.
             service.drain();
-            _ = stop.send(());
-            signals.next().await;
+            let waited = tokio::time::timeout(drain_delay, signals.next()).await;
+            if waited.is_err() {
+                _ = stop.send(());
+                signals.next().await;
+            }
         } => anyhow::bail!("a second signal: ended with requests in flight"),
     }
 }
@@ -52,10 +68,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// A service that is ready to serve.
 struct App {
     config: http::Config,
-    listener: TcpListener,
-    admin: Option<TcpListener>,
+    listeners: Listeners,
+    kubernetes: Option<(kubernetes::Config, kubernetes::Bound)>,
     registry: Registry,
     service: Arc<KeyService>,
+    auth: Option<Arc<Auth>>,
+    /// Tells all that is read from files to read it again.
+    reload: Arc<watch::Sender<()>>,
 }
 
 impl App {
@@ -63,9 +82,17 @@ impl App {
     /// being refused. Then the store, which keeps a second process away from all that follows.
     async fn start(config: Config) -> anyhow::Result<Self> {
         warn_of_exposure(&config);
-        let listener = bind("server.listen", config.server.listen).await?;
+        warn_of_lone_key(&config);
+        let clock = Arc::new(SystemClock::new());
+        let tls = config.server.tls.clone();
+        let tls = tls.map(|tls| tls::Server::open(tls, Arc::clone(&clock) as _)).transpose()?;
+        let public = bind("server.listen", config.server.listen).await?;
         let admin = match config.server.admin_listen {
             Some(address) => Some(bind("server.admin_listen", address).await?),
+            None => None,
+        };
+        let kubernetes = match config.kubernetes {
+            Some(config) => Some((config.clone(), kubernetes::bind(&config)?)),
             None => None,
         };
         let registry = Registry::new();
@@ -76,17 +103,32 @@ impl App {
         for config in &config.roots {
             roots.push(root::open(config, data_dir).await?);
         }
-        let clock = Arc::new(SystemClock::new());
+        let auth = Auth::start(config.auth, Arc::clone(&clock) as _, Arc::clone(&metrics)).await;
         let service = KeyService::start(config.service, store, roots, clock, metrics).await?;
-        Ok(Self { config: config.server, listener, admin, registry, service })
+        let listeners = Listeners { public, tls: tls.map(Arc::new), admin };
+        let reload = Arc::new(watch::Sender::new(()));
+        Ok(Self { config: config.server, listeners, kubernetes, registry, service, auth, reload })
     }
 
     /// Serves until `stopped`, finishes what is in flight, and stops the tasks behind it.
     async fn serve(self, stopped: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listener, admin, registry, service } = self;
-        announce(&listener, admin.as_ref())?;
-        let served =
-            http::serve(config, listener, admin, Arc::clone(&service), registry, stopped).await;
+        let Self { config, listeners, kubernetes, registry, service, auth, reload } = self;
+        if let Some(tls) = &listeners.tls {
+            tokio::spawn(Arc::clone(tls).follow(reload.subscribe()));
+        }
+        let kubernetes = match kubernetes {
+            Some((config, bound)) => {
+                Some(kubernetes::serve(config, bound, Arc::clone(&service)).await?)
+            }
+            None => None,
+        };
+        announce(&listeners)?;
+        let serving = http::serve(config, listeners, Arc::clone(&service), auth, registry, stopped);
+        let served = serving.await;
+        // To the last: without it a kube-apiserver can't start.
+        if let Some(kubernetes) = kubernetes {
+            kubernetes.stop().await;
+        }
         if tokio::time::timeout(STOP_TIMEOUT, service.stop()).await.is_err() {
             tracing::warn!("a background task did not end in time");
         }
@@ -107,9 +149,15 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Says where the service is to be found: in the log, and as the one line on stdout, which comes
 /// whatever the log's level is.
-fn announce(listener: &TcpListener, admin: Option<&TcpListener>) -> std::io::Result<()> {
-    let url = format!("http://{}", listener.local_addr()?);
-    let admin = admin.map(TcpListener::local_addr).transpose()?.map(|at| format!("http://{at}"));
+fn announce(listeners: &Listeners) -> std::io::Result<()> {
+    let scheme = if listeners.tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listeners.public.local_addr()?);
+    let admin = listeners
+        .admin
+        .as_ref()
+        .map(TcpListener::local_addr)
+        .transpose()?
+        .map(|at| format!("http://{at}"));
     tracing::info!(url, admin = admin.as_deref(), version = env!("CARGO_PKG_VERSION"), "ready");
     // Nobody may be reading; that is no reason to end.
     let beside = admin.map(|admin| format!(", admin on {admin}")).unwrap_or_default();
@@ -122,16 +170,35 @@ fn warn_of_exposure(config: &Config) {
         let listen = config.server.listen;
         tracing::warn!(
             %listen,
-            "server.insecure = true: without TLS and auth, whoever reaches this address can decrypt, \
-             and whoever sees the traffic reads the plaintexts"
+            auth = config.auth.mode.as_str(),
+            "server.insecure = true: without auth whoever reaches this address can decrypt, \
+             and without TLS whoever sees the traffic reads the plaintexts and the tokens"
+        );
+    }
+    if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
+        tracing::warn!(
+            %listen,
+            "server.admin_listen is plain HTTP: whoever reaches it reads names of chains and roots, and counts"
         );
     }
 }
 
-/// The signals that end the process.
+/// Without a store nothing of a KEK is kept here but the root key.
+fn warn_of_lone_key(config: &Config) {
+    let is_local = |root: &root::Config| matches!(root, root::Config::Local(_));
+    if matches!(config.store, store::Config::Inline(_)) && config.roots.iter().all(is_local) {
+        tracing::warn!(
+            "store.kind is inline and every root is a key file of this machine: every other process \
+             needs the same file, and once it is lost nothing that was encrypted opens"
+        );
+    }
+}
+
+/// The signals that the process hears.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -139,10 +206,25 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    /// The name of the next one.
+    /// The name of the next one that ends it; until then SIGHUP is passed on to `reload`.
+    async fn next_or_reload(&mut self, reload: &watch::Sender<()>) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP: files are read again");
+                    reload.send_replace(());
+                }
+            }
+        }
+    }
+
+    /// The name of the next one that ends it.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

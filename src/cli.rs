@@ -2,16 +2,27 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::builder::FalseyValueParser;
+use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 mod chains;
 mod client;
+mod count;
 mod data;
+mod doctor;
 mod inspect;
+mod kek;
 mod lines;
+mod manual;
+mod process;
+mod progress;
+mod root;
 mod serve;
 mod stdio;
+mod store;
+mod tls;
+mod token;
 
 use stdio::print;
 
@@ -25,7 +36,7 @@ Examples:
 
 Exit codes:
   0  done
-  1  the service said no or can't be reached, or the input is no envelope
+  1  the service said no or can't be reached, the input is no envelope, or a store has a problem
   2  wrong usage, or a configuration that can't be used";
 
 /// Encryption as a service under a key chain: one call of the root key pays for two million
@@ -33,6 +44,15 @@ Exit codes:
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
+    /// Let debuggers look at this process, and let it dump core
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        env = "KMS_PROXY_DEBUGGABLE",
+        value_parser = FalseyValueParser::new()
+    )]
+    debuggable: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,10 +73,23 @@ enum Command {
     Rotate(chains::RotateArgs),
     /// Tell how the service stands, and its chains
     Status(chains::StatusArgs),
+    /// Disable, enable or destroy a KEK
+    #[command(subcommand)]
+    Kek(kek::Command),
+    /// Look after the roots of a configuration
+    Root(root::Args),
+    /// Copy, back up, verify or repair what a service has stored
+    #[command(subcommand)]
+    Store(store::Command),
+    /// Make bearer tokens for clients
+    #[command(subcommand)]
+    Token(token::Command),
     /// Print an envelope's header as JSON; needs no key and no service
     Inspect(inspect::Args),
     /// Ask the service whether it is ready: exit code 0 or 1
     Healthcheck(client::Args),
+    /// Ask a plugin of Kubernetes as kube-apiserver does, and say what is wrong with it
+    Doctor(doctor::Args),
     /// Print the OpenAPI document of the service
     Openapi,
     /// Print completions for a shell
@@ -64,6 +97,11 @@ enum Command {
         /// Which shell
         shell: Shell,
     },
+    /// Print the man page, or write the pages of all commands
+    Man(manual::ManArgs),
+    /// Print docs/command-line.md
+    #[command(hide = true)]
+    Reference,
 }
 
 /// Why a command did not do what it was asked for.
@@ -87,6 +125,9 @@ impl Failure {
 
 /// Does what `cli` asks for; a failure is told on stderr.
 pub(crate) fn run(cli: Cli) -> ExitCode {
+    if !cli.debuggable {
+        process::hide();
+    }
     let result = match cli.command {
         Command::Serve(args) => serve::serve(&args),
         Command::CheckConfig(args) => serve::check(&args),
@@ -95,10 +136,17 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Rewrap(args) => client::block_on(data::rewrap(args)),
         Command::Rotate(args) => client::block_on(chains::rotate(args)),
         Command::Status(args) => client::block_on(chains::status(args)),
+        Command::Kek(command) => client::block_on(kek::run(command)),
+        Command::Root(args) => root::run(args),
+        Command::Store(command) => client::block_on(store::run(command)),
+        Command::Token(command) => token::run(&command),
         Command::Inspect(args) => inspect::run(args),
         Command::Healthcheck(args) => client::block_on(chains::healthcheck(args)),
+        Command::Doctor(args) => client::block_on(doctor::examine(args)),
         Command::Openapi => print(kms_proxy::http::openapi().as_bytes()),
-        Command::Completions { shell } => completions(shell),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man(args) => manual::man(args),
+        Command::Reference => manual::reference(),
     };
     let (code, message) = match result {
         Ok(()) => return ExitCode::SUCCESS,
@@ -110,15 +158,9 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn completions(shell: Shell) -> Result {
-    // The generator panics when it can't write, so it writes here first.
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kms-proxy", &mut script);
-    print(&script)
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::*;
@@ -138,12 +180,31 @@ mod tests {
             "decrypt --aad-base64 AA== --timeout 1m",
             "rewrap --lines --chain a",
             "rotate --chain a",
+            "rotate --server https://kms.example --ca ca.crt --cert a.crt --key a.key",
             "status --json --admin http://127.0.0.1:9090",
+            "kek disable 7841c0b3f2a94d1e8c55e02f6b9d1a37 --chain orders",
+            "kek enable 7841c0b3f2a94d1e8c55e02f6b9d1a37",
+            "kek destroy 7841c0b3f2a94d1e8c55e02f6b9d1a37 --yes --force",
+            "root init",
+            "root init --config a.toml --root hsm",
+            "root status --json",
+            "root rewrap --root main --chain a --chain b",
+            "root remove --root main",
+            "store copy --from dir:/a --to backup:/b --chain orders --chain default",
+            "store copy --from config:a.toml --to config: --keep-primary",
+            "store verify",
+            "store verify backup:/b --config a.toml",
+            "store restored --config a.toml --yes",
+            "token new",
+            "encrypt --token-file a",
             "inspect",
             "inspect kp:AQID",
             "healthcheck --server http://[::1]:8080",
+            "doctor --socket unix:///run/kms.sock",
             "openapi",
             "completions fish",
+            "man",
+            "man --out pages",
         ] {
             let arguments = std::iter::once("kms-proxy").chain(good.split(' '));
             assert!(Cli::try_parse_from(arguments).is_ok(), "{good}");
@@ -154,10 +215,20 @@ mod tests {
             ("encrypt --chain Orders", ErrorKind::ValueValidation),
             ("encrypt --aad a --aad-base64 AA==", ErrorKind::ArgumentConflict),
             ("encrypt --aad-base64 A", ErrorKind::ValueValidation),
-            ("encrypt --server https://127.0.0.1", ErrorKind::ValueValidation),
+            ("encrypt --server ftp://127.0.0.1", ErrorKind::ValueValidation),
+            ("encrypt --cert a.crt", ErrorKind::MissingRequiredArgument),
             ("encrypt --server 127.0.0.1:8080", ErrorKind::ValueValidation),
             ("encrypt --timeout soon", ErrorKind::ValueValidation),
             ("rewrap --lines --raw", ErrorKind::ArgumentConflict),
+            ("kek disable 7841", ErrorKind::ValueValidation),
+            ("kek destroy 7841c0b3f2a94d1e8c55e02f6b9d1a37", ErrorKind::MissingRequiredArgument),
+            ("root make", ErrorKind::InvalidSubcommand),
+            ("store copy --from dir:/a", ErrorKind::MissingRequiredArgument),
+            ("store copy --from /a --to dir:/b", ErrorKind::ValueValidation),
+            ("store copy --from dir: --to dir:/b", ErrorKind::ValueValidation),
+            ("store verify somewhere", ErrorKind::ValueValidation),
+            ("doctor", ErrorKind::MissingRequiredArgument),
+            ("doctor --socket /run/kms.sock", ErrorKind::ValueValidation),
             ("completions cmd", ErrorKind::InvalidValue),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ] {

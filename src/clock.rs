@@ -4,7 +4,9 @@
 //! a wall clock may be set back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Where the time comes from. Implementations are cheap to ask: every request does, twice.
 pub trait Clock: Send + Sync + 'static {
@@ -29,6 +31,12 @@ impl Monotonic {
         Self(nanos)
     }
 
+    /// Nanoseconds since the clock's own zero.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
     /// The time from `earlier` until here; zero when `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
@@ -44,23 +52,23 @@ impl std::ops::Add<Duration> for Monotonic {
     }
 }
 
-/// The machine's own clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemClock(Instant);
+/// The machine's own clocks. Its monotonic time goes on while the machine sleeps: a block of uses
+/// must not outlive a suspended night.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
 
 impl SystemClock {
-    /// A clock whose monotonic time starts here.
+    /// The clock.
     #[must_use]
     pub fn new() -> Self {
-        Self(Instant::now())
+        Self
     }
 }
 
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+#[cfg(target_os = "linux")]
+const MONOTONIC: ClockId = ClockId::Boottime;
+#[cfg(not(target_os = "linux"))]
+const MONOTONIC: ClockId = ClockId::Monotonic;
 
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
@@ -69,7 +77,10 @@ impl Clock for SystemClock {
     }
 
     fn now(&self) -> Monotonic {
-        Monotonic::default() + self.0.elapsed()
+        // Neither field of a time since the start of the machine is negative.
+        let time = clock_gettime(MONOTONIC);
+        let seconds = Duration::from_secs(time.tv_sec.unsigned_abs());
+        Monotonic::default() + seconds + Duration::from_nanos(time.tv_nsec.unsigned_abs())
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::id::{ChainName, Suite};
 use crate::secret::SecretBytes;
 use crate::store::record::Limits;
-use crate::{http, root, service, store, telemetry, units};
+use crate::{auth, http, kubernetes, root, service, store, telemetry, units};
 
 mod check;
 mod source;
@@ -43,6 +43,10 @@ pub struct Config {
     pub roots: Vec<root::Config>,
     /// `[chain]`, `[cache]`, and the wait of `[server]`.
     pub service: service::Config,
+    /// `[auth]` and each `[[client]]`.
+    pub auth: auth::Config,
+    /// `[kubernetes]`, where Kubernetes is served.
+    pub kubernetes: Option<kubernetes::Config>,
 }
 
 /// What the command line sets; it wins over file and environment.
@@ -50,7 +54,7 @@ pub struct Config {
 pub struct Flags {
     /// `server.listen`.
     pub listen: Option<SocketAddr>,
-    /// `store.path`.
+    /// `store.path`, or `store.data_dir` of a store that is elsewhere.
     pub data_dir: Option<PathBuf>,
 }
 
@@ -128,32 +132,50 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether other machines can reach the service, without TLS and auth.
+    /// Whether other machines can reach the service without TLS or without auth.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
-        std::iter::once(self.server.listen)
-            .chain(self.server.admin_listen)
-            .any(|address| !address.ip().is_loopback())
+        !self.server.listen.ip().is_loopback() && !self.is_protected()
+    }
+
+    /// Whether callers are known, and nobody sees what they send: both TLS and auth.
+    fn is_protected(&self) -> bool {
+        self.server.tls.is_some() && self.auth.mode == auth::Mode::Required
     }
 
     /// Gives a secret from the environment to the part that takes it.
     fn give(&mut self, key: &str, secret: SecretBytes) -> Result<(), Wrong> {
-        let part = match key.split('.').collect::<Vec<_>>()[..] {
-            ["root", index, "passphrase"] => {
-                index.parse().ok().and_then(|index: usize| self.roots.get_mut(index))
+        let parts: Vec<_> = key.split('.').collect();
+        let setting = parts.last().copied().unwrap_or_default();
+        let slot = match (&parts[..], &mut self.store) {
+            (["store", "password"], store::Config::Etcd(etcd)) => {
+                Some((&mut etcd.password, etcd.password_file.is_some()))
+            }
+            (["root", index, _], _) => {
+                let index = index.parse().ok();
+                let root = index.and_then(|index: usize| self.roots.get_mut(index));
+                root.and_then(|root| root.secret(setting))
             }
             _ => None,
         };
-        match part {
-            Some(root::Config::Passphrase(root)) if root.passphrase_file.is_none() => {
-                // As a file's: moving a passphrase between the two does not change it.
-                root.passphrase = Some(Arc::new(secret.trim_end()));
+        match slot {
+            Some((_, true)) => {
+                Err(wrong(key, &format!("it is given twice: {setting}_file is there too")))
+            }
+            // As a file's: moving a secret between the two does not change it.
+            Some((slot, false)) => {
+                *slot = Some(Arc::new(secret.trim_end()));
                 Ok(())
             }
-            Some(root::Config::Passphrase(_)) => {
-                Err(wrong(key, "it is given twice: passphrase_file is there too"))
+            None => {
+                let taker = match setting {
+                    "password" => "store of kind etcd",
+                    "pin" => "root of kind pkcs11",
+                    "secret_id" | "token" => "root of kind vault-transit",
+                    _ => "root of kind passphrase",
+                };
+                Err(wrong(key, &format!("only a {taker} takes it")))
             }
-            _ => Err(wrong(key, "only a root of kind passphrase takes it")),
         }
     }
 }
@@ -174,6 +196,9 @@ struct Settings {
     cache: Cache,
     #[serde(default)]
     auth: Auth,
+    #[serde(default)]
+    client: Vec<auth::ClientConfig>,
+    kubernetes: Option<kubernetes::Config>,
 }
 
 /// `[chain]`: made at start, and the defaults of new chains.
@@ -198,20 +223,17 @@ struct Cache {
     #[serde(deserialize_with = "units::duration::deserialize")]
     dek_max_age: Duration,
     keks: usize,
+    #[serde(deserialize_with = "units::duration::deserialize")]
+    kek_max_age: Duration,
+    #[serde(deserialize_with = "units::duration::deserialize")]
+    offline_grace: Duration,
 }
 
-/// `[auth]`: there is none yet, and saying so is allowed.
+/// `[auth]`.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Auth {
-    mode: AuthMode,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum AuthMode {
-    #[default]
-    None,
+    mode: auth::Mode,
 }
 
 impl Default for Chain {
@@ -225,20 +247,25 @@ impl Default for Chain {
 
 impl Default for Cache {
     fn default() -> Self {
-        let service::Config { dek_entries, dek_max_age, keks, .. } = Default::default();
-        Self { dek_entries, dek_max_age, keks }
+        let service::Config { dek_entries, dek_max_age, keks, kek_max_age, offline_grace, .. } =
+            Default::default();
+        Self { dek_entries, dek_max_age, keks, kek_max_age, offline_grace }
     }
 }
 
 impl Settings {
     /// The parts' own `Config`s, with the flags over them.
     fn resolve(self, flags: &Flags) -> Config {
-        let Self { mut server, log, mut store, root, chain, cache, auth } = self;
-        let AuthMode::None = auth.mode;
+        let Self { mut server, log, mut store, root, mut chain, cache, auth, client, kubernetes } =
+            self;
         server.listen = flags.listen.unwrap_or(server.listen);
         if let Some(data_dir) = &flags.data_dir {
-            store = store::Config::File(store::file::Config { path: data_dir.clone() });
+            store.set_data_dir(data_dir.clone());
         }
+        // Its chain is made at start, like the others that are named.
+        let of_kubernetes = kubernetes.iter().map(|kubernetes| &kubernetes.chain);
+        let missing = of_kubernetes.filter(|name| !chain.names.contains(name)).cloned();
+        chain.names.extend(missing.collect::<Vec<_>>());
         let limits = Limits {
             rotate_after_uses: chain.rotate_after_uses,
             max_uses: chain.max_uses,
@@ -252,9 +279,12 @@ impl Settings {
             wait: server.request_timeout,
             dek_entries: cache.dek_entries,
             dek_max_age: cache.dek_max_age,
+            kek_max_age: cache.kek_max_age,
+            offline_grace: cache.offline_grace,
             keks: cache.keks,
             ..Default::default()
         };
-        Config { server, log, store, roots: root, service }
+        let auth = auth::Config { mode: auth.mode, clients: client };
+        Config { server, log, store, roots: root, service, auth, kubernetes }
     }
 }

@@ -165,12 +165,17 @@ pub fn write_header(
     wrapped_dek: &[u8],
     wrap_tag: &[u8; TAG_LEN],
 ) {
-    out.extend_from_slice(&[version.code(), suite.code()]);
-    out.extend_from_slice(kek_id.as_bytes());
-    push_carried(out, version);
+    write_header_start(out, version, suite, kek_id);
     out.extend_from_slice(wrap_nonce);
     out.extend_from_slice(wrapped_dek);
     out.extend_from_slice(wrap_tag);
+}
+
+/// Writes what stands before the wrap's nonce in a header: the same in all headers of one KEK.
+pub fn write_header_start(out: &mut Vec<u8>, version: Version<'_>, suite: Suite, kek_id: &KekId) {
+    out.extend_from_slice(&[version.code(), suite.code()]);
+    out.extend_from_slice(kek_id.as_bytes());
+    push_carried(out, version);
 }
 
 /// The AAD of a DEK's wrap; see [`Header::dek_aad`].
@@ -218,8 +223,8 @@ pub fn to_text(envelope: &[u8]) -> String {
 ///
 /// # Errors
 /// [`Malformed::Text`].
-pub fn from_text(text: &str) -> Result<Vec<u8>, Malformed> {
-    let base64 = text.strip_prefix(TEXT_PREFIX).ok_or(Malformed::Text)?;
+pub fn from_text(text: impl AsRef<[u8]>) -> Result<Vec<u8>, Malformed> {
+    let base64 = text.as_ref().strip_prefix(TEXT_PREFIX.as_bytes()).ok_or(Malformed::Text)?;
     base64_simd::STANDARD.decode_to_vec(base64).map_err(|_| Malformed::Text)
 }
 
@@ -423,7 +428,7 @@ mod tests {
 
         #[test]
         fn text_round_trips(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert_eq!(from_text(&to_text(&bytes)).unwrap(), bytes);
+            prop_assert_eq!(from_text(to_text(&bytes)).unwrap(), bytes);
         }
     }
 }

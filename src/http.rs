@@ -19,28 +19,38 @@ use tower_service::Service;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::metrics::Operation;
+use crate::auth::Auth;
 use crate::service::KeyService;
-use crate::service::error::Error;
-use crate::units;
+use crate::{tls, units};
 
 mod answer;
 mod batch;
 mod body;
+mod budget;
+mod calls;
 mod chains;
+mod connection;
 mod datakey;
 mod decrypt;
 mod docs;
 mod encrypt;
 mod gate;
 mod health;
+mod identity;
 mod keks;
 mod problem;
 mod rewrap;
+mod roots;
 mod rotate;
 mod server;
+mod strict;
 #[cfg(test)]
 mod tests;
+
+use body::Limit;
+use budget::Budget;
+use identity::Access;
+use server::Door;
 
 /// `[server]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -60,6 +70,16 @@ pub struct Config {
     pub request_timeout: Duration,
     /// Connections at once, on each listener.
     pub max_connections: usize,
+    /// Requests at once that wait for something.
+    pub max_requests: usize,
+    /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
+    #[serde(deserialize_with = "units::size::deserialize_some")]
+    pub body_memory: Option<usize>,
+    /// How long requests are still taken after SIGTERM, while `/readyz` says no.
+    #[serde(deserialize_with = "units::duration::deserialize")]
+    pub drain_delay: Duration,
+    /// HTTPS on `listen`; without it plain HTTP.
+    pub tls: Option<tls::Config>,
 }
 
 impl Default for Config {
@@ -71,21 +91,47 @@ impl Default for Config {
             max_body: 4 << 20,
             request_timeout: Duration::from_secs(10),
             max_connections: 10_000,
+            max_requests: 10_000,
+            body_memory: None,
+            drain_delay: Duration::ZERO,
+            tls: None,
         }
     }
 }
 
-/// What an envelope has beyond its plaintext, with room for base64 and longer names of fields.
-const ENVELOPE_ROOM: usize = 1024;
+impl Config {
+    /// What bodies and answers may take together, in bytes: 256 MiB unless it is set, and room for
+    /// four bodies where they may be larger.
+    #[must_use]
+    pub fn body_memory(&self) -> usize {
+        self.body_memory.unwrap_or_else(|| self.max_body.saturating_mul(4).max(256 << 20))
+    }
+}
+
+/// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and a KEK
+/// that travels along with the wraps of several roots.
+const ENVELOPE_ROOM: usize = 16 * 1024;
 
 /// What the handlers share.
 struct App {
-    service: Arc<KeyService>,
+    access: Access,
     registry: Registry,
     max_body: usize,
+    budget: Budget,
+    tls: Option<Arc<tls::Server>>,
 }
 
-/// Serves `service` on `listener`, and health and metrics on `admin` if it is given, until
+/// Where a service is served.
+pub struct Listeners {
+    /// For callers.
+    pub public: TcpListener,
+    /// HTTPS on it; without it plain HTTP.
+    pub tls: Option<Arc<tls::Server>>,
+    /// For health and metrics alone, by plain HTTP.
+    pub admin: Option<TcpListener>,
+}
+
+/// Serves `service` on `listeners` to the clients of `auth`, or without it to everybody, until
 /// `shutdown` ends. Then no connection is taken any more, what is in flight is finished, for
 /// [`Config::request_timeout`] at most, and idle connections are closed.
 ///
@@ -93,26 +139,34 @@ struct App {
 /// When a listener has no address.
 pub async fn serve(
     config: Config,
-    listener: TcpListener,
-    admin: Option<TcpListener>,
+    listeners: Listeners,
     service: Arc<KeyService>,
+    auth: Option<Arc<Auth>>,
     registry: Registry,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let app = Arc::new(App { service, registry, max_body: config.max_body });
+    let Listeners { public, tls, admin } = listeners;
+    let budget = Budget::new(config.body_memory());
+    let max_body = config.max_body;
+    let app = |access| {
+        let (registry, budget, tls) = (registry.clone(), budget.clone(), tls.clone());
+        Arc::new(App { access, registry, max_body, budget, tls })
+    };
+    let operators = app(Access::for_operators(Arc::clone(&service), auth.clone()));
+    let app = app(Access::new(service, auth));
     let data = data_routes().with_state(Arc::clone(&app));
-    let operators = operator_routes().with_state(Arc::clone(&app));
-    let faces = match admin {
-        None => vec![(listener, Face::new(Some(app), merge(data, operators)))],
-        Some(admin) => {
-            let operators = Router::from(operators).fallback(problem::not_found_for_operators);
-            vec![
-                (listener, Face::new(Some(app), merge(data, OpenApiRouter::new()))),
-                (admin, Face::new(None, operators)),
-            ]
+    let mut doors = Vec::new();
+    let all = match admin {
+        None => merge(data, operator_routes().with_state(Arc::clone(&app))),
+        Some(listener) => {
+            let router = Router::from(operator_routes().with_state(Arc::clone(&operators)));
+            let router = router.fallback(problem::not_found_for_operators);
+            doors.push(Door { listener, tls: None, face: Face::new(operators, false, router) });
+            merge(data, OpenApiRouter::new())
         }
     };
-    server::run(&config, faces, shutdown).await
+    doors.push(Door { listener: public, tls, face: Face::new(app, true, all) });
+    server::run(&config, doors, shutdown).await
 }
 
 /// The OpenAPI 3.1 document made from the code, as pretty JSON with a newline at its end.
@@ -141,6 +195,8 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(keks::disable))
         .routes(routes!(keks::enable))
         .routes(routes!(keks::destroy))
+        .routes(routes!(roots::rewrap))
+        .routes(routes!(roots::remove))
 }
 
 /// What probes and Prometheus use.
@@ -163,21 +219,24 @@ fn merge(data: OpenApiRouter, operators: OpenApiRouter) -> Router {
 /// Where the requests of a listener go.
 #[derive(Clone)]
 struct Face {
-    /// For the calls that go straight to their handlers.
-    data: Option<Arc<App>>,
+    app: Arc<App>,
+    /// Whether callers use it, some of whose calls go straight to their handlers.
+    has_data: bool,
     router: Router,
 }
 
 impl Face {
-    fn new(data: Option<Arc<App>>, router: Router) -> Self {
-        Self { data, router: router.method_not_allowed_fallback(problem::method_not_allowed) }
+    fn new(app: Arc<App>, has_data: bool, router: Router) -> Self {
+        let router = router.method_not_allowed_fallback(problem::method_not_allowed);
+        Self { app, has_data, router }
     }
 
     /// Answers a request. The two calls that nearly all requests are do not go through the router:
     /// its way costs about as much as sealing a short message. Boxed, since a large future is
     /// copied from layer to layer.
     async fn answer(self, request: Request) -> Response {
-        if let Some(app) = self.data.filter(|_| request.method() == Method::POST) {
+        if self.has_data && request.method() == Method::POST {
+            let app = self.app;
             match request.uri().path() {
                 "/v1/encrypt" => {
                     return Box::pin(encrypt::encrypt(State(app), request)).await.into_response();
@@ -194,14 +253,13 @@ impl Face {
 }
 
 impl App {
-    /// The largest body that holds an envelope: what could be encrypted can be decrypted.
-    fn max_envelope(&self) -> usize {
-        self.max_body.saturating_add(ENVELOPE_ROOM)
+    /// How much of a body is read.
+    fn body(&self) -> Limit<'_> {
+        Limit { len: self.max_body, budget: &self.budget }
     }
 
-    /// Counts a request that did not come to the service.
-    fn refuse(&self, operation: Operation, error: Error) -> Error {
-        self.service.metrics().failed(operation, "", error.kind().code());
-        error
+    /// The same for one that holds an envelope: what could be encrypted can be decrypted.
+    fn envelope(&self) -> Limit<'_> {
+        Limit { len: self.max_body.saturating_add(ENVELOPE_ROOM), budget: &self.budget }
     }
 }

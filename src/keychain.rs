@@ -13,6 +13,7 @@ use crate::envelope::{Envelope, Version};
 use crate::id::{ChainName, KekId, Suite};
 
 pub mod budget;
+pub mod carried;
 pub mod dek_cache;
 pub mod error;
 pub mod kek;
@@ -20,6 +21,7 @@ pub mod message;
 pub mod rotation;
 
 use budget::Budget;
+pub use carried::{Carried, Form};
 pub use error::{DecryptError, EncryptError, Refusal};
 use kek::{Dek, Kek};
 use message::{Opened, Plaintext, Sealed};
@@ -35,6 +37,8 @@ pub const UNSHARED_USES: u64 = 1 << 22;
 pub struct KeyChain {
     name: ChainName,
     primary: Option<(Arc<Kek>, Arc<Budget>)>,
+    /// How the primary travels along; not every chain needs it to.
+    carried: Option<Arc<Carried>>,
     /// All KEKs that are held here, the primary among them.
     keks: HashMap<KekId, Arc<Kek>>,
     refused: HashMap<KekId, Refusal>,
@@ -44,7 +48,7 @@ impl KeyChain {
     /// A chain without a KEK.
     #[must_use]
     pub fn empty(name: ChainName) -> Self {
-        Self { name, primary: None, keks: HashMap::new(), refused: HashMap::new() }
+        Self { name, primary: None, carried: None, keks: HashMap::new(), refused: HashMap::new() }
     }
 
     /// A chain of its own with a fresh primary, known to this process alone and good for
@@ -76,10 +80,22 @@ impl KeyChain {
         Ok(id)
     }
 
-    /// Makes `kek` primary, with the uses in `budget`.
+    /// Makes `kek` primary, with the uses in `budget`. It does not travel along.
     pub fn set_primary(&mut self, kek: Arc<Kek>, budget: Arc<Budget>) {
         self.hold(Arc::clone(&kek));
         self.primary = Some((kek, budget));
+        self.carried = None;
+    }
+
+    /// How the primary travels along: `carried` was made of it.
+    pub fn set_carried(&mut self, carried: Option<Arc<Carried>>) {
+        self.carried = carried;
+    }
+
+    /// How the primary travels along.
+    #[must_use]
+    pub fn carried(&self) -> Option<&Carried> {
+        self.carried.as_deref()
     }
 
     /// Holds `kek` for decryption.
@@ -94,11 +110,24 @@ impl KeyChain {
         }
     }
 
-    /// Refuses `id` from now on, or with `None` no longer.
+    /// Holds `id` no longer, be it the primary: then this chain encrypts nothing until it has
+    /// another one.
+    pub fn forget(&mut self, id: KekId) {
+        if self.primary_id() == Some(id) {
+            self.primary = None;
+        }
+        self.keks.remove(&id);
+    }
+
+    /// Refuses `id` from now on, or with `None` no longer. What is refused encrypts no more: others
+    /// made another KEK primary, and this chain does not have it yet.
     pub fn refuse(&mut self, id: KekId, refusal: Option<Refusal>) {
         match refusal {
             Some(refusal) => {
                 self.refused.insert(id, refusal);
+                if self.primary_id() == Some(id) {
+                    self.primary = None;
+                }
                 self.release(id);
             }
             None => {
@@ -156,7 +185,8 @@ impl KeyChain {
     #[must_use]
     pub fn take(&self, now: Monotonic) -> Option<Use<'_>> {
         let (kek, budget) = self.primary.as_ref()?;
-        budget.take(now).map(|void_at| Use { kek, void_at })
+        let void_at = budget.take(now)?;
+        Some(Use { kek, carried: self.carried(), form: Form::Stored, void_at })
     }
 
     /// Encrypts `plaintext` for whoever has this chain and the same `aad`. For a chain of one's
@@ -187,7 +217,7 @@ impl KeyChain {
         let parsed =
             Envelope::parse_header_or_whole(envelope).map_err(|_| DecryptError::Invalid)?;
         let dek = self.open_dek(&parsed)?;
-        if self.is_current(&parsed) {
+        if self.is_current(&parsed, Form::Stored) {
             return Ok(envelope.to_vec());
         }
         let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
@@ -196,11 +226,18 @@ impl KeyChain {
         Ok(rewrapped)
     }
 
-    /// Whether a rewrap would change nothing.
+    /// Whether a rewrap to `form` would change nothing but the wrap itself: then it is not made. A
+    /// carried record that has other wraps than the primary has by now is worth one.
     #[must_use]
-    pub fn is_current(&self, envelope: &Envelope<'_>) -> bool {
+    pub fn is_current(&self, envelope: &Envelope<'_>, form: Form) -> bool {
         self.primary_id() == Some(envelope.header.kek_id)
-            && envelope.header.version == Version::Stored
+            && match (envelope.header.version, form) {
+                (Version::Stored, Form::Stored) => true,
+                (Version::Carried(record), Form::Carried) => {
+                    self.carried().is_some_and(|carried| carried.record() == record)
+                }
+                _ => false,
+            }
     }
 
     /// Opens the DEK of an envelope whose KEK is held here.
@@ -244,6 +281,8 @@ impl fmt::Debug for KeyChain {
 #[must_use]
 pub struct Use<'a> {
     kek: &'a Kek,
+    carried: Option<&'a Carried>,
+    form: Form,
     void_at: Monotonic,
 }
 
@@ -260,12 +299,25 @@ impl Use<'_> {
         self.void_at
     }
 
+    /// The same use for an envelope of another form; it is version 1 otherwise.
+    pub fn in_form(self, form: Form) -> Self {
+        Self { form, ..self }
+    }
+
+    /// How the KEK travels along, where it shall.
+    fn carried(&self) -> Result<Option<&Carried>, EncryptError> {
+        match self.form {
+            Form::Stored => Ok(None),
+            Form::Carried => self.carried.ok_or(EncryptError::NoRecord).map(Some),
+        }
+    }
+
     /// Seals a message under a fresh DEK.
     ///
     /// # Errors
     /// [`EncryptError`]; the use is lost then.
     pub fn seal(self, plaintext: Plaintext, aad: &[u8]) -> Result<Sealed, EncryptError> {
-        self.kek.seal(plaintext, aad)
+        self.kek.seal(plaintext, aad, self.carried()?)
     }
 
     /// A header that holds an opened DEK.
@@ -273,7 +325,7 @@ impl Use<'_> {
     /// # Errors
     /// [`EncryptError`]; the use is lost then.
     pub fn seal_dek(self, dek: &Dek) -> Result<Vec<u8>, EncryptError> {
-        self.kek.seal_dek(dek)
+        self.kek.seal_dek(dek, self.carried()?)
     }
 }
 

@@ -1,9 +1,8 @@
 //! Encryption under a key chain: one call of an expensive root key pays for millions of messages.
 //!
 //! Every plaintext is encrypted under a fresh key, that key is wrapped by the chain's primary KEK,
-//! and only the KEK is wrapped by a root key. The roots of this version are a key file (`local`, for
-//! development) and a passphrase; AWS KMS, PKCS#11 and Vault are on their way, and [`RootKey`] takes
-//! one of your own. The `kms-proxy` binary offers this over HTTP; this crate is the same thing
+//! and only the KEK is wrapped by a root key: one in AWS KMS, in an HSM, in Vault or OpenBao, a
+//! passphrase, or for development a key file; and [`RootKey`] takes one of your own. The `kms-proxy` binary offers this over HTTP; this crate is the same thing
 //! without the HTTP.
 //!
 //! | word | meaning |
@@ -132,7 +131,9 @@
 //! | [`store`] | the contract of a store, the records in it, and one file for each kind |
 //! | [`saved`] | a chain written under a root and read back |
 //! | [`service`] | chains, roots and a store joined: [`KeyService`] |
-//! | [`http`], [`config`], [`app`] | the server around it |
+//! | [`auth`] | who calls, and what each caller may do |
+//! | [`tls`] | certificates, handshakes, and who a client is by its certificate |
+//! | [`http`], [`kubernetes`], [`config`], [`app`] | the server around it |
 //!
 //! A module imports only what stands above or beside it in this table; a test sees to it.
 //!
@@ -146,6 +147,7 @@
 
 pub mod aead;
 pub mod app;
+pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod envelope;
@@ -153,6 +155,7 @@ mod files;
 pub mod http;
 pub mod id;
 pub mod keychain;
+pub mod kubernetes;
 pub mod metrics;
 pub mod random;
 pub mod root;
@@ -161,6 +164,7 @@ pub mod secret;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod units;
 
 pub use envelope::Envelope;

@@ -97,6 +97,11 @@ pub struct Metrics {
     pub root_info: IntGaugeVec,
     /// 1 when the store's last answer was a good one.
     pub store_up: IntGauge,
+    auth_failures: IntCounterVec,
+    /// 1 while the clients and permissions in force are those of the configuration.
+    pub rules_current: IntGauge,
+    /// Without labels; a vector, since there is none without TLS.
+    certificate_expiry: IntGaugeVec,
 }
 
 impl Metrics {
@@ -119,6 +124,11 @@ impl Metrics {
             &["version"],
         )?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let rules_current = register.int_gauge(
+            "kms_proxy_rules_current",
+            "Whether the clients and permissions in force are those of the configuration.",
+        )?;
+        rules_current.set(1);
         Ok(Arc::new(Self {
             operations: register.counter_vec(
                 "kms_proxy_operations_total",
@@ -202,7 +212,23 @@ impl Metrics {
             )?,
             store_up: register
                 .int_gauge("kms_proxy_store_up", "Whether the store's last answer was a good one.")?,
+            auth_failures: register.counter_vec(
+                "kms_proxy_auth_failures_total",
+                "Requests whose caller was not recognised, by reason.",
+                &["reason"],
+            )?,
+            rules_current,
+            certificate_expiry: register.int_gauge_vec(
+                "kms_proxy_tls_certificate_expiry_seconds",
+                "Time until the certificate of the listener expires; negative when it has.",
+                &[],
+            )?,
         }))
+    }
+
+    /// Notes in how many seconds the listener's certificate expires.
+    pub fn certificate_expires_in(&self, seconds: i64) {
+        self.certificate_expiry.with_label_values(&[] as &[&str]).set(seconds);
     }
 
     /// The handles of one chain.
@@ -271,6 +297,11 @@ impl Metrics {
     /// Counts a rotation: `reason` is `uses`, `age`, `manual` or `root`.
     pub fn rotated(&self, chain: &ChainName, reason: &str) {
         self.rotations.with_label_values(&[chain.as_str(), reason]).inc();
+    }
+
+    /// Counts a request whose caller was not recognised.
+    pub fn auth_failed(&self, reason: &'static str) {
+        self.auth_failures.with_label_values(&[reason]).inc();
     }
 
     /// Counts a reservation: `outcome` is `ok`, `conflict`, `lost`, `exhausted` or `error`.

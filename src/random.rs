@@ -73,7 +73,47 @@ impl Drop for Pool {
 }
 
 fn system(dest: &mut [u8]) -> Result<(), Unavailable> {
+    #[cfg(test)]
+    if seeded::fill(dest) {
+        return Ok(());
+    }
     getrandom::fill(dest).map_err(|_| Unavailable)
+}
+
+/// Randomness that can be had again: for a simulation, which is of use only if its failure is.
+/// It is not there outside of the tests of this crate.
+#[cfg(test)]
+pub(crate) mod seeded {
+    use std::cell::Cell;
+
+    thread_local! {
+        static STATE: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+
+    /// From now on this thread gets what follows from `seed`, and nothing of the system's.
+    pub(crate) fn seed(seed: u64) {
+        STATE.set(Some(seed));
+        super::POOL.with_borrow_mut(|pool| pool.left = 0);
+    }
+
+    pub(super) fn fill(dest: &mut [u8]) -> bool {
+        let Some(mut state) = STATE.get() else { return false };
+        for bytes in dest.chunks_mut(8) {
+            let next = split_mix(&mut state).to_le_bytes();
+            bytes.copy_from_slice(&next[..bytes.len()]);
+        }
+        STATE.set(Some(state));
+        true
+    }
+
+    /// The next number of SplitMix64 (Steele, Lea and Flood, 2014).
+    pub(crate) fn split_mix(state: &mut u64) -> u64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 }
 
 #[cfg(test)]

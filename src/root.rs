@@ -10,13 +10,18 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 use crate::id::{ChainName, KekId, Suite};
-use crate::secret::KeyBytes;
+use crate::secret::{KeyBytes, SecretBytes};
 
+pub mod aws_kms;
+#[cfg(test)]
+mod contract;
 pub mod local;
 pub mod passphrase;
+pub mod pkcs11;
 mod sealed;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vault_transit;
 
 /// What a wrap is bound to: a wrap made with one context does not open with another.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +49,9 @@ impl Context<'_> {
     }
 }
 
+/// The longest wrap of a KEK in bytes, of whichever provider.
+pub const MAX_WRAP_LEN: usize = 1024;
+
 /// A key that wraps KEKs, kept where this process can use it but, for most kinds, not read it.
 ///
 /// To an implementor: calls may come from many tasks at once, may take seconds, and are dropped
@@ -53,7 +61,7 @@ impl Context<'_> {
 /// id after every unwrap.
 #[async_trait]
 pub trait RootKey: Send + Sync + 'static {
-    /// Wraps `kek`. At most 1,024 bytes come back.
+    /// Wraps `kek`. At most [`MAX_WRAP_LEN`] bytes come back.
     ///
     /// # Errors
     /// [`Error::Away`] and [`Error::Denied`].
@@ -65,8 +73,22 @@ pub trait RootKey: Send + Sync + 'static {
     /// [`Error`] of each kind.
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error>;
 
+    /// Whether `wrapped` is what [`wrap`](Self::wrap) would make now. False when a wrap that is made
+    /// anew would be a better one: its cost, its salt or the version of its key is an older one, or
+    /// it can't be read at all. It asks nobody, and tells nothing of whether the wrap opens.
+    fn is_current(&self, wrapped: &[u8]) -> bool {
+        _ = wrapped;
+        true
+    }
+
     /// The kind of provider as the configuration names it, such as `local`.
     fn kind(&self) -> &'static str;
+
+    /// What the configuration calls its key, such as an ARN; empty where the key has no name but the
+    /// root's. The same whether the root answers or not. It is shown to others and holds no secret.
+    fn key(&self) -> String {
+        String::new()
+    }
 }
 
 /// Why a root did not wrap or unwrap: the three things that a caller can act on.
@@ -111,10 +133,16 @@ pub struct OpenError {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
 pub enum Config {
+    /// A key in AWS KMS.
+    AwsKms(aws_kms::Config),
     /// A key file: for development.
     Local(local::Config),
     /// A key derived from a passphrase.
     Passphrase(passphrase::Config),
+    /// A key in an HSM.
+    Pkcs11(pkcs11::Config),
+    /// A key in the transit engine of Vault or OpenBao.
+    VaultTransit(vault_transit::Config),
 }
 
 impl Config {
@@ -122,8 +150,32 @@ impl Config {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
+            Self::AwsKms(config) => &config.name,
             Self::Local(config) => &config.name,
             Self::Passphrase(config) => &config.name,
+            Self::Pkcs11(config) => &config.name,
+            Self::VaultTransit(config) => &config.name,
+        }
+    }
+
+    /// Where the secret `setting` goes, and whether a file gives it already; `None` when this kind
+    /// of root takes no such secret.
+    pub(crate) fn secret(
+        &mut self,
+        setting: &str,
+    ) -> Option<(&mut Option<Arc<SecretBytes>>, bool)> {
+        match (self, setting) {
+            (Self::Passphrase(root), "passphrase") => {
+                Some((&mut root.passphrase, root.passphrase_file.is_some()))
+            }
+            (Self::Pkcs11(root), "pin") => Some((&mut root.pin, root.pin_file.is_some())),
+            (Self::VaultTransit(root), "token") => {
+                Some((&mut root.token, root.token_file.is_some()))
+            }
+            (Self::VaultTransit(root), "secret_id") => {
+                Some((&mut root.secret_id, root.secret_id_file.is_some()))
+            }
+            _ => None,
         }
     }
 
@@ -133,10 +185,23 @@ impl Config {
     /// The [`OpenError`] that `open` would give.
     pub fn check(&self, data_dir: &Path) -> Result<(), OpenError> {
         let checked = match self {
+            Self::AwsKms(config) => config.check(),
             Self::Local(config) => config.check(data_dir),
             Self::Passphrase(config) => config.check(),
+            Self::Pkcs11(config) => config.check(),
+            Self::VaultTransit(config) => config.check(),
         };
         checked.map_err(|detail| OpenError { root: self.name().to_owned(), detail })
+    }
+
+    /// Whether to open it would make a new key, because none is there: nothing that was wrapped
+    /// before opens with it.
+    #[must_use]
+    pub fn is_new(&self, data_dir: &Path) -> bool {
+        match self {
+            Self::Local(config) => !config.path(data_dir).exists(),
+            _ => false,
+        }
     }
 }
 
@@ -165,15 +230,50 @@ pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> 
         return Err(failed("a root's name is 1 to 63 of a-z 0-9 . _ -".to_owned()));
     }
     let root: Result<Arc<dyn RootKey>, String> = match config {
+        Config::AwsKms(config) => aws_kms::Root::open(config).map(|root| Arc::new(root) as _),
         Config::Local(config) => {
             local::Root::open(config, data_dir).map(|root| Arc::new(root) as _)
         }
         Config::Passphrase(config) => {
             passphrase::Root::open(config).await.map(|root| Arc::new(root) as _)
         }
+        Config::Pkcs11(config) => pkcs11::Root::open(config).await.map(|root| Arc::new(root) as _),
+        Config::VaultTransit(config) => {
+            vault_transit::Root::open(config).await.map(|root| Arc::new(root) as _)
+        }
     };
     let root = root.map_err(failed)?;
     Ok(Named { name: config.name().into(), root })
+}
+
+/// Makes the key of a root whose key must be asked for; says what was done, or what there is to do.
+///
+/// # Errors
+/// [`OpenError`]; a key that is there already is never replaced.
+pub async fn init(config: &Config, data_dir: &Path) -> Result<String, OpenError> {
+    config.check(data_dir)?;
+    match config {
+        Config::Local(config) => Ok(format!(
+            "nothing is to be done: the service makes the key in {} at its first start",
+            config.path(data_dir).display()
+        )),
+        Config::Passphrase(_) => {
+            Ok("nothing is to be done: the passphrase is all there is".to_owned())
+        }
+        Config::AwsKms(_) => {
+            Ok("make the key with AWS: `aws kms create-key --description kms-proxy`, and give the \
+             service's role kms:Encrypt and kms:Decrypt on it"
+                .to_owned())
+        }
+        Config::VaultTransit(own) => Ok(format!(
+            "make the key with Vault or OpenBao: `vault write -f {}/keys/{}`, and give the service's \
+             policy update on its encrypt and decrypt",
+            own.mount, own.key
+        )),
+        Config::Pkcs11(own) => pkcs11::Root::init(own)
+            .await
+            .map_err(|detail| OpenError { root: config.name().to_owned(), detail }),
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +291,13 @@ mod tests {
             assert_eq!(config.name(), "main");
             assert!(parse(&format!("kind = '{kind}'")).unwrap_err().contains("`name`"));
         }
+        let hsm = "kind = 'pkcs11'\nname = 'main'\nmodule = '/m.so'\nslot = 1\nkey_label = 'kek'";
+        assert_eq!(parse(hsm).unwrap().name(), "main");
+        let config = parse("kind = 'aws-kms'\nname = 'main'\nkey_id = 'alias/a'").unwrap();
+        assert_eq!(config.name(), "main");
+        let vault = "kind = 'vault-transit'\nname = 'main'\naddress = 'https://vault:8200'";
+        assert_eq!(parse(&format!("{vault}\nkey = 'kek'")).unwrap().name(), "main");
+        assert!(parse(vault).unwrap_err().contains("`key`"));
         let error = parse("kind = 'locla'\nname = 'main'").unwrap_err();
         assert!(error.contains("`locla`") && error.contains("`passphrase`"), "{error}");
     }

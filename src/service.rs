@@ -14,36 +14,46 @@ use std::time::{Duration, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 
 use crate::clock::Monotonic;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Version};
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::dek_cache::SharedDek;
 use crate::keychain::message::{Plaintext, Sealed};
-use crate::keychain::{DecryptError, EncryptError, KeyChain, Use};
+use crate::keychain::{DecryptError, EncryptError, Form, KeyChain, Use};
 use crate::metrics::{Metrics, Operation};
 use crate::secret::SecretBytes;
 use crate::store::record::{self, Limits};
 
+mod allowance;
 pub mod answer;
 mod bootstrap;
 mod chain;
 mod core;
 pub mod error;
+mod follower;
 mod keyring;
 mod ledger;
 mod manage;
+pub mod names;
 mod observed;
+mod recovery;
 mod reserver;
+pub mod restored;
+mod roots;
 mod rotator;
 mod states;
+mod upkeep;
+pub mod verify;
 
 #[cfg(test)]
 mod tests;
 
+pub use allowance::Allowance;
 pub use answer::{
     ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health, KekInfo, Page,
-    Readiness, Rewrapped, Rotated,
+    Readiness, Rewrapped, RootProgress, Rotated,
 };
 pub use error::{Error, Kind};
+pub use roots::RootChange;
 
 use chain::{Chain, exhausted};
 use core::Core;
@@ -77,6 +87,12 @@ pub struct Config {
     pub dek_max_age: Duration,
     /// Retired KEKs in memory.
     pub keks: usize,
+    /// How often the roots of a KEK in memory are asked whether they still open it: 24 h. Where they
+    /// are away it is used for `offline_grace` longer.
+    pub kek_max_age: Duration,
+    /// How long decrypts go on while the store is away where others can write to it: 24 h. What
+    /// they disable meanwhile is not known here.
+    pub offline_grace: Duration,
 }
 
 impl Default for Config {
@@ -91,6 +107,8 @@ impl Default for Config {
             dek_entries: 10_000,
             dek_max_age: Duration::from_secs(300),
             keks: 10_000,
+            kek_max_age: Duration::from_secs(24 * 60 * 60),
+            offline_grace: Duration::from_secs(24 * 60 * 60),
         }
     }
 }
@@ -118,8 +136,8 @@ impl KeyService {
         aad: &[u8],
     ) -> Result<Encrypted, Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Encrypt, chain)?;
-        let result = self.seal(&chain, plaintext, aad).await;
+        let chain = self.find(Operation::Encrypt, chain).await?;
+        let result = self.seal(&chain, plaintext, aad, started).await;
         self.finish(
             Operation::Encrypt,
             &chain,
@@ -145,7 +163,7 @@ impl KeyService {
         aad: &[u8],
     ) -> Result<Decrypted, Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Decrypt, chain)?;
+        let chain = self.find(Operation::Decrypt, chain).await?;
         let result = self.open(&chain, envelope, aad, started).await;
         self.finish(Operation::Decrypt, &chain, started, result)
     }
@@ -156,9 +174,32 @@ impl KeyService {
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
     pub async fn rewrap(&self, chain: Option<&str>, envelope: Vec<u8>) -> Result<Rewrapped, Error> {
+        self.rewrap_to(self.core.form, chain, envelope).await
+    }
+
+    /// The same, and the KEK travels along what comes back: it is of version 2, and any service opens
+    /// it that has the chain's name and one of the roots. With a store of kind `inline` every rewrap
+    /// is one of these.
+    ///
+    /// # Errors
+    /// Those of [`rewrap`](Self::rewrap).
+    pub async fn rewrap_inline(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
+        self.rewrap_to(Form::Carried, chain, envelope).await
+    }
+
+    async fn rewrap_to(
+        &self,
+        form: Form,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Rewrap, chain)?;
-        let result = self.move_to_primary(&chain, envelope, started).await;
+        let chain = self.find(Operation::Rewrap, chain).await?;
+        let result = self.move_to_primary(&chain, envelope, form, started).await;
         self.finish(Operation::Rewrap, &chain, started, result)
     }
 
@@ -173,13 +214,14 @@ impl KeyService {
         aad: &[u8],
     ) -> Result<DataKey, Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Datakey, chain)?;
+        let chain = self.find(Operation::Datakey, chain).await?;
         let result = async {
             if !(16..=64).contains(&bytes) {
                 return Err(Error::new(Kind::InvalidRequest, "bytes is 16 to 64"));
             }
             let plaintext = SecretBytes::random(bytes).map_err(|error| internal(&error))?;
-            let (envelope, kek_id) = self.seal(&chain, plaintext.expose().into(), aad).await?;
+            let (envelope, kek_id) =
+                self.seal(&chain, plaintext.expose().into(), aad, started).await?;
             Ok(DataKey { plaintext, envelope, chain: chain.name.clone(), kek_id })
         };
         let result = result.await;
@@ -193,7 +235,7 @@ impl KeyService {
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
     pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Rotate, chain)?;
+        let chain = self.find(Operation::Rotate, chain).await?;
         let work = {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
             async move { rotator::rotate_by_hand(&core, &chain).await }
@@ -214,14 +256,14 @@ impl KeyService {
         self.core.metrics.dek_cache_holds(deks.len(), deks.evicted());
         let missing: Vec<_> =
             self.chains.load().values().map(|chain| chain.missing_wraps.load_full()).collect();
-        self.core.keyring.report_missing(missing.iter().map(|chain| chain.as_slice()));
+        self.core.keyring.roots.report_missing(missing.iter().map(|chain| chain.as_slice()));
     }
 
     /// How well the service stands, from memory alone.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let mut checks = vec![self.core.store.check()];
-        checks.extend(self.core.keyring.checks());
+        checks.extend(self.core.keyring.roots.checks());
         checks.extend(self.damaged.iter().map(|(chain, detail)| Check {
             name: format!("chain:{chain}"),
             health: Health::Degraded,
@@ -229,7 +271,7 @@ impl KeyService {
         }));
         let now = self.core.clock.now();
         let (store, keyring) = (&self.core.store, &self.core.keyring);
-        let reachable = store.is_up() && keyring.is_any_up();
+        let reachable = store.is_up() && keyring.roots.is_any_up();
         let (mut can_encrypt, mut can_decrypt) = (false, keyring.holds_any());
         for chain in self.chains.load().values() {
             let (snapshot, failure) = (chain.snapshot(), chain.root_failure.load());
@@ -246,11 +288,11 @@ impl KeyService {
                 });
             }
         }
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             let detail = Some("shutting down".to_owned());
             checks.push(Check { name: "service".to_owned(), health: Health::Down, detail });
         }
-        let health = if self.draining.load(Ordering::Relaxed) || !(can_encrypt || can_decrypt) {
+        let health = if self.is_draining() || !(can_encrypt || can_decrypt) {
             Health::Down
         } else if checks.iter().any(|check| check.health != Health::Ok) {
             Health::Degraded
@@ -265,6 +307,12 @@ impl KeyService {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether [`drain`](Self::drain) was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// Stops the background tasks after their current step.
     pub async fn stop(&self) {
         self.core.stopping.send_replace(true);
@@ -276,20 +324,40 @@ impl KeyService {
     }
 
     /// The chain that a caller means; a failure is counted.
-    fn find(&self, operation: Operation, chain: Option<&str>) -> Result<Arc<Chain>, Error> {
+    async fn find(&self, operation: Operation, chain: Option<&str>) -> Result<Arc<Chain>, Error> {
         let name = chain.unwrap_or(DEFAULT_CHAIN);
         if let Some(chain) = self.chains.load().get(name) {
             return Ok(Arc::clone(chain));
         }
-        let error = match ChainName::new(name) {
-            Err(error) => Error::new(Kind::InvalidRequest, error.to_string()),
-            Ok(name) if self.damaged.contains_key(&name) => {
-                Error::new(Kind::Internal, "the stored record of this chain is damaged")
+        // Boxed: it is rare, and must not make the future of every request larger.
+        let found = Box::pin(self.look_up(name)).await;
+        if let Err(error) = &found {
+            self.core.metrics.failed(operation, "", error.kind().code());
+        }
+        found
+    }
+
+    /// Looks for a chain that may have been made elsewhere a moment ago.
+    async fn look_up(&self, name: &str) -> Result<Arc<Chain>, Error> {
+        let name = ChainName::new(name)
+            .map_err(|error| Error::new(Kind::InvalidRequest, error.to_string()))?;
+        if self.damaged.contains_key(&name) {
+            return Err(Error::new(Kind::Internal, "the stored record of this chain is damaged"));
+        }
+        let unknown = || Error::new(Kind::UnknownChain, "there is no chain of this name");
+        if !self.core.shared || self.core.unknown_chains.contains(&name, self.core.clock.now()) {
+            return Err(unknown());
+        }
+        allowance::charge(self.core.clock.now())?;
+        let _permit = self.core.lookups.acquire().await.map_err(|error| internal(&error))?;
+        match self.load_chain(&name).await {
+            Ok(Some(chain)) => Ok(chain),
+            Ok(None) => {
+                self.core.unknown_chains.insert(name, self.core.clock.now());
+                Err(unknown())
             }
-            Ok(_) => Error::new(Kind::UnknownChain, "there is no chain of this name"),
-        };
-        self.core.metrics.failed(operation, "", error.kind().code());
-        Err(error)
+            Err(error) => Err(self.core.store_error(&name, error)),
+        }
     }
 
     /// Counts how a call on `chain` ended.
@@ -314,8 +382,10 @@ impl KeyService {
         chain: &Chain,
         plaintext: Plaintext,
         aad: &[u8],
+        now: Monotonic,
     ) -> Result<(Sealed, KekId), Error> {
-        self.spend_use(chain, |one| one.seal(plaintext, aad)).await
+        let form = self.core.form;
+        self.spend_use(chain, now, |one| one.in_form(form).seal(plaintext, aad)).await
     }
 
     /// Spends one use; waits for the next block or KEK when there is none. What comes of it is
@@ -323,12 +393,12 @@ impl KeyService {
     async fn spend_use<T>(
         &self,
         chain: &Chain,
+        mut now: Monotonic,
         spend: impl FnOnce(Use<'_>) -> Result<T, EncryptError>,
     ) -> Result<(T, KekId), Error> {
         let mut until = None;
         let rounds = chain.rounds();
         loop {
-            let now = self.core.clock.now();
             let snapshot = chain.snapshot();
             if let Some(one) = snapshot.take(now) {
                 chain.watch_level(&snapshot, now);
@@ -352,6 +422,7 @@ impl KeyService {
                 }
             };
             chain.wait_for_uses(until.since(now), self.core.config.max_waiting).await?;
+            now = self.core.clock.now();
         }
     }
 
@@ -373,6 +444,7 @@ impl KeyService {
         &self,
         chain: &Chain,
         envelope: Vec<u8>,
+        form: Form,
         now: Monotonic,
     ) -> Result<Rewrapped, Error> {
         let parsed =
@@ -380,7 +452,7 @@ impl KeyService {
         let previous_kek_id = parsed.header.kek_id;
         let (snapshot, dek) = self.open_dek(chain, &parsed, now).await?;
         let chain_name = chain.name.clone();
-        if snapshot.is_current(&parsed) {
+        if snapshot.is_current(&parsed, form) {
             return Ok(Rewrapped {
                 envelope,
                 chain: chain_name,
@@ -388,7 +460,10 @@ impl KeyService {
                 previous_kek_id,
             });
         }
-        let (mut rewrapped, kek_id) = self.spend_use(chain, |one| one.seal_dek(&dek)).await?;
+        // The root may have been asked meanwhile.
+        let now = self.core.clock.now();
+        let (mut rewrapped, kek_id) =
+            self.spend_use(chain, now, |one| one.in_form(form).seal_dek(&dek)).await?;
         rewrapped.extend_from_slice(parsed.payload);
         Ok(Rewrapped { envelope: rewrapped, chain: chain_name, kek_id, previous_kek_id })
     }
@@ -404,15 +479,28 @@ impl KeyService {
         let (header, id) = (&envelope.header, envelope.header.kek_id);
         let mut snapshot = chain.snapshot();
         snapshot.allows(id).map_err(decrypt_error)?;
+        if !self.core.is_confirmed(now) {
+            return Err(Error::new(
+                Kind::StoreUnavailable,
+                "the store has been away for longer than cache.offline_grace",
+            ));
+        }
         if let Some(dek) = deks.get(&chain.name, header, now) {
             metrics.dek_cache_hits.inc();
             return Ok((snapshot, dek));
         }
-        let held = snapshot.kek(id).cloned().or_else(|| keyring.cached(&chain.name, id));
+        let held = snapshot.kek(id).cloned().or_else(|| keyring.in_memory(&chain.name, id));
         let kek = match held {
             Some(kek) => kek,
             None => {
-                let kek = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await?;
+                let stored = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await;
+                let kek = match (stored, header.version) {
+                    // What the store says of a KEK wins over the record that travels along.
+                    (Err(error), Version::Carried(record)) if error.kind() == Kind::UnknownKek => {
+                        keyring.carried(&chain.name, header.suite, id, record).await?
+                    }
+                    (stored, _) => stored?,
+                };
                 // It may have been disabled meanwhile: then it must not stay in memory.
                 snapshot = chain.snapshot();
                 snapshot.allows(id).map_err(|error| {
@@ -432,13 +520,16 @@ impl KeyService {
         let unknown = || {
             Error::new(Kind::UnknownKek, "the ciphertext names a KEK that this chain does not have")
         };
-        if self.core.unknown.contains(&chain.name, id, now) {
+        let name = (chain.name.clone(), id);
+        if self.core.unknown.contains(&name, now) {
             return Err(unknown());
         }
+        allowance::charge(now)?;
+        let _permit = self.core.lookups.acquire().await.map_err(|error| internal(&error))?;
         let read =
             ledger::read::<record::Kek>(&*self.core.store, &record::kek_key(&chain.name, id)).await;
         let Some(read) = read.map_err(|error| self.core.store_error(&chain.name, error))? else {
-            self.core.unknown.insert(&chain.name, id, now);
+            self.core.unknown.insert(name, now);
             return Err(unknown());
         };
         if states::refusal(read.record.state).is_none() {
@@ -459,6 +550,7 @@ fn encrypt_error(error: EncryptError) -> Error {
         EncryptError::AadTooLong | EncryptError::OtherSuite => {
             Error::new(Kind::InvalidRequest, error.to_string())
         }
+        EncryptError::NoRecord => Error::new(Kind::Conflict, error.to_string()),
         EncryptError::TooLong => Error::new(Kind::PayloadTooLarge, error.to_string()),
         EncryptError::Exhausted => exhausted("no use of the KEK is left"),
         EncryptError::Randomness(error) => internal(&error),

@@ -4,18 +4,26 @@
 //! nothing of roots, envelopes or keys in memory. The transactions of a chain are made of
 //! [`Txn`]s elsewhere, so that every store gets the same protocol.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 
+pub mod backup;
+pub mod copy;
+pub mod etcd;
 pub mod file;
+pub mod inline;
 pub mod memory;
 pub mod record;
+mod walk;
 
 #[cfg(test)]
 mod contract;
+
+pub use walk::Problem;
+pub(crate) use walk::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
 
 /// The revision of an entry: it grows with every write to the store, and no two writes share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +65,8 @@ pub struct Txn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Committed {
-    /// It is durable, and all entries that it put have this revision.
+    /// It is durable, and all entries that it put have this revision. One that changed nothing may
+    /// share it with an earlier one.
     Applied(Revision),
     /// A condition did not hold; nothing was written.
     Conflict,
@@ -77,6 +86,19 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`].
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error>;
 
+    /// The entries at `keys`, in their order. As of one moment where the store can; each of them is at
+    /// least as new as the call.
+    ///
+    /// # Errors
+    /// [`Error`]; one damaged entry is an error for all.
+    async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
+        let mut entries = Vec::with_capacity(keys.len());
+        for key in keys {
+            entries.push(self.get(key).await?);
+        }
+        Ok(entries)
+    }
+
     /// The first `limit` entries, in the order of their keys' bytes, whose keys start with
     /// `prefix` and come after `after`.
     ///
@@ -92,14 +114,53 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Entry>, Error>;
 
+    /// How many entries have keys that start with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    async fn count(&self, prefix: &str) -> Result<u64, Error>;
+
     /// Applies `txn` or leaves everything as it is.
     ///
     /// # Errors
     /// [`Error`].
     async fn commit(&self, txn: Txn) -> Result<Committed, Error>;
 
+    /// Follows what others write. `None`: nobody else can write here while this store is open, so
+    /// what this process knows is all there is to know.
+    fn watch(&self) -> Option<Box<dyn Watch>> {
+        None
+    }
+
     /// The kind of store as the configuration names it, such as `file`.
     fn kind(&self) -> &'static str;
+
+    /// Whether what is written here outlives the process. Where it does not, KEKs travel along what
+    /// they encrypt.
+    fn is_lasting(&self) -> bool {
+        true
+    }
+}
+
+/// What is written to a store from now on, by whomever.
+///
+/// To an implementor: it mends itself, so there is no error. Say [`News::Missed`] when a connection
+/// was made anew, and when one has been silent for so long that it may be dead.
+#[async_trait]
+pub trait Watch: Send {
+    /// The next news; it waits until there is some. A call that is dropped loses none.
+    async fn next(&mut self) -> News;
+}
+
+/// What a [`Watch`] tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// These keys were written or deleted, by these writes. In order, but it may be late.
+    Changed(Vec<(String, Revision)>),
+    /// Changes may have been missed: what is known must be read again.
+    Missed,
+    /// The store went back to an earlier state: somebody restored a copy.
+    Restored,
 }
 
 /// Why a store did not answer: what a caller can act on.
@@ -132,6 +193,10 @@ pub const DEFAULT_DATA_DIR: &str = "./kms-proxy-data";
 pub enum Config {
     /// An embedded store: the default.
     File(file::Config),
+    /// An etcd cluster, which replicas share.
+    Etcd(Box<etcd::Config>),
+    /// None: KEKs travel along every envelope.
+    Inline(inline::Config),
 }
 
 impl Default for Config {
@@ -146,6 +211,29 @@ impl Config {
     pub fn data_dir(&self) -> &Path {
         match self {
             Self::File(config) => &config.path,
+            Self::Etcd(config) => &config.data_dir,
+            Self::Inline(config) => &config.data_dir,
+        }
+    }
+
+    /// Sets that directory.
+    pub fn set_data_dir(&mut self, path: PathBuf) {
+        match self {
+            Self::File(config) => config.path = path,
+            Self::Etcd(config) => config.data_dir = path,
+            Self::Inline(config) => config.data_dir = path,
+        }
+    }
+
+    /// Whether to open it would make it, because nothing is there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::File(config) => !file::is_in(&config.path),
+            // One is there as soon as it answers.
+            Self::Etcd(_) => false,
+            // It is new with each process.
+            Self::Inline(_) => true,
         }
     }
 }
@@ -170,6 +258,11 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
             Ok(store) => Ok(Arc::new(store)),
             Err(detail) => Err(OpenError { kind: "file", detail }),
         },
+        Config::Etcd(config) => match etcd::Store::open(config).await {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(detail) => Err(OpenError { kind: "etcd", detail }),
+        },
+        Config::Inline(_) => Ok(Arc::new(inline::Store::new())),
     }
 }
 
@@ -188,6 +281,18 @@ mod tests {
         assert_eq!(Config::default(), file(DEFAULT_DATA_DIR));
         assert_eq!(parse("kind = 'file'\npath = '/data'").unwrap(), file("/data"));
         assert_eq!(file("/data").data_dir(), Path::new("/data"));
+    }
+
+    #[test]
+    fn inline_has_a_directory_for_a_key_file_alone() {
+        let inline = |path: &str| Config::Inline(inline::Config { data_dir: path.into() });
+        assert_eq!(parse("kind = 'inline'").unwrap(), inline(DEFAULT_DATA_DIR));
+        let mut config = parse("kind = 'inline'\ndata_dir = '/keys'").unwrap();
+        assert_eq!(config.data_dir(), Path::new("/keys"));
+        config.set_data_dir("/other".into());
+        assert_eq!(config, inline("/other"));
+        let error = parse("kind = 'inline'\npath = '/data'").unwrap_err();
+        assert!(error.contains("`path`") && error.contains("`data_dir`"), "{error}");
     }
 
     #[test]

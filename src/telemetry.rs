@@ -5,7 +5,8 @@
 use std::io::IsTerminal;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use tracing_subscriber::filter::Targets;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
@@ -22,7 +23,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let level = Targets::new().with_default(tracing::Level::INFO);
+        let level = Targets::new().with_default(Level::INFO);
         Self { level, format: None }
     }
 }
@@ -69,7 +70,14 @@ pub fn install(config: &Config) -> Result<(), TryInitError> {
         Format::Text if on_terminal => layer.boxed(),
         Format::Text => layer.with_ansi(false).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(config.level.clone())).try_init()
+    let filter = config.level.clone().and(filter_fn(is_harmless));
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()
+}
+
+/// At `trace` the AWS SDK writes what was sent and answered; KEKs among it, if one of its variables
+/// says so. No setting brings that out.
+fn is_harmless(event: &Metadata<'_>) -> bool {
+    *event.level() != Level::TRACE || !event.target().starts_with("aws_")
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {
@@ -98,8 +106,8 @@ mod tests {
         };
         assert_eq!(read("info").unwrap(), Config::default().level);
         let level = read("warn, kms_proxy::http=debug").unwrap();
-        assert!(level.would_enable("kms_proxy::http::layers", &tracing::Level::DEBUG));
-        assert!(!level.would_enable("kms_proxy::service", &tracing::Level::INFO));
+        assert!(level.would_enable("kms_proxy::http::layers", &Level::DEBUG));
+        assert!(!level.would_enable("kms_proxy::service", &Level::INFO));
         for bad in ["", "loud", "info,", "kms_proxy", "kms_proxy=loud", "=debug"] {
             let error = read(bad).unwrap_err().to_string();
             assert!(error.contains("expected off, error"), "{bad}: {error}");

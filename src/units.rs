@@ -68,6 +68,16 @@ pub mod size {
         size.ok_or_else(|| D::Error::custom("a size is written like 4096, 64KiB or 4MiB"))
     }
 
+    /// Reads a size that may be left out.
+    ///
+    /// # Errors
+    /// When it is no size, or more than this machine can address.
+    pub fn deserialize_some<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<usize>, D::Error> {
+        deserialize(deserializer).map(Some)
+    }
+
     /// The bytes that `text` means.
     #[must_use]
     pub fn parse(text: &str) -> Option<usize> {
@@ -81,6 +91,58 @@ pub mod size {
             _ => return None,
         };
         number.parse::<usize>().ok()?.checked_mul(factor)
+    }
+}
+
+/// Lists of words, also as one text with commas between them: what stands beside a `kind` comes so
+/// from the environment.
+pub mod list {
+    use serde::{Deserialize, Deserializer};
+
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// When it is neither a list of texts nor a text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<String>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a list of texts")]
+        enum List {
+            Words(Vec<String>),
+            Text(String),
+        }
+        Ok(match List::deserialize(deserializer)? {
+            List::Words(words) => words,
+            List::Text(text) => {
+                let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+                words.map(str::to_owned).collect()
+            }
+        })
+    }
+}
+
+/// Whole numbers in tables of several kinds: what the environment gives for them comes as text.
+pub mod number {
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    /// Reads a number, or text that is one.
+    ///
+    /// # Errors
+    /// When it is none from 0 to 2^32 - 1.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Number {
+            Number(u32),
+            Text(String),
+        }
+        let number = match Number::deserialize(deserializer) {
+            Ok(Number::Number(number)) => Some(number),
+            Ok(Number::Text(text)) => text.trim().parse().ok(),
+            Err(_) => None,
+        };
+        number.ok_or_else(|| D::Error::custom("expected a whole number"))
     }
 }
 

@@ -36,17 +36,17 @@ pub(super) struct StatusArgs {
 
 /// The answer of `/readyz`.
 #[derive(Deserialize, Serialize)]
-struct Readiness {
+pub(super) struct Readiness {
     status: String,
-    checks: Vec<Check>,
+    pub(super) checks: Vec<Check>,
 }
 
 #[derive(Deserialize, Serialize)]
-struct Check {
-    name: String,
-    status: String,
+pub(super) struct Check {
+    pub(super) name: String,
+    pub(super) status: String,
     #[serde(default)]
-    detail: Option<String>,
+    pub(super) detail: Option<String>,
 }
 
 /// A chain, as far as the table shows it.
@@ -107,7 +107,7 @@ pub(super) async fn healthcheck(args: client::Args) -> Result {
 }
 
 /// The answer of `/readyz`, which is 503 when the service is down.
-async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
+pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
     let response = client.send(client.request(Method::GET, "/readyz")).await?;
     let status = response.status();
     let body = response.bytes().await.unwrap_or_default();
@@ -138,6 +138,13 @@ async fn all_chains(client: &Client) -> Result<Vec<Value>> {
             Some(after) => path = format!("/v1/chains?after={after}"),
         }
     }
+}
+
+/// The names of all chains.
+pub(super) async fn names(client: &Client) -> Result<Vec<String>> {
+    let chains = all_chains(client).await?;
+    let name = |chain: &Value| chain["chain"].as_str().map(str::to_owned);
+    Ok(chains.iter().filter_map(name).collect())
 }
 
 fn check_table(readiness: &Readiness) -> String {
@@ -171,7 +178,7 @@ fn chain_table(chains: &[Chain]) -> String {
 }
 
 /// Columns as wide as their widest cell, two spaces between them.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -1,13 +1,18 @@
 //! The commands' way to a running service: one HTTP client, and its failures as sentences.
 
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kms_proxy::id::ChainName;
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
-use super::{Failure, Result};
+use super::stdio::tell;
+use super::{Failure, Result, tls};
 
 /// Where the service is.
 #[derive(clap::Args)]
@@ -24,6 +29,11 @@ pub(super) struct Args {
     /// How long one call may take
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    #[command(flatten)]
+    tls: tls::Args,
+    /// A file with the bearer token or JWT to show to the service
+    #[arg(long, value_name = "FILE", env = "KMS_PROXY_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
 }
 
 /// Which chain is meant.
@@ -48,6 +58,8 @@ pub(super) struct Client {
     /// Its URL, to which paths are added.
     server: String,
     http: reqwest::Client,
+    /// Its `Authorization`.
+    token: Option<HeaderValue>,
 }
 
 impl Client {
@@ -58,19 +70,29 @@ impl Client {
             // Plaintexts go to the service that was named, and nowhere else.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| Failure::refused(reason(&error)))?;
-        Ok(Self { server: args.server, http })
+            // One call after the other; and what a refused handshake says is not lost on the way.
+            .http1_only();
+        let http = args.tls.apply(&args.server, http)?;
+        let http = http.build().map_err(|error| Failure::refused(reason(&error)))?;
+        let token = args.token_file.as_deref().map(bearer).transpose()?;
+        if token.is_some() && is_open(&args.server) {
+            tell("the token goes to the service in the clear: whoever sees the traffic has it");
+        }
+        Ok(Self { server: args.server, http, token })
     }
 
-    /// The same client for another address.
+    /// The same client for the address of the service's health, which needs no token.
     pub(super) fn at(&self, server: String) -> Self {
-        Self { server, http: self.http.clone() }
+        Self { server, http: self.http.clone(), token: None }
     }
 
     /// A request of `path`, which starts with a slash, below the server's own path.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.server))
+        let request = self.http.request(method, format!("{}{path}", self.server));
+        match &self.token {
+            Some(token) => request.header(AUTHORIZATION, token.clone()),
+            None => request,
+        }
     }
 
     /// Sends `request` and takes whatever is answered.
@@ -89,6 +111,9 @@ impl Client {
     /// What an answer that is not a good one says.
     pub(super) fn refusal(&self, status: StatusCode, body: &[u8]) -> Failure {
         Failure::refused(match serde_json::from_slice::<Problem>(body) {
+            Ok(problem) if status == StatusCode::UNAUTHORIZED => {
+                format!("{problem} (--token-file, or --cert and --key)")
+            }
             Ok(problem) => problem.to_string(),
             Err(_) => format!("{} answered {status}, and not as kms-proxy does", self.server),
         })
@@ -112,7 +137,9 @@ impl Client {
 
     fn failed(&self, error: &reqwest::Error) -> Failure {
         let server = &self.server;
-        Failure::refused(if error.is_timeout() {
+        Failure::refused(if let Some(text) = tls::explain(server, &reason(error)) {
+            text
+        } else if error.is_timeout() {
             format!("{server} did not answer in time (--timeout)")
         } else if error.is_connect() {
             format!("nothing answers at {server}: {}; is `kms-proxy serve` running?", reason(error))
@@ -135,6 +162,28 @@ impl std::fmt::Display for Problem {
     }
 }
 
+/// The header that shows the token of a file.
+fn bearer(path: &Path) -> Result<HeaderValue> {
+    let wrong =
+        |detail: &str| Failure::Usage(format!("--token-file, {}: {detail}", path.display()));
+    let token = Zeroizing::new(std::fs::read(path).map_err(|error| wrong(&error.to_string()))?);
+    let token = token.trim_ascii();
+    let header = Zeroizing::new([b"Bearer ", token].concat());
+    let header = HeaderValue::from_bytes(&header).ok();
+    let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
+    let mut header = header.filter(|_| is_token).ok_or_else(|| wrong("it holds no token"))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// Whether what is sent to a server passes a network as it is.
+fn is_open(server: &str) -> bool {
+    let Ok(url) = Url::parse(server) else { return true };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    url.scheme() == "http" && !loopback && host != "localhost"
+}
+
 /// The innermost cause: the outer ones only say that it was a request.
 fn reason(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
@@ -147,7 +196,7 @@ fn reason(error: &reqwest::Error) -> String {
 /// The URL without a slash at its end.
 pub(super) fn server(text: &str) -> std::result::Result<String, &'static str> {
     let url = Url::parse(text).ok().filter(|url| {
-        url.scheme() == "http"
+        matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && (url.username(), url.password()) == ("", None)
             && (url.query(), url.fragment()) == (None, None)

@@ -73,6 +73,9 @@ With --lines, each line of stdin is an envelope as text. A line that fails is to
 its number, stays in its place in the output as it was, and makes the exit code 1: the output can \
 always replace the input. Empty lines and the ends of lines stay as they are.
 
+With --inline, the new header carries the KEK along, wrapped by the roots: it opens without the \
+store. Without it, such a header comes out as one that needs the store of the service.
+
 Examples:
   kms-proxy rewrap < secret.kp > renewed.kp
   kms-proxy rewrap --lines --chain orders < column.txt > renewed.txt")]
@@ -82,6 +85,9 @@ pub(super) struct RewrapArgs {
     /// Take one envelope a line
     #[arg(long, conflicts_with = "raw")]
     lines: bool,
+    /// Let the KEK travel along, wrapped: the new header is of version 2 and needs no store
+    #[arg(long)]
+    inline: bool,
     /// Write the binary envelope instead of its text form
     #[arg(long)]
     raw: bool,
@@ -95,6 +101,8 @@ struct RewrapRequest<'a> {
     ciphertext: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     chain: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    inline: bool,
 }
 
 /// The header of an envelope, as it was sent or is answered.
@@ -125,11 +133,11 @@ pub(super) async fn rewrap(args: RewrapArgs) -> Result {
     let client = Client::new(args.client)?;
     let chain = args.chain.chain.as_ref().map(|chain| chain.as_str());
     if args.lines {
-        return lines::rewrap(&client, chain).await;
+        return lines::rewrap(&client, chain, args.inline).await;
     }
     let envelope = to_binary(read_all()?)?;
     let (header, payload) = split(&envelope)?;
-    let body = RewrapRequest { ciphertext: envelope::to_text(header), chain };
+    let body = RewrapRequest { ciphertext: envelope::to_text(header), chain, inline: args.inline };
     let request = client.request(Method::POST, "/v1/rewrap").json(&body);
     let rewrapped: Rewrapped = client.call_json(request).await?;
     write_envelope(&join(&rewrapped, payload)?, args.raw)

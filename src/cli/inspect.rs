@@ -1,5 +1,7 @@
 //! `inspect`: an envelope's header as JSON, without a key.
 
+use std::borrow::Cow;
+
 use kms_proxy::aead::TAG_LEN;
 use kms_proxy::envelope::{CarriedRecord, Envelope, Version};
 use serde::Serialize;
@@ -32,9 +34,19 @@ struct Report {
     payload_bytes: usize,
     /// None where a header stands alone.
     plaintext_bytes: Option<usize>,
-    /// The roots that wrapped the KEK that travels along; version 2 alone.
+    /// The record of the KEK that travels along; version 2 alone, as what follows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    roots: Option<Vec<String>>,
+    record_bytes: Option<usize>,
+    /// The roots that wrapped that KEK.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roots: Option<Vec<Wrap>>,
+}
+
+/// One wrap of a KEK that travels along.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Wrap {
+    name: String,
+    wrap_bytes: usize,
 }
 
 /// Prints what can be told of an envelope.
@@ -53,13 +65,16 @@ fn report(envelope: &[u8]) -> Result<Report> {
     let refused = |error| Failure::refused(format!("this is no envelope: {error}"));
     let Envelope { header, payload } =
         Envelope::parse_header_or_whole(envelope).map_err(refused)?;
-    let roots = match header.version {
-        Version::Stored => None,
-        Version::Carried(record) => {
-            let record = CarriedRecord::parse(record).map_err(refused)?;
-            Some(record.wraps.into_iter().map(|(root, _)| root.into_owned()).collect())
-        }
-    };
+    let (mut record_bytes, mut roots) = (None, None);
+    if let Version::Carried(record) = header.version {
+        record_bytes = Some(record.len());
+        let wraps = CarriedRecord::parse(record).map_err(refused)?.wraps.into_iter();
+        let wrap = |(root, wrap): (Cow<'_, str>, Cow<'_, [u8]>)| Wrap {
+            name: root.into_owned(),
+            wrap_bytes: wrap.len(),
+        };
+        roots = Some(wraps.map(wrap).collect());
+    }
     Ok(Report {
         version: header.version.code(),
         suite: header.suite.as_str(),
@@ -67,6 +82,7 @@ fn report(envelope: &[u8]) -> Result<Report> {
         header_bytes: header.bytes.len(),
         payload_bytes: payload.len(),
         plaintext_bytes: payload.len().checked_sub(TAG_LEN),
+        record_bytes,
         roots,
     })
 }
@@ -97,6 +113,7 @@ mod tests {
             header_bytes: 62,
             payload_bytes: 272,
             plaintext_bytes: Some(256),
+            record_bytes: None,
             roots: None,
         };
         let whole = envelope(Version::Stored, Suite::Aes128Gcm, 272);
@@ -107,7 +124,12 @@ mod tests {
         assert_eq!((carried.version, carried.suite), (2, "aes-256-gcm"));
         assert_eq!(carried.header_bytes, 78 + 2 + record.len());
         assert_eq!(carried.plaintext_bytes, Some(0));
-        assert_eq!(carried.roots.unwrap(), ["main", "dr"]);
+        assert_eq!(carried.record_bytes, Some(record.len()));
+        let json = serde_json::to_value(carried.roots).unwrap();
+        let expected = serde_json::json!([
+            {"name": "main", "wrap_bytes": 2}, {"name": "dr", "wrap_bytes": 1},
+        ]);
+        assert_eq!(json, expected);
     }
 
     #[test]

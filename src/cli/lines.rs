@@ -3,8 +3,7 @@
 //! Lines come out in the order in which they came in, and a line that fails comes out as it was,
 //! so that the output can always replace the input.
 
-use std::io::{BufRead, IsTerminal};
-use std::time::{Duration, Instant};
+use std::io::BufRead;
 
 use kms_proxy::envelope;
 use reqwest::Method;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::{Client, Problem};
 use super::data::{Rewrapped, join, split, to_binary};
+use super::progress;
 use super::stdio::{print, tell};
 use super::{Failure, Result};
 
@@ -22,9 +22,9 @@ const BATCH_LINES: usize = 1_000;
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// Moves each line of stdin to the primary KEK.
-pub(super) async fn rewrap(client: &Client, chain: Option<&str>) -> Result {
-    let mut progress = Progress::new();
-    let mut batch = Batch::default();
+pub(super) async fn rewrap(client: &Client, chain: Option<&str>, inline: bool) -> Result {
+    let mut progress = Progress { lines: 0, failed: 0, told: progress::Progress::new() };
+    let mut batch = Batch::new(inline);
     let mut stdin = std::io::stdin().lock();
     loop {
         let mut line = Vec::new();
@@ -34,7 +34,8 @@ pub(super) async fn rewrap(client: &Client, chain: Option<&str>) -> Result {
         }
         batch.push(line);
         if batch.is_full() {
-            progress.finish(std::mem::take(&mut batch), client, chain).await?;
+            let full = std::mem::replace(&mut batch, Batch::new(inline));
+            progress.finish(full, client, chain).await?;
         }
     }
     progress.finish(batch, client, chain).await?;
@@ -59,6 +60,7 @@ enum Line {
 /// Lines that are worked on together.
 #[derive(Default)]
 struct Batch {
+    inline: bool,
     lines: Vec<Line>,
     items: Vec<Item>,
     bytes: usize,
@@ -75,6 +77,8 @@ struct Request<'a> {
 #[derive(Serialize)]
 struct Item {
     ciphertext: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    inline: bool,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +94,10 @@ enum Outcome {
 }
 
 impl Batch {
+    fn new(inline: bool) -> Self {
+        Self { inline, ..Self::default() }
+    }
+
     fn push(&mut self, line: Vec<u8>) {
         if line.trim_ascii().is_empty() {
             return self.lines.push(Line::Keep(line));
@@ -100,7 +108,7 @@ impl Batch {
         self.lines.push(match parsed {
             Ok((ciphertext, payload)) => {
                 self.bytes += ciphertext.len();
-                self.items.push(Item { ciphertext });
+                self.items.push(Item { ciphertext, inline: self.inline });
                 Line::Send { line, payload }
             }
             Err(Failure::Refused(reason) | Failure::Usage(reason)) => Line::Bad(line, reason),
@@ -132,16 +140,10 @@ impl Batch {
 struct Progress {
     lines: usize,
     failed: usize,
-    on_terminal: bool,
-    told: Instant,
+    told: progress::Progress,
 }
 
 impl Progress {
-    fn new() -> Self {
-        let on_terminal = std::io::stderr().is_terminal();
-        Self { lines: 0, failed: 0, on_terminal, told: Instant::now() }
-    }
-
     /// Has `batch` done and writes its lines.
     async fn finish(&mut self, batch: Batch, client: &Client, chain: Option<&str>) -> Result {
         let results = batch.call(client, chain).await.map_err(|failure| match failure {
@@ -170,7 +172,8 @@ impl Progress {
             out.extend_from_slice(&line);
         }
         print(&out)?;
-        self.tell();
+        let Self { lines, failed, told } = self;
+        told.tell(|| format!("{lines} lines done, {failed} of them failed"));
         Ok(())
     }
 
@@ -179,15 +182,6 @@ impl Progress {
         self.failed += 1;
         tell(&format!("line {}: {reason}", self.lines));
         line
-    }
-
-    /// Tells how far it is: often to someone who watches, else when it takes long.
-    fn tell(&mut self) {
-        let pause = Duration::from_secs(if self.on_terminal { 1 } else { 10 });
-        if self.told.elapsed() >= pause {
-            self.told = Instant::now();
-            tell(&format!("{} lines done, {} of them failed", self.lines, self.failed));
-        }
     }
 }
 

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use kms_proxy::config::{Config, Flags};
-use kms_proxy::{app, root, telemetry};
+use kms_proxy::config::{self, Config, Flags};
+use kms_proxy::{app, root, telemetry, tls};
 
 use super::stdio::print;
-use super::{Failure, Result};
+use super::{Failure, Result, process};
+
+/// File descriptors for all but callers' connections: stores, roots, probes, files.
+const OTHER_DESCRIPTORS: u64 = 100;
 
 const SETTINGS: &str = "\
 Settings come from the file, then from the environment, then from the flags. KMS_PROXY__SECTION__KEY \
@@ -20,7 +23,7 @@ Examples:
   kms-proxy check-config --config kms-proxy.toml
   KMS_PROXY__LOG__LEVEL=debug kms-proxy serve --config kms-proxy.toml";
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 #[command(after_help = SETTINGS)]
 pub(super) struct Args {
     /// The configuration, in TOML [default: none, and every setting at its default]
@@ -36,9 +39,12 @@ pub(super) struct Args {
 
 impl Args {
     fn load(&self) -> Result<Config> {
+        self.read().map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    fn read(&self) -> std::result::Result<Config, config::Error> {
         let flags = Flags { listen: self.listen, data_dir: self.data_dir.clone() };
         Config::load(self.config.as_deref(), &flags)
-            .map_err(|error| Failure::Usage(error.to_string()))
     }
 }
 
@@ -50,14 +56,24 @@ fn address(text: &str) -> std::result::Result<SocketAddr, &'static str> {
 pub(super) fn serve(args: &Args) -> Result {
     let config = args.load()?;
     telemetry::install(&config.log).map_err(|error| Failure::refused(error.to_string()))?;
+    let descriptors = process::take_descriptors();
+    let wanted = config.server.max_connections as u64 + OTHER_DESCRIPTORS;
+    if let Some(descriptors) = descriptors.filter(|there_are| *there_are < wanted) {
+        tracing::warn!(
+            descriptors,
+            max_connections = config.server.max_connections,
+            "there are fewer file descriptors than connections (LimitNOFILE, ulimit -n)"
+        );
+    }
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
-    let result = runtime.block_on(app::run(config));
+    let again = args.clone();
+    let result = runtime.block_on(app::run(config, Box::new(move || again.read())));
     // What a second signal left behind is not waited for.
     runtime.shutdown_background();
     result.map_err(|error| {
-        // Only now could it be known whether the roots' part can be used.
-        if error.is::<root::OpenError>() {
+        // Only now could it be known whether the roots' part, and the certificate, can be used.
+        if error.is::<root::OpenError>() || error.is::<tls::Error>() {
             return Failure::Usage(error.to_string());
         }
         let error = format!("{error:#}");
@@ -72,6 +88,9 @@ pub(super) fn serve(args: &Args) -> Result {
 /// Prints the configuration that is in force, if a service could start with it.
 pub(super) fn check(args: &Args) -> Result {
     let config = args.load()?;
+    if let Some(tls) = &config.server.tls {
+        tls.check().map_err(|error| Failure::Usage(error.to_string()))?;
+    }
     for root in &config.roots {
         let checked = root.check(config.store.data_dir());
         checked.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -1,12 +1,14 @@
 //! What makes a configuration unusable although each setting has its type.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::id::ChainName;
 use crate::service::MIN_DESTROY_DELAY;
-use crate::{http, root, service};
+use crate::tls::ClientCert;
+use crate::{http, root, service, store, tls};
 
 use super::Config;
 
@@ -15,6 +17,14 @@ impl Config {
     pub(super) fn check(&self) -> Result<(), Wrong> {
         self.check_server()?;
         self.check_roots()?;
+        self.check_auth()?;
+        if let store::Config::Etcd(etcd) = &self.store {
+            etcd.check().map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
+        }
+        if let Some(kubernetes) = &self.kubernetes {
+            let checked = kubernetes.check();
+            checked.map_err(|(key, detail)| wrong(&format!("kubernetes.{key}"), detail))?;
+        }
         let service::Config { names, limits, destroy_delay, .. } = &self.service;
         limits.validate().map_err(|detail| wrong("chain", detail))?;
         if let Some(index) = first_repeated(names) {
@@ -32,29 +42,64 @@ impl Config {
             let detail = "it is more than nothing; cache.dek_entries = 0 switches the cache off";
             return Err(wrong("cache.dek_max_age", detail));
         }
+        for (key, age) in [
+            ("cache.kek_max_age", self.service.kek_max_age),
+            ("cache.offline_grace", self.service.offline_grace),
+        ] {
+            if !(MIN_AGE..=LONGEST).contains(&age) {
+                return Err(wrong(key, "it is 1m to 36500d"));
+            }
+        }
         Ok(())
     }
 
     fn check_server(&self) -> Result<(), Wrong> {
-        let http::Config { listen, admin_listen, insecure, .. } = self.server;
-        let addresses = [("server.listen", Some(listen)), ("server.admin_listen", admin_listen)];
-        for (key, address) in addresses {
-            if address.is_some_and(|address| !address.ip().is_loopback()) && !insecure {
-                let detail = "it is not a loopback address, and there is neither TLS nor auth; \
-                              server.insecure = true allows it";
-                return Err(wrong(key, detail));
-            }
+        let http::Config { listen, admin_listen, insecure, tls, .. } = &self.server;
+        let is_beyond = |address: &SocketAddr| !address.ip().is_loopback();
+        if is_beyond(listen) && !self.is_protected() && !insecure {
+            let detail = "it is not a loopback address, and there is not both TLS and auth; \
+                          server.insecure = true allows it";
+            return Err(wrong("server.listen", detail));
         }
-        if admin_listen == Some(listen) && listen.port() != 0 {
+        // It shows health and metrics, and no client of it could have a certificate.
+        if admin_listen.as_ref().is_some_and(is_beyond) && tls.is_none() && !insecure {
+            let detail = "it is not a loopback address, and server.listen has no TLS; \
+                          server.insecure = true allows it";
+            return Err(wrong("server.admin_listen", detail));
+        }
+        if *admin_listen == Some(*listen) && listen.port() != 0 {
             return Err(wrong("server.admin_listen", "it is server.listen; leave it out instead"));
+        }
+        if let Some(tls::Config { client_ca: None, client_cert: ClientCert::Required, .. }) = tls {
+            return Err(wrong("server.tls.client_cert", "\"required\" needs server.tls.client_ca"));
         }
         within("server.max_body", self.server.max_body, 1 << 10..=1 << 30)?;
         within("server.max_connections", self.server.max_connections, 1..=1_000_000)?;
+        within("server.max_requests", self.server.max_requests, 1..=1_000_000)?;
+        if self.server.body_memory() < self.server.max_body.saturating_mul(2) {
+            let detail = "it is twice server.max_body or more: a body and its answer";
+            return Err(wrong("server.body_memory", detail));
+        }
         let timeout = self.server.request_timeout;
         if !(Duration::from_millis(10)..=Duration::from_secs(3_600)).contains(&timeout) {
             return Err(wrong("server.request_timeout", "it is 10ms to 1h"));
         }
+        if self.server.drain_delay > Duration::from_secs(600) {
+            return Err(wrong("server.drain_delay", "it is 0s to 10m"));
+        }
         Ok(())
+    }
+
+    fn check_auth(&self) -> Result<(), Wrong> {
+        self.auth.check().map_err(|(key, detail)| Wrong(key, detail))?;
+        let asks = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        match self.auth.clients.iter().position(|client| !client.tls_san.is_empty()) {
+            Some(index) if !asks => {
+                let detail = "nobody is asked for a certificate without server.tls.client_ca";
+                Err(wrong(&format!("client.{index}.tls_san"), detail))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_roots(&self) -> Result<(), Wrong> {
@@ -73,6 +118,9 @@ impl Config {
         }
     }
 }
+
+/// Shorter, and the passing trouble of a store or a root would stop decrypts.
+const MIN_AGE: Duration = Duration::from_secs(60);
 
 /// 100 years: whoever means longer has a slip in the unit.
 const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);

@@ -15,7 +15,7 @@ const PREFIX: &str = "KMS_PROXY__";
 
 /// Keys whose values are secrets, wherever they stand. The file holds none of them: it names
 /// another file, in the key with `_file` behind it.
-const SECRETS: [&str; 1] = ["passphrase"];
+const SECRETS: [&str; 5] = ["passphrase", "password", "pin", "secret_id", "token"];
 
 /// All settings that were given, and the defaults of those that have no default of their own.
 pub(super) struct Source {

@@ -34,6 +34,15 @@ insecure = true
 max_body = "1MiB"
 request_timeout = "1500ms"
 max_connections = 7
+max_requests = 8
+body_memory = "3MiB"
+drain_delay = "5s"
+
+[server.tls]
+cert = "/tls/tls.crt"
+key = "/tls/tls.key"
+client_ca = "/tls/ca.crt"
+client_cert = "required"
 
 [log]
 level = "warn,kms_proxy::http=debug"
@@ -53,6 +62,16 @@ kind = "local"
 name = "old"
 key_file = "/data/old.key"
 
+[[root]]
+kind = "pkcs11"
+name = "hsm"
+module = "/usr/lib/hsm.so"
+slot = 7
+key_label = "kek"
+pin_file = "/run/secrets/pin"
+gcm_iv = "token"
+timeout = "1s"
+
 [chain]
 names = ["orders", "invoices"]
 suite = "aes-256-gcm"
@@ -65,9 +84,19 @@ destroy_delay = "2m"
 dek_entries = 0
 dek_max_age = "1m"
 keks = 1
+kek_max_age = "2h"
+offline_grace = "1h"
 
 [auth]
 mode = "none"
+
+[kubernetes]
+socket = "unix:///run/kms-proxy/kms.sock"
+socket_mode = "0660"
+owner = "65532:65532"
+allowed_uids = [0, 65532]
+chain = "k8s"
+on_root_outage = "enforce"
 "#;
 
 #[test]
@@ -81,6 +110,8 @@ fn nothing_at_all_gives_the_defaults() {
             store: store::Config::default(),
             roots: vec![local("local", None)],
             service: service::Config::default(),
+            auth: auth::Config::default(),
+            kubernetes: None,
         }
     );
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
@@ -95,18 +126,37 @@ fn the_file_sets_everything() {
     assert_eq!(admin_listen.unwrap().to_string(), "[::1]:9090");
     assert_eq!((max_body, request_timeout), (1 << 20, Duration::from_millis(1500)));
     assert_eq!((config.server.insecure, config.server.max_connections), (true, 7));
+    assert_eq!((config.server.max_requests, config.server.body_memory()), (8, 3 << 20));
+    assert_eq!(config.server.drain_delay, Duration::from_secs(5));
+    let tls = config.server.tls.unwrap();
+    assert_eq!((tls.cert, tls.key), ("/tls/tls.crt".into(), "/tls/tls.key".into()));
+    assert_eq!((tls.client_ca, tls.client_cert.as_str()), (Some("/tls/ca.crt".into()), "required"));
     assert_eq!(config.log.format, Some(telemetry::Format::Text));
     assert_eq!(config.store.data_dir(), Path::new("/data"));
-    assert_eq!(config.roots.iter().map(root::Config::name).collect::<Vec<_>>(), ["main", "old"]);
-    assert_eq!(config.roots.last(), Some(&local("old", Some("/data/old.key"))));
+    assert_eq!(
+        config.roots.iter().map(root::Config::name).collect::<Vec<_>>(),
+        ["main", "old", "hsm"]
+    );
+    assert_eq!(config.roots.get(1), Some(&local("old", Some("/data/old.key"))));
+    let Some(root::Config::Pkcs11(hsm)) = config.roots.last() else { panic!("another root") };
+    assert_eq!((hsm.slot, hsm.gcm_iv.as_str(), hsm.timeout.as_secs()), (Some(7), "token", 1));
     let service::Config { names, suite, limits, destroy_delay, wait, .. } = &config.service;
-    assert_eq!(names.iter().map(ChainName::as_str).collect::<Vec<_>>(), ["orders", "invoices"]);
+    assert_eq!(
+        names.iter().map(ChainName::as_str).collect::<Vec<_>>(),
+        ["orders", "invoices", "k8s"]
+    );
+    let kubernetes = config.kubernetes.as_ref().unwrap();
+    assert_eq!(kubernetes.socket.to_string(), "unix:///run/kms-proxy/kms.sock");
+    assert_eq!(kubernetes.socket_mode.to_string(), "0660");
+    assert_eq!(kubernetes.owner.unwrap().to_string(), "65532:65532");
+    assert_eq!(kubernetes.on_root_outage, kubernetes::OnRootOutage::Enforce);
     assert_eq!(*suite, Suite::Aes256Gcm);
     let age = 30 * 24 * 60 * 60;
     assert_eq!(*limits, Limits { rotate_after_uses: 1000, max_uses: 2000, rotate_after_age: age });
     assert_eq!((*destroy_delay, *wait), (Duration::from_secs(120), request_timeout));
-    let service::Config { dek_entries, dek_max_age, keks, .. } = config.service;
+    let service::Config { dek_entries, dek_max_age, keks, offline_grace, .. } = config.service;
     assert_eq!((dek_entries, dek_max_age, keks), (0, Duration::from_secs(60), 1));
+    assert_eq!(offline_grace, Duration::from_secs(3600));
 }
 
 #[test]
@@ -119,8 +169,9 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
         ("KMS_PROXY__LOG__FORMAT", "json"),
         ("KMS_PROXY__STORE__PATH", "/elsewhere"),
         ("KMS_PROXY__ROOT__1__KEY_FILE", "/data/new.key"),
-        ("KMS_PROXY__ROOT__2__NAME", "third"),
-        ("KMS_PROXY__ROOT__2__KIND", "local"),
+        ("KMS_PROXY__ROOT__2__SLOT", "8"),
+        ("KMS_PROXY__ROOT__3__NAME", "third"),
+        ("KMS_PROXY__ROOT__3__KIND", "local"),
         ("KMS_PROXY__CHAIN__NAMES", "a, b,c"),
         ("KMS_PROXY__CHAIN__SUITE", "aes-128-gcm"),
         ("KMS_PROXY__CHAIN__MAX_USES", "3000"),
@@ -134,8 +185,10 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
     assert_eq!(config.server.max_body, 4096);
     assert_eq!(config.log.format, Some(telemetry::Format::Json));
     assert_eq!(config.store.data_dir(), Path::new("/elsewhere"));
-    assert_eq!(config.roots[1..], [local("old", Some("/data/new.key")), local("third", None)]);
-    assert_eq!(config.service.names.len(), 3);
+    let [_, old, root::Config::Pkcs11(hsm), third] = &config.roots[..] else { panic!("others") };
+    assert_eq!((old, third), (&local("old", Some("/data/new.key")), &local("third", None)));
+    assert_eq!(hsm.slot, Some(8));
+    assert_eq!(config.service.names.len(), 3 + 1, "and that of Kubernetes");
     assert_eq!(config.service.suite, Suite::Aes128Gcm);
     assert_eq!(config.service.limits.max_uses, 3000);
     assert_eq!(config.service.dek_max_age, Duration::from_secs(120));
@@ -181,8 +234,24 @@ fn errors_name_the_key_and_what_is_expected() {
     for (file, error) in [
         ("servr = 1", "servr: no such key; expected one of server, log, "),
         ("[server]\nlisten_on = 'x'", "server.listen_on: no such key; expected one of listen, "),
-        ("[server]\ntls = { cert = 'x' }", "server.tls: no such key"),
-        ("[[client]]\nname = 'x'", "client: no such key"),
+        ("[[client]]\nname = 'x'", "client.0.allow: it is missing"),
+        ("[server]\ntls = { cert = 'x' }", "server.tls.key: it is missing"),
+        ("[server]\ntls = { crt = 'x' }", "server.tls.crt: no such key; expected one of cert, key"),
+        (
+            "[server]\ntls = { cert = 'x', key = 'y', client_cert = 'required' }",
+            "server.tls.client_cert: \"required\" needs server.tls.client_ca",
+        ),
+        (
+            "[server]\ntls = { cert = 'x', key = 'y', client_ca = 'z', client_cert = 'no' }",
+            "server.tls.client_cert: expected optional or required",
+        ),
+        ("[server]\nmax_requests = 0", "server.max_requests: it is 1 to 1000000"),
+        (
+            "[server]\nbody_memory = '7MiB'",
+            "server.body_memory: it is twice server.max_body or more",
+        ),
+        ("[server]\nbody_memory = 'x'", "server.body_memory: a size is written like"),
+        ("[server]\ndrain_delay = '11m'", "server.drain_delay: it is 0s to 10m"),
         (
             "[store]\nkind = 'file'\npaht = 'x'",
             "store.paht: no such key; expected one of kind, path",
@@ -213,12 +282,17 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[server]\nadmin_listen = '[::]:9'", "server.admin_listen: it is not a loopback address"),
         ("[log]\nlevel = 'loud'", "log.level: expected off, error, warn"),
         ("[log]\nformat = 'xml'", "log.format: expected json or text"),
-        ("[store]\nkind = 'etcd'", "store.kind: expected file"),
+        ("[store]\nkind = 'etc'", "store.kind: expected file or etcd or inline"),
+        ("[store]\nkind = 'etcd'", "store.endpoints: it is missing"),
+        ("[store]\nkind = 'etcd'\nendpoints = []", "store.endpoints: there must be one"),
         ("root = 1", "root: expected a list"),
         ("root = []", "root: there must be one"),
         ("[[root]]\nname = 'a'", "root.0.kind: it is missing"),
         ("[[root]]\nkind = 'local'", "root.0.name: it is missing"),
-        ("[[root]]\nkind = 'loca'\nname = 'a'", "root.0.kind: expected local or passphrase"),
+        (
+            "[[root]]\nkind = 'loca'\nname = 'a'",
+            "root.0.kind: expected aws-kms or local or passphrase or pkcs11",
+        ),
         ("[[root]]\nkind = 'local'\nname = ''", "root.0.name: it is 1 to 63 of a-z"),
         (
             "[[root]]\nkind = 'local'\nname = 'a'\nkey = 1",
@@ -235,8 +309,10 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[chain]\ndestroy_delay = '36501d'", "chain.destroy_delay: it is 2m to 36500d"),
         ("[chain]\nrotate_after_age = '36501d'", "chain.rotate_after_age: it is 1m to 36500d"),
         ("[cache]\nkeks = 0", "cache.keks: it is 1 to"),
+        ("[cache]\noffline_grace = '59s'", "cache.offline_grace: it is 1m to 36500d"),
         ("[cache]\ndek_max_age = '0s'", "cache.dek_max_age: it is more than nothing"),
-        ("[auth]\nmode = 'required'", "auth.mode: expected none"),
+        ("[auth]\nmode = 'optional'", "auth.mode: expected none or required"),
+        ("[auth]\nmode = 'required'", "client: auth.mode = \"required\" serves clients alone"),
         ("a = 1\n= 2", "k.toml, line 2: this is no TOML: "),
         (&format!("{root}{root}"), "root.1.name: another root has this name"),
     ] {
@@ -293,6 +369,72 @@ fn a_secret_comes_from_one_place_and_never_from_the_configuration_file() {
 }
 
 #[test]
+fn a_pin_comes_from_one_place_too() {
+    let root = "[[root]]\nkind = 'pkcs11'\nname = 'a'\nmodule = '/m'\nslot = 1\nkey_label = 'k'\n";
+    let variable = ("KMS_PROXY__ROOT__0__PIN", "hunter2\n");
+    for (file, variables, error) in [
+        (&*format!("{root}pin = 'hunter2'"), None, "a secret does not stand in the file"),
+        (&*format!("{root}pin_file = 'f'"), Some(variable), "given twice: pin_file is there too"),
+        ("[[root]]\nkind = 'local'\nname = 'a'\n", Some(variable), "only a root of kind pkcs11"),
+        ("", Some(("KMS_PROXY__PIN", "hunter2")), "only a root of kind pkcs11"),
+    ] {
+        let said = match variables {
+            Some(variable) => load(file, [variable]).unwrap_err(),
+            None => load(file, NOBODY).unwrap_err(),
+        };
+        assert!(said.contains(error) && !said.contains("hunter2"), "{said}");
+    }
+    let config = load(root, [variable]).unwrap();
+    let [root::Config::Pkcs11(root)] = &config.roots[..] else { panic!("another root") };
+    assert_eq!(root.pin.as_ref().unwrap().expose(), b"hunter2");
+    assert!(!format!("{config:?}{config}").contains("hunter2"));
+}
+
+#[test]
+fn a_vault_transit_root_takes_its_secrets_from_the_environment_too() {
+    let vault = "[[root]]\nkind = 'vault-transit'\nname = 'a'\naddress = 'https://v'\nkey = 'k'\n";
+    for secret in ["token", "secret_id"] {
+        let error = load(&format!("{vault}{secret} = 'hunter2'"), NOBODY).unwrap_err();
+        let wanted = format!("root.0.{secret}: a secret does not stand in the file; ");
+        assert!(error.starts_with(&wanted), "{error}");
+        let variable = format!("KMS_PROXY__ROOT__0__{}", secret.to_uppercase());
+        let given = [(&*variable, "hunter2 \n")];
+        let config = load(vault, given).unwrap();
+        let [root::Config::VaultTransit(root)] = &config.roots[..] else { panic!("another root") };
+        let found = [&root.token, &root.secret_id].into_iter().flatten().next().unwrap();
+        assert_eq!(found.expose(), b"hunter2");
+        assert!(!format!("{config:?}{config}").contains("hunter2"));
+        let error = load(&format!("{vault}{secret}_file = 'f'"), given).unwrap_err();
+        assert!(error.ends_with(&format!("given twice: {secret}_file is there too")), "{error}");
+        let error = load("[[root]]\nkind = 'local'\nname = 'a'\n", given).unwrap_err();
+        assert!(error.ends_with("only a root of kind vault-transit takes it"), "{error}");
+    }
+    let full = "mount = 'm'\nnamespace = 'n'\nca = 'c'\ntoken_file = 't'\nrole_id = 'r'\n\
+                secret_id_file = 's'\nauth_mount = 'b'\ntimeout = '1500ms'\n";
+    for file in [vault.to_owned(), format!("{vault}{full}")] {
+        let config = load(&file, NOBODY).unwrap();
+        assert_eq!(load(&config.to_string(), NOBODY).unwrap().roots, config.roots);
+    }
+}
+
+#[test]
+fn the_cost_of_a_passphrase_comes_from_the_environment_too() {
+    let file = "[[root]]\nkind = 'passphrase'\nname = 'a'\npasses = 4\n";
+    let given = [
+        ("KMS_PROXY__ROOT__0__MEMORY", "128MiB"),
+        ("KMS_PROXY__ROOT__0__PASSES", "5"),
+        ("KMS_PROXY__ROOT__0__LANES", "2"),
+    ];
+    let config = load(file, given).unwrap();
+    let [root::Config::Passphrase(root)] = &config.roots[..] else { panic!("another root") };
+    assert_eq!((root.memory, root.passes, root.lanes), (128 << 20, 5, 2));
+    assert_eq!(load(&config.to_string(), NOBODY).unwrap().roots, config.roots);
+    let wrong = [("KMS_PROXY__ROOT__0__LANES", "hunter2")];
+    let error = load(file, wrong).unwrap_err();
+    assert!(error.contains("expected a whole number") && !error.contains("hunter2"), "{error}");
+}
+
+#[test]
 fn no_error_holds_a_value() {
     let secret = "hunter2";
     for file in [
@@ -318,6 +460,12 @@ fn no_error_holds_a_value() {
 
 #[test]
 fn addresses_beyond_loopback_are_for_the_insecure() {
+    // TLS alone tells nobody who calls; but health and metrics may leave the machine then.
+    let tls = "[server]\ntls = { cert = 'x', key = 'y' }\n";
+    let error = load(&format!("{tls}listen = '0.0.0.0:8080'"), NOBODY).unwrap_err();
+    assert!(error.starts_with("server.listen: it is not a loopback address"), "{error}");
+    let config = load(&format!("{tls}admin_listen = '0.0.0.0:9090'"), NOBODY).unwrap();
+    assert!(!config.is_exposed());
     let config = load("[server]\nlisten = '0.0.0.0:8080'\ninsecure = true", NOBODY).unwrap();
     assert!(config.is_exposed());
     let flags = Flags { listen: Some("0.0.0.0:80".parse().unwrap()), data_dir: None };
@@ -326,14 +474,20 @@ fn addresses_beyond_loopback_are_for_the_insecure() {
 
 #[test]
 fn what_is_printed_can_be_read_back() {
-    for file in ["", FULL] {
+    for file in ["", FULL, "[store]\nkind = 'inline'\ndata_dir = '/keys'"] {
         let config = load(file, NOBODY).unwrap();
         let printed = config.to_string();
         let read = load(&printed, NOBODY).unwrap();
         assert_eq!(read.to_string(), printed);
-        let Config { server, log, store, roots, service } = read;
+        let Config { server, log, store, roots, service, auth, kubernetes } = read;
+        assert_eq!(kubernetes, config.kubernetes);
         assert_eq!((server, log.level, store), (config.server, config.log.level, config.store));
-        assert_eq!((roots.len(), service), (config.roots.len(), config.service));
+        assert_eq!((roots.len(), service, auth), (config.roots.len(), config.service, config.auth));
+    }
+    let kms = "[[root]]\nkind = 'aws-kms'\nname = 'a'\nkey_id = 'alias/a'\nregion = 'eu-west-1'\n";
+    for more in ["", "endpoint = 'https://kms.example'\ntimeout = '1500ms'"] {
+        let config = load(&format!("{kms}{more}"), NOBODY).unwrap();
+        assert_eq!(load(&config.to_string(), NOBODY).unwrap().roots, config.roots);
     }
     let printed = load("[store]\npath = '/data'", NOBODY).unwrap().to_string();
     assert!(printed.contains("key_file = \"/data/root.key\"\n"), "{printed}");
@@ -344,4 +498,102 @@ fn what_is_printed_can_be_read_back() {
 fn an_unreadable_file_is_named() {
     let error = Config::load(Some(Path::new("/no/such/file.toml")), &Flags::default());
     assert!(error.unwrap_err().to_string().starts_with("can't read /no/such/file.toml: "));
+}
+
+#[test]
+fn the_example_of_clients_in_the_documents_is_a_configuration() {
+    let text = include_str!("../../docs/access.md");
+    let (_, example) = text.split_once("```toml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    let config = load(example, NOBODY).unwrap();
+    assert!(!config.is_exposed());
+    let names: Vec<_> = config.auth.clients.iter().map(|client| &*client.name).collect();
+    assert_eq!(names, ["orders", "nightly-rewrap", "invoices"]);
+    assert_eq!(load(&config.to_string(), NOBODY).unwrap().auth, config.auth);
+    let open = example.replace("required", "none");
+    assert!(load(&open, NOBODY).unwrap_err().starts_with("server.listen: it is not a loopback"));
+}
+
+#[test]
+fn a_client_from_the_environment_is_one_of_the_file() {
+    let variables = [
+        ("KMS_PROXY__AUTH__MODE", "required"),
+        ("KMS_PROXY__CLIENT__0__NAME", "a"),
+        ("KMS_PROXY__CLIENT__0__TLS_SAN", "a.example,spiffe://prod/a"),
+        ("KMS_PROXY__CLIENT__0__ALLOW__0__CHAINS", "orders-*,default"),
+        ("KMS_PROXY__CLIENT__0__ALLOW__0__OPERATIONS", "encrypt,read"),
+        ("KMS_PROXY__CLIENT__0__MAX_IN_FLIGHT", "7"),
+        ("KMS_PROXY__SERVER__TLS__CERT", "c"),
+        ("KMS_PROXY__SERVER__TLS__KEY", "k"),
+        ("KMS_PROXY__SERVER__TLS__CLIENT_CA", "ca"),
+    ];
+    let config = load("", variables).unwrap();
+    let file = "[server.tls]\ncert = 'c'\nkey = 'k'\nclient_ca = 'ca'\n\
+                [auth]\nmode = 'required'\n[[client]]\nname = 'a'\nmax_in_flight = 7\n\
+                tls_san = ['A.example', 'spiffe://prod/a']\n\
+                allow = [{ chains = ['orders-*', 'default'], operations = ['read', 'encrypt'] }]";
+    assert_eq!(config.auth, load(file, NOBODY).unwrap().auth);
+}
+
+#[test]
+fn clients_that_can_not_be_used_are_named() {
+    let digest = "ab".repeat(32);
+    let jwt = "jwt = { issuer = 'i', audience = 'a', subject = 's', ";
+    let token = format!("token_sha256 = '{digest}'");
+    let allow = "allow = [{ chains = ['*'], operations = ['read'] }]\n";
+    let one = |more: &str| format!("[[client]]\nname = 'x'\n{allow}{more}\n");
+    let other = |more: &str| one(more).replace("'x'", "'y'");
+    for (clients, error) in [
+        (one(""), "client.0.name: it has exactly one of tls_san, token_sha256 and jwt"),
+        (one(&format!("{token}\ntls_san = 'a'")), "client.0.name: it has exactly one of"),
+        (one("tls_san = '*.example'"), "client.0.tls_san: it is a DNS name or a URI, whole"),
+        (one("token_sha256 = 'abc'"), "client.0.token_sha256: it is the SHA-256 of a token"),
+        (one("token = 'hunter2'"), "client.0.token: a secret does not stand in the file"),
+        (one(&format!("{jwt}jwks = 'x' }}")), "client.0.jwt.jwks: no such key; expected one of"),
+        (one(&format!("{jwt}}}").replace("', }", "' }")), "client.0.jwt.jwks_file: give either"),
+        (
+            one(&format!("{jwt}jwks_url = 'http://a.example' }}")),
+            "client.0.jwt.jwks_url: it is an https URL",
+        ),
+        (
+            one(&format!("{jwt}jwks_file = 'x', jwks_ca = 'y' }}")),
+            "client.0.jwt.jwks_file: jwks_ca and",
+        ),
+        (
+            one(&format!("{jwt}jwks_file = 'x' }}").replace("'i'", "''")),
+            "client.0.jwt.issuer: it is not empty",
+        ),
+        (one(&token).replace("'x'", "'X'"), "client.0.name: it is 1 to 63"),
+        (
+            one(&token).replace("'read'", "'reed'"),
+            "client.0.allow.0.operations.0: expected one of encrypt, ",
+        ),
+        (one(&token).replace("['read']", "[]"), "client.0.allow: each client may do something"),
+        (
+            one(&token).replace("'*'", "'A*'"),
+            "client.0.allow.0.chains.0: it is the name of a chain",
+        ),
+        (one(&format!("{token}\nmax_in_flight = 0")), "client.0.max_in_flight: it is 1 or more"),
+        (one("tls_san = 'a'"), "client.0.tls_san: nobody is asked for a certificate without"),
+        (one(&token) + &one("tls_san = 'a'"), "client.1.name: another client has this name"),
+        (
+            one(&token) + &other(&token),
+            "client.1.token_sha256: another client is known by the same",
+        ),
+        (
+            one("tls_san = 'a'") + &other("tls_san = ['b', 'A']"),
+            "client.1.tls_san: another client is known by the same",
+        ),
+        (
+            one(&format!("{jwt}jwks_file = 'x' }}"))
+                + &other(&format!("{jwt}jwks_file = 'y' }}").replace("'s'", "'t'")),
+            "client.1.jwt.issuer: another client's keys of this issuer are elsewhere",
+        ),
+    ] {
+        let found = load(&format!("[auth]\nmode = 'required'\n{clients}"), NOBODY).unwrap_err();
+        assert!(found.starts_with(error), "{clients}\nexpected: {error}\nfound:    {found}");
+        assert!(!found.contains("hunter2"));
+    }
+    let error = load(&one(&token), NOBODY).unwrap_err();
+    assert!(error.starts_with("auth.mode: there are clients"), "{error}");
 }

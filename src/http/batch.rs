@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::metrics::Operation;
+use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
@@ -18,8 +19,10 @@ use super::answer::{self, Buffer};
 use super::body::{self, Text};
 use super::decrypt::{DecryptRequest, DecryptResponse};
 use super::encrypt::{EncryptRequest, EncryptResponse};
+use super::identity::{Access, Caller};
 use super::problem::{Problem, ProblemBody};
 use super::rewrap::{RewrapRequest, RewrapResponse};
+use super::strict::Strict;
 
 /// The most items of a batch.
 const MAX_ITEMS: usize = 10_000;
@@ -36,14 +39,20 @@ pub(super) trait Item {
 
     /// Makes the call and writes its answer, a JSON object, to the end of `out`. What fails has
     /// written nothing.
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error>;
+    async fn call(
+        &self,
+        access: &Access,
+        service: &KeyService,
+        chain: Option<&str>,
+        out: &mut Buffer,
+    ) -> Result<(), Error>;
 }
 
 /// Many items for one chain.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, bound(deserialize = "I: Deserialize<'de>"))]
 struct Batch<'a, I> {
-    items: Vec<I>,
+    items: Vec<Strict<I>>,
     #[serde(borrow)]
     chain: Option<Text<'a>>,
 }
@@ -52,14 +61,20 @@ struct Batch<'a, I> {
 macro_rules! describe {
     ($request:ident, $response:ident, $result:ident, $item:ty, $answer:ty) => {
         /// Many items for one chain.
-        #[derive(ToSchema)]
+        #[derive(Deserialize, ToSchema)]
+        #[serde(deny_unknown_fields)]
         #[expect(dead_code, reason = "it describes `Batch`, which is generic")]
         pub(super) struct $request<'a> {
             /// The items; none of them names a chain.
+            #[serde(borrow)]
             #[schema(min_items = 1, max_items = 10_000)]
             items: Vec<$item>,
             /// The key chain of all items; `default` when it is left out.
-            #[schema(example = "default", required = false)]
+            #[schema(
+                pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+                example = "default",
+                required = false
+            )]
             chain: Option<&'a str>,
         }
 
@@ -111,10 +126,11 @@ pub(super) struct ItemError {
     responses((status = 200, description = "What became of each item.", body = EncryptResults), ProblemBody))]
 pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
+    caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
     let body = read::<EncryptRequest<'_>>(&app, request).await?;
-    run(&app, parse::<EncryptRequest<'_>>(&app, &body)?).await
+    run(&app, &caller, parse::<EncryptRequest<'_>>(&app, &body)?).await
 }
 
 /// Decrypts many envelopes.
@@ -122,10 +138,11 @@ pub(super) async fn encrypt(
     responses((status = 200, description = "What became of each item.", body = DecryptResults), ProblemBody))]
 pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
+    caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
     let body = read::<DecryptRequest<'_>>(&app, request).await?;
-    run(&app, parse::<DecryptRequest<'_>>(&app, &body)?).await
+    run(&app, &caller, parse::<DecryptRequest<'_>>(&app, &body)?).await
 }
 
 /// Moves many envelopes, or headers alone, to the primary KEK.
@@ -133,19 +150,20 @@ pub(super) async fn decrypt(
     responses((status = 200, description = "What became of each item.", body = RewrapResults), ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
+    caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
     let body = read::<RewrapRequest<'_>>(&app, request).await?;
-    run(&app, parse::<RewrapRequest<'_>>(&app, &body)?).await
+    run(&app, &caller, parse::<RewrapRequest<'_>>(&app, &body)?).await
 }
 
 async fn read<I: Item>(app: &App, request: Request) -> Result<bytes::Bytes, Error> {
-    let read = body::read_json(request, app.max_body).await;
-    read.map_err(|error| app.refuse(I::OPERATION, error))
+    let read = body::read_json(request, app.body()).await;
+    read.map_err(|error| app.access.refuse(I::OPERATION, error))
 }
 
 fn parse<'a, I: Item + Deserialize<'a>>(app: &App, body: &'a [u8]) -> Result<Batch<'a, I>, Error> {
-    let refuse = |error| app.refuse(I::OPERATION, error);
+    let refuse = |error| app.access.refuse(I::OPERATION, error);
     let batch: Batch<'_, I> = body::parse(body).map_err(refuse)?;
     if (1..=MAX_ITEMS).contains(&batch.items.len()) {
         Ok(batch)
@@ -154,11 +172,17 @@ fn parse<'a, I: Item + Deserialize<'a>>(app: &App, body: &'a [u8]) -> Result<Bat
     }
 }
 
-async fn run<I: Item>(app: &App, batch: Batch<'_, I>) -> Result<Response, Problem> {
+async fn run<I: Item>(
+    app: &App,
+    caller: &Caller,
+    batch: Batch<'_, I>,
+) -> Result<Response, Problem> {
     let chain = batch.chain.as_ref().map(Text::as_str);
+    // No item names a chain of its own, so all are allowed or none is.
+    let service = app.access.enter(caller, I::OPERATION, chain)?;
     let mut out = Buffer::default();
     out.push(b"{\"results\":[");
-    for (index, item) in batch.items.iter().enumerate() {
+    for (index, Strict(item)) in batch.items.iter().enumerate() {
         if index > 0 {
             out.push(b",");
             if index % ITEMS_AT_A_STRETCH == 0 {
@@ -166,10 +190,10 @@ async fn run<I: Item>(app: &App, batch: Batch<'_, I>) -> Result<Response, Proble
             }
         }
         let called = if item.chain().is_none() {
-            item.call(app, chain, &mut out).await
+            item.call(&app.access, service, chain, &mut out).await
         } else {
             let error = body::invalid("chain is given once for all items, not in an item");
-            Err(app.refuse(I::OPERATION, error))
+            Err(app.access.refuse(I::OPERATION, error))
         };
         if let Err(error) = called {
             let detail = error.detail().to_owned();

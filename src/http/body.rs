@@ -3,6 +3,7 @@
 //! What is said of a bad body never repeats a value of it: it may be a secret.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -11,15 +12,29 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE, EXPECT};
 use http_body_util::BodyExt;
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
+use zeroize::Zeroize;
 
 use crate::keychain::message::Plaintext;
 use crate::service::error::{Error, Kind};
+
+use super::budget::{Budget, Held};
+use super::strict::Strict;
 
 /// The chain of a request with a raw body.
 pub(super) const CHAIN_HEADER: &str = "kms-proxy-chain";
 /// The AAD, in base64, of a request with a raw body.
 pub(super) const AAD_HEADER: &str = "kms-proxy-aad";
+
+/// How much of a body is read.
+#[derive(Clone, Copy)]
+pub(super) struct Limit<'a> {
+    /// Bytes.
+    pub(super) len: usize,
+    /// Where the room for it comes from.
+    pub(super) budget: &'a Budget,
+}
 
 /// What a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +85,7 @@ fn named(media_type: &str) -> Option<Media> {
 }
 
 /// Reads a body that must be JSON.
-pub(super) async fn read_json(request: Request, limit: usize) -> Result<Bytes, Error> {
+pub(super) async fn read_json(request: Request, limit: Limit<'_>) -> Result<Bytes, Error> {
     let (head, body) = request.into_parts();
     match Media::said(&head.headers) {
         Some(Media::Json) => read(&head.headers, body, limit).await,
@@ -78,33 +93,91 @@ pub(super) async fn read_json(request: Request, limit: usize) -> Result<Bytes, E
     }
 }
 
-/// Reads a whole body of at most `limit` bytes. One that came in one piece is not copied.
+/// Reads a whole body of at most `limit.len` bytes. One that came in one piece is not copied.
 pub(super) async fn read(
     headers: &HeaderMap,
     mut body: Body,
-    limit: usize,
+    limit: Limit<'_>,
 ) -> Result<Bytes, Error> {
     let declared = http_body::Body::size_hint(&body).exact();
-    if declared.is_some_and(|len| len > limit as u64) {
+    if declared.is_some_and(|len| len > limit.len as u64) {
         // Who expects to be told to go on has sent nothing yet; the first look at the body tells it.
-        let waits = headers.contains_key(EXPECT);
-        return Err(if waits { too_large(limit) } else { refuse_rest(body, limit).await });
+        if !headers.contains_key(EXPECT) {
+            discard(body, limit.len).await;
+        }
+        return Err(too_large(limit.len));
     }
     let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
-    if http_body::Body::is_end_stream(&body) && first.len() <= limit {
+    if http_body::Body::is_end_stream(&body) && first.len() <= limit.len {
         return Ok(first);
     }
-    let expected = declared.and_then(|len| usize::try_from(len).ok()).unwrap_or(2 * first.len());
-    let mut whole = Vec::with_capacity(expected.min(limit));
+    let expected = declared.and_then(|len| usize::try_from(len).ok()).unwrap_or(limit.len);
+    let mut whole = Whole::default();
     let mut piece = Some(first);
     while let Some(data) = piece {
-        if data.len() > limit - whole.len() {
-            return Err(refuse_rest(body, limit).await);
+        if data.len() > limit.len - whole.bytes.len() {
+            discard(body, limit.len).await;
+            return Err(too_large(limit.len));
         }
-        whole.extend_from_slice(&data);
+        if !whole.push(&data, expected, limit.budget) {
+            drop((whole, data));
+            discard(body, limit.len).await;
+            return Err(Error::new(Kind::Overloaded, "there is no room for the body now"));
+        }
         piece = next(&mut body).await?;
     }
-    Ok(whole.into())
+    Ok(Bytes::from_owner(whole))
+}
+
+/// A body that came in pieces. It may hold a plaintext, so every allocation that it had is wiped.
+#[derive(Default)]
+struct Whole {
+    bytes: Vec<u8>,
+    held: Option<Held>,
+}
+
+/// The least room that a body in pieces gets.
+const FIRST_ROOM: usize = 64 << 10;
+
+impl Whole {
+    /// Adds a piece of a body that has about `expected` bytes in all; false when the budget has no
+    /// room for it.
+    fn push(&mut self, data: &[u8], expected: usize, budget: &Budget) -> bool {
+        let len = self.bytes.len().saturating_add(data.len());
+        if len > self.bytes.capacity() {
+            // Each time four times as much: room comes to those who send, and little is copied.
+            let room = len.saturating_mul(4).max(FIRST_ROOM).min(expected).max(len);
+            let has_room = match &mut self.held {
+                Some(held) => held.grow(room),
+                none => {
+                    *none = budget.take(room);
+                    none.is_some()
+                }
+            };
+            if !has_room {
+                return false;
+            }
+            let mut larger = Vec::with_capacity(room);
+            larger.extend_from_slice(&self.bytes);
+            self.bytes.as_mut_slice().zeroize();
+            self.bytes = larger;
+        }
+        self.bytes.extend_from_slice(data);
+        true
+    }
+}
+
+impl AsRef<[u8]> for Whole {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        // The slice: a vector is wiped byte by byte, and the room behind was never written.
+        self.bytes.as_mut_slice().zeroize();
+    }
 }
 
 /// The next piece of data.
@@ -120,15 +193,13 @@ async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
 
 /// Lets a client finish that sends a little too much, so that it reads the answer instead of a
 /// broken connection.
-async fn refuse_rest(mut body: Body, limit: usize) -> Error {
-    let mut left = limit;
+async fn discard(mut body: Body, mut left: usize) {
     while let Ok(Some(data)) = next(&mut body).await {
         match left.checked_sub(data.len()) {
             Some(rest) => left = rest,
             None => break,
         }
     }
-    too_large(limit)
 }
 
 fn too_large(limit: usize) -> Error {
@@ -138,10 +209,10 @@ fn too_large(limit: usize) -> Error {
 /// Parses `body` as the JSON object `T`. An empty body is an empty object.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| {
+    serde_json::from_slice(body).map(|Strict(value)| value).map_err(|error| {
         // Only a wrong body is worth the search for the place.
         let mut json = serde_json::Deserializer::from_slice(body);
-        let place = serde_path_to_error::deserialize::<_, T>(&mut json).err();
+        let place = serde_path_to_error::deserialize::<_, Strict<T>>(&mut json).err();
         let path = place.map(|error| error.path().to_string()).unwrap_or_default();
         invalid(explain(&error, &path))
     })
@@ -217,22 +288,66 @@ impl Text<'_> {
     }
 }
 
+/// A string of base64 that is still encoded. It is not checked to be UTF-8 first: what is not is no
+/// base64 either.
+pub(super) struct Encoded<'a>(Cow<'a, [u8]>);
+
+impl Encoded<'_> {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Encoded<'_> {
+    fn drop(&mut self) {
+        if let Cow::Owned(base64) = &mut self.0 {
+            base64.as_mut_slice().zeroize();
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Encoded<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// JSON has no bytes: what comes is a string's.
+        struct Bytes;
+
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Encoded<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(Encoded(Cow::Borrowed(bytes)))
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                Ok(Encoded(Cow::Owned(bytes.to_vec())))
+            }
+        }
+
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
 /// The bytes of standard base64.
-pub(super) fn decode(field: &'static str, base64: &str) -> Result<Vec<u8>, Error> {
+pub(super) fn decode(field: &'static str, base64: &[u8]) -> Result<Vec<u8>, Error> {
     STANDARD.decode_to_vec(base64).map_err(|_| not_base64(field))
 }
 
 /// The bytes of an optional field; none when it is missing.
-pub(super) fn decode_aad(aad: Option<&Text<'_>>) -> Result<Vec<u8>, Error> {
-    aad.map_or(Ok(Vec::new()), |aad| decode("aad", aad.as_str()))
+pub(super) fn decode_aad(aad: Option<&Encoded<'_>>) -> Result<Vec<u8>, Error> {
+    aad.map_or(Ok(Vec::new()), |aad| decode("aad", aad.as_bytes()))
 }
 
 /// Decodes base64 straight into the buffer that is sealed in place.
-pub(super) fn decode_plaintext(base64: &str) -> Result<Plaintext, Error> {
-    let len = STANDARD.decoded_length(base64.as_bytes()).map_err(|_| not_base64("plaintext"))?;
+pub(super) fn decode_plaintext(base64: &Encoded<'_>) -> Result<Plaintext, Error> {
+    let base64 = base64.as_bytes();
+    let len = STANDARD.decoded_length(base64).map_err(|_| not_base64("plaintext"))?;
     let mut plaintext = Plaintext::zeroed(len);
     STANDARD
-        .decode(base64.as_bytes(), Out::from_slice(plaintext.as_mut_slice()))
+        .decode(base64, Out::from_slice(plaintext.as_mut_slice()))
         .map_err(|_| not_base64("plaintext"))?;
     Ok(plaintext)
 }
@@ -244,7 +359,7 @@ pub(super) fn raw_context(headers: &HeaderMap) -> Result<(Option<String>, Vec<u8
         Some(Ok(text)) => Ok(Some(text.to_owned())),
         Some(Err(_)) => Err(invalid(format!("the header {name} is not text"))),
     };
-    let aad = text(AAD_HEADER)?.map_or(Ok(Vec::new()), |aad| decode(AAD_HEADER, &aad))?;
+    let aad = text(AAD_HEADER)?.map_or(Ok(Vec::new()), |aad| decode(AAD_HEADER, aad.as_bytes()))?;
     Ok((text(CHAIN_HEADER)?, aad))
 }
 

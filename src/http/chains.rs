@@ -17,6 +17,7 @@ use crate::service::{ChainInfo, ChainSettings};
 use super::App;
 use super::answer;
 use super::body::{self, Text};
+use super::identity::Caller;
 use super::keks::KekBody;
 use super::problem::{Problem, ProblemBody};
 
@@ -125,16 +126,16 @@ pub(super) struct ChainWithKeksBody {
 pub(super) struct ChainSettingsBody<'a> {
     /// The suite of its KEKs; it can't be changed later.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, example = "aes-128-gcm", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^aes-(128|256)-gcm$", example = "aes-128-gcm", required = false)]
     suite: Option<Text<'a>>,
     /// Uses of a KEK that start a rotation.
-    #[schema(minimum = 1, example = 2_097_152, required = false)]
+    #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 2_097_152, required = false)]
     rotate_after_uses: Option<u64>,
     /// Uses that a KEK never passes.
     #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 4_194_304, required = false)]
     max_uses: Option<u64>,
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
-    #[schema(minimum = 60, example = 7_776_000, required = false)]
+    #[schema(minimum = 60, maximum = 3_153_600_000_u64, example = 7_776_000, required = false)]
     rotate_after_age: Option<u64>,
 }
 
@@ -143,12 +144,14 @@ pub(super) struct ChainSettingsBody<'a> {
     responses((status = 200, description = "A part of the list.", body = ChainsBody), ProblemBody))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    caller: Caller,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Read, error);
+    let refuse = |error| app.access.refuse(Operation::Read, error);
     let query = page(query).map_err(refuse)?;
     let limit = query.limit().map_err(refuse)?;
-    let page = app.service.chains(query.after.as_deref(), limit).await?;
+    let (service, visible) = app.access.enter_to_list(&caller)?;
+    let page = service.chains_that(visible, query.after.as_deref(), limit).await?;
     Ok(answer::json(&ChainsBody {
         chains: page.items.into_iter().map(ChainBody::from).collect(),
         next: page.next.map(|name| name.to_string()),
@@ -157,20 +160,24 @@ pub(super) async fn list(
 
 /// Tells of one key chain and its KEKs.
 #[utoipa::path(get, path = "/v1/chains/{name}", operation_id = "read_chain", tag = "keys",
-    params(("name" = String, Path, description = "The chain's name."), PageQuery),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."),
+        ("after" = Option<String>, Query, pattern = "^[0-9a-f]{32}$", description = "The `next` of the part before."),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "KEKs at most; 100 when it is left out.")),
     responses((status = 200, description = "The chain.", body = ChainWithKeksBody), ProblemBody))]
 pub(super) async fn read(
     State(app): State<Arc<App>>,
+    caller: Caller,
     name: Result<Path<String>, PathRejection>,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Read, error);
+    let refuse = |error| app.access.refuse(Operation::Read, error);
     let name = path(name).map_err(refuse)?;
+    let service = app.access.enter(&caller, Operation::Read, Some(&name))?;
     let query = page(query).map_err(refuse)?;
     let limit = query.limit().map_err(refuse)?;
     let after = query.after.as_deref().map(str::parse::<KekId>).transpose();
     let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
-    let (chain, page) = app.service.chain(&name, after, limit).await?;
+    let (chain, page) = service.chain(&name, after, limit).await?;
     Ok(answer::json(&ChainWithKeksBody {
         chain: chain.into(),
         items: page.items.into_iter().map(KekBody::from).collect(),
@@ -180,7 +187,7 @@ pub(super) async fn read(
 
 /// Makes a key chain, or changes the limits of one.
 #[utoipa::path(put, path = "/v1/chains/{name}", operation_id = "put_chain", tag = "keys",
-    params(("name" = String, Path, description = "The chain's name: [a-z0-9][a-z0-9._-]{0,62}")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
     request_body = ChainSettingsBody,
     responses(
         (status = 200, description = "It was there; its limits are as asked.", body = ChainBody),
@@ -189,12 +196,14 @@ pub(super) async fn read(
     ))]
 pub(super) async fn put(
     State(app): State<Arc<App>>,
+    caller: Caller,
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Manage, error);
+    let refuse = |error| app.access.refuse(Operation::Manage, error);
     let name = path(name).map_err(refuse)?;
-    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let service = app.access.enter(&caller, Operation::Manage, Some(&name))?;
+    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
     let settings: ChainSettingsBody<'_> = body::parse(&body).map_err(refuse)?;
     let suite = settings.suite.map(|suite| suite.as_str().parse::<Suite>()).transpose();
     let settings = ChainSettings {
@@ -203,7 +212,7 @@ pub(super) async fn put(
         max_uses: settings.max_uses,
         rotate_after_age: settings.rotate_after_age,
     };
-    let (created, chain) = app.service.put_chain(&name, settings).await?;
+    let (created, chain) = service.put_chain(&name, settings).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, answer::json(&ChainBody::from(chain))?).into_response())
 }

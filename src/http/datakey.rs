@@ -11,7 +11,8 @@ use crate::metrics::Operation;
 
 use super::App;
 use super::answer::{self, Buffer, Object};
-use super::body::{self, Text};
+use super::body::{self, Encoded, Text};
+use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
 /// The size of a data key in bytes when none is asked for.
@@ -27,10 +28,10 @@ pub(super) struct DatakeyRequest<'a> {
     /// Bytes that are authenticated and not stored, in base64; at most 64 KiB.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
-    aad: Option<Text<'a>>,
+    aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -57,14 +58,16 @@ pub(super) struct DatakeyResponse {
     responses((status = 200, description = "The key.", body = DatakeyResponse), ProblemBody))]
 pub(super) async fn datakey(
     State(app): State<Arc<App>>,
+    caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Datakey, error);
-    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let refuse = |error| app.access.refuse(Operation::Datakey, error);
+    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
     let request: DatakeyRequest<'_> = body::parse(&body).map_err(refuse)?;
-    let aad = body::decode_aad(request.aad.as_ref()).map_err(refuse)?;
     let chain = request.chain.as_ref().map(Text::as_str);
-    let made = app.service.datakey(chain, request.bytes.unwrap_or(DEFAULT_BYTES), &aad).await?;
+    let service = app.access.enter(&caller, Operation::Datakey, chain)?;
+    let aad = body::decode_aad(request.aad.as_ref()).map_err(refuse)?;
+    let made = service.datakey(chain, request.bytes.unwrap_or(DEFAULT_BYTES), &aad).await?;
     let (key, envelope) = (made.plaintext.expose(), made.envelope.as_slice());
     let mut out = Buffer::default();
     Object::start(&mut out, answer::room(key.len() + envelope.len()))

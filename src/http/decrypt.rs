@@ -11,12 +11,14 @@ use utoipa::ToSchema;
 use crate::envelope;
 use crate::metrics::Operation;
 use crate::service::Decrypted;
+use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
 use super::answer::{self, Buffer, Object};
 use super::batch::Item;
-use super::body::{self, Media, Octets, Text};
+use super::body::{self, Encoded, Media, Octets, Text};
+use super::identity::Access;
 use super::problem::{Problem, ProblemBody};
 
 /// What to decrypt; also an item of a batch, where the chain is given once for all.
@@ -26,14 +28,14 @@ pub(super) struct DecryptRequest<'a> {
     /// The envelope, in its text form.
     #[serde(borrow)]
     #[schema(value_type = String, example = "kp:AQF4...")]
-    ciphertext: Text<'a>,
+    ciphertext: Encoded<'a>,
     /// The AAD that the envelope was made with, in base64.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
-    aad: Option<Text<'a>>,
+    aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -73,19 +75,22 @@ pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Decrypt, error);
+    let refuse = |error| app.access.refuse(Operation::Decrypt, error);
     let (head, body) = request.into_parts();
+    let caller = app.access.caller(&head.extensions)?;
+    let enter = |chain: Option<&str>| app.access.enter(&caller, Operation::Decrypt, chain);
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(&head.headers, body, app.max_envelope()).await.map_err(refuse)?;
+    let body = body::read(&head.headers, body, app.envelope()).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: DecryptRequest<'_> = body::parse(&body).map_err(refuse)?;
-            request.run(&app, request.chain()).await?
+            let chain = request.chain();
+            request.run(&app.access, enter(chain)?, chain).await?
         }
         Media::Octets => {
             let (chain, aad) = body::raw_context(&head.headers).map_err(refuse)?;
-            app.service.decrypt(chain.as_deref(), body.into(), &aad).await?
+            enter(chain.as_deref())?.decrypt(chain.as_deref(), body.into(), &aad).await?
         }
     };
     Ok(match wanted {
@@ -99,12 +104,17 @@ pub(super) async fn decrypt(
 }
 
 impl DecryptRequest<'_> {
-    async fn run(&self, app: &App, chain: Option<&str>) -> Result<Decrypted, Error> {
-        let refuse = |error| app.refuse(Operation::Decrypt, error);
-        let envelope = envelope::from_text(self.ciphertext.as_str())
+    async fn run(
+        &self,
+        access: &Access,
+        service: &KeyService,
+        chain: Option<&str>,
+    ) -> Result<Decrypted, Error> {
+        let refuse = |error| access.refuse(Operation::Decrypt, error);
+        let envelope = envelope::from_text(self.ciphertext.as_bytes())
             .map_err(|_| refuse(Error::invalid_ciphertext()))?;
         let aad = body::decode_aad(self.aad.as_ref()).map_err(refuse)?;
-        app.service.decrypt(chain, envelope, &aad).await
+        service.decrypt(chain, envelope, &aad).await
     }
 }
 
@@ -115,8 +125,14 @@ impl Item for DecryptRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error> {
-        write(&self.run(app, chain).await?, out);
+    async fn call(
+        &self,
+        access: &Access,
+        service: &KeyService,
+        chain: Option<&str>,
+        out: &mut Buffer,
+    ) -> Result<(), Error> {
+        write(&self.run(access, service, chain).await?, out);
         Ok(())
     }
 }

@@ -9,18 +9,16 @@ use axum::response::{IntoResponse, Redirect, Response};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderValue};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
-use utoipa::openapi::{
-    ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, ResponseBuilder,
-    ServerBuilder,
-};
+use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, RefOr, ServerBuilder};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, serve};
 
 use crate::service::error::{Error, Kind};
 
-use super::answer;
 use super::problem::{Problem, ProblemBody};
+use super::{answer, calls};
 
 /// The stable codes as a schema.
 pub(super) fn error_code() -> Schema {
@@ -33,27 +31,21 @@ pub(super) fn error_code() -> Schema {
         .into()
 }
 
-/// Every error that a call can end with, by status.
+/// Every error that there is, by status; [`calls`] leaves of them what a call can end with.
 impl IntoResponses for ProblemBody<'_> {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let mut codes = BTreeMap::<u16, Vec<&str>>::new();
+        let mut kinds = BTreeMap::<u16, Vec<Kind>>::new();
         for kind in Kind::ALL {
-            codes.entry(kind.http_status()).or_default().push(kind.code());
+            kinds.entry(kind.http_status()).or_default().push(kind);
         }
-        let content =
-            || ContentBuilder::new().schema(Some(Ref::from_schema_name(Self::name()))).build();
-        let response = |codes: Vec<&str>| {
-            ResponseBuilder::new()
-                .description(format!("`{}`", codes.join("`, `")))
-                .content("application/problem+json", content())
-                .build()
-        };
-        codes
-            .into_iter()
-            .map(|(status, codes)| (status.to_string(), response(codes).into()))
-            .collect()
+        let response =
+            |(status, kinds): (u16, Vec<Kind>)| (status.to_string(), calls::problem(&kinds).into());
+        kinds.into_iter().map(response).collect()
     }
 }
+
+const BEARER: &str = "bearer";
+const CERTIFICATE: &str = "certificate";
 
 /// Adds to the routes' own parts of the document what all of them share.
 pub(super) fn complete(mut api: OpenApi) -> OpenApi {
@@ -82,7 +74,24 @@ pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     let mut schemas = Vec::new();
     ProblemBody::schemas(&mut schemas);
     schemas.push((ProblemBody::name().into_owned(), ProblemBody::schema()));
-    api.components.get_or_insert_default().schemas.extend(schemas);
+    let components = api.components.get_or_insert_default();
+    components.schemas.extend(schemas);
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("A token, or a JWT of an issuer that is configured."))
+        .build();
+    let certificate = SecurityScheme::MutualTls {
+        description: Some("A client certificate with a name that is configured.".to_owned()),
+        deprecated: None,
+        extensions: None,
+    };
+    components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
+    components.add_security_scheme(CERTIFICATE, certificate);
+    // Either of them, or nothing: `auth.mode` may be `none`.
+    let nothing: [&str; 0] = [];
+    let needs = |name| SecurityRequirement::new(name, nothing);
+    api.security = Some(vec![needs(BEARER), needs(CERTIFICATE), SecurityRequirement::default()]);
+    calls::complete(&mut api);
     api
 }
 

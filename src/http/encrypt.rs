@@ -9,12 +9,14 @@ use utoipa::ToSchema;
 
 use crate::metrics::Operation;
 use crate::service::Encrypted;
+use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
 use super::answer::{self, Buffer, Object};
 use super::batch::Item;
-use super::body::{self, Media, Octets, Text};
+use super::body::{self, Encoded, Media, Octets, Text};
+use super::identity::Access;
 use super::problem::{Problem, ProblemBody};
 
 /// What to encrypt; also an item of a batch, where the chain is given once for all.
@@ -24,14 +26,14 @@ pub(super) struct EncryptRequest<'a> {
     /// The bytes to encrypt, in base64.
     #[serde(borrow)]
     #[schema(value_type = String, format = Byte, example = "aGVsbG8=")]
-    plaintext: Text<'a>,
+    plaintext: Encoded<'a>,
     /// Bytes that are authenticated and not stored, in base64; at most 64 KiB.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
-    aad: Option<Text<'a>>,
+    aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -70,19 +72,22 @@ pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Encrypt, error);
+    let refuse = |error| app.access.refuse(Operation::Encrypt, error);
     let (head, body) = request.into_parts();
+    let caller = app.access.caller(&head.extensions)?;
+    let enter = |chain: Option<&str>| app.access.enter(&caller, Operation::Encrypt, chain);
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(&head.headers, body, app.max_body).await.map_err(refuse)?;
+    let body = body::read(&head.headers, body, app.body()).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: EncryptRequest<'_> = body::parse(&body).map_err(refuse)?;
-            request.run(&app, request.chain()).await?
+            let chain = request.chain();
+            request.run(&app.access, enter(chain)?, chain).await?
         }
         Media::Octets => {
             let (chain, aad) = body::raw_context(&head.headers).map_err(refuse)?;
-            app.service.encrypt(chain.as_deref(), (&*body).into(), &aad).await?
+            enter(chain.as_deref())?.encrypt(chain.as_deref(), (&*body).into(), &aad).await?
         }
     };
     Ok(match wanted {
@@ -96,11 +101,16 @@ pub(super) async fn encrypt(
 }
 
 impl EncryptRequest<'_> {
-    async fn run(&self, app: &App, chain: Option<&str>) -> Result<Encrypted, Error> {
-        let refuse = |error| app.refuse(Operation::Encrypt, error);
-        let plaintext = body::decode_plaintext(self.plaintext.as_str()).map_err(refuse)?;
+    async fn run(
+        &self,
+        access: &Access,
+        service: &KeyService,
+        chain: Option<&str>,
+    ) -> Result<Encrypted, Error> {
+        let refuse = |error| access.refuse(Operation::Encrypt, error);
+        let plaintext = body::decode_plaintext(&self.plaintext).map_err(refuse)?;
         let aad = body::decode_aad(self.aad.as_ref()).map_err(refuse)?;
-        app.service.encrypt(chain, plaintext, &aad).await
+        service.encrypt(chain, plaintext, &aad).await
     }
 }
 
@@ -111,8 +121,14 @@ impl Item for EncryptRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error> {
-        write(&self.run(app, chain).await?, out);
+    async fn call(
+        &self,
+        access: &Access,
+        service: &KeyService,
+        chain: Option<&str>,
+        out: &mut Buffer,
+    ) -> Result<(), Error> {
+        write(&self.run(access, service, chain).await?, out);
         Ok(())
     }
 }

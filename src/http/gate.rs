@@ -1,10 +1,10 @@
-//! What every request passes, in one step: its id, the checks against web pages, its deadline, a
-//! guard against panics, and its line in the log.
+//! What every request passes, in one step: its id, the checks against web pages, who it is from, its
+//! deadline, a guard against panics, and its line in the log.
 //!
 //! One step, since a stack of layers costs more than the cryptography. Body limits are the
 //! handlers', which know what they read; metrics are the service's.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -14,19 +14,29 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
-use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderMap, Uri};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS,
+};
+use http::uri::Authority;
+use http::{HeaderMap, Uri, Version};
+use http_body::Body;
+use tokio::sync::Semaphore;
 
+use crate::auth::{Auth, Client};
 use crate::id::hex;
 use crate::service::error::{Error, Kind};
 
-use super::Face;
+use super::budget::{Budget, Held};
+use super::identity::{self, Teller};
 use super::problem::{self, Problem};
+use super::{Config, Face};
 
 /// The request's id, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a caller.
 const MAX_REQUEST_ID: usize = 64;
+/// The largest answer that is not counted: a socket's buffer holds it.
+const SMALL_ANSWER: u64 = 16 << 10;
 
 /// The gate before a face. Cheap to clone.
 #[derive(Clone)]
@@ -36,50 +46,121 @@ pub(super) struct Gate {
 }
 
 struct Shared {
+    /// Without it everybody may do everything.
+    auth: Option<Arc<Auth>>,
+    teller: Teller,
     timeout: Duration,
     /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
     /// reach it through a name that it controls (DNS rebinding).
     loopback: bool,
+    /// What the `Origin` of a page of our own starts with.
+    scheme: &'static str,
+    /// How many requests may wait for something at once.
+    waiting: Semaphore,
+    budget: Budget,
     /// Ids that are made here: a random number for the process, and a count.
     process: [u8; 4],
     count: AtomicU64,
 }
 
 impl Gate {
-    pub(super) fn new(face: Face, timeout: Duration, loopback: bool) -> Self {
+    pub(super) fn new(face: Face, config: &Config, listen: SocketAddr, is_tls: bool) -> Self {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
-        let shared = Shared { timeout, loopback, process, count: AtomicU64::new(0) };
+        let shared = Shared {
+            auth: face.app.access.auth().cloned(),
+            teller: Teller::default(),
+            timeout: config.request_timeout,
+            loopback: listen.ip().is_loopback(),
+            scheme: if is_tls { "https://" } else { "http://" },
+            waiting: Semaphore::new(config.max_requests),
+            // Metrics are read also when callers have spent theirs.
+            budget: match face.has_data {
+                true => face.app.budget.clone(),
+                false => Budget::new(config.body_memory()),
+            },
+            process,
+            count: AtomicU64::new(0),
+        };
         Self { face, shared: Arc::new(shared) }
     }
 
-    /// Answers a request.
-    pub(super) async fn pass(self, request: Request) -> Response {
+    /// Answers a request. A large answer comes with its length and its part of the budget.
+    pub(super) async fn pass(self, request: Request) -> (Response, Option<(Held, usize)>) {
         let Self { face, shared } = self;
+        // HTTP/2 has its own way to say that a connection ends.
+        let last = request.version() < Version::HTTP_2 && face.app.access.is_draining();
         let id = shared.request_id(request.headers());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
-        let mut response = match shared.check(request.headers(), request.uri()) {
-            Ok(()) => match guarded(face.answer(request), shared.timeout).await {
-                Ok(response) => response,
-                Err(error) => failed(&error, &id),
-            },
-            Err(error) => failed(&error, &id),
+        let mut client = None;
+        let answered = match (shared.check(request.headers(), request.uri()), &shared.auth) {
+            (Err(error), _) => Err(error),
+            (Ok(()), None) => guarded(face.answer(request), &shared).await,
+            (Ok(()), Some(auth)) => {
+                // Boxed: where everybody may do everything, requests don't carry it along.
+                let recognised = Recognised { auth, shared: &shared, id: &id, client: &mut client };
+                Box::pin(recognised.answer(face, request)).await
+            }
         };
+        let mut response = answered.unwrap_or_else(|error| failed(&error, &id));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
             response = failed_in_router(&error, &id, response.headers());
         }
         if let Some((started, method, uri)) = started {
             let (path, status) = (uri.path(), response.status().as_u16());
             let took_us = started.elapsed().as_micros();
-            tracing::debug!(request_id = id_text(&id), %method, path, status, took_us, "a request");
+            let client = client.as_deref().map(Client::name);
+            let request_id = id_text(&id);
+            tracing::debug!(request_id, client, %method, path, status, took_us, "a request");
+        }
+        let len = response.body().size_hint().exact().filter(|len| *len > SMALL_ANSWER);
+        let len = len.and_then(|len| usize::try_from(len).ok());
+        let held = len.and_then(|len| Some((shared.budget.take(len)?, len)));
+        if len.is_some() && held.is_none() {
+            response =
+                failed(&Error::new(Kind::Overloaded, "too many answers are not sent yet"), &id);
         }
         let headers = response.headers_mut();
+        if last {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         headers.insert(REQUEST_ID, id);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-        response
+        (response, held)
+    }
+}
+
+/// A request where clients alone are served.
+struct Recognised<'a> {
+    auth: &'a Auth,
+    shared: &'a Shared,
+    id: &'a HeaderValue,
+    /// Who it is from, for the log.
+    client: &'a mut Option<Arc<Client>>,
+}
+
+impl Recognised<'_> {
+    /// Answers it as its client may have it. Probes are nobody.
+    async fn answer(self, face: Face, mut request: Request) -> Result<Response, Error> {
+        let shown = identity::shown(request.headers(), request.extensions());
+        let client = match self.auth.identify(shown).await {
+            Ok(client) => client,
+            Err(_) if identity::is_open(request.uri().path()) => {
+                return guarded(face.answer(request), self.shared).await;
+            }
+            Err(refusal) => {
+                self.auth.failed(refusal);
+                self.shared.teller.tell(refusal, id_text(self.id), shown.peer);
+                return Err(identity::unauthenticated());
+            }
+        };
+        let client = self.client.insert(client);
+        let _place = client.enter()?;
+        request.extensions_mut().insert(Arc::clone(client));
+        client.lookups().scope(guarded(face.answer(request), self.shared)).await
     }
 }
 
@@ -124,18 +205,23 @@ impl Shared {
     /// Refuses what a web page in a browser on this machine could send.
     fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Error> {
         let mut hosts = headers.get_all(HOST).iter();
-        let host = hosts.next().and_then(|host| host.to_str().ok());
-        let Some(host) = host.filter(|_| hosts.next().is_none()) else {
+        let host = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().ok(),
+            // HTTP/2 names it in the URI.
+            (None, _) => uri.authority().map(Authority::as_str),
+            _ => None,
+        };
+        let Some(host) = host else {
             return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
         };
         let named = uri.authority().is_none_or(|authority| is_loopback(authority.as_str()));
-        if self.loopback && !(named && is_loopback(host)) {
+        if self.loopback && self.auth.is_none() && !(named && is_loopback(host)) {
             return Err(forbidden(
                 "without authentication Host must be localhost or a loopback address",
             ));
         }
         let own = |origin: &HeaderValue| {
-            let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+            let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix(self.scheme));
             origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
         };
         let mut origins = headers.get_all(ORIGIN).iter();
@@ -167,19 +253,25 @@ fn is_loopback(host: &str) -> bool {
     loopback && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Runs a call until it ends, panics or has taken `timeout`. The timer starts when the call first
-/// waits: most never do.
-async fn guarded(
-    call: impl Future<Output = Response>,
-    timeout: Duration,
-) -> Result<Response, Error> {
+/// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among those
+/// that wait is taken, when the call first waits: most never do.
+async fn guarded(call: impl Future<Output = Response>, shared: &Shared) -> Result<Response, Error> {
     let mut call = pin!(call);
+    let mut place = None;
     let mut timer: Option<Pin<Box<tokio::time::Sleep>>> = None;
     std::future::poll_fn(move |context| {
         match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
             Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
             Ok(Poll::Pending) => {
-                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+                if place.is_none() {
+                    place = shared.waiting.try_acquire().ok();
+                }
+                if place.is_none() {
+                    let error = Error::new(Kind::Overloaded, "too many requests are under way");
+                    return Poll::Ready(Err(error));
+                }
+                let timer =
+                    timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(shared.timeout)));
                 timer
                     .as_mut()
                     .poll(context)

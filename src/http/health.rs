@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
@@ -11,10 +11,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::service::error::{Error, Kind};
-use crate::service::{Health, Readiness};
+use crate::service::{Check, Health, Readiness};
 
 use super::App;
 use super::answer;
+use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
 /// How well the service stands.
@@ -32,7 +33,7 @@ pub(super) struct ReadinessBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Check)]
 pub(super) struct CheckBody {
-    /// `store`, `root:{name}`, `chain:{name}` or `service`.
+    /// `store`, `root:{name}`, `chain:{name}`, `tls`, `config`, `jwks` or `service`.
     #[schema(example = "root:main")]
     name: String,
     /// `ok`, `degraded` or `unavailable`.
@@ -54,7 +55,7 @@ pub(super) struct HealthBody {
 }
 
 /// Whether the process answers at all.
-#[utoipa::path(get, path = "/healthz", tag = "operations",
+#[utoipa::path(get, path = "/healthz", tag = "operations", security(()),
     responses((status = 200, description = "It answers.", body = HealthBody), ProblemBody))]
 pub(super) async fn healthz() -> Result<Response, Problem> {
     Ok(answer::json(&HealthBody { status: status(Health::Ok) })?)
@@ -63,16 +64,24 @@ pub(super) async fn healthz() -> Result<Response, Problem> {
 /// Whether the service should get requests, and what is not well.
 ///
 /// 503 only while it is shutting down, or can neither encrypt nor decrypt; an outage that it
-/// coasts through is 200 with `degraded`.
-#[utoipa::path(get, path = "/readyz", tag = "operations",
+/// coasts through is 200 with `degraded`. Where clients alone are served, the checks are shown to
+/// those who may read all chains.
+#[utoipa::path(get, path = "/readyz", tag = "operations", security(()),
     responses(
         (status = 200, description = "It should get requests.", body = ReadinessBody),
         (status = 503, description = "It should get none.", body = ReadinessBody),
-        (status = "4XX", description = "It is no request for this.", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 500, description = "`internal`", body = ProblemBody, content_type = "application/problem+json"),
     ))]
-pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    let Readiness { health, checks } = app.service.readiness();
+pub(super) async fn readyz(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let caller = app.access.caller(request.extensions()).ok();
+    let certificate = app.tls.as_ref().map(|tls| {
+        let detail = tls.standing().trouble;
+        let health = if detail.is_some() { Health::Degraded } else { Health::Ok };
+        Check { name: "tls".to_owned(), health, detail }
+    });
+    let Readiness { health, checks } = app.access.readiness(caller.as_ref(), certificate);
     let checks = checks.into_iter().map(|check| CheckBody {
         name: check.name,
         status: status(check.health),
@@ -92,8 +101,15 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Prob
         (status = 200, description = "Prometheus' text format.", body = String, content_type = "text/plain"),
         ProblemBody,
     ))]
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    app.service.refresh_metrics();
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Response, Problem> {
+    let service = app.access.enter_for_all(&caller)?;
+    service.refresh_metrics();
+    if let Some(tls) = &app.tls {
+        service.metrics().certificate_expires_in(tls.standing().expires_in);
+    }
     let text = prometheus::TextEncoder::new().encode_to_string(&app.registry.gather());
     let text = text.map_err(|error| {
         tracing::error!(%error, "the metrics could not be written");

@@ -11,12 +11,13 @@ use utoipa::ToSchema;
 use crate::id::KekId;
 use crate::metrics::Operation;
 use crate::service::error::Error;
-use crate::service::{Change, KekInfo, rfc3339};
+use crate::service::{Change, KekInfo, KeyService, rfc3339};
 
 use super::App;
 use super::answer;
 use super::body;
 use super::chains::path;
+use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
 /// A KEK.
@@ -78,92 +79,101 @@ pub(super) struct Nothing {}
 #[serde(deny_unknown_fields)]
 pub(super) struct Confirmation {
     /// The id of the KEK once more.
-    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    #[schema(pattern = "^[0-9a-f]{32}$", example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     confirm: String,
+    /// Destroys it in a chain that a Kubernetes cluster encrypts with, too.
+    #[serde(default)]
+    #[schema(example = false)]
+    force: bool,
 }
 
 type KekPath = Result<Path<(String, String)>, PathRejection>;
 
 /// Disables a retired KEK: nothing decrypts under it until it is enabled again.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek", tag = "keys",
-    params(("name" = String, Path, description = "The chain's name."), ("id" = String, Path, description = "The KEK's id.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("id" = String, Path, pattern = "^[0-9a-f]{32}$", description = "The KEK's id.")),
     request_body = Nothing,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
 pub(super) async fn disable(
     State(app): State<Arc<App>>,
+    caller: Caller,
     path: KekPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let kek = Named::parse(&app, path)?;
-    kek.body::<Nothing>(&app, request, |_| true).await?;
-    kek.change(&app, Change::Disable).await
+    let kek = Named::parse(&app, &caller, path)?;
+    kek.body::<Nothing>(&app, request).await?;
+    kek.change(Change::Disable).await
 }
 
 /// Enables a disabled KEK again.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek", tag = "keys",
-    params(("name" = String, Path, description = "The chain's name."), ("id" = String, Path, description = "The KEK's id.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("id" = String, Path, pattern = "^[0-9a-f]{32}$", description = "The KEK's id.")),
     request_body = Nothing,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
 pub(super) async fn enable(
     State(app): State<Arc<App>>,
+    caller: Caller,
     path: KekPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let kek = Named::parse(&app, path)?;
-    kek.body::<Nothing>(&app, request, |_| true).await?;
-    kek.change(&app, Change::Enable).await
+    let kek = Named::parse(&app, &caller, path)?;
+    kek.body::<Nothing>(&app, request).await?;
+    kek.change(Change::Enable).await
 }
 
 /// Destroys a KEK for ever, with everything that was encrypted under it.
 ///
-/// It must have been disabled for `destroy_delay`. Old copies of the store still hold its wraps:
+/// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts with
+/// it takes `force`. Old copies of the store still hold its wraps:
 /// what was encrypted is as gone as they are.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek", tag = "keys",
-    params(("name" = String, Path, description = "The chain's name."), ("id" = String, Path, description = "The KEK's id.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("id" = String, Path, pattern = "^[0-9a-f]{32}$", description = "The KEK's id.")),
     request_body = Confirmation,
     responses((status = 200, description = "The KEK: a tombstone.", body = KekBody), ProblemBody))]
 pub(super) async fn destroy(
     State(app): State<Arc<App>>,
+    caller: Caller,
     path: KekPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let kek = Named::parse(&app, path)?;
-    kek.body::<Confirmation>(&app, request, |said| said.confirm == kek.id.to_string()).await?;
-    kek.change(&app, Change::Destroy).await
+    let kek = Named::parse(&app, &caller, path)?;
+    let said = kek.body::<Confirmation>(&app, request).await?;
+    if said.confirm != kek.id.to_string() {
+        let error = body::invalid("confirm must be the id of the KEK");
+        return Err(app.access.refuse(Operation::Manage, error).into());
+    }
+    kek.change(if said.force { Change::ForceDestroy } else { Change::Destroy }).await
 }
 
 /// The KEK that a path names.
-struct Named {
+struct Named<'a> {
+    service: &'a KeyService,
     chain: String,
     id: KekId,
 }
 
-impl Named {
-    fn parse(app: &App, parts: KekPath) -> Result<Self, Error> {
-        let refuse = |error| app.refuse(Operation::Manage, error);
+impl<'a> Named<'a> {
+    fn parse(app: &'a App, caller: &Caller, parts: KekPath) -> Result<Self, Error> {
+        let refuse = |error| app.access.refuse(Operation::Manage, error);
         let (chain, id) = path(parts).map_err(refuse)?;
+        let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
         let id = id.parse().map_err(|error| refuse(body::invalid(format!("{error}"))))?;
-        Ok(Self { chain, id })
+        Ok(Self { service, chain, id })
     }
 
-    /// Reads the body, which must be a `T` that `confirms`.
+    /// Reads the body, which must be a `T`.
     async fn body<T: serde::de::DeserializeOwned>(
         &self,
         app: &App,
         request: Request,
-        confirms: impl FnOnce(&T) -> bool,
-    ) -> Result<(), Error> {
-        let refuse = |error| app.refuse(Operation::Manage, error);
-        let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
-        if confirms(&body::parse(&body).map_err(refuse)?) {
-            Ok(())
-        } else {
-            Err(refuse(body::invalid("confirm must be the id of the KEK")))
-        }
+    ) -> Result<T, Error> {
+        let refuse = |error| app.access.refuse(Operation::Manage, error);
+        let body = body::read_json(request, app.body()).await.map_err(refuse)?;
+        body::parse(&body).map_err(refuse)
     }
 
-    async fn change(&self, app: &App, change: Change) -> Result<Response, Problem> {
-        let kek = app.service.change_kek(&self.chain, self.id, change).await?;
+    async fn change(&self, change: Change) -> Result<Response, Problem> {
+        let kek = self.service.change_kek(&self.chain, self.id, change).await?;
         Ok(answer::json(&KekBody::from(kek))?)
     }
 }

@@ -4,7 +4,7 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -60,7 +60,7 @@ pub(super) fn respond(error: &Error, request_id: &str, routed: &HeaderMap) -> Re
     let status = status(error);
     let body = ProblemBody {
         kind: "about:blank",
-        title: status.canonical_reason().unwrap_or("Error"),
+        title: title(error),
         status: status.as_u16(),
         code: error.kind().code(),
         detail: error.detail(),
@@ -71,6 +71,9 @@ pub(super) fn respond(error: &Error, request_id: &str, routed: &HeaderMap) -> Re
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if error.kind() == Kind::Unauthenticated {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kms-proxy\""));
+    }
     if let Some(seconds) = error.retry_after_secs() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -78,6 +81,11 @@ pub(super) fn respond(error: &Error, request_id: &str, routed: &HeaderMap) -> Re
         headers.insert(ALLOW, allow.clone());
     }
     response
+}
+
+/// The name of the error's HTTP status.
+pub(super) fn title(error: &Error) -> &'static str {
+    status(error).canonical_reason().unwrap_or("Error")
 }
 
 fn status(error: &Error) -> StatusCode {

@@ -9,12 +9,14 @@ use utoipa::ToSchema;
 
 use crate::envelope;
 use crate::metrics::Operation;
+use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
 use super::answer::{self, Buffer, Object};
 use super::batch::Item;
-use super::body::{self, Text};
+use super::body::{self, Encoded, Text};
+use super::identity::{Access, Caller};
 use super::problem::{Problem, ProblemBody};
 
 /// What to rewrap; also an item of a batch, where the chain is given once for all.
@@ -24,11 +26,16 @@ pub(super) struct RewrapRequest<'a> {
     /// The envelope, or its header alone, in its text form.
     #[serde(borrow)]
     #[schema(value_type = String, example = "kp:AQF4...")]
-    ciphertext: Text<'a>,
+    ciphertext: Encoded<'a>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
+    /// Whether the KEK shall travel along: then the answer is of version 2, and opens wherever one of
+    /// its roots and the chain's name are. Without a store (`inline`) it always does.
+    #[serde(default)]
+    #[schema(required = false)]
+    inline: bool,
 }
 
 /// The envelope under the primary KEK.
@@ -52,18 +59,21 @@ pub(super) struct RewrapResponse {
 ///
 /// The header alone is enough: the payload does not change, so a new header can be put before the
 /// old payload. A payload that is passed along is not verified. An envelope that is under the
-/// primary already comes back unchanged and costs no use.
+/// primary already, in the version that is asked for, comes back unchanged and costs no use.
 #[utoipa::path(post, path = "/v1/rewrap", tag = "data", request_body = RewrapRequest,
     responses((status = 200, description = "The envelope or header.", body = RewrapResponse), ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
+    caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Rewrap, error);
-    let body = body::read_json(request, app.max_envelope()).await.map_err(refuse)?;
+    let refuse = |error| app.access.refuse(Operation::Rewrap, error);
+    let body = body::read_json(request, app.envelope()).await.map_err(refuse)?;
     let request: RewrapRequest<'_> = body::parse(&body).map_err(refuse)?;
     let mut out = Buffer::default();
-    request.call(&app, request.chain(), &mut out).await?;
+    let chain = request.chain();
+    let service = app.access.enter(&caller, Operation::Rewrap, chain)?;
+    request.call(&app.access, service, chain, &mut out).await?;
     Ok(answer::written(out))
 }
 
@@ -74,10 +84,20 @@ impl Item for RewrapRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(&self, app: &App, chain: Option<&str>, out: &mut Buffer) -> Result<(), Error> {
-        let envelope = envelope::from_text(self.ciphertext.as_str())
-            .map_err(|_| app.refuse(Operation::Rewrap, Error::invalid_ciphertext()))?;
-        let made = app.service.rewrap(chain, envelope).await?;
+    async fn call(
+        &self,
+        access: &Access,
+        service: &KeyService,
+        chain: Option<&str>,
+        out: &mut Buffer,
+    ) -> Result<(), Error> {
+        let envelope = envelope::from_text(self.ciphertext.as_bytes())
+            .map_err(|_| access.refuse(Operation::Rewrap, Error::invalid_ciphertext()))?;
+        let made = if self.inline {
+            service.rewrap_inline(chain, envelope).await?
+        } else {
+            service.rewrap(chain, envelope).await?
+        };
         Object::start(out, answer::room(made.envelope.len()))
             .envelope("ciphertext", &made.envelope)
             .plain("chain", made.chain.as_str())

@@ -12,6 +12,7 @@ use crate::metrics::Operation;
 use super::App;
 use super::answer;
 use super::body::{self, Text};
+use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
 /// Which chain to rotate.
@@ -20,7 +21,7 @@ use super::problem::{Problem, ProblemBody};
 pub(super) struct RotateRequest<'a> {
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -46,12 +47,14 @@ pub(super) struct RotateResponse {
     responses((status = 200, description = "The new primary.", body = RotateResponse), ProblemBody))]
 pub(super) async fn rotate(
     State(app): State<Arc<App>>,
+    caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.refuse(Operation::Rotate, error);
-    let body = body::read_json(request, app.max_body).await.map_err(refuse)?;
+    let refuse = |error| app.access.refuse(Operation::Rotate, error);
+    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
     let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
-    let rotated = app.service.rotate(request.chain.as_ref().map(Text::as_str)).await?;
+    let chain = request.chain.as_ref().map(Text::as_str);
+    let rotated = app.access.enter(&caller, Operation::Rotate, chain)?.rotate(chain).await?;
     Ok(answer::json(&RotateResponse {
         chain: rotated.chain.to_string(),
         primary: rotated.primary.to_string(),

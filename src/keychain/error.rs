@@ -22,6 +22,9 @@ pub enum EncryptError {
     /// and so its suite.
     #[error("the envelope is of another suite than the primary KEK")]
     OtherSuite,
+    /// The primary KEK is to travel along, and there is no record of its wraps that could.
+    #[error("the primary KEK has no record that could travel along")]
+    NoRecord,
     /// See [`random::Unavailable`].
     #[error(transparent)]
     Randomness(#[from] random::Unavailable),

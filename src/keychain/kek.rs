@@ -8,6 +8,7 @@ use crate::id::{ChainName, KekId, Suite};
 use crate::random;
 use crate::secret::KeyBytes;
 
+use super::carried::Carried;
 use super::error::{DecryptError, EncryptError};
 use super::message::{Plaintext, Sealed};
 
@@ -59,31 +60,75 @@ impl Kek {
         self.key.suite()
     }
 
+    /// The chain that it belongs to.
+    #[must_use]
+    pub fn chain(&self) -> &ChainName {
+        &self.chain
+    }
+
     /// Its bytes, for a root to wrap.
     #[must_use]
     pub fn key(&self) -> &KeyBytes {
         &self.key
     }
 
-    /// Seals `plaintext` under a fresh DEK: one use.
+    /// Seals `plaintext` under a fresh DEK: one use. The KEK travels along where it is given how.
     pub(super) fn seal(
         &self,
         mut plaintext: Plaintext,
         aad: &[u8],
+        carried: Option<&Carried>,
     ) -> Result<Sealed, EncryptError> {
         let suite = self.suite();
         let aad = envelope::data_aad(suite, &self.chain, aad).ok_or(EncryptError::AadTooLong)?;
         let dek = KeyBytes::random(suite)?;
         let (header, message, tag) = plaintext.parts(suite).ok_or(EncryptError::TooLong)?;
         *tag = aead::seal_once(&dek, &aad, message).map_err(|_| EncryptError::TooLong)?;
-        self.wrap(&dek, header)?;
-        Ok(plaintext.into_sealed(suite))
+        let Some(carried) = carried else {
+            self.wrap(&dek, header)?;
+            return Ok(plaintext.into_sealed(suite));
+        };
+        let room = message.len() + TAG_LEN;
+        let header = self.wrap_carried(&dek, carried, room)?;
+        Ok(plaintext.into_sealed_behind(header))
     }
 
-    /// A version 1 header that holds `dek` under this KEK: one use.
-    pub(super) fn seal_dek(&self, dek: &Dek) -> Result<Vec<u8>, EncryptError> {
+    /// A header that holds `dek` under this KEK, of version 2 where it is given how: one use.
+    pub(super) fn seal_dek(
+        &self,
+        dek: &Dek,
+        carried: Option<&Carried>,
+    ) -> Result<Vec<u8>, EncryptError> {
+        if let Some(carried) = carried {
+            return self.wrap_carried(&dek.0, carried, 0);
+        }
         let mut header = vec![0; envelope::header_len(self.suite())];
         self.wrap(&dek.0, &mut header)?;
+        Ok(header)
+    }
+
+    /// A version 2 header that holds `dek`, with room for as many bytes behind it.
+    fn wrap_carried(
+        &self,
+        dek: &KeyBytes,
+        carried: &Carried,
+        room: usize,
+    ) -> Result<Vec<u8>, EncryptError> {
+        if dek.suite() != self.suite() {
+            return Err(EncryptError::OtherSuite);
+        }
+        let start = carried.header_start();
+        // All of it at once: a DEK must not stay behind in a buffer that grew.
+        let len = start.len() + NONCE_LEN + self.suite().key_len() + TAG_LEN;
+        let mut header = Vec::with_capacity(len + room);
+        header.extend_from_slice(start);
+        header.resize(len, 0);
+        let rest = header.get_mut(start.len()..).unwrap_or_default();
+        let (nonce, rest) =
+            rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(EncryptError::TooLong)?;
+        let (wrapped, tag) = rest.split_last_chunk_mut().ok_or(EncryptError::TooLong)?;
+        random::fill(nonce)?;
+        self.seal_key(dek, nonce, carried.dek_aad(), wrapped, tag)?;
         Ok(header)
     }
 
@@ -95,9 +140,20 @@ impl Kek {
         let (start, nonce, wrapped, tag) = split(header).ok_or(EncryptError::TooLong)?;
         *start = self.header_start;
         random::fill(nonce)?;
+        self.seal_key(dek, nonce, &self.dek_aad, wrapped, tag)
+    }
+
+    /// Seals `dek` into `wrapped`, which is as long.
+    fn seal_key(
+        &self,
+        dek: &KeyBytes,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        wrapped: &mut [u8],
+        tag: &mut [u8; TAG_LEN],
+    ) -> Result<(), EncryptError> {
         wrapped.copy_from_slice(dek.expose());
-        *tag =
-            self.cipher.seal(nonce, &self.dek_aad, wrapped).map_err(|_| EncryptError::TooLong)?;
+        *tag = self.cipher.seal(nonce, aad, wrapped).map_err(|_| EncryptError::TooLong)?;
         Ok(())
     }
 
@@ -122,22 +178,6 @@ impl Kek {
             .open(header.wrap_nonce, aad, dek.as_mut(), header.wrap_tag)
             .map_err(|_| DecryptError::Invalid)?;
         Ok(Dek(dek))
-    }
-}
-
-#[cfg(test)]
-impl Kek {
-    /// A wrap of `dek` for a header of any version.
-    pub(super) fn wrap_for_test(
-        &self,
-        dek: &Dek,
-        version: Version<'_>,
-        nonce: &[u8; NONCE_LEN],
-    ) -> (Vec<u8>, [u8; TAG_LEN]) {
-        let mut wrapped = dek.0.expose().to_vec();
-        let aad = envelope::dek_aad(version, self.suite(), &self.id, &self.chain);
-        let tag = self.cipher.seal(nonce, &aad, &mut wrapped).unwrap();
-        (wrapped, tag)
     }
 }
 

@@ -51,6 +51,14 @@ impl Plaintext {
         Sealed { buffer: std::mem::take(&mut self.0), start: header_start(suite) }
     }
 
+    /// An envelope of this header and what the plaintext was sealed to. The room of the buffer is
+    /// for version 1: a longer header costs a copy.
+    pub(super) fn into_sealed_behind(self, mut header: Vec<u8>) -> Sealed {
+        let sealed = self.0.get(MAX_STORED_HEADER_LEN..).unwrap_or_default();
+        header.extend_from_slice(sealed);
+        Sealed { buffer: header, start: 0 }
+    }
+
     fn range(buffer: &[u8]) -> Range<usize> {
         MAX_STORED_HEADER_LEN..buffer.len() - TAG_LEN
     }

@@ -14,6 +14,8 @@ pub enum Reason {
     Age,
     /// Somebody asked.
     Manual,
+    /// A root that should not have wrapped it was removed.
+    Root,
 }
 
 impl Reason {
@@ -25,6 +27,7 @@ impl Reason {
             Self::Uses => Some("uses"),
             Self::Age => Some("age"),
             Self::Manual => Some("manual"),
+            Self::Root => Some("root"),
         }
     }
 }
@@ -45,6 +48,8 @@ pub struct Thresholds {
 pub struct Primary {
     /// Uses that are reserved in the store, by all replicas.
     pub reserved: u64,
+    /// Those of them that this process has not spent.
+    pub unspent: u64,
     /// Time since its promotion.
     pub age: Duration,
 }
@@ -72,7 +77,8 @@ pub fn plan(thresholds: &Thresholds, primary: Option<&Primary>, has_standby: boo
         (Some(reason), true, _) => Some(Step::Promote(reason)),
         (Some(_), false, _) => Some(Step::MakeStandby),
         (None, false, Some(primary))
-            if primary.reserved > thresholds.rotate_after_uses / 2
+            if primary.reserved.saturating_sub(primary.unspent)
+                > thresholds.rotate_after_uses / 2
                 || primary.age > thresholds.rotate_after_age / 2 =>
         {
             Some(Step::MakeStandby)
@@ -107,7 +113,7 @@ mod tests {
         Thresholds { rotate_after_uses: 100, max_uses: 200, rotate_after_age: DAY };
 
     fn next(reserved: u64, age: Duration, has_standby: bool) -> Option<Step> {
-        plan(&LIMITS, Some(&Primary { reserved, age }), has_standby)
+        plan(&LIMITS, Some(&Primary { reserved, unspent: 0, age }), has_standby)
     }
 
     #[test]
@@ -119,6 +125,13 @@ mod tests {
         assert_eq!(next(100, Duration::ZERO, true), Some(Step::Promote(Reason::Uses)));
         assert_eq!(next(1, DAY, true), Some(Step::Promote(Reason::Age)));
         assert_eq!(next(100, Duration::ZERO, false), Some(Step::MakeStandby));
+    }
+
+    #[test]
+    fn uses_that_are_only_reserved_do_not_count_towards_a_standby() {
+        let primary = |unspent| Primary { reserved: 60, unspent, age: Duration::ZERO };
+        assert_eq!(plan(&LIMITS, Some(&primary(10)), false), None);
+        assert_eq!(plan(&LIMITS, Some(&primary(9)), false), Some(Step::MakeStandby));
     }
 
     #[test]

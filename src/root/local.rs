@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::root::RootKey;
-    use crate::root::sealed::tests::{chain, context, unhex, wraps_and_unwraps, wrong};
+    use crate::root::contract::{self, chain, context, unhex, wrong};
 
     /// The key 00 01 .. 1f; the check is Python's `hashlib`.
     const FILE: &str = "kms-proxy local root key v1 \
@@ -222,8 +222,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_wraps_and_unwraps() {
-        wraps_and_unwraps(&Root::generate().unwrap()).await;
+    async fn it_keeps_the_contract() {
+        contract::all(Root::generate().unwrap(), Root::generate().unwrap()).await;
     }
 
     /// Computed with Python's `cryptography`.

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use crate::aead::Cipher;
 use crate::files;
 use crate::random;
 use crate::secret::{KeyBytes, SecretBytes};
+use crate::units;
 
 use super::{Context, Error, sealed};
 
@@ -42,6 +44,27 @@ pub struct Config {
     /// The passphrase itself, from the environment: it has no place in a configuration file.
     #[serde(skip)]
     pub passphrase: Option<Arc<SecretBytes>>,
+    /// The memory that Argon2id takes for a new wrap's key, in bytes; 19 MiB to 256 MiB.
+    #[serde(default = "default_memory", deserialize_with = "units::size::deserialize")]
+    pub memory: usize,
+    /// Its passes over it; 2 to 10.
+    #[serde(default = "default_passes", deserialize_with = "units::number::deserialize")]
+    pub passes: u32,
+    /// Its lanes; 1 to 4.
+    #[serde(default = "default_lanes", deserialize_with = "units::number::deserialize")]
+    pub lanes: u32,
+}
+
+fn default_memory() -> usize {
+    Cost::DEFAULT.memory as usize * 1024
+}
+
+fn default_passes() -> u32 {
+    Cost::DEFAULT.passes
+}
+
+fn default_lanes() -> u32 {
+    Cost::DEFAULT.lanes
 }
 
 impl fmt::Debug for Config {
@@ -50,20 +73,29 @@ impl fmt::Debug for Config {
             .field("name", &self.name)
             .field("passphrase_file", &self.passphrase_file)
             .field("passphrase", &self.passphrase.as_ref().map(|_| "(secret)"))
+            .field("memory", &self.memory)
+            .field("passes", &self.passes)
+            .field("lanes", &self.lanes)
             .finish()
     }
 }
 
 impl Config {
-    /// Whether there is one passphrase and it can be read. A pipe is left alone: what is read from
+    /// Whether the costs are in bounds, and there is one passphrase that can be read. A pipe is left alone: what is read from
     /// it is gone.
     pub(super) fn check(&self) -> Result<(), String> {
+        self.cost()?;
         let is_pipe =
             |path: &PathBuf| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
         match &self.passphrase_file {
             Some(path) if self.passphrase.is_none() && is_pipe(path) => Ok(()),
             _ => self.read().map(drop),
         }
+    }
+
+    /// What a new wrap's key costs.
+    fn cost(&self) -> Result<Cost, String> {
+        Cost::configured(self.memory, self.passes, self.lanes)
     }
 
     /// The passphrase from wherever it comes.
@@ -94,11 +126,15 @@ impl Config {
 
 /// The keys that a passphrase gives.
 pub struct Root {
+    /// The root's name, for the log; empty without a configuration.
+    name: String,
     passphrase: Arc<SecretBytes>,
     cost: Cost,
     keys: Mutex<Keys>,
     /// Held during a derivation.
     deriving: Arc<tokio::sync::Mutex<()>>,
+    /// Whether it was said that there are wraps with a weaker cost.
+    told: AtomicBool,
 }
 
 /// Derived keys.
@@ -122,9 +158,11 @@ impl Root {
     /// Reads the passphrase. Nothing is derived yet.
     ///
     /// # Errors
-    /// What is wrong, for an operator: no passphrase, two, an empty one, or its file can't be read.
+    /// What is wrong, for an operator: no passphrase, two, an empty one, its file can't be read, or a
+    /// cost is out of bounds.
     pub async fn open(config: &Config) -> Result<Self, String> {
-        Ok(Self::with_cost(config.read()?, Cost::DEFAULT))
+        let root = Self::with_cost(config.read()?, config.cost()?);
+        Ok(Self { name: config.name.clone(), ..root })
     }
 
     /// A root with this passphrase, which is taken as it is; 64 MiB, 3 passes and 1 lane.
@@ -139,7 +177,14 @@ impl Root {
     }
 
     fn with_cost(passphrase: Arc<SecretBytes>, cost: Cost) -> Self {
-        Self { passphrase, cost, keys: Mutex::default(), deriving: Arc::default() }
+        Self {
+            name: String::new(),
+            passphrase,
+            cost,
+            keys: Mutex::default(),
+            deriving: Arc::default(),
+            told: AtomicBool::new(false),
+        }
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
@@ -176,6 +221,19 @@ impl Root {
         let (key, turn) = derived.await.map_err(|error| Error::Away(error.to_string()))?;
         let key = key.ok_or_else(|| Error::Away("the key can't be derived".to_owned()))?;
         Ok((Arc::new(Cipher::new(&key)), turn))
+    }
+
+    /// Says once that a wrap opened whose passphrase is easier to guess than is wanted by now.
+    fn tell(&self, cost: Cost) {
+        if cost.is_weaker_than(self.cost) && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                root = self.name,
+                memory_kib = cost.memory,
+                passes = cost.passes,
+                "there are wraps with an outdated cost, less than is configured; \
+                 `kms-proxy root rewrap` makes them anew"
+            );
+        }
     }
 
     /// Remembers a key that opened a wrap.
@@ -219,8 +277,19 @@ impl super::RootKey for Root {
         }
         let (cipher, _turn) = self.derive(setting, turn).await?;
         let kek = open(&cipher)?;
+        self.tell(setting.cost);
         self.proven(setting, cipher);
         Ok(kek)
+    }
+
+    /// By the cost, and by the salt once this process has one to wrap with.
+    fn is_current(&self, wrapped: &[u8]) -> bool {
+        let setting = sealed::after_format(wrapped, FORMAT).ok();
+        let setting = setting.and_then(|rest| rest.first_chunk()).map(Setting::from_bytes);
+        let own = self.keys().own.as_ref().map(|(setting, _)| *setting);
+        setting.is_some_and(|setting| {
+            setting.cost == self.cost && own.is_none_or(|own| own.salt == setting.salt)
+        })
     }
 
     fn kind(&self) -> &'static str {

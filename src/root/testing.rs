@@ -14,6 +14,7 @@ pub(crate) struct TestRoot {
     pub(crate) wraps: AtomicUsize,
     pub(crate) unwraps: AtomicUsize,
     pub(crate) away: AtomicBool,
+    pub(crate) denied: AtomicBool,
     pub(crate) slow: AtomicBool,
 }
 
@@ -41,6 +42,9 @@ impl TestRoot {
     async fn answer(&self) -> Result<(), Error> {
         if self.slow.load(SeqCst) {
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        if self.denied.load(SeqCst) {
+            return Err(Error::Denied("test".to_owned()));
         }
         if self.away.load(SeqCst) { Err(Error::Away("test".to_owned())) } else { Ok(()) }
     }

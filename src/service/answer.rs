@@ -129,8 +129,23 @@ pub enum Change {
     Disable,
     /// `disabled` to `retired`.
     Enable,
-    /// `disabled` to `destroyed`, for ever.
+    /// `disabled` to `destroyed`, for ever; not where Kubernetes depends on the chain.
     Destroy,
+    /// The same, whoever depends on the chain.
+    ForceDestroy,
+}
+
+/// What came of a part of the work when a root comes or goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootProgress {
+    /// KEKs that were looked at.
+    pub looked_at: u64,
+    /// Those of them that were changed.
+    pub changed: u64,
+    /// Those that could not be, and why.
+    pub failed: Vec<(KekId, String)>,
+    /// Where the next part starts; `None` at the end.
+    pub next: Option<KekId>,
 }
 
 /// How well the service stands.
@@ -162,4 +177,14 @@ pub struct Readiness {
     pub health: Health,
     /// The things that were looked at.
     pub checks: Vec<Check>,
+}
+
+impl Readiness {
+    /// Adds what was found beside the service itself.
+    pub fn add(&mut self, checks: Vec<Check>) {
+        if self.health == Health::Ok && checks.iter().any(|check| check.health != Health::Ok) {
+            self.health = Health::Degraded;
+        }
+        self.checks.extend(checks);
+    }
 }

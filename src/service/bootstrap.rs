@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::id::ChainName;
+use crate::keychain::Form;
 use crate::keychain::dek_cache::DekCache;
 use crate::metrics::Metrics;
 use crate::root;
@@ -18,7 +19,7 @@ use crate::store::record::{Head, Limits};
 use crate::store::{self, Store};
 
 use super::chain::Chain;
-use super::core::{self, Core, UnknownKeks};
+use super::core::{self, CONCURRENT_LOOKUPS, Core, Unknown};
 use super::error::Error;
 use super::keyring::Keyring;
 use super::ledger::{self, Ledger};
@@ -44,11 +45,18 @@ impl KeyService {
     ) -> Result<Arc<Self>, Error> {
         let mut owner = [0; 8];
         crate::random::fill(&mut owner).map_err(|error| internal(&error))?;
+        let shared = store.watch().is_some();
+        let form = if store.is_lasting() { Form::Stored } else { Form::Carried };
         let core = Arc::new(Core {
+            form,
             store: Arc::new(Observed::new(store, Arc::clone(&clock), Arc::clone(&metrics))),
             keyring: Keyring::new(roots, config.keks, Arc::clone(&clock), Arc::clone(&metrics)),
             deks: DekCache::new(config.dek_entries, config.dek_max_age),
-            unknown: UnknownKeks::new(),
+            unknown: Unknown::new(),
+            unknown_chains: Unknown::new(),
+            lookups: Semaphore::new(CONCURRENT_LOOKUPS),
+            shared,
+            confirmed: clock.now().as_nanos().into(),
             config,
             clock,
             metrics,
@@ -70,6 +78,8 @@ impl KeyService {
         for chain in service.chains.load().values() {
             service.spawn(chain);
         }
+        let others = service.follow().into_iter().chain([service.keep_up()]);
+        service.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
         service.make_ready(named).await;
         Ok(service)
     }
@@ -111,7 +121,15 @@ impl Core {
 
     /// The head of a chain as it is made.
     pub(super) fn new_head(&self, suite: crate::id::Suite, limits: Limits) -> Head {
-        Head { suite, limits, primary: None, standby: None, generation: 1, roots_generation: 1 }
+        Head {
+            suite,
+            limits,
+            primary: None,
+            standby: None,
+            generation: 1,
+            roots_generation: 1,
+            named_root: None,
+        }
     }
 
     /// Makes the named chains that are missing, and loads all.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -13,8 +13,10 @@ use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::keychain::KeyChain;
 use crate::metrics::ChainMetrics;
+use crate::store::record::NamedRoot;
 
 use super::error::{Error, Kind};
+use super::ledger::Tidings;
 use super::reserver::Reserver;
 use super::rotator::Backoff;
 
@@ -26,8 +28,12 @@ pub(super) struct Chain {
     snapshot: ArcSwap<KeyChain>,
     /// The records, and how fast uses are spent; held for store calls, never for a root's.
     pub(super) reserver: tokio::sync::Mutex<Reserver>,
+    /// What is heard of the records meanwhile.
+    pub(super) tidings: Arc<Tidings>,
     /// Held by whoever makes the next KEK.
     pub(super) rotator: tokio::sync::Mutex<Backoff>,
+    /// Somebody wanted uses since the start.
+    pub(super) was_wanted: AtomicBool,
     /// Somebody wants uses.
     pub(super) need_uses: Notify,
     /// Somebody wants a KEK to be made or opened.
@@ -47,11 +53,13 @@ pub(super) struct Chain {
     waiting: AtomicU64,
     /// When rotations by hand were made lately; held by the one that is under way.
     pub(super) by_hand: tokio::sync::Mutex<Vec<Monotonic>>,
+    /// Whether what its keys are called must be known.
+    pub(super) wants_name: AtomicBool,
+    /// What they are called, as of the newest set of roots.
+    pub(super) named_root: ArcSwapOption<NamedRoot>,
     /// KEKs whose stored state is in doubt, and until when that must be read again; held by
     /// whoever changes the state of a KEK.
     pub(super) doubts: tokio::sync::Mutex<HashMap<KekId, Monotonic>>,
-    /// KEKs in the store, once they were counted.
-    pub(super) keks: tokio::sync::OnceCell<AtomicU64>,
 }
 
 impl Chain {
@@ -60,8 +68,10 @@ impl Chain {
             snapshot: ArcSwap::from_pointee(KeyChain::empty(name.clone())),
             name,
             metrics,
+            tidings: reserver.ledger.tidings(),
             reserver: tokio::sync::Mutex::new(reserver),
             rotator: tokio::sync::Mutex::default(),
+            was_wanted: false.into(),
             need_uses: Notify::new(),
             need_kek: Notify::new(),
             low_water: AtomicU64::new(0),
@@ -72,8 +82,9 @@ impl Chain {
             turns: Semaphore::new(0),
             waiting: AtomicU64::new(0),
             by_hand: tokio::sync::Mutex::default(),
+            wants_name: AtomicBool::new(false),
+            named_root: ArcSwapOption::empty(),
             doubts: tokio::sync::Mutex::default(),
-            keks: tokio::sync::OnceCell::new(),
         }
     }
 
@@ -105,11 +116,14 @@ impl Chain {
     /// When none will come soon, when too many wait already, or when `patience` ends.
     pub(super) async fn wait_for_uses(&self, patience: Duration, most: usize) -> Result<(), Error> {
         let _place = Place::take(self, most)?;
+        self.was_wanted.store(true, Ordering::Relaxed);
         self.need_uses.notify_one();
         let Ok(Ok(turn)) = tokio::time::timeout(patience, self.turns.acquire()).await else {
-            return Err(self
-                .trouble()
-                .unwrap_or_else(|| exhausted("no use of the KEK came in time")));
+            return Err(self.trouble().unwrap_or_else(|| match self.reserver.try_lock() {
+                Ok(_) => exhausted("no use of the KEK came in time"),
+                // It is held for calls of the store alone.
+                Err(_) => Error::new(Kind::StoreUnavailable, "the store does not answer in time"),
+            }));
         };
         turn.forget();
         Ok(())
@@ -135,13 +149,6 @@ impl Chain {
     /// How many requests wait for uses.
     pub(super) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// One KEK more is in the store.
-    pub(super) fn count_new_kek(&self) {
-        if let Some(keks) = self.keks.get() {
-            keks.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     /// Lets as many waiting requests try as there are uses; all of them when there is trouble to

@@ -1,14 +1,15 @@
 //! What the parts of a running service share, and the tasks in the background.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::Instrument as _;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::id::{ChainName, KekId};
+use crate::keychain::Form;
 use crate::keychain::dek_cache::DekCache;
 use crate::metrics::Metrics;
 use crate::store;
@@ -26,13 +27,25 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often DEKs are wiped whose time is over.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// How many names that are not known here may be looked up in the store at once.
+pub(super) const CONCURRENT_LOOKUPS: usize = 64;
+
 /// The shared parts.
 pub(super) struct Core {
     pub(super) config: Config,
     pub(super) store: Arc<Observed>,
+    /// What is encrypted here: where the store ends with the process, KEKs travel along.
+    pub(super) form: Form,
     pub(super) keyring: Keyring,
     pub(super) deks: DekCache,
-    pub(super) unknown: UnknownKeks,
+    pub(super) unknown: Unknown<(ChainName, KekId)>,
+    pub(super) unknown_chains: Unknown<ChainName>,
+    /// Reads of names that are not known here.
+    pub(super) lookups: Semaphore,
+    /// Others can write to the store as well.
+    pub(super) shared: bool,
+    /// When the states in memory were last found to be those of the store, in nanoseconds.
+    pub(super) confirmed: AtomicU64,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     /// The last KEK that a chain needed could not be made or opened: then every chain tries its own
@@ -44,6 +57,17 @@ pub(super) struct Core {
 }
 
 impl Core {
+    /// What all replicas must know of can only be changed where there is a store.
+    pub(super) fn needs_store(&self, what: &str) -> Result<(), Error> {
+        if self.form == Form::Stored {
+            return Ok(());
+        }
+        let detail = format!(
+            "{what} with store.kind = \"inline\": nothing is stored, so nobody else would hear of it"
+        );
+        Err(Error::new(Kind::Conflict, detail))
+    }
+
     /// What a client hears of a store's error; the log hears the rest.
     pub(super) fn store_error(&self, chain: &ChainName, error: store::Error) -> Error {
         match error {
@@ -102,7 +126,10 @@ pub(super) fn spawn_sweep(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
 }
 
 /// Waits for `news`; false when it is time to stop.
-async fn proceed(stop: &mut watch::Receiver<bool>, news: impl Future<Output = ()>) -> bool {
+pub(super) async fn proceed(
+    stop: &mut watch::Receiver<bool>,
+    news: impl Future<Output = ()>,
+) -> bool {
     tokio::select! {
         biased;
         _ = stop.wait_for(|&stopping| stopping) => false,
@@ -116,13 +143,13 @@ async fn next(news: impl Future<Output = ()>) {
     let _ = tokio::time::timeout(TICK, news).await;
 }
 
-/// KEKs that were certainly not there a moment ago: a short and bounded memory, so that nobody can
-/// make the store work for envelopes that name no KEK.
-pub(super) struct UnknownKeks {
-    cache: quick_cache::sync::Cache<(ChainName, KekId), crate::clock::Monotonic>,
+/// What was certainly not there a moment ago: a short and bounded memory, so that nobody can make
+/// the store work for names that he makes up.
+pub(super) struct Unknown<K> {
+    cache: quick_cache::sync::Cache<K, Monotonic>,
 }
 
-impl UnknownKeks {
+impl<K: Clone + Eq + std::hash::Hash> Unknown<K> {
     const ENTRIES: usize = 1024;
     const MAX_AGE: Duration = Duration::from_secs(5);
 
@@ -130,16 +157,16 @@ impl UnknownKeks {
         Self { cache: quick_cache::sync::Cache::new(Self::ENTRIES) }
     }
 
-    pub(super) fn insert(&self, chain: &ChainName, id: KekId, now: crate::clock::Monotonic) {
-        self.cache.insert((chain.clone(), id), now);
+    pub(super) fn insert(&self, key: K, now: Monotonic) {
+        self.cache.insert(key, now);
     }
 
-    pub(super) fn contains(
-        &self,
-        chain: &ChainName,
-        id: KekId,
-        now: crate::clock::Monotonic,
-    ) -> bool {
-        self.cache.get(&(chain.clone(), id)).is_some_and(|since| now.since(since) < Self::MAX_AGE)
+    /// There is news of it.
+    pub(super) fn remove(&self, key: &K) {
+        self.cache.remove(key);
+    }
+
+    pub(super) fn contains(&self, key: &K, now: Monotonic) -> bool {
+        self.cache.get(key).is_some_and(|since| now.since(since) < Self::MAX_AGE)
     }
 }

@@ -4,11 +4,21 @@
 //! What is known may be out of date; then a write conflicts, and everything is read again. A write
 //! whose answer was lost counts as made: what it would have given is never used.
 
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
-use crate::store::record::{self, Head, Kek, Limits, Record, State, Uses};
+use crate::store::record::{self, CHAINS, Head, Kek, Limits, NamedRoot, Record, State, Uses};
 use crate::store::{Committed, Compare, Entry, Error, Revision, Store, Txn};
+
+mod claim;
+mod history;
+
+use history::Known;
+pub(super) use history::{Retired, retire_all};
 
 /// A record and the revision that it was read at.
 #[derive(Clone, Debug)]
@@ -25,6 +35,15 @@ pub(super) struct Held {
     pub(super) uses: Versioned<Uses>,
 }
 
+/// What was read of a chain.
+struct Read {
+    head: Versioned<Head>,
+    primary: Option<Held>,
+    standby: Option<Held>,
+    /// What is wrong with the standby's records.
+    damage: Option<Error>,
+}
+
 /// The records of one chain.
 pub(super) struct Ledger {
     store: Arc<dyn Store>,
@@ -39,6 +58,63 @@ pub(super) struct Ledger {
     /// What is wrong with the standby's records.
     pub(super) standby_damage: Option<Error>,
     stale: bool,
+    tidings: Arc<Tidings>,
+    /// The claim of another process, and since when it is known.
+    foreign_claim: Option<(Revision, Monotonic)>,
+    /// The store went back to an earlier state.
+    restored: bool,
+    /// The highest generation that was ever read.
+    seen_generation: u64,
+    /// The newest set of roots that was ever read, and what the keys were called by it.
+    seen_roots: (u64, Option<NamedRoot>),
+    /// The KEKs that are or were primary or standby, the last ones.
+    known: VecDeque<Known>,
+    /// KEKs that were primary or standby before it did.
+    lost: Vec<(KekId, Kek, Uses)>,
+}
+
+/// What is heard of a chain's records between two reads; it is asked without the ledger's lock.
+#[derive(Default)]
+pub(super) struct Tidings {
+    /// The newest revision that the ledger knows of.
+    newest: AtomicU64,
+    /// The mark of the head that the ledger knows.
+    head: AtomicU64,
+    outdated: AtomicBool,
+}
+
+impl Tidings {
+    /// A record was written at `revision`. True when that is news.
+    pub(super) fn written(&self, revision: Revision) -> bool {
+        let news = revision.0 > self.newest.load(Ordering::Relaxed);
+        if news {
+            self.outdate();
+        }
+        news
+    }
+
+    /// This head was read, or none. True when that is news.
+    pub(super) fn head_is(&self, head: Option<&Entry>) -> bool {
+        let mark = head.and_then(|head| Some(mark(&decode(head).ok()?)));
+        let news = mark != Some(self.head.load(Ordering::Relaxed));
+        if news {
+            self.outdate();
+        }
+        news
+    }
+
+    /// What the ledger knows must be read again.
+    pub(super) fn outdate(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A number that tells heads apart. Where an old copy of the store was restored, the numbers of
+/// revisions come again: then two heads may share one.
+fn mark(Versioned { record, revision }: &Versioned<Head>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (revision, record.generation, record.primary, record.standby).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Reads the record at `key`.
@@ -58,6 +134,22 @@ async fn read_head(store: &dyn Store, chain: &ChainName) -> Result<Option<Versio
         return Err(Error::Corrupt { key, detail: detail.to_owned() });
     }
     Ok(head)
+}
+
+/// The head of a chain that is there.
+pub(super) async fn head(store: &dyn Store, chain: &ChainName) -> Result<Head, Error> {
+    let head = read_head(store, chain).await?;
+    head.map(|head| head.record).ok_or_else(|| missing(&record::head_key(chain)))
+}
+
+/// The records of a KEK that is there.
+async fn read_held(store: &dyn Store, chain: &ChainName, id: KekId) -> Result<Held, Error> {
+    let keys = [record::kek_key(chain, id), record::uses_key(chain, id)];
+    let mut entries = store.get_all(&keys).await?.into_iter();
+    let [kek_key, uses_key] = &keys;
+    let kek = entries.next().flatten().ok_or_else(|| missing(kek_key))?;
+    let uses = entries.next().flatten().ok_or_else(|| missing(uses_key))?;
+    Ok(Held { id, kek: decode(&kek)?, uses: decode(&uses)? })
 }
 
 fn decode<R: Record>(entry: &Entry) -> Result<Versioned<R>, Error> {
@@ -100,33 +192,79 @@ impl Ledger {
             standby: None,
             standby_damage: None,
             stale: true,
+            tidings: Arc::default(),
+            foreign_claim: None,
+            restored: false,
+            seen_generation: 0,
+            seen_roots: (0, None),
+            known: VecDeque::new(),
+            lost: Vec::new(),
         }))
+    }
+
+    /// What others hear of the records goes here.
+    pub(super) fn tidings(&self) -> Arc<Tidings> {
+        Arc::clone(&self.tidings)
     }
 
     /// Reads everything again if it may be out of date.
     pub(super) async fn refresh(&mut self) -> Result<(), Error> {
-        if !self.stale {
+        if !self.tidings.outdated.swap(false, Ordering::Relaxed) && !self.stale {
             return Ok(());
         }
-        let head = read_head(&*self.store, &self.chain).await?;
-        self.head = head.ok_or_else(|| missing(&record::head_key(&self.chain)))?;
-        self.primary = self.read_held(self.head.record.primary).await?;
-        // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
-        (self.standby, self.standby_damage) = match self.read_held(self.head.record.standby).await {
-            Err(error @ Error::Corrupt { .. }) => (None, Some(error)),
-            standby => (standby?, None),
-        };
+        self.stale = true;
+        let Read { head, primary, standby, damage } = self.read_all().await?;
+        self.seen_generation = self.seen_generation.max(self.head.record.generation);
+        self.notice_restore(&head, primary.as_ref(), standby.as_ref());
+        self.head = head;
+        (self.primary, self.standby, self.standby_damage) = (primary, standby, damage);
         self.stale = false;
+        self.tell();
         Ok(())
+    }
+
+    /// Reads head, primary and standby: one after the other, so again when others wrote in between.
+    async fn read_all(&mut self) -> Result<Read, Error> {
+        let mut last = None;
+        loop {
+            let head = match read_head(&*self.store, &self.chain).await? {
+                Some(head) => head,
+                None => self.put_head_again().await?,
+            };
+            let primary = self.read_held(head.record.primary).await?;
+            // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
+            let (standby, damage) = match self.read_held(head.record.standby).await {
+                Err(error @ Error::Corrupt { .. }) => (None, Some(error)),
+                standby => (standby?, None),
+            };
+            let state = primary.as_ref().map(|primary| primary.kek.record.state);
+            let fits = state.is_none_or(|state| state == State::Primary);
+            if !fits && last != Some(head.revision) {
+                last = Some(head.revision);
+                continue;
+            }
+            if !fits {
+                // No write makes it so, but one that met a revision of another history.
+                self.set_restored();
+            }
+            return Ok(Read { head, primary, standby, damage });
+        }
+    }
+
+    /// Notes what is known now.
+    fn tell(&mut self) {
+        self.note_known();
+        self.note_roots();
+        let held = self.primary.iter().chain(&self.standby);
+        let newest = held.flat_map(|held| [held.kek.revision, held.uses.revision]).max();
+        let newest = newest.max(Some(self.head.revision)).map_or(0, |revision| revision.0);
+        self.tidings.newest.store(newest, Ordering::Relaxed);
+        self.tidings.head.store(mark(&self.head), Ordering::Relaxed);
     }
 
     async fn read_held(&self, id: Option<KekId>) -> Result<Option<Held>, Error> {
         let Some(id) = id else { return Ok(None) };
-        let (kek_key, uses_key) =
-            (record::kek_key(&self.chain, id), record::uses_key(&self.chain, id));
-        let kek = read(&*self.store, &kek_key).await?.ok_or_else(|| missing(&kek_key))?;
-        let uses = read(&*self.store, &uses_key).await?.ok_or_else(|| missing(&uses_key))?;
-        Ok(Some(Held { id, kek, uses }))
+        read_held(&*self.store, &self.chain, id).await.map(Some)
     }
 
     /// Commits, and says whether it was applied. Unless it was, what is known is out of date.
@@ -181,6 +319,8 @@ impl Ledger {
             (kek_key, kek.encode()?),
             (uses_key, Uses::default().encode()?),
         ]);
+        // Whoever makes one as well is too late.
+        txn.deletes.push(record::claim_key(&self.chain));
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
         self.standby = Some(Held {
@@ -189,6 +329,7 @@ impl Ledger {
             uses: Versioned { record: Uses::default(), revision },
         });
         self.standby_damage = None;
+        self.tell();
         Ok(true)
     }
 
@@ -229,6 +370,7 @@ impl Ledger {
         next.uses.revision = revision;
         self.primary = Some(next);
         self.standby = None;
+        self.tell();
         Ok(true)
     }
 
@@ -255,6 +397,7 @@ impl Ledger {
         if let Some(primary) = &mut self.primary {
             primary.uses = Versioned { record: uses, revision };
         }
+        self.tell();
         Ok(true)
     }
 
@@ -275,6 +418,40 @@ impl Ledger {
         }
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
+        self.tell();
+        Ok(true)
+    }
+
+    /// Notes that the set of roots changed, and after which one the keys are called now, if that
+    /// changed too. Compares: head unchanged.
+    pub(super) async fn roots_changed(&mut self, named: Option<NamedRoot>) -> Result<bool, Error> {
+        let mut head = self.head.record.clone();
+        head.roots_generation += 1;
+        if let Some(named) = named {
+            head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
+        }
+        self.put_head(head).await
+    }
+
+    /// Notes after which root the keys are called, where that was not needed before. Compares: head
+    /// unchanged.
+    pub(super) async fn name_root(&mut self, named: NamedRoot) -> Result<bool, Error> {
+        let mut head = self.head.record.clone();
+        head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
+        self.put_head(head).await
+    }
+
+    async fn put_head(&mut self, mut head: Head) -> Result<bool, Error> {
+        head.generation += 1;
+        let head_key = record::head_key(&self.chain);
+        let txn = Txn {
+            compares: vec![Compare::Unchanged(head_key.clone(), self.head.revision)],
+            puts: vec![(head_key, head.encode()?)],
+            deletes: Vec::new(),
+        };
+        let Some(revision) = self.commit(txn).await? else { return Ok(false) };
+        self.head = Versioned { record: head, revision };
+        self.tell();
         Ok(true)
     }
 
@@ -311,13 +488,12 @@ pub(super) async fn put_kek(
 
 /// The names of all chains. KEKs are skipped, not read.
 pub(super) async fn chains(store: &dyn Store) -> Result<Vec<ChainName>, Error> {
-    const PREFIX: &str = "chains/";
     let mut names = Vec::new();
     let mut after = None;
     loop {
-        let next = store.list(PREFIX, after.as_deref(), 1).await?;
+        let next = store.list(CHAINS, after.as_deref(), 1).await?;
         let Some(entry) = next.first() else { return Ok(names) };
-        let name = entry.key.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next());
+        let name = entry.key.strip_prefix(CHAINS).and_then(|rest| rest.split('/').next());
         let name = name.unwrap_or_default();
         match ChainName::new(name) {
             Ok(name) => names.push(name),
@@ -326,7 +502,7 @@ pub(super) async fn chains(store: &dyn Store) -> Result<Vec<ChainName>, Error> {
             }
         }
         // '0' follows '/': no key of this chain comes after it, every other chain's does.
-        after = Some(format!("{PREFIX}{name}0"));
+        after = Some(format!("{CHAINS}{name}0"));
     }
 }
 

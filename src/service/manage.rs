@@ -1,7 +1,6 @@
 //! Chains and KEKs looked at and changed: what `/v1/chains` does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
@@ -15,6 +14,8 @@ use super::{KeyService, core, ledger, states};
 
 /// The most items of a page.
 const MAX_PAGE: usize = 1000;
+/// 100 years, as in the configuration: whoever means longer has a slip in the unit.
+const MAX_ROTATE_AFTER_AGE: u64 = 36_500 * 24 * 60 * 60;
 /// How often a change is tried when others change the same record.
 const TRIES: usize = 4;
 
@@ -29,10 +30,23 @@ impl KeyService {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page<ChainInfo, ChainName>, Error> {
+        self.chains_that(|_| true, after, limit).await
+    }
+
+    /// The same of the chains alone that are `visible` to whoever asks.
+    ///
+    /// # Errors
+    /// [`Kind::StoreUnavailable`].
+    pub async fn chains_that(
+        &self,
+        visible: impl Fn(&ChainName) -> bool,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<ChainInfo, ChainName>, Error> {
         let limit = limit.clamp(1, MAX_PAGE);
         let chains = self.chains.load_full();
-        let mut names: Vec<_> =
-            chains.keys().filter(|name| after.is_none_or(|after| name.as_str() > after)).collect();
+        let later = |name: &&ChainName| after.is_none_or(|after| name.as_str() > after);
+        let mut names: Vec<_> = chains.keys().filter(later).filter(|name| visible(name)).collect();
         names.sort();
         let more = names.len() > limit;
         names.truncate(limit);
@@ -56,7 +70,7 @@ impl KeyService {
         limit: usize,
     ) -> Result<(ChainInfo, Page<KekInfo, KekId>), Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Read, Some(name))?;
+        let chain = self.find(Operation::Read, Some(name)).await?;
         let result =
             async { Ok((self.info(&chain).await?, self.keks(&chain, after, limit).await?)) }.await;
         self.finish(Operation::Read, &chain, started, result)
@@ -75,7 +89,7 @@ impl KeyService {
         let entries =
             self.core.store.list(&prefix, after.as_deref(), limit + 1).await.map_err(failed)?;
         let more = entries.len() > limit;
-        let (mut items, mut last) = (Vec::new(), None);
+        let (mut read, mut last) = (Vec::new(), None);
         for entry in entries.iter().take(limit) {
             let id = entry.key.strip_prefix(&prefix).and_then(|id| id.parse().ok());
             let Some(id) = id else {
@@ -84,66 +98,59 @@ impl KeyService {
                 continue;
             };
             last = Some(id);
-            let kek = match Kek::decode(&entry.key, &entry.value).map_err(failed) {
-                Ok(kek) => self.kek_info(chain, id, kek).await,
-                Err(error) => Err(error),
-            };
-            items.extend(healthy(kek)?);
+            let kek = Kek::decode(&entry.key, &entry.value).map_err(failed);
+            read.extend(healthy(kek)?.map(|kek| (id, kek)));
         }
+        let items = self.kek_infos(chain, read).await?;
         Ok(Page { items, next: last.filter(|_| more) })
+    }
+
+    /// KEKs with their uses; without those whose uses are damaged.
+    async fn kek_infos(
+        &self,
+        chain: &Chain,
+        keks: Vec<(KekId, Kek)>,
+    ) -> Result<Vec<KekInfo>, Error> {
+        let keys: Vec<_> = keks.iter().map(|(id, _)| record::uses_key(&chain.name, *id)).collect();
+        let mut infos = Vec::with_capacity(keks.len());
+        let uses = match self.core.store.get_all(&keys).await {
+            Ok(uses) => uses,
+            // One of them; which, is found out one by one.
+            Err(store::Error::Corrupt { .. }) => {
+                for (id, kek) in keks {
+                    infos.extend(healthy(self.kek_info(chain, id, kek).await)?);
+                }
+                return Ok(infos);
+            }
+            Err(error) => return Err(self.core.store_error(&chain.name, error)),
+        };
+        for ((id, kek), entry) in keks.into_iter().zip(uses) {
+            let uses = entry.map(|entry| Uses::decode(&entry.key, &entry.value)).transpose();
+            let uses = uses.map_err(|error| self.core.store_error(&chain.name, error));
+            infos.extend(healthy(uses)?.map(|uses| kek_info(id, kek, uses)));
+        }
+        Ok(infos)
     }
 
     async fn kek_info(&self, chain: &Chain, kek_id: KekId, kek: Kek) -> Result<KekInfo, Error> {
         let uses =
             ledger::read::<Uses>(&*self.core.store, &record::uses_key(&chain.name, kek_id)).await;
         let uses = uses.map_err(|error| self.core.store_error(&chain.name, error))?;
-        Ok(KekInfo {
-            kek_id,
-            state: kek.state,
-            suite: kek.suite,
-            created_at: kek.created_at,
-            promoted_at: kek.promoted_at,
-            disabled_at: kek.disabled_at,
-            uses_reserved: uses.map_or(0, |uses| uses.record.reserved),
-            exposed: kek.exposed,
-            roots: kek.wraps.into_iter().map(|wrap| wrap.root).collect(),
-        })
+        Ok(kek_info(kek_id, kek, uses.map(|uses| uses.record)))
     }
 
     async fn info(&self, chain: &Chain) -> Result<ChainInfo, Error> {
-        let head = {
-            let mut reserver = chain.reserver.lock().await;
-            let refreshed = reserver.ledger.refresh().await;
-            refreshed.map_err(|error| self.core.store_error(&chain.name, error))?;
-            reserver.ledger.head.record.clone()
-        };
+        let head = ledger::head(&*self.core.store, &chain.name).await;
+        let head = head.map_err(|error| self.core.store_error(&chain.name, error))?;
+        let keks = self.core.store.count(&record::keks_prefix(&chain.name)).await;
         Ok(ChainInfo {
             chain: chain.name.clone(),
             suite: head.suite,
             primary: head.primary,
             standby: head.standby,
-            keks: self.count_keks(chain).await?,
+            keks: keks.map_err(|error| self.core.store_error(&chain.name, error))?,
             limits: head.limits,
         })
-    }
-
-    /// Counts the stored KEKs once; from then on the count is kept.
-    async fn count_keks(&self, chain: &Chain) -> Result<u64, Error> {
-        let count = async || {
-            let prefix = record::keks_prefix(&chain.name);
-            let (mut count, mut after) = (0, None::<String>);
-            loop {
-                let page = self.core.store.list(&prefix, after.as_deref(), MAX_PAGE).await?;
-                count += page.len() as u64;
-                match page.into_iter().last() {
-                    Some(last) => after = Some(last.key),
-                    None => return Ok(AtomicU64::new(count)),
-                }
-            }
-        };
-        let counted: Result<&AtomicU64, store::Error> = chain.keks.get_or_try_init(count).await;
-        let counted = counted.map_err(|error| self.core.store_error(&chain.name, error))?;
-        Ok(counted.load(Ordering::Relaxed))
     }
 
     /// Makes a chain (then the first of the answer is true), or changes the limits of one. A new
@@ -151,7 +158,7 @@ impl KeyService {
     ///
     /// # Errors
     /// [`Kind::InvalidRequest`] for a name or limits that can not be, [`Kind::Conflict`] for another
-    /// suite or limits below what is reserved, [`Kind::StoreUnavailable`].
+    /// suite or limits below what is reserved, and where there is no store, [`Kind::StoreUnavailable`].
     pub async fn put_chain(
         self: &Arc<Self>,
         name: &str,
@@ -167,7 +174,11 @@ impl KeyService {
         settings: ChainSettings,
     ) -> Result<(bool, ChainInfo), Error> {
         let started = self.core.clock.now();
-        let result = self.create_chain(name, settings).await;
+        let result = match self.core.needs_store("a chain is made, and its limits set, by [chain]")
+        {
+            Ok(()) => self.create_chain(name, settings).await,
+            Err(error) => Err(error),
+        };
         let chain = match result {
             Ok((chain, true)) => {
                 let info = self.info(&chain).await.map(|info| (true, info));
@@ -209,19 +220,8 @@ impl KeyService {
         let Some(chain) = self.core.load(&name).await.map_err(failed)? else {
             return Err(Error::new(Kind::Conflict, "the chain went away as it was made"));
         };
-        let mut ours = false;
-        self.chains.rcu(|chains| {
-            let mut chains = (**chains).clone();
-            ours = !chains.contains_key(&name);
-            chains.entry(name.clone()).or_insert_with(|| Arc::clone(&chain));
-            chains
-        });
-        if ours {
-            self.spawn(&chain);
-            return Ok((chain, created));
-        }
-        let current = self.chains.load().get(&name).cloned();
-        Ok((current.unwrap_or(chain), created))
+        // The news of it may have come here before.
+        Ok((self.adopt(chain), created))
     }
 
     async fn change_limits(&self, chain: &Chain, settings: ChainSettings) -> Result<(), Error> {
@@ -256,7 +256,8 @@ impl KeyService {
         Err(busy())
     }
 
-    /// Disables, enables or destroys a KEK.
+    /// Disables, enables or destroys a KEK. What has no store has no state either: then it is a
+    /// conflict.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] when its state does not allow
@@ -268,16 +269,33 @@ impl KeyService {
         change: Change,
     ) -> Result<KekInfo, Error> {
         let started = self.core.clock.now();
-        let chain = self.find(Operation::Manage, Some(chain))?;
+        let chain = self.find(Operation::Manage, Some(chain)).await?;
         let work = {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
-            async move { states::change(&core, &chain, id, change).await }
+            async move {
+                core.needs_store("a KEK can't be disabled, enabled or destroyed")?;
+                states::change(&core, &chain, id, change).await
+            }
         };
         let result = match core::run_to_end(work).await {
             Ok(kek) => self.kek_info(&chain, id, kek).await,
             Err(error) => Err(error),
         };
         self.finish(Operation::Manage, &chain, started, result)
+    }
+}
+
+fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>) -> KekInfo {
+    KekInfo {
+        kek_id,
+        state: kek.state,
+        suite: kek.suite,
+        created_at: kek.created_at,
+        promoted_at: kek.promoted_at,
+        disabled_at: kek.disabled_at,
+        uses_reserved: uses.map_or(0, |uses| uses.reserved),
+        exposed: kek.exposed,
+        roots: kek.wraps.into_iter().map(|wrap| wrap.root).collect(),
     }
 }
 
@@ -297,6 +315,10 @@ fn merge(limits: Limits, settings: ChainSettings) -> Result<Limits, Error> {
         rotate_after_age: settings.rotate_after_age.unwrap_or(limits.rotate_after_age),
     };
     merged.validate().map_err(|detail| Error::new(Kind::InvalidRequest, detail))?;
+    if merged.rotate_after_age > MAX_ROTATE_AFTER_AGE {
+        let detail = "rotate_after_age is at most 3153600000 seconds (36500 days)";
+        return Err(Error::new(Kind::InvalidRequest, detail));
+    }
     Ok(merged)
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::store::{Committed, Entry, Error, Store, Txn};
+use crate::store::{Committed, Entry, Error, Store, Txn, Watch};
 
 use super::answer::{Check, Health};
 
@@ -100,12 +100,30 @@ impl Store for Observed {
         self.note(Access::Read, result)
     }
 
+    async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
+        let result = self.store.get_all(keys).await;
+        self.note(Access::Read, result)
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, Error> {
+        let result = self.store.count(prefix).await;
+        self.note(Access::Read, result)
+    }
+
     async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
         let result = self.store.commit(txn).await;
         self.note(Access::Write, result)
     }
 
+    fn watch(&self) -> Option<Box<dyn Watch>> {
+        self.store.watch()
+    }
+
     fn kind(&self) -> &'static str {
         self.store.kind()
+    }
+
+    fn is_lasting(&self) -> bool {
+        self.store.is_lasting()
     }
 }

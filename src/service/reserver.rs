@@ -6,16 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::Monotonic;
+use crate::envelope::CarriedRecord;
 use crate::id::KekId;
-use crate::keychain::KeyChain;
 use crate::keychain::budget::{BLOCK_LIFE, Budget};
+use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{self, Primary, Reason, Step, Thresholds};
+use crate::keychain::{Carried, Form, KeyChain};
 use crate::store;
 
 use super::chain::{Chain, exhausted};
 use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Ledger;
+use super::{names, recovery};
 
 /// Traffic is over when nothing was spent for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
@@ -65,11 +68,18 @@ impl Reserver {
     async fn drive(&mut self, core: &Core, chain: &Chain) -> Result<(), Error> {
         for _ in 0..ROUNDS {
             self.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+            if self.ledger.is_restored() {
+                let repaired = recovery::recover(core, chain, &mut self.ledger).await;
+                repaired.map_err(|error| core.store_error(&chain.name, error))?;
+                continue;
+            }
             self.report(core, chain);
-            self.catch_up(chain);
+            self.catch_up(core, chain);
+            names::keep(core, chain, &mut self.ledger).await?;
+            self.tell_wraps(chain);
             let snapshot = chain.snapshot();
             let wanted = self.wants_uses(&snapshot, chain.waiting(), core.clock.now());
-            match self.plan(core) {
+            match self.plan(core, chain) {
                 // Uses are left: where a block is as large as the limit, each new KEK would be
                 // replaced as soon as it has its first block, without an end.
                 Some(Step::Promote(Reason::Uses)) if !wanted => {}
@@ -79,6 +89,8 @@ impl Reserver {
                 }
                 Some(_) => chain.need_kek.notify_one(),
                 None if self.is_doubtful(core, chain, &snapshot) => chain.need_kek.notify_one(),
+                // Somebody else made it: it is opened now, so that its promotion needs no root.
+                None if self.lacks_standby(&snapshot) => chain.need_kek.notify_one(),
                 None => {}
             }
             if !wanted {
@@ -98,15 +110,23 @@ impl Reserver {
     }
 
     /// The next step of a rotation.
-    pub(super) fn plan(&self, core: &Core) -> Option<Step> {
+    pub(super) fn plan(&self, core: &Core, chain: &Chain) -> Option<Step> {
+        // A KEK that nobody encrypts with, and that ends with the process, is worth no root call.
+        let is_first = self.ledger.primary.is_none();
+        if is_first && core.form == Form::Carried && !chain.was_wanted.load(Ordering::Relaxed) {
+            return None;
+        }
         let limits = self.ledger.head.record.limits;
         let thresholds = Thresholds {
             rotate_after_uses: limits.rotate_after_uses,
             max_uses: limits.max_uses,
             rotate_after_age: Duration::from_secs(limits.rotate_after_age),
         };
+        let snapshot = chain.snapshot();
+        let left = snapshot.budget().map_or(0, |budget| budget.left(core.clock.now()));
         let primary = self.ledger.primary.as_ref().map(|held| Primary {
             reserved: held.uses.record.reserved,
+            unspent: if snapshot.primary_id() == Some(held.id) { left } else { 0 },
             age: match held.kek.record.promoted_at {
                 at if is_ahead(core, at) => Duration::MAX,
                 at => self.age(core, at),
@@ -134,17 +154,69 @@ impl Reserver {
         self.ledger.standby.as_ref().is_some_and(|held| snapshot.kek(held.id).is_some())
     }
 
+    /// Whether a standby is stored that this process, which encrypts, does not hold yet.
+    fn lacks_standby(&self, snapshot: &KeyChain) -> bool {
+        self.ledger.standby.is_some()
+            && !self.holds_standby(snapshot)
+            && self.primary_id().is_some_and(|id| snapshot.kek(id).is_some())
+    }
+
     /// Makes the stored primary the one in memory, where its KEK is held already.
-    fn catch_up(&mut self, chain: &Chain) {
+    fn catch_up(&mut self, core: &Core, chain: &Chain) {
         let snapshot = chain.snapshot();
         let Some(id) = self.primary_id().filter(|&id| snapshot.primary_id() != Some(id)) else {
             return;
         };
         if let Some(kek) = snapshot.kek(id) {
-            let budget = Arc::new(Budget::empty());
-            chain.publish(|next| next.set_primary(Arc::clone(kek), Arc::clone(&budget)));
-            self.measure_anew();
+            self.take_over(core, chain, Arc::clone(kek), Budget::empty());
         }
+    }
+
+    /// Publishes how the primary travels along, where it got another wrap or lost one.
+    fn tell_wraps(&self, chain: &Chain) {
+        let snapshot = chain.snapshot();
+        let (Some(held), Some(id)) = (&self.ledger.primary, snapshot.primary_id()) else { return };
+        let record = record_of(&held.kek.record);
+        let known = snapshot.carried().map(Carried::record);
+        if held.id == id && record.to_bytes().as_deref() != known {
+            let carried = snapshot.kek(id).and_then(|kek| Carried::new(kek, &record));
+            let carried = carried.map(Arc::new);
+            chain.publish(|next| {
+                if next.primary_id() == Some(id) {
+                    next.set_carried(carried.clone());
+                }
+            });
+        }
+    }
+
+    /// Publishes what is stored: `kek` encrypts from now on, the others only decrypt.
+    fn take_over(&mut self, core: &Core, chain: &Chain, kek: Arc<Kek>, budget: Budget) {
+        let budget = Arc::new(budget);
+        let record = self.ledger.primary.as_ref().map(|held| record_of(&held.kek.record));
+        let carried = record.and_then(|record| Carried::new(&kek, &record)).map(Arc::new);
+        let standby = self.ledger.standby.as_ref().map(|held| held.id);
+        let old: Vec<_> = chain
+            .snapshot()
+            .keks()
+            .filter(|old| old.id() != kek.id() && Some(old.id()) != standby)
+            .cloned()
+            .collect();
+        for old in &old {
+            core.keyring.keep(&chain.name, Arc::clone(old));
+        }
+        chain.publish(|next| {
+            next.set_primary(Arc::clone(&kek), Arc::clone(&budget));
+            next.set_carried(carried.clone());
+            for old in &old {
+                next.release(old.id());
+            }
+        });
+        // One may have been disabled meanwhile.
+        let snapshot = chain.snapshot();
+        for old in old.iter().filter(|old| snapshot.allows(old.id()).is_err()) {
+            core.keyring.drop_kek(&chain.name, old.id());
+        }
+        self.measure_anew();
     }
 
     /// Stores the standby as primary, then publishes it with its first block.
@@ -171,32 +243,17 @@ impl Reserver {
         if !promoted.map_err(|error| self.failed(core, chain, error))? {
             return Ok(false);
         }
-        let budget = Arc::new(Budget::empty());
+        let budget = Budget::empty();
         budget.add(block, now + BLOCK_LIFE, now);
-        let old = snapshot.primary_id().and_then(|id| snapshot.kek(id));
-        if let Some(old) = old {
-            core.keyring.keep(&chain.name, Arc::clone(old));
-        }
-        chain.publish(|next| {
-            next.set_primary(Arc::clone(kek), Arc::clone(&budget));
-            if let Some(old) = old {
-                next.release(old.id());
-            }
-        });
-        // It may have been disabled since the commit.
-        if let Some(old) = old
-            && chain.snapshot().allows(old.id()).is_err()
-        {
-            core.keyring.drop_kek(&chain.name, old.id());
-        }
-        self.measure_anew();
+        let old = snapshot.primary_id();
+        self.take_over(core, chain, Arc::clone(kek), budget);
         self.block_added(chain, block, now);
         if let Some(reason) = reason.as_str() {
             core.metrics.rotated(&chain.name, reason);
         }
         self.report(core, chain);
         tracing::info!(
-            chain = %chain.name, primary = %kek.id(), previous = old.map(|old| old.id().to_string()),
+            chain = %chain.name, primary = %kek.id(), previous = old.map(|old| old.to_string()),
             reason = reason.as_str().unwrap_or("first"), "a new primary KEK",
         );
         Ok(true)
@@ -288,13 +345,19 @@ impl Reserver {
         chain.metrics.rotate_after_uses.set(gauge(limits.rotate_after_uses));
         chain.metrics.max_uses.set(gauge(limits.max_uses));
         let keks = self.ledger.primary.iter().chain(&self.ledger.standby);
-        let missing = core.keyring.missing(keks.map(|held| &held.kek.record));
+        let missing = core.keyring.roots.missing(keks.map(|held| &held.kek.record));
         chain.missing_wraps.store(Arc::new(missing));
         if let Some(primary) = &self.ledger.primary {
             chain.metrics.uses.set(gauge(primary.uses.record.reserved));
             chain.metrics.age.set(self.age(core, primary.kek.record.promoted_at).as_secs_f64());
         }
     }
+}
+
+/// What travels along of a KEK: its wraps.
+fn record_of(kek: &store::record::Kek) -> CarriedRecord<'_> {
+    let wraps = kek.wraps.iter().map(|wrap| (wrap.root.as_str().into(), (&*wrap.bytes).into()));
+    CarriedRecord { wraps: wraps.collect() }
 }
 
 /// Whether a KEK was promoted later than clocks that differ can explain: its age would be zero until

@@ -16,12 +16,15 @@ use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Held;
+use super::recovery;
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
 const BY_HAND_BURST: usize = 10;
 const BY_HAND_WINDOW: Duration = Duration::from_secs(60);
+/// How often a change is tried when others change the chain at the same time.
+const TRIES: usize = 4;
 
-/// When a step that failed may be tried again: after 1 s, doubling to a minute, with jitter.
+/// When a step that failed may be tried again: after 1 s, doubling to 8 s, with jitter.
 #[derive(Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -39,7 +42,7 @@ impl Backoff {
             return;
         }
         self.failures = (self.failures + 1).min(7);
-        let wait = Duration::from_millis(500) * (1 << self.failures.min(6));
+        let wait = Duration::from_millis(500) * (1 << self.failures.min(4));
         let mut jitter = [0];
         // Without randomness there is no jitter, and nothing else will work either.
         let _ = crate::random::fill(&mut jitter);
@@ -69,7 +72,7 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
     let (primary, step) = {
         let mut reserver = chain.reserver.lock().await;
         reserver.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
-        (reserver.ledger.primary.clone(), reserver.plan(core))
+        (reserver.ledger.primary.clone(), reserver.plan(core, chain))
     };
     let opened = match &primary {
         Some(primary) => open(core, chain, primary).await.map_err(unusable),
@@ -84,7 +87,11 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
 
 /// Opens the standby. Makes one where it is due, and another where it is due to be primary and
 /// can't be opened.
-async fn supply_standby(core: &Core, chain: &Chain, step: Option<Step>) -> Result<(), Error> {
+pub(super) async fn supply_standby(
+    core: &Core,
+    chain: &Chain,
+    step: Option<Step>,
+) -> Result<(), Error> {
     let (stored, standby, damage) = {
         let ledger = &chain.reserver.lock().await.ledger;
         (ledger.head.record.standby, ledger.standby.clone(), ledger.standby_damage.clone())
@@ -115,8 +122,9 @@ fn unusable(error: Error) -> Error {
     Error::new(
         Kind::RootUnavailable,
         format!(
-            "the primary {}. Configure such a root again, or wait until it answers; where it is \
-             gone for good, POST /v1/rotate starts a new KEK",
+            "the primary {}. Give a root the key or the passphrase that wrapped it, or wait until it \
+             answers; where that is lost for good, and with it what was encrypted, POST /v1/rotate \
+             starts a new KEK",
             error.detail()
         ),
     )
@@ -135,38 +143,70 @@ async fn open(core: &Core, chain: &Chain, held: &Held) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a KEK, has it wrapped, stores it in the place of the standby `instead_of`, and only then
-/// holds it.
-async fn make_standby(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> Result<(), Error> {
+/// Makes a KEK in the place of the standby `instead_of`, unless another process is at it.
+pub(super) async fn make_standby(
+    core: &Core,
+    chain: &Chain,
+    instead_of: Option<KekId>,
+) -> Result<(), Error> {
+    if !core.shared {
+        return make_claimed(core, chain, instead_of).await;
+    }
+    let claim = {
+        let ledger = &mut chain.reserver.lock().await.ledger;
+        // One may have been made since it was found to be due.
+        if ledger.head.record.standby != instead_of {
+            return Ok(());
+        }
+        ledger.claim(core.clock.now()).await
+    };
+    let Some(claim) = claim.map_err(|error| core.store_error(&chain.name, error))? else {
+        return Ok(());
+    };
+    let made = make_claimed(core, chain, instead_of).await;
+    if made.is_err() {
+        // Its root may be reached from elsewhere. Where this fails, the claim runs out.
+        let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
+    }
+    made
+}
+
+/// Makes a KEK, has it wrapped, stores it, and only then holds it.
+async fn make_claimed(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> Result<(), Error> {
     let suite = chain.reserver.lock().await.ledger.head.record.suite;
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
-    let wraps = core.keyring.wrap(&chain.name, &kek).await?;
+    let wraps = core.keyring.roots.wrap(&chain.name, &kek).await?;
     let stored = record::Kek {
         suite,
         state: State::Standby,
         created_at: core.clock.unix_now(),
         promoted_at: None,
         disabled_at: None,
-        exposed: core.keyring.exposes(&wraps),
+        exposed: core.keyring.roots.exposes(&wraps),
         wraps,
     };
-    let mut reserver = chain.reserver.lock().await;
-    let ledger = &mut reserver.ledger;
-    let put = match instead_of {
-        None => ledger.put_standby(kek.id(), stored).await,
-        Some(old) if ledger.head.record.standby == Some(old) => {
-            ledger.replace_standby(kek.id(), stored).await
+    let kek = Arc::new(kek);
+    // What it cost is spent, so a head that others changed meanwhile, its limits say, is read again.
+    for _ in 0..TRIES {
+        let mut reserver = chain.reserver.lock().await;
+        let ledger = &mut reserver.ledger;
+        ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+        if ledger.head.record.standby != instead_of {
+            // Somebody else was first.
+            return Ok(());
         }
-        // Somebody else was first.
-        Some(_) => Ok(false),
-    };
-    if put.map_err(|error| core.store_error(&chain.name, error))? {
-        let kek = Arc::new(kek);
-        chain.publish(|next| next.hold(Arc::clone(&kek)));
-        chain.count_new_kek();
+        let put = match instead_of {
+            None => ledger.put_standby(kek.id(), stored.clone()).await,
+            Some(_) => ledger.replace_standby(kek.id(), stored.clone()).await,
+        };
+        if put.map_err(|error| core.store_error(&chain.name, error))? {
+            core.keyring.remember(&chain.name, kek.id(), &stored);
+            chain.publish(|next| next.hold(Arc::clone(&kek)));
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(changed_by_others())
 }
 
 /// Rotates now. One at a time for a chain, and not too often.
@@ -187,10 +227,16 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
     lately.push(now);
     let mut rotator = chain.rotator.lock().await;
     // Another replica may be at it as well: what it does counts, and is done again if need be.
-    for _ in 0..4 {
+    for _ in 0..TRIES {
         let step = {
             let ledger = &mut chain.reserver.lock().await.ledger;
             ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+            if ledger.is_restored() {
+                // The standby that stands there may have been primary, and used.
+                let repaired = recovery::recover(core, chain, ledger).await;
+                repaired.map_err(|error| core.store_error(&chain.name, error))?;
+                continue;
+            }
             match ledger.head.record.standby {
                 Some(_) => Step::Promote(Reason::Manual),
                 None => Step::MakeStandby,
@@ -199,6 +245,10 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
         supply_standby(core, chain, Some(step)).await?;
         let mut reserver = chain.reserver.lock().await;
         if !reserver.holds_standby(&chain.snapshot()) {
+            continue;
+        }
+        // It may have been noticed since.
+        if reserver.ledger.is_restored() {
             continue;
         }
         let previous = reserver.ledger.head.record.primary;
@@ -213,5 +263,9 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
             return Ok(Rotated { chain: chain.name.clone(), primary, previous });
         }
     }
-    Err(Error::new(Kind::Conflict, "others changed the chain at the same time; try again"))
+    Err(changed_by_others())
+}
+
+fn changed_by_others() -> Error {
+    Error::new(Kind::Conflict, "others changed the chain at the same time; try again")
 }

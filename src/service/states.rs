@@ -40,6 +40,18 @@ pub(super) async fn change(
     change: Change,
 ) -> Result<Kek, Error> {
     let failed = |error| core.store_error(&chain.name, error);
+    if change == Change::Destroy {
+        let head = ledger::head(&*core.store, &chain.name).await.map_err(failed)?;
+        if head.named_root.is_some() {
+            return Err(Error::new(
+                Kind::Conflict,
+                "a Kubernetes cluster encrypts with this chain: every Secret that it wrote under \
+                 this KEK would be lost for ever, and kube-apiserver may not start again. Encrypt \
+                 them anew first (a storage migration, after `root rewrap`); `force` destroys it \
+                 all the same",
+            ));
+        }
+    }
     let mut doubts = chain.doubts.lock().await;
     for _ in 0..TRIES {
         let Some(read) = read(core, chain, id).await.map_err(failed)? else {
@@ -99,19 +111,25 @@ pub(super) async fn settle(core: &Core, chain: &Chain) {
     }
 }
 
-/// Reads a KEK that was found disabled or destroyed, and refuses it if it is so still: one that is
-/// being enabled must not be refused by what was read before.
+/// Reads a KEK whose state seems to differ from what memory says, and does as the store says: one
+/// that is being changed must not be judged by what was read before.
 pub(super) async fn learn(
     core: &Core,
     chain: &Chain,
     id: KekId,
 ) -> Result<Option<Kek>, store::Error> {
-    let _no_change = chain.doubts.lock().await;
-    let read = read(core, chain, id).await?;
-    Ok(read.map(|read| {
-        follow(core, chain, id, read.record.state);
-        read.record
-    }))
+    let doubts = chain.doubts.lock().await;
+    let Some(read) = read(core, chain, id).await? else { return Ok(None) };
+    let destroyed = chain.snapshot().refused().any(|it| it == (id, Refusal::Destroyed));
+    if destroyed && read.record.state != State::Destroyed && !doubts.contains_key(&id) {
+        // Nothing brings a KEK back but an old copy of the store.
+        drop(doubts);
+        chain.reserver.lock().await.ledger.set_restored();
+        chain.need_uses.notify_one();
+        return Ok(Some(Kek { state: State::Destroyed, wraps: Vec::new(), ..read.record }));
+    }
+    follow(core, chain, id, read.record.state);
+    Ok(Some(read.record))
 }
 
 async fn read(
@@ -130,6 +148,9 @@ fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
         core.keyring.drop_kek(&chain.name, id);
         core.deks.forget(&chain.name, id);
     }
+    if state == State::Destroyed {
+        core.keyring.forget(&chain.name, id);
+    }
 }
 
 /// The KEK's record after `change`.
@@ -141,7 +162,7 @@ fn changed(core: &Core, kek: &Kek, change: Change) -> Result<Kek, Error> {
             Ok(Kek { state: State::Disabled, disabled_at: Some(now), ..kek.clone() })
         }
         (Change::Enable, State::Disabled) => Ok(Kek { state: State::Retired, ..kek.clone() }),
-        (Change::Destroy, State::Disabled) => {
+        (Change::Destroy | Change::ForceDestroy, State::Disabled) => {
             let delay = core.config.destroy_delay.max(MIN_DESTROY_DELAY).as_secs();
             let from = kek.disabled_at.unwrap_or(now).saturating_add(delay);
             if now < from {
@@ -152,7 +173,7 @@ fn changed(core: &Core, kek: &Kek, change: Change) -> Result<Kek, Error> {
         (Change::Disable, State::Primary) => {
             conflict("it is the primary KEK: rotate the chain first".to_owned())
         }
-        (Change::Destroy, State::Retired) => {
+        (Change::Destroy | Change::ForceDestroy, State::Retired) => {
             conflict("it must be disabled before it can be destroyed".to_owned())
         }
         (_, state) => conflict(format!("the KEK is {}", state.as_str())),

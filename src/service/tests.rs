@@ -14,7 +14,12 @@ use crate::store::memory::{self, Fault};
 use crate::store::record::State;
 use crate::store::{self, Store};
 
+mod inline;
+mod names;
+mod replicas;
+mod restores;
 mod roots;
+mod simulation;
 mod states;
 
 struct World {
@@ -57,6 +62,13 @@ impl World {
         Ok(self.service.decrypt(None, envelope.to_vec(), b"aad").await?.plaintext)
     }
 
+    /// Lets the tasks in the background do what they were told to.
+    async fn settled(&self) {
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn reserved(&self, id: KekId) -> u64 {
         let key = record::uses_key(&ChainName::new(DEFAULT_CHAIN).unwrap(), id);
         ledger::read::<record::Uses>(&*self.store, &key).await.unwrap().unwrap().record.reserved
@@ -86,6 +98,10 @@ async fn start_with(
     let roots = roots.iter().map(named).collect();
     let metrics = Metrics::new(&Registry::new()).unwrap();
     KeyService::start(config, store, roots, Arc::clone(clock) as _, metrics).await.unwrap()
+}
+
+fn chain_of(service: &KeyService) -> Arc<Chain> {
+    Arc::clone(&service.chains.load()[DEFAULT_CHAIN])
 }
 
 fn kind<T>(result: Result<T, Error>) -> Kind {
@@ -133,20 +149,25 @@ async fn a_lost_answer_counts_as_spent_and_is_never_used() {
     let world = World::new(LOW).await;
     let (_, id) = world.encrypt().await.unwrap();
     let before = world.reserved(id).await;
+    world.settled().await;
     // Spend what is there, so that the next request must reserve.
     world.clock.advance(Duration::from_secs(61));
     world.store.fail_next([Fault::AnswerLost]);
-    assert_eq!(kind(world.encrypt().await), Kind::StoreUnavailable);
-    let lost = world.reserved(id).await;
-    assert!(lost > before, "it was applied all the same");
+    // The news of the write may come before the error is told, and mend it.
+    if let Err(error) = world.encrypt().await {
+        assert_eq!(error.kind(), Kind::StoreUnavailable);
+    }
     let (_, same) = world.encrypt().await.unwrap();
     assert_eq!(same, id);
-    assert!(world.reserved(id).await > lost, "another block was reserved");
+    assert!(world.reserved(id).await >= before + 32, "it was applied, and another was reserved");
+    let left = chain_of(&world.service).snapshot().budget().unwrap().left(world.clock.now());
+    assert!(left < 16, "{left} uses are left of the one block that was answered");
 }
 
 #[tokio::test]
 async fn a_good_read_does_not_end_an_outage_of_writes() {
     let world = World::new(LOW).await;
+    world.settled().await;
     world.clock.advance(Duration::from_secs(61));
     world.store.fail_next([Fault::NotSent]);
     assert_eq!(kind(world.encrypt().await), Kind::StoreUnavailable);
@@ -162,7 +183,7 @@ async fn an_idle_chain_reserves_nothing() {
     let world = World::new(LOW).await;
     let (_, id) = world.encrypt().await.unwrap();
     let before = world.reserved(id).await;
-    let chain = world.service.find(Operation::Read, None).unwrap();
+    let chain = chain_of(&world.service);
     for _ in 0..300 {
         world.clock.advance(Duration::from_secs(1));
         reserver::drive(&world.service.core, &chain).await;
@@ -173,7 +194,7 @@ async fn an_idle_chain_reserves_nothing() {
 #[tokio::test]
 async fn a_block_as_large_as_the_limit_rotates_nothing_before_it_is_spent() {
     let world = World::new(Limits { rotate_after_uses: 16, max_uses: 16, ..LOW }).await;
-    let chain = world.service.find(Operation::Read, None).unwrap();
+    let chain = chain_of(&world.service);
     for _ in 0..20 {
         reserver::drive(&world.service.core, &chain).await;
         rotator::drive(&world.service.core, &chain).await;
@@ -192,7 +213,7 @@ async fn a_chain_rotates_by_age_and_an_idle_one_makes_no_standby_early() {
     let world = World::new(LOW).await;
     let (_, first) = world.encrypt().await.unwrap();
     assert_eq!(world.root.wraps.load(SeqCst), 1);
-    let chain = world.service.find(Operation::Read, None).unwrap();
+    let chain = chain_of(&world.service);
     let drive = async || {
         reserver::drive(&world.service.core, &chain).await;
         rotator::drive(&world.service.core, &chain).await;
@@ -443,7 +464,7 @@ async fn a_primary_from_the_future_is_replaced_unless_clocks_explain_it() {
         let kek = record::Kek { promoted_at, ..read.record.clone() };
         assert!(ledger::put_kek(&*world.store, &name, first, &read, &kek).await.unwrap());
         let world = world.restarted().await;
-        let chain = world.service.find(Operation::Read, None).unwrap();
+        let chain = chain_of(&world.service);
         for _ in 0..2 {
             rotator::drive(&world.service.core, &chain).await;
             reserver::drive(&world.service.core, &chain).await;
@@ -456,7 +477,7 @@ async fn a_primary_from_the_future_is_replaced_unless_clocks_explain_it() {
 async fn a_turn_that_is_left_over_brings_no_news_of_old_trouble() {
     let world = World::new(LOW).await;
     world.clock.advance(Duration::from_secs(61));
-    let chain = world.service.find(Operation::Read, None).unwrap();
+    let chain = chain_of(&world.service);
     let waiting = chain.wait_for_uses(Duration::from_secs(10), 10);
     let old = exhausted("old");
     let twice = async {

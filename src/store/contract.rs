@@ -13,6 +13,8 @@ use super::*;
 pub(crate) async fn all(store: Arc<dyn Store>) {
     entries_read_back(&*store).await;
     lists_are_ordered_and_bounded(&*store).await;
+    several_are_read_in_order(&*store).await;
+    a_watch_tells_what_others_write(&*store).await;
     compares_decide(&*store).await;
     a_conflict_leaves_nothing(&*store).await;
     a_txn_writes_all_or_nothing(&*store).await;
@@ -98,6 +100,62 @@ async fn lists_are_ordered_and_bounded(store: &dyn Store) {
     assert_eq!(paged, all);
 }
 
+async fn several_are_read_in_order(store: &dyn Store) {
+    let first = applied(store, put("several/a", b"1")).await;
+    let second = applied(store, put("several/b", b"2")).await;
+    let keys = ["several/b", "several/none", "several/a", "several/b"].map(str::to_owned);
+    let read: Vec<_> = store.get_all(&keys).await.unwrap();
+    let read: Vec<_> = read.iter().map(|e| e.as_ref().map(|e| (&*e.key, e.revision))).collect();
+    let (a, b) = (Some(("several/a", first)), Some(("several/b", second)));
+    assert_eq!(read, [b, None, a, b]);
+    assert_eq!(store.get_all(&[]).await, Ok(Vec::new()));
+    let many: Vec<_> = (0..300).map(|i| format!("several/many/{i:03}")).collect();
+    for key in &many {
+        applied(store, put(key, key.as_bytes())).await;
+    }
+    let read = store.get_all(&many).await.unwrap();
+    assert!(read.iter().zip(&many).all(|(e, key)| e.as_ref().unwrap().value == key.as_bytes()));
+    assert_eq!(store.count("several/many/").await, Ok(300));
+    assert_eq!(store.count("several/many/29").await, Ok(10));
+    assert_eq!(store.count("several/none").await, Ok(0));
+}
+
+async fn a_watch_tells_what_others_write(store: &dyn Store) {
+    let Some(mut watch) = store.watch() else { return };
+    // A watch may take its time to begin; what it tells must be true from then on.
+    let (wait, mut last) = (std::time::Duration::from_millis(200), None);
+    let mut begun = false;
+    for _ in 0..300 {
+        let revision = applied(store, put("watch/a", b"1")).await;
+        while let Ok(news) = tokio::time::timeout(wait, watch.next()).await {
+            let News::Changed(changes) = news else { continue };
+            for (key, at) in changes.into_iter().filter(|(key, _)| key == "watch/a") {
+                assert!(at <= revision && Some(at) > last, "{key} {at:?} after {last:?}");
+                last = Some(at);
+            }
+            begun = last == Some(revision);
+            if begun {
+                break;
+            }
+        }
+        if begun {
+            break;
+        }
+    }
+    assert!(begun, "nothing was told");
+    let deleted = applied(store, delete("watch/a")).await;
+    let told = tokio::time::timeout(std::time::Duration::from_secs(60), async {
+        loop {
+            match watch.next().await {
+                News::Changed(changes) if changes.contains(&("watch/a".into(), deleted)) => return,
+                News::Changed(_) | News::Missed => {}
+                News::Restored => panic!("nothing was restored"),
+            }
+        }
+    });
+    told.await.expect("a deletion is told");
+}
+
 async fn compares_decide(store: &dyn Store) {
     let absent = Compare::Absent("cas/a".to_owned());
     let first = applied(store, given([absent.clone()], put("cas/a", b"1"))).await;
@@ -114,6 +172,8 @@ async fn compares_decide(store: &dyn Store) {
     // What is not there is not unchanged.
     let missing = Compare::Unchanged("cas/b".to_owned(), third);
     conflicts(store, given([missing], put("cas/a", b"3"))).await;
+    let never = Compare::Unchanged("cas/b".to_owned(), Revision(0));
+    conflicts(store, given([never], put("cas/a", b"3"))).await;
     // All must hold, and they may be of keys that are not written.
     let other = Compare::Absent("cas/b".to_owned());
     conflicts(store, given([unchanged(third), absent], put("cas/c", b""))).await;
@@ -254,7 +314,8 @@ pub(crate) async fn agrees_with_memory(store: &dyn Store, history: &[Step]) {
     }
 }
 
-/// Commits a step, notes its revision, and says whether it was applied.
+/// Commits a step, notes its revision, and says whether it was applied. A step that changes nothing
+/// need not have a revision of its own, so its is not noted.
 async fn play(store: &dyn Store, step: &Step, revisions: &mut Vec<Revision>) -> bool {
     let name = |key: &u8| format!("history/{key}");
     let mut txn = Txn {
@@ -273,9 +334,15 @@ async fn play(store: &dyn Store, step: &Step, revisions: &mut Vec<Revision>) -> 
             _ => Compare::Unchanged(key, current.unwrap_or(Revision(u64::MAX >> 1))),
         });
     }
+    let mut changes = !txn.puts.is_empty();
+    for key in &txn.deletes {
+        changes |= store.get(key).await.unwrap().is_some();
+    }
     match store.commit(txn).await.unwrap() {
         Committed::Applied(revision) => {
-            revisions.push(revision);
+            if changes {
+                revisions.push(revision);
+            }
             true
         }
         Committed::Conflict => false,

@@ -46,6 +46,12 @@ impl Default for Config {
     }
 }
 
+/// Whether there is a store in `directory`, as far as this process may see.
+#[must_use]
+pub fn is_in(directory: &Path) -> bool {
+    directory.join(open::FILE_NAME).exists()
+}
+
 /// A store in a directory that no other process may use meanwhile.
 ///
 /// Dropping it waits for the commits under way and closes the file.
@@ -143,6 +149,21 @@ impl super::Store for Store {
                 });
             }
             Ok(entries)
+        })
+        .await
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, Error> {
+        let prefix = prefix.to_owned();
+        self.read(move |table| {
+            let mut count = 0;
+            for stored in table.range::<&str>(&*prefix..)? {
+                if !stored?.0.value().starts_with(&prefix) {
+                    break;
+                }
+                count += 1;
+            }
+            Ok(count)
         })
         .await
     }

@@ -1,19 +1,32 @@
 //! A store in memory: the reference that the others are compared with, and the tests' own.
 //!
-//! It forgets everything when it is dropped. Faults can be put in: a commit that fails, and may
-//! or may not have been applied.
+//! It forgets everything when it is dropped. Services that share one see each other's writes, as
+//! replicas do. Faults can be put in: a commit that fails, and may or may not have been applied.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use tokio::sync::broadcast;
 
-use super::{Committed, Compare, Entry, Error, Revision, Txn};
+use super::{Committed, Compare, Entry, Error, News, Revision, Txn};
+
+/// News that a watch can be behind before it misses some.
+const NEWS: usize = 1024;
 
 /// A store in memory.
-#[derive(Default)]
-pub struct Store(Mutex<State>);
+pub struct Store {
+    state: Mutex<State>,
+    news: broadcast::Sender<(String, Revision)>,
+}
+
+/// What a store held at some time.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    revision: u64,
+    entries: BTreeMap<String, (Vec<u8>, Revision)>,
+}
 
 #[derive(Default)]
 struct State {
@@ -34,11 +47,39 @@ pub enum Fault {
     RequestLost,
 }
 
+impl Default for Store {
+    fn default() -> Self {
+        Self { state: Mutex::default(), news: broadcast::Sender::new(NEWS) }
+    }
+}
+
 impl Store {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A store that holds what `txn` puts, and nothing else.
+    #[must_use]
+    pub fn holding(txn: Txn) -> Self {
+        let store = Self::new();
+        // Without conditions there is no conflict.
+        let _ = store.state().apply(Txn { puts: txn.puts, ..Txn::default() });
+        store
+    }
+
+    /// What it holds now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        Snapshot { revision: state.revision, entries: state.entries.clone() }
+    }
+
+    /// Goes back to an earlier time, as when an operator restores a backup. Nobody is told.
+    pub fn restore(&self, snapshot: Snapshot) {
+        let mut state = self.state();
+        (state.revision, state.entries) = (snapshot.revision, snapshot.entries);
     }
 
     /// The next commits fail so, one after the other.
@@ -52,7 +93,21 @@ impl Store {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies `txn`, and tells those who watch.
+    fn apply(&self, state: &mut State, txn: Txn) -> Committed {
+        let keys: Vec<_> =
+            txn.deletes.iter().chain(txn.puts.iter().map(|(key, _)| key)).cloned().collect();
+        let committed = state.apply(txn);
+        if let Committed::Applied(revision) = committed {
+            for key in keys {
+                // Nobody need be watching.
+                let _ = self.news.send((key, revision));
+            }
+        }
+        committed
     }
 
     fn up(&self) -> Result<MutexGuard<'_, State>, Error> {
@@ -122,20 +177,45 @@ impl super::Store for Store {
             .collect())
     }
 
+    async fn count(&self, prefix: &str) -> Result<u64, Error> {
+        let state = self.up()?;
+        let from_prefix =
+            state.entries.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        Ok(from_prefix.take_while(|(key, _)| key.starts_with(prefix)).count() as u64)
+    }
+
     async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
         let mut state = self.up()?;
         match state.faults.pop_front() {
-            None => Ok(state.apply(txn)),
+            None => Ok(self.apply(&mut state, txn)),
             Some(Fault::NotSent) => Err(unavailable(false)),
             Some(Fault::RequestLost) => Err(unavailable(true)),
             Some(Fault::AnswerLost) => {
-                let _ = state.apply(txn);
+                let _ = self.apply(&mut state, txn);
                 Err(unavailable(true))
             }
         }
     }
 
+    fn watch(&self) -> Option<Box<dyn super::Watch>> {
+        Some(Box::new(Watch(self.news.subscribe())))
+    }
+
     fn kind(&self) -> &'static str {
         "memory"
+    }
+}
+
+struct Watch(broadcast::Receiver<(String, Revision)>);
+
+#[async_trait]
+impl super::Watch for Watch {
+    async fn next(&mut self) -> News {
+        match self.0.recv().await {
+            Ok(change) => News::Changed(vec![change]),
+            Err(broadcast::error::RecvError::Lagged(_)) => News::Missed,
+            // The store is gone, and nothing changes any more.
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
     }
 }

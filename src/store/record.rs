@@ -73,6 +73,28 @@ pub struct Head {
     pub generation: u64,
     /// Grows when the set of roots changes.
     pub roots_generation: u64,
+    /// What the chain's keys are called outside; only in a chain that Kubernetes encrypts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named_root: Option<NamedRoot>,
+}
+
+/// The root that the keys of a chain are named after, where something outside must be told when the
+/// roots change. It changes with them, and with nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedRoot {
+    /// The head's `roots_generation` when it was named.
+    pub generation: u64,
+    /// A random number: no other history of a store, nor one that was restored, makes the same name.
+    pub mark: u64,
+    /// The kind of the root.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// What the provider calls its key; empty where it has no name.
+    pub key: String,
+    /// The names of all roots that had wrapped the primary then.
+    pub roots: Vec<String>,
 }
 
 /// The life of a KEK: `standby` -> `primary` -> `retired` <-> `disabled` -> `destroyed`.
@@ -148,6 +170,15 @@ pub struct Uses {
     pub sequence: u64,
 }
 
+/// Who is making the next KEK of a chain. It saves calls of roots and guards nothing, so no clock is
+/// in it: others take it over when it has not changed for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// A random number for each process.
+    pub owner: u64,
+}
+
 /// What can stand in a store.
 pub trait Record: Serialize + DeserializeOwned {
     /// The record as it is stored.
@@ -178,6 +209,37 @@ pub trait Record: Serialize + DeserializeOwned {
 impl Record for Head {}
 impl Record for Kek {}
 impl Record for Uses {}
+impl Record for Claim {}
+
+/// What all keys start with.
+pub const CHAINS: &str = "chains/";
+
+/// What a key names within its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The chain's [`Head`].
+    Head,
+    /// A [`Kek`].
+    Kek(KekId),
+    /// The [`Uses`] of a KEK.
+    Uses(KekId),
+    /// The chain's [`Claim`].
+    Claim,
+}
+
+/// The chain of a key, and what the key names there; `None` when it is none of a record.
+#[must_use]
+pub fn parse_key(key: &str) -> Option<(ChainName, Part)> {
+    let (chain, rest) = key.strip_prefix(CHAINS)?.split_once('/')?;
+    let part = match rest.split_once('/') {
+        None if rest == "head" => Part::Head,
+        None if rest == "claim" => Part::Claim,
+        Some(("keks", id)) => Part::Kek(id.parse().ok()?),
+        Some(("uses", id)) => Part::Uses(id.parse().ok()?),
+        _ => return None,
+    };
+    Some((ChainName::new(chain).ok()?, part))
+}
 
 /// The key of a chain's [`Head`].
 #[must_use]
@@ -201,6 +263,18 @@ pub fn keks_prefix(chain: &ChainName) -> String {
 #[must_use]
 pub fn uses_key(chain: &ChainName, id: KekId) -> String {
     format!("chains/{chain}/uses/{id}")
+}
+
+/// What the keys of all of a chain's uses start with.
+#[must_use]
+pub fn uses_prefix(chain: &ChainName) -> String {
+    format!("chains/{chain}/uses/")
+}
+
+/// The key of a chain's [`Claim`].
+#[must_use]
+pub fn claim_key(chain: &ChainName) -> String {
+    format!("chains/{chain}/claim")
 }
 
 #[derive(Serialize, Deserialize)]
@@ -258,6 +332,23 @@ mod tests {
         assert!(
             stored.starts_with(br#"{"format":1,"record":{"suite":"aes-128-gcm","state":"primary""#)
         );
+    }
+
+    #[test]
+    fn keys_are_read_back_as_they_were_made() {
+        let (chain, id) = (ChainName::new("orders").unwrap(), KekId::of_key(&[7; 16]));
+        for (key, part) in [
+            (head_key(&chain), Part::Head),
+            (kek_key(&chain, id), Part::Kek(id)),
+            (uses_key(&chain, id), Part::Uses(id)),
+            (claim_key(&chain), Part::Claim),
+        ] {
+            assert_eq!(parse_key(&key), Some((chain.clone(), part)), "{key}");
+            assert_eq!(parse_key(&format!("{key}/x")), None);
+        }
+        for none in ["", "chains/", "chains/a", "chains/A/head", "chains/a/keks/1", "x/a/head"] {
+            assert_eq!(parse_key(none), None, "{none}");
+        }
     }
 
     #[test]

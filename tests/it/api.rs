@@ -27,7 +27,7 @@ const CODES: [(&str, Made); 17] = [
     ("invalid_request", HTTP),
     ("invalid_ciphertext", HTTP),
     ("unknown_kek", HTTP),
-    ("unauthenticated", Made::Not("there is no authentication yet")),
+    ("unauthenticated", Made::In("tests/it/identities.rs")),
     ("forbidden", Made::Here),
     ("not_found", HTTP),
     ("unknown_chain", HTTP),
@@ -188,9 +188,9 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
     assert!(!answer.contains("openapi"), "{answer}");
 }
 
-/// The metrics and their labels: a contract. One is agreed and not there yet:
-/// `kms_proxy_tls_certificate_expiry_seconds`, for there is no TLS.
-const METRICS: [(&str, &str); 22] = [
+/// The metrics and their labels: a contract. One more is there with TLS alone:
+/// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs.
+const METRICS: [(&str, &str); 23] = [
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
     ("kms_proxy_root_calls_total", "operation outcome root"),
@@ -211,9 +211,19 @@ const METRICS: [(&str, &str); 22] = [
     ("kms_proxy_root_up", "root"),
     ("kms_proxy_root_info", "kind root"),
     ("kms_proxy_store_up", ""),
+    ("kms_proxy_rules_current", ""),
     ("kms_proxy_build_info", "version"),
     ("kms_proxy_operation_duration_seconds_count", "operation"),
 ];
+
+#[test]
+fn every_metric_has_its_line_for_operators() {
+    let text = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    for (name, _) in METRICS {
+        let name = name.trim_end_matches("_bucket").trim_end_matches("_count");
+        assert!(text.contains(&format!("`{name}`")), "docs/operations.md does not have {name}");
+    }
+}
 
 /// Each series with its value: names and labels as they are written.
 fn series(metrics: &str) -> BTreeMap<&str, f64> {

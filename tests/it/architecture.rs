@@ -19,38 +19,51 @@ const MODULES: &str = "
     files:     random secret
     metrics:   id
     telemetry: units
+    tls:       clock files secret
 
     envelope:  aead id
     root:      aead files id random secret units
-    store:     files id random units
+    store:     files id random secret units
 
     keychain:  aead clock envelope id random secret
     saved:     id keychain root
     service:   clock envelope id keychain metrics random root secret store units
 
-    http:      clock envelope id keychain metrics random secret service units
+    auth:      clock files id metrics random service tls units
 
-    config:    http id keychain root secret service store telemetry units
-    app:       clock config http id metrics root secret service store telemetry units
-    cli:       aead app config envelope http id root secret service store telemetry units
+    http:      auth clock envelope id keychain metrics random secret service tls units
+    kubernetes: envelope id keychain metrics random secret service
+
+    config:    auth http id keychain kubernetes root secret service store telemetry tls units
+    app:       auth clock config http id kubernetes metrics root secret service store telemetry tls units
+    cli:       aead app auth clock config envelope http id kubernetes root secret service store telemetry tls units
 ";
 
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
     argon2:      root
+    aws_config:  root
+    aws_sdk_kms: root
     getrandom:   random
     redb:        store
     axum:        http app
-    hyper:       http app
-    hyper_util:  http app
+    hyper:       http kubernetes app
+    hyper_util:  http kubernetes app
     utoipa:      http
     utoipa_axum: http
-    reqwest:     root cli
+    reqwest:     root auth cli
     clap:        cli config
     anyhow:      app cli
     prometheus:  metrics http app
-    tokio:       root store service http app cli
+    jsonwebtoken: auth
+    prost:       kubernetes
+    tonic:       store kubernetes
+    tonic_prost: kubernetes
+    rustls:      tls
+    tokio_rustls: tls
+    x509_parser: tls
+    tokio:       root store service tls auth http kubernetes app cli
 ";
 
 #[test]

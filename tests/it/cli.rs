@@ -173,10 +173,34 @@ fn what_needs_no_service_works_without() {
     let parsed = Command::new("bash").arg("-n").arg(file.path()).output();
     let parsed = parsed.expect("bash is missing: apt-get install bash");
     assert!(parsed.status.success() && parsed.stderr.is_empty(), "{parsed:?}");
+    let committed = std::fs::read_to_string(root().join("docs/command-line.md")).unwrap();
+    let made = good_text(run(&["reference"], b""));
+    assert!(made == committed, "docs/command-line.md is old: run `make documents`");
     let help = good_text(run(&["--help"], b""));
     assert!(help.contains("Exit codes") && help.contains("rewrap"), "{help}");
     let version = good_text(run(&["--version"], b""));
     assert_eq!(version, concat!("kms-proxy ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn every_command_has_a_man_page() {
+    let page = good_text(run(&["man"], b""));
+    assert!(page.contains(".TH kms-proxy 1") && page.contains("Exit codes"), "{page}");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("share/man1");
+    good(run(&["man", "--out", out.to_str().unwrap()], b""));
+    let reference = good_text(run(&["reference"], b""));
+    let commands: Vec<_> = reference.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    for command in &commands {
+        let page = out.join(format!("{}.1", command.replace(' ', "-")));
+        let page =
+            std::fs::read_to_string(&page).unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), commands.len());
+    let said = refused(run(&["man", "--out", "/dev/null/pages"], b""), 1);
+    assert!(said.contains("/dev/null/pages"), "{said}");
 }
 
 #[test]

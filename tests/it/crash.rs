@@ -4,7 +4,6 @@
 //! repeats the moments of an earlier run.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::support::random::{Random, random_seed, variable};
 use crate::support::{Sealed, Service, Setup, decrypt_all, pages};
 
 /// Rounds of an ordinary run.
@@ -179,26 +179,4 @@ async fn make_chains(service: &Service, round: u64) -> (Vec<Sealed>, Vec<String>
         }
     }
     (sealed, names)
-}
-
-/// SplitMix64: the same moments for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
-fn random_seed() -> u64 {
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
-}
-
-#[expect(clippy::disallowed_methods, reason = "settings of the test, not of the service")]
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect(name))
 }

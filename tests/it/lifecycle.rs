@@ -9,7 +9,9 @@ use rustix::process::{Resource, Rlimit, Signal};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Service, Setup, decrypt_all, read_until, replace_in_file, talk, until};
+use crate::support::{
+    BINARY, Service, Setup, decrypt_all, read_until, replace_in_file, talk, until,
+};
 
 /// Memory of an idle service; the default runtime and caches need about 12 MB.
 const MAX_RSS_KB: u64 = 20 * 1024;
@@ -36,11 +38,62 @@ async fn it_starts_at_once_and_takes_little_memory() {
 }
 
 #[cfg(target_os = "linux")]
-fn resident_kb(service: &Service) -> u64 {
+pub(crate) fn resident_kb(service: &Service) -> u64 {
+    memory_kb(service, "VmRSS:")
+}
+
+/// What the kernel says of the memory of the process.
+#[cfg(target_os = "linux")]
+pub(crate) fn memory_kb(service: &Service, what: &str) -> u64 {
     let path = format!("/proc/{}/status", service.pid().as_raw_nonzero());
     let status = std::fs::read_to_string(path).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// `/proc/PID` belongs to root where nobody of the same user may look into the process, and may
+/// attach a debugger to it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn nobody_of_the_same_user_looks_into_the_process_and_it_dumps_no_core() {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    for (debuggable, hidden) in [(None, true), (Some("false"), true), (Some("true"), false)] {
+        let mut setup = Setup::new();
+        if let Some(value) = debuggable {
+            setup = setup.env("KMS_PROXY_DEBUGGABLE", value);
+        }
+        let mut command = setup.command();
+        // Of root's own processes nothing could be seen.
+        let user = match rustix::process::getuid().as_raw() {
+            0 => {
+                let nobody = 65_534;
+                let binary = setup.file("kms-proxy");
+                std::fs::copy(BINARY, &binary).unwrap();
+                std::fs::create_dir(setup.data()).unwrap();
+                for path in [setup.file(""), setup.data()] {
+                    std::os::unix::fs::chown(path, Some(nobody), Some(nobody)).unwrap();
+                }
+                command = std::process::Command::new(binary);
+                command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(setup.data());
+                command.env_clear().envs(debuggable.map(|value| ("KMS_PROXY_DEBUGGABLE", value)));
+                command.uid(nobody).gid(nobody);
+                nobody
+            }
+            user => user,
+        };
+        let mut service = Service::spawn(command);
+        service.ready().await;
+        let proc = std::path::PathBuf::from(format!("/proc/{}", service.pid().as_raw_nonzero()));
+        let owner = std::fs::metadata(proc.join("environ")).unwrap().uid();
+        assert_eq!(owner == 0, hidden, "{debuggable:?}: user {user}, owner {owner}");
+        if hidden {
+            let limits = std::fs::read_to_string(proc.join("limits")).unwrap();
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+            assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+        }
+        service.stop().await;
+    }
 }
 
 #[tokio::test]

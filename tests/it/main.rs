@@ -8,14 +8,50 @@ mod api;
 #[cfg(test)]
 mod architecture;
 #[cfg(test)]
+mod aws_kms;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod deploy;
+#[cfg(test)]
+mod documents;
+#[cfg(test)]
+mod graceful;
+#[cfg(test)]
+mod identities;
+#[cfg(test)]
+mod inline;
+#[cfg(test)]
+mod kubernetes;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod limits;
+#[cfg(test)]
+mod monitoring;
+#[cfg(test)]
+mod openapi;
+#[cfg(test)]
+mod package;
+#[cfg(test)]
+mod passphrase;
+#[cfg(test)]
+mod pkcs11;
+#[cfg(test)]
+mod replicas;
+#[cfg(test)]
+mod roots;
 #[cfg(test)]
 mod secrets;
 #[cfg(test)]
+mod store;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tls;
+#[cfg(test)]
+mod vault_transit;
 #[cfg(test)]
 mod vectors;

@@ -1,7 +1,11 @@
 //! Nothing secret leaves the process but in answers: not in logs, metrics or messages, whatever
 //! goes wrong.
 
+use std::path::PathBuf;
+
 use base64_simd::STANDARD;
+use jsonwebtoken::Algorithm;
+use kms_proxy::auth::token;
 use kms_proxy::id::{ChainName, KekId};
 use kms_proxy::root::passphrase;
 use kms_proxy::root::{Context, RootKey};
@@ -12,6 +16,8 @@ use kms_proxy::store::record::{self, Record};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::support::jwt::{self, Key};
+use crate::support::pki::{self, Pki};
 use crate::support::{Service, Setup, run};
 
 const PASSPHRASE: &str = "passphrase-4bf0c7";
@@ -20,12 +26,35 @@ const AAD: &str = "aad-5a27f6";
 
 #[tokio::test]
 async fn no_secret_is_in_a_log_a_metric_or_an_error() {
-    let setup = Setup::new()
+    look_everywhere(Setup::new(), None).await;
+}
+
+#[tokio::test]
+async fn no_secret_is_in_a_log_a_metric_or_an_error_by_https_either() {
+    let setup = Setup::new();
+    let pki = Pki::new(setup.file("pki"));
+    let (cert, key) = pki.server(&["127.0.0.1"]);
+    let setup =
+        setup.set("SERVER__TLS__CERT", cert.display()).set("SERVER__TLS__KEY", key.display());
+    look_everywhere(setup, Some((pki::client(&pki.ca(), None).build().unwrap(), key))).await;
+}
+
+/// Uses all, lets all fail, and looks for what is secret in all that was said. By HTTPS with a
+/// client, and the file of the service's key.
+async fn look_everywhere(setup: Setup, https: Option<(reqwest::Client, PathBuf)>) {
+    let setup = setup
         .set("ROOT__0__NAME", "main")
         .set("ROOT__0__KIND", "passphrase")
         .set("ROOT__0__PASSPHRASE", PASSPHRASE)
         .set("LOG__LEVEL", "trace");
-    let service = setup.start().await;
+    let mut service = setup.start().await;
+    let mut secrets: Vec<_> =
+        [PASSPHRASE, PLAINTEXT, AAD].iter().map(|text| text.as_bytes().to_vec()).collect();
+    if let Some((client, key)) = https {
+        service.call_with(client);
+        let key = std::fs::read_to_string(key).unwrap();
+        secrets.push(key.lines().nth(1).unwrap().as_bytes()[..40].to_vec());
+    }
     let datakey = use_all(&service).await;
     let mut said = fail_all(&service).await;
     said += &service.metrics().await;
@@ -41,8 +70,6 @@ async fn no_secret_is_in_a_log_a_metric_or_an_error() {
     assert_eq!(requests.filter(named).count(), 1, "{log}");
     said += &log;
 
-    let mut secrets: Vec<_> =
-        [PASSPHRASE, PLAINTEXT, AAD].iter().map(|text| text.as_bytes().to_vec()).collect();
     secrets.push(STANDARD.decode_to_vec(datakey).unwrap());
     let keks = keks(&setup).await;
     assert_eq!(keks.len(), 2);
@@ -52,6 +79,113 @@ async fn no_secret_is_in_a_log_a_metric_or_an_error() {
             assert!(!said.contains(&form), "{form} was told:\n{said}");
         }
     }
+}
+
+/// What callers show, and what is shown to an issuer: in every case that has an end of its own.
+#[tokio::test]
+async fn no_token_is_in_a_log_a_metric_or_an_error() {
+    let setup = Setup::new();
+    let pki = Pki::new(setup.file("pki"));
+    let (cert, cert_key) = pki.server(&["127.0.0.1"]);
+    let (good, digest) = token::generate().unwrap();
+    let (key, stranger) = (Key::new("one", Algorithm::ES256), Key::new("one", Algorithm::ES256));
+    let way_in = "way-in-7d20c4";
+    std::fs::write(setup.file("way-in"), way_in).unwrap();
+    let issuer = issuer(jwt::jwks(&[&key]));
+    let allow = "allow = [{ chains = ['default'], operations = ['encrypt'] }]";
+    let config = format!(
+        "[auth]\nmode = 'required'\n[[client]]\nname = 'a'\ntoken_sha256 = '{digest}'\n{allow}\n\
+         [[client]]\nname = 'b'\n{allow}\njwt = {{ issuer = 'i', audience = 'a', subject = 's', \
+         jwks_url = '{issuer}', jwks_token_file = '{}' }}\n",
+        setup.file("way-in").display()
+    );
+    let file = setup.file("k.toml");
+    std::fs::write(&file, config).unwrap();
+    let setup = setup
+        .env("KMS_PROXY_CONFIG", file.display())
+        .set("SERVER__TLS__CERT", cert.display())
+        .set("SERVER__TLS__KEY", cert_key.display())
+        .set("SERVER__ADMIN_LISTEN", "127.0.0.1:0")
+        .set("LOG__LEVEL", "trace");
+    let service = setup.start().await;
+    let claims = jwt::claims("i", "a", "s");
+    let changed = |name: &str, value: Value| {
+        let mut claims = claims.clone();
+        claims[name] = value;
+        key.sign(&claims)
+    };
+    let shown = [
+        good.to_string(),
+        "bad-token-55b1e9".to_owned(),
+        key.sign(&claims),
+        stranger.sign(&claims),
+        changed("exp", json!(1)),
+        changed("sub", json!("other")),
+        changed("iss", json!("other")),
+        format!("{}.planted-3f1c", key.sign(&claims)),
+    ];
+    let (mut said, mut statuses) = (String::new(), Vec::new());
+    for http in [pki::client(&pki.ca(), None).http1_only(), pki::client(&pki.ca(), None)] {
+        let http = http.build().unwrap();
+        for token in &shown {
+            for chain in ["default", "other"] {
+                let request = http.post(format!("{}/v1/encrypt", service.url()));
+                let body = json!({"plaintext": base64(PLAINTEXT), "chain": chain});
+                let response = request.bearer_auth(token).json(&body).send().await.unwrap();
+                statuses.push(response.status().as_u16());
+                said += &format!("{:?}", response.headers());
+                if statuses.last() != Some(&200) {
+                    said += &response.text().await.unwrap();
+                }
+            }
+            let file = setup.file("shown");
+            std::fs::write(&file, token).unwrap();
+            let (url, ca) = (service.url(), pki.ca());
+            let server = ["--server", &url, "--ca", ca.to_str().unwrap()];
+            let token_file = ["--token-file", file.to_str().unwrap()];
+            let output = run(&[&["rotate"], &server[..], &token_file].concat(), b"");
+            assert_eq!(output.status.code(), Some(1));
+            said += &String::from_utf8_lossy(&output.stderr);
+        }
+    }
+    let once = [200, 403, 401, 401, 200, 403, 401, 401, 401, 401, 401, 401, 401, 401, 401, 401];
+    assert_eq!(statuses, [once, once].concat());
+    let (_, admin) = service.said().trim().split_once(", admin on ").map(owned).unwrap();
+    for path in ["/metrics", "/readyz"] {
+        said += &reqwest::get(format!("{admin}{path}")).await.unwrap().text().await.unwrap();
+    }
+    assert!(said.contains("kms_proxy_auth_failures_total"), "{said}");
+    said += &service.stop().await;
+    let secrets = shown.iter().map(String::as_str).chain([way_in, PLAINTEXT]);
+    for secret in secrets {
+        // Of a JWT the signature is what nobody can make.
+        let secret = secret.rsplit('.').next().unwrap();
+        for form in forms(secret.as_bytes()) {
+            assert!(!said.contains(&form), "{form} was told");
+        }
+    }
+}
+
+fn owned((a, b): (&str, &str)) -> (String, String) {
+    (a.to_owned(), b.to_owned())
+}
+
+/// A server that answers everything with `jwks`; its URL.
+fn issuer(jwks: String) -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/jwks", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let len = jwks.len();
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
+            let _ = write!(stream, "{head}{jwks}");
+        }
+    });
+    url
 }
 
 /// How a secret could be written.

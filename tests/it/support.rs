@@ -11,8 +11,26 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[expect(dead_code, reason = "the tests of the root itself need the rest")]
+mod bao;
+mod documented;
+#[allow(dead_code, reason = "others need the rest of it")]
+pub(crate) mod etcd;
+#[allow(dead_code, reason = "the unit tests of the module use the rest")]
+pub(crate) mod jwt;
+#[allow(dead_code, reason = "the unit tests of the root use the rest")]
+pub(crate) mod kms;
+pub(crate) mod kube;
+#[allow(dead_code, reason = "others need the rest of it")]
+pub(crate) mod pki;
+pub(crate) mod prometheus;
+#[allow(dead_code, reason = "others need the rest of it")]
+pub(crate) mod proxy;
+pub(crate) mod random;
 mod service;
+pub(crate) mod tools;
 
+pub(crate) use bao::Bao;
 pub(crate) use service::{Service, read_until, talk};
 
 /// The binary under test.
@@ -38,6 +56,19 @@ impl Setup {
     pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.variables.push((format!("KMS_PROXY__{key}"), value.to_string()));
         self
+    }
+
+    /// The same with a variable of the environment that is no setting.
+    pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.variables.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Runs a command of the binary with these settings.
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(BINARY);
+        command.args(args).env_clear().envs(self.variables.iter().cloned());
+        command.current_dir(self.dir.path()).stdin(Stdio::null()).output().unwrap()
     }
 
     /// The data directory.
@@ -92,6 +123,12 @@ pub(crate) fn run(args: &[&str], input: &[u8]) -> Output {
         scope.spawn(move || _ = stdin.write_all(input));
         child.wait_with_output().unwrap()
     })
+}
+
+/// Says what `make test` is to show also when all is well: what macros print is kept back then.
+pub(crate) fn tell(line: &str) {
+    use std::io::Write;
+    _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The repository.

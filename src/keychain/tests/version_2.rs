@@ -18,18 +18,18 @@ impl Sample {
         Self { chain, kek, stored }
     }
 
-    /// The same DEK and payload with `record`. Nothing here writes version 2 yet; this makes one as
-    /// docs/format.md says.
+    /// The same DEK and payload with `record`.
     fn carried(&self, record: &[u8]) -> Vec<u8> {
         let stored = Envelope::parse(&self.stored).unwrap();
         let dek = self.chain.open_dek(&stored).unwrap();
-        let (version, nonce) = (Version::Carried(record), [3; 12]);
-        let (wrapped, tag) = self.kek.wrap_for_test(&dek, version, &nonce);
-        let mut out = Vec::new();
-        let (suite, id) = (self.kek.suite(), self.kek.id());
-        envelope::write_header(&mut out, version, suite, &id, &nonce, &wrapped, &tag);
+        let carried = self.travels_with(record);
+        let mut out = self.kek.seal_dek(&dek, Some(&carried)).unwrap();
         out.extend_from_slice(stored.payload);
         out
+    }
+
+    fn travels_with(&self, record: &[u8]) -> Carried {
+        Carried::new(&self.kek, &CarriedRecord::parse(record).unwrap()).unwrap()
     }
 
     fn opens(&self, envelope: &[u8]) -> bool {
@@ -133,6 +133,50 @@ fn versions_do_not_turn_into_each_other() {
             assert!(!sample.opens(changed));
         }
     }
+}
+
+#[test]
+fn what_a_use_seals_has_the_form_that_it_is_asked_for() {
+    for suite in SUITES {
+        let Sample { mut chain, kek, .. } = Sample::new(suite);
+        let one = chain.take(Monotonic::default()).unwrap().in_form(Form::Carried);
+        let refused = one.seal(b"hello".into(), b"");
+        assert_eq!(refused.unwrap_err(), EncryptError::NoRecord, "nothing is sealed without one");
+        for record in [record(&[MAIN]), record(&[MAIN, DR])] {
+            let carried = Carried::new(&kek, &CarriedRecord::parse(&record).unwrap()).unwrap();
+            chain.set_carried(Some(Arc::new(carried)));
+            for plaintext in [&b""[..], b"hello", &[7; 5000]] {
+                let one = chain.take(Monotonic::default()).unwrap().in_form(Form::Carried);
+                let sealed: Vec<u8> = one.seal(plaintext.into(), b"row 7").unwrap().into();
+                let parsed = Envelope::parse(&sealed).unwrap();
+                assert_eq!(parsed.header.version, Version::Carried(&record));
+                let header_len = envelope::header_len(suite) + 2 + record.len();
+                assert_eq!(parsed.header.bytes.len(), header_len);
+                assert_eq!(chain.decrypt(&sealed, b"row 7").unwrap().as_slice(), plaintext);
+                assert!(chain.decrypt(&sealed, b"row 8").is_err());
+                assert!(chain.is_current(&parsed, Form::Carried));
+                assert!(!chain.is_current(&parsed, Form::Stored));
+            }
+            let one = chain.take(Monotonic::default()).unwrap();
+            let stored: Vec<u8> = one.seal(b"hello".into(), b"").unwrap().into();
+            let stored = Envelope::parse(&stored).unwrap();
+            assert_eq!(stored.header.version, Version::Stored);
+            assert!(!chain.is_current(&stored, Form::Carried));
+        }
+    }
+}
+
+#[test]
+fn an_envelope_with_other_wraps_is_not_current() {
+    let mut sample = Sample::new(Suite::Aes128Gcm);
+    let old = sample.carried(&record(&[MAIN]));
+    sample.chain.set_carried(Some(Arc::new(sample.travels_with(&record(&[MAIN, DR])))));
+    assert!(!sample.chain.is_current(&Envelope::parse(&old).unwrap(), Form::Carried));
+    let new = sample.carried(&record(&[MAIN, DR]));
+    assert!(sample.chain.is_current(&Envelope::parse(&new).unwrap(), Form::Carried));
+    let next = Kek::generate(&sample.chain.name, Suite::Aes128Gcm).unwrap();
+    sample.chain.set_primary(Arc::new(next), Arc::new(Budget::unshared(1)));
+    assert!(sample.chain.carried().is_none(), "it was the old primary's");
 }
 
 #[test]

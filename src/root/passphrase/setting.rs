@@ -30,6 +30,28 @@ impl Cost {
     /// minutes: 256 MiB, about 3 s.
     const CAP: Self = Self { memory: 256 << 10, passes: 10, lanes: 4 };
 
+    /// The cost that a configuration asks for; `memory` is in bytes.
+    pub(super) fn configured(memory: usize, passes: u32, lanes: u32) -> Result<Self, String> {
+        let (floor, cap) = (Self::FLOOR, Self::CAP);
+        let kib = u32::try_from(memory / 1024).unwrap_or(u32::MAX);
+        if !memory.is_multiple_of(1024) || !(floor.memory..=cap.memory).contains(&kib) {
+            let (floor, cap) = (floor.memory / 1024, cap.memory / 1024);
+            return Err(format!("memory is {floor}MiB to {cap}MiB, in whole KiB"));
+        }
+        if !(floor.passes..=cap.passes).contains(&passes) {
+            return Err(format!("passes is {} to {}", floor.passes, cap.passes));
+        }
+        if !(floor.lanes..=cap.lanes).contains(&lanes) {
+            return Err(format!("lanes is {} to {}", floor.lanes, cap.lanes));
+        }
+        Ok(Self { memory: kib, passes, lanes })
+    }
+
+    /// Whether a guess costs less than one of `other`. Lanes only say how the work is cut.
+    pub(super) fn is_weaker_than(self, other: Self) -> bool {
+        self.memory < other.memory || self.passes < other.passes
+    }
+
     /// Whether a wrap may ask a root for this cost; `own` is the cost of the root's own wraps.
     pub(super) fn check(self, own: Self) -> Result<(), String> {
         let within =

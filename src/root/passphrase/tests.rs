@@ -3,7 +3,7 @@
 use super::*;
 use crate::id::Suite;
 use crate::root::RootKey;
-use crate::root::sealed::tests::{chain, context, unhex, wraps_and_unwraps, wrong};
+use crate::root::contract::{self, chain, context, unhex, wrong};
 
 const CHEAP: Cost = Cost { memory: 64, passes: 2, lanes: 1 };
 
@@ -26,8 +26,8 @@ fn kept(root: &Root) -> (bool, usize) {
 }
 
 #[tokio::test]
-async fn it_wraps_and_unwraps() {
-    wraps_and_unwraps(&root("correct horse")).await;
+async fn it_keeps_the_contract() {
+    contract::all(root("correct horse"), root("battery staple")).await;
 }
 
 /// Computed with Python's `argon2-cffi` and `cryptography`.
@@ -89,8 +89,73 @@ async fn an_outdated_cost_is_read_and_not_adopted() {
     let newer = Root::with_cost(Arc::new(secret("p")), Cost { passes: 3, memory: 64, lanes: 1 });
     // Below the floor, which stands at the least of the default and the root's own cost.
     assert!(newer.unwrap(here, &wrapped).await.is_ok());
+    assert!(newer.told.load(Ordering::Relaxed), "an operator hears of it");
     let own = newer.wrap(here, &kek).await.unwrap();
     assert_eq!(setting_of(&own).cost.passes, 3);
+    assert!(newer.is_current(&own) && !newer.is_current(&wrapped));
+    // A stronger one is no reason to warn, but it is none that would be made now.
+    let older = root("p");
+    assert!(older.unwrap(here, &own).await.unwrap() == kek);
+    assert!(!older.told.load(Ordering::Relaxed) && !older.is_current(&own));
+}
+
+#[tokio::test]
+async fn wraps_with_another_salt_are_not_current() {
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let here = context(&chain, &kek);
+    let (first, second) = (root("p"), root("p"));
+    let (one, two) =
+        (first.wrap(here, &kek).await.unwrap(), second.wrap(here, &kek).await.unwrap());
+    assert!(first.is_current(&one) && !first.is_current(&two));
+    assert!(second.is_current(&two) && !second.is_current(&one));
+    // Who has no salt yet takes the one of the first wrap that it opens.
+    let third = root("p");
+    assert!(third.is_current(&one) && third.is_current(&two));
+    third.unwrap(here, &two).await.unwrap();
+    assert!(third.is_current(&two) && !third.is_current(&one));
+    for nonsense in [&b""[..], &[FORMAT], &one[..20], &[&[2], &one[1..]].concat()] {
+        assert!(!third.is_current(nonsense));
+    }
+}
+
+#[tokio::test]
+async fn the_cost_is_configured_within_bounds() {
+    let with = |settings: &str| {
+        let text = format!("name = 'main'\n{settings}");
+        let config = toml::from_str::<Config>(&text).map_err(|error| error.to_string())?;
+        let config = Config { passphrase: Some(Arc::new(secret("p"))), ..config };
+        config.check()?;
+        config.cost()
+    };
+    assert_eq!(with(""), Ok(Cost::DEFAULT));
+    let least = Cost { memory: 19 << 10, passes: 2, lanes: 1 };
+    assert_eq!(with("memory = '19MiB'\npasses = 2\nlanes = 1"), Ok(least));
+    let most = Cost { memory: 256 << 10, passes: 10, lanes: 4 };
+    assert_eq!(with("memory = '256MiB'\npasses = 10\nlanes = 4"), Ok(most));
+    for (settings, error) in [
+        ("memory = '18MiB'", "memory is 19MiB to 256MiB"),
+        ("memory = '257MiB'", "memory is 19MiB to 256MiB"),
+        ("memory = '99999999GiB'", "memory is 19MiB to 256MiB"),
+        ("memory = 33554433", "in whole KiB"),
+        ("passes = 1", "passes is 2 to 10"),
+        ("passes = 11", "passes is 2 to 10"),
+        ("lanes = 0", "lanes is 1 to 4"),
+        ("lanes = 5", "lanes is 1 to 4"),
+        ("memory = '64 megabytes'", "a size is written like"),
+        ("passes = 'many'", "expected a whole number"),
+        ("passes = -1", "expected a whole number"),
+    ] {
+        let found = with(settings).unwrap_err();
+        assert!(found.contains(error), "{settings}: {found}");
+    }
+    // What is configured is what a wrap costs.
+    let config = toml::from_str("name = 'main'\nmemory = '19MiB'\npasses = 2\nlanes = 2").unwrap();
+    let config = Config { passphrase: Some(Arc::new(secret("p"))), ..config };
+    let root = Root::open(&config).await.unwrap();
+    let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
+    let wrapped = root.wrap(context(&chain, &kek), &kek).await.unwrap();
+    assert_eq!(setting_of(&wrapped).cost, Cost { memory: 19 << 10, passes: 2, lanes: 2 });
+    assert!(root.unwrap(context(&chain, &kek), &wrapped).await.unwrap() == kek);
 }
 
 #[tokio::test]
@@ -184,7 +249,8 @@ fn a_caller_that_gives_up_does_not_let_the_next_derivation_start_early() {
 
 fn config(file: Option<PathBuf>, passphrase: Option<&str>) -> Config {
     let passphrase = passphrase.map(|text| Arc::new(secret(text)));
-    Config { name: "main".to_owned(), passphrase_file: file, passphrase }
+    let config: Config = toml::from_str("name = 'main'").unwrap();
+    Config { passphrase_file: file, passphrase, ..config }
 }
 
 #[tokio::test]

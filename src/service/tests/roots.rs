@@ -32,7 +32,7 @@ impl TwoRoots {
         service: &KeyService,
         done: impl Fn(&KeyChain, &record::Head) -> bool,
     ) {
-        let chain = service.find(Operation::Read, None).unwrap();
+        let chain = chain_of(service);
         for _ in 0..400 {
             let _ = encrypt(service).await;
             self.drive(service).await;
@@ -47,7 +47,7 @@ impl TwoRoots {
     /// Two minutes later.
     async fn drive(&self, service: &KeyService) {
         self.clock.advance(Duration::from_secs(120));
-        let chain = service.find(Operation::Read, None).unwrap();
+        let chain = chain_of(service);
         reserver::drive(&service.core, &chain).await;
         rotator::drive(&service.core, &chain).await;
         reserver::drive(&service.core, &chain).await;
@@ -136,7 +136,7 @@ async fn a_primary_that_no_root_opens_is_replaced_by_hand_alone() {
     let service = start(Arc::clone(&world.store) as _, &other, &world.clock).await;
     for _ in 0..3 {
         world.clock.advance(Duration::from_secs(86_400));
-        let chain = service.find(Operation::Read, None).unwrap();
+        let chain = chain_of(&service);
         rotator::drive(&service.core, &chain).await;
         reserver::drive(&service.core, &chain).await;
     }
@@ -171,7 +171,7 @@ async fn a_primary_that_no_root_opens_does_not_keep_the_standby_from_being_opene
     kek.wraps.retain(|wrap| wrap.root == "b");
     assert!(ledger::put_kek(&*world.store, &default_chain(), first, &read, &kek).await.unwrap());
     let service = world.start().await;
-    let chain = service.find(Operation::Read, None).unwrap();
+    let chain = chain_of(&service);
     let held: Vec<_> = chain.snapshot().keks().map(|kek| kek.id()).collect();
     let standby = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
     assert_eq!(held, [standby]);
@@ -364,4 +364,168 @@ async fn a_start_waits_for_all_chains_at_once_and_not_for_long() {
         let waited = before.elapsed();
         assert!(waits <= waited && waited < waits * 2, "{waited:?}");
     }
+}
+
+/// All pages of a change; KEKs that were changed, and what failed.
+async fn change_root(
+    service: &KeyService,
+    root: &str,
+    change: RootChange,
+) -> Result<(u64, Vec<String>), Error> {
+    let (mut after, mut changed, mut failed) = (None, 0, Vec::new());
+    loop {
+        let progress = service.change_root(DEFAULT_CHAIN, root, change, after, 2).await?;
+        changed += progress.changed;
+        failed.extend(progress.failed.into_iter().map(|(_, detail)| detail));
+        match progress.next {
+            Some(next) => after = Some(next),
+            None => return Ok((changed, failed)),
+        }
+    }
+}
+
+/// The roots that wrapped each KEK of the chain.
+async fn wrapped_by(service: &KeyService) -> Vec<Vec<String>> {
+    let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    page.items.into_iter().map(|kek| kek.roots).collect()
+}
+
+#[tokio::test]
+async fn a_root_comes_and_another_goes_and_data_stays() {
+    let two = TwoRoots::new();
+    let only =
+        async |name, root| start(Arc::clone(&two.store) as _, &[(name, root)], &two.clock).await;
+    let service = only("a", &two.a).await;
+    let mut envelopes = Vec::new();
+    for _ in 0..5 {
+        let made = service.encrypt(None, b"hello"[..].into(), b"").await.unwrap();
+        envelopes.push(made.envelope.as_slice().to_vec());
+        service.rotate(None).await.unwrap();
+    }
+    assert_eq!(kind(change_root(&service, "b", RootChange::Rewrap).await), Kind::InvalidRequest);
+    assert_eq!(kind(change_root(&service, "a", RootChange::Remove).await), Kind::Conflict);
+    service.stop().await;
+
+    let service = two.start().await;
+    two.b.away.store(true, SeqCst);
+    assert_eq!(kind(change_root(&service, "b", RootChange::Rewrap).await), Kind::RootUnavailable);
+    two.b.away.store(false, SeqCst);
+    let (changed, failed) = change_root(&service, "b", RootChange::Rewrap).await.unwrap();
+    assert!(changed >= 5 && failed.is_empty(), "{changed} {failed:?}");
+    assert_eq!(change_root(&service, "b", RootChange::Rewrap).await.unwrap(), (0, Vec::new()));
+    assert!(wrapped_by(&service).await.iter().all(|roots| roots == &["a", "b"]));
+    service.stop().await;
+
+    let service = only("b", &two.b).await;
+    // A KEK that only the old root wrapped, and one whose other wrap opens no more.
+    let chain = default_chain();
+    let ids: Vec<_> = {
+        let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+        let retired = page.items.iter().filter(|kek| kek.state == State::Retired);
+        retired.map(|kek| kek.kek_id).collect()
+    };
+    for (id, spoil) in [(ids[0], false), (ids[1], true)] {
+        let key = record::kek_key(&chain, id);
+        let read = ledger::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
+        let mut kek = read.record.clone();
+        match spoil {
+            false => kek.wraps.retain(|wrap| wrap.root == "a"),
+            true => kek.wraps.iter_mut().for_each(|wrap| wrap.bytes.truncate(3)),
+        }
+        assert!(ledger::put_kek(&*two.store, &chain, id, &read, &kek).await.unwrap());
+    }
+    let (changed, failed) = change_root(&service, "a", RootChange::Remove).await.unwrap();
+    assert!(changed >= 3 && failed.len() == 2, "{changed} {failed:?}");
+    assert!(failed.iter().any(|detail| detail.contains("last wrap")), "{failed:?}");
+    let roots = wrapped_by(&service).await;
+    assert_eq!(roots.iter().filter(|roots| roots.contains(&"a".to_owned())).count(), 2);
+    assert!(roots.iter().all(|roots| !roots.is_empty()));
+    let mut opened = 0;
+    for envelope in envelopes {
+        opened += usize::from(service.decrypt(None, envelope, b"").await.is_ok());
+    }
+    assert_eq!(opened, 3, "all but the two that were spoiled");
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_replaces_nothing() {
+    let two = TwoRoots::new();
+    let service = start(Arc::clone(&two.store) as _, &[("a", &two.a)], &two.clock).await;
+    let id = encrypt(&service).await.unwrap();
+    let key = record::kek_key(&default_chain(), id);
+    let read = ledger::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
+    let exposed = record::Kek { exposed: true, ..read.record.clone() };
+    let put = ledger::put_kek(&*two.store, &default_chain(), id, &read, &exposed).await;
+    assert!(put.unwrap());
+    service.stop().await;
+
+    let service = start(Arc::clone(&two.store) as _, &[("b", &two.b)], &two.clock).await;
+    let (changed, failed) = change_root(&service, "a", RootChange::Remove).await.unwrap();
+    assert!(changed == 0 && failed.len() == 1, "{changed} {failed:?}");
+    let (info, _) = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap();
+    assert_eq!((info.primary, info.keks), (Some(id), 1), "nothing was made in its place");
+}
+
+#[tokio::test]
+async fn a_root_that_was_away_gets_its_wraps_when_it_is_back() {
+    let two = TwoRoots::new();
+    two.b.away.store(true, SeqCst);
+    let service = two.start().await;
+    encrypt(&service).await.unwrap();
+    assert_eq!(wrapped_by(&service).await, [["a"]]);
+    service.look_after_keks().await;
+    assert_eq!(wrapped_by(&service).await, [["a"]]);
+    two.b.away.store(false, SeqCst);
+    service.look_after_keks().await;
+    assert_eq!(wrapped_by(&service).await, [["a", "b"]]);
+    let calls = two.b.wraps.load(SeqCst);
+    reserver::drive(&service.core, &chain_of(&service)).await;
+    service.look_after_keks().await;
+    assert_eq!(two.b.wraps.load(SeqCst), calls, "nothing is missing any more");
+}
+
+#[tokio::test]
+async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let world = World::new(LOW).await;
+    let (envelope, _) = world.encrypt().await.unwrap();
+    world.service.rotate(None).await.unwrap();
+    world.decrypt(&envelope).await.unwrap();
+    let unwraps = || world.root.unwraps.load(SeqCst);
+    let before = unwraps();
+    world.clock.advance(DAY / 2);
+    world.service.look_after_keks().await;
+    assert_eq!(unwraps(), before, "not due yet");
+    world.clock.advance(DAY / 2);
+    world.service.look_after_keks().await;
+    assert_eq!(unwraps(), before + 2, "the primary and the retired one");
+    world.service.look_after_keks().await;
+    assert_eq!(unwraps(), before + 2);
+
+    // Away: served for the grace longer.
+    world.root.away.store(true, SeqCst);
+    world.service.core.confirm(world.clock.now());
+    world.clock.advance(DAY + DAY / 2);
+    world.service.core.confirm(world.clock.now());
+    world.service.look_after_keks().await;
+    world.decrypt(&envelope).await.unwrap();
+    world.clock.advance(DAY);
+    world.service.core.confirm(world.clock.now());
+    world.service.look_after_keks().await;
+    assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
+    assert_eq!(kind(world.encrypt().await), Kind::RootUnavailable);
+    world.root.away.store(false, SeqCst);
+    let mut tries = 0;
+    while world.decrypt(&envelope).await.is_err() || world.encrypt().await.is_err() {
+        world.clock.advance(Duration::from_secs(30));
+        tries += 1;
+        assert!(tries < 20, "it comes back by itself");
+    }
+
+    // Denied: at once.
+    world.root.denied.store(true, SeqCst);
+    world.clock.advance(DAY);
+    world.service.core.confirm(world.clock.now());
+    world.service.look_after_keks().await;
+    assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
 }

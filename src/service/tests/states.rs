@@ -34,6 +34,10 @@ impl Store for Held {
         self.inner.list(prefix, after, limit).await
     }
 
+    async fn count(&self, prefix: &str) -> Result<u64, store::Error> {
+        self.inner.count(prefix).await
+    }
+
     async fn commit(&self, txn: Txn) -> Result<Committed, store::Error> {
         let result = self.inner.commit(txn).await;
         if self.holding.swap(false, SeqCst) {
@@ -93,7 +97,7 @@ impl HeldWorld {
     }
 
     async fn settle(&self) {
-        let chain = self.service.find(Operation::Read, None).unwrap();
+        let chain = chain_of(&self.service);
         settle(&self.service.core, &chain).await;
     }
 }
@@ -202,7 +206,7 @@ async fn a_chain_whose_maker_hung_up_is_there() {
     assert!(call.await.unwrap_err().is_cancelled());
     world.store.answer.notify_one();
     let made = async {
-        while world.service.find(Operation::Read, Some("orders")).is_err() {
+        while world.service.find(Operation::Read, Some("orders")).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
@@ -214,13 +218,13 @@ async fn a_rotation_whose_caller_hung_up_is_made_to_its_end() {
     let world = HeldWorld::new().await;
     world.store.holding.store(true, SeqCst);
     let service = Arc::clone(&world.service);
-    let before = service.find(Operation::Read, None).unwrap().snapshot().primary_id();
+    let before = chain_of(&service).snapshot().primary_id();
     let call = tokio::spawn(async move { service.rotate(None).await });
     world.store.made.notified().await;
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
     world.store.answer.notify_one();
-    let chain = world.service.find(Operation::Read, None).unwrap();
+    let chain = chain_of(&world.service);
     // Whoever rotates holds this until it is done.
     let done = chain.by_hand.lock().await;
     assert_ne!(chain.snapshot().primary_id(), before);

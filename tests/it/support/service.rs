@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{DEADLINE, Sealed, until};
+use super::{DEADLINE, Sealed, documented, until};
 
 /// What a stream of a process has said so far.
 #[derive(Clone, Default)]
@@ -44,6 +44,7 @@ pub(crate) struct Service {
     stdout: Output,
     log: Output,
     address: Option<SocketAddr>,
+    scheme: &'static str,
     client: reqwest::Client,
 }
 
@@ -55,7 +56,12 @@ impl Service {
         let (stdout, out) = Output::of(child.stdout.take().unwrap());
         let (log, err) = Output::of(child.stderr.take().unwrap());
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Self { child, readers: vec![out, err], stdout, log, address: None, client }
+        Self { child, readers: vec![out, err], stdout, log, address: None, scheme: "http", client }
+    }
+
+    /// Calls it with this client from now on, over HTTPS most likely.
+    pub(crate) fn call_with(&mut self, client: reqwest::Client) {
+        self.client = client;
     }
 
     /// Waits until it says where it is.
@@ -65,10 +71,13 @@ impl Service {
                 panic!("it ended with {status}:\n{}", self.log.text());
             }
             let said = self.stdout.text();
-            let (_, address) = said.strip_suffix('\n')?.split_once("is ready on http://")?;
-            Some(address.split(',').next()?.parse().unwrap())
+            let (_, url) = said.strip_suffix('\n')?.split_once("is ready on ")?;
+            let (scheme, address) = url.split(',').next()?.split_once("://")?;
+            let scheme = if scheme == "https" { "https" } else { "http" };
+            Some((scheme, address.parse().unwrap()))
         });
-        self.address = Some(address.await);
+        let (scheme, address) = address.await;
+        (self.scheme, self.address) = (scheme, Some(address));
     }
 
     /// What it has said on stdout.
@@ -83,7 +92,7 @@ impl Service {
 
     /// The URL for the command line.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address())
+        format!("{}://{}", self.scheme, self.address())
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -137,9 +146,12 @@ impl Service {
         path: &str,
         body: &Value,
     ) -> Option<(StatusCode, Value)> {
-        let response = self.request(method, path).json(body).send().await.ok()?;
+        let request = self.request(method.clone(), path);
+        let response = request.json(body).send().await.ok()?;
         let (status, body) = (response.status(), response.bytes().await.ok()?);
-        Some((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+        let answer = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        documented::check(&method, path, status, &answer);
+        Some((status, answer))
     }
 
     pub(crate) async fn send(
@@ -164,7 +176,9 @@ impl Service {
 
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         let response = self.request(Method::GET, path).send().await.unwrap();
-        (response.status(), response.json().await.unwrap())
+        let (status, answer) = (response.status(), response.json().await.unwrap());
+        documented::check(&Method::GET, path, status, &answer);
+        (status, answer)
     }
 
     /// The metrics, as they are read by Prometheus.

@@ -1,0 +1,68 @@
+//! What can change while the service runs: clients and permissions, when the configuration's file
+//! changes and on SIGHUP. All else needs a restart, and the log says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::auth::Auth;
+use crate::config::{Config, Error};
+
+/// How often the file is read.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Reads the configuration again: the same file, environment and flags.
+pub type Load = Box<dyn Fn() -> Result<Config, Error> + Send + Sync>;
+
+/// The configuration that is in force, and how it is read again.
+pub(super) struct Reload {
+    pub(super) load: Load,
+    /// What the service was started with.
+    pub(super) started: Config,
+    /// Without it nothing can change.
+    pub(super) auth: Option<Arc<Auth>>,
+}
+
+impl Reload {
+    /// Reloads now and then, and when `told` to, until its sender is gone.
+    pub(super) async fn follow(self, mut told: watch::Receiver<()>) {
+        // What needs a restart is told of once.
+        let mut known = self.started.clone();
+        loop {
+            let told = tokio::select! {
+                told = told.changed() => told,
+                () = tokio::time::sleep(EVERY), if self.auth.is_some() => Ok(()),
+            };
+            if told.is_err() {
+                return;
+            }
+            self.once(&mut known).await;
+        }
+    }
+
+    async fn once(&self, known: &mut Config) {
+        let config = match (self.load)() {
+            Ok(config) => config,
+            Err(error) => return self.refuse(error.to_string()),
+        };
+        if config.auth.mode != self.started.auth.mode {
+            return self.refuse("auth.mode: another mode needs a restart".to_owned());
+        }
+        let same = Config { auth: known.auth.clone(), ..config.clone() };
+        if same != *known {
+            tracing::warn!("settings beside the clients have changed: they need a restart");
+            *known = config.clone();
+        }
+        if let Some(auth) = &self.auth {
+            auth.replace(config.auth).await;
+        }
+    }
+
+    fn refuse(&self, reason: String) {
+        match &self.auth {
+            Some(auth) => auth.refuse(reason),
+            None => tracing::error!(reason, "the configuration can't be used any more"),
+        }
+    }
+}

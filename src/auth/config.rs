@@ -1,0 +1,293 @@
+//! `[auth]` and `[[client]]` of the configuration: who the clients are and what each may do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use reqwest::Url;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::id::ChainName;
+use crate::units;
+
+use super::permission::Allow;
+use super::token::Digest;
+
+/// Who is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `auth.mode`.
+    pub mode: Mode,
+    /// Each `[[client]]`.
+    pub clients: Vec<ClientConfig>,
+}
+
+/// `auth.mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Whoever reaches the service may do everything.
+    #[default]
+    None,
+    /// Only the clients that are configured are served.
+    Required,
+}
+
+impl Mode {
+    /// The word that users read and write.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Required => "required",
+        }
+    }
+}
+
+/// A `[[client]]`: exactly one kind of identity, and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// Its name, in refusals and in the log.
+    pub name: String,
+    /// Names of which its certificate has one.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub tls_san: Vec<San>,
+    /// The SHA-256 of its token; more than one while it is replaced.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub token_sha256: Vec<Digest>,
+    /// What its JWT says.
+    #[serde(default)]
+    pub jwt: Option<JwtConfig>,
+    /// What it may do.
+    pub allow: Vec<Allow>,
+    /// How many of its requests may be in flight at once.
+    #[serde(default)]
+    pub max_in_flight: Option<usize>,
+    /// How many KEKs and chains that are not in memory may be looked up for it in a minute.
+    #[serde(default = "default_lookups")]
+    pub lookups_per_minute: u32,
+}
+
+/// Far more than a rotation or a start makes necessary, far less than a root's quota.
+const fn default_lookups() -> u32 {
+    600
+}
+
+/// A name in a certificate: a DNS name in lower case, or a URI as it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum San {
+    /// A DNS name.
+    Dns(String),
+    /// A URI, such as a SPIFFE id.
+    Uri(String),
+}
+
+impl San {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Dns(name) | Self::Uri(name) => name,
+        }
+    }
+}
+
+impl TryFrom<String> for San {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let plain = |b: u8| b.is_ascii_graphic() && b != b'*' && b != b',';
+        if text.is_empty() || !text.bytes().all(plain) {
+            return Err("it is a DNS name or a URI, whole and without wildcards");
+        }
+        // A colon makes it a URI: no DNS name has one.
+        Ok(if text.contains(':') { Self::Uri(text) } else { Self::Dns(text.to_ascii_lowercase()) })
+    }
+}
+
+/// `[[client]] jwt`: which JWTs are a client's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtConfig {
+    /// `iss`, exactly.
+    pub issuer: String,
+    /// One of `aud`, exactly.
+    pub audience: String,
+    /// `sub`, exactly one of these.
+    #[serde(deserialize_with = "one_or_more")]
+    pub subject: Vec<String>,
+    /// The issuer's keys: a JWKS file, read again when it changes.
+    #[serde(default)]
+    pub jwks_file: Option<PathBuf>,
+    /// The same by HTTP.
+    #[serde(default)]
+    pub jwks_url: Option<String>,
+    /// Of `jwks_url`: a PEM file with the certificates that are trusted, and no others then.
+    #[serde(default)]
+    pub jwks_ca: Option<PathBuf>,
+    /// Of `jwks_url`: a file with the bearer token that it wants, read for each fetch.
+    #[serde(default)]
+    pub jwks_token_file: Option<PathBuf>,
+}
+
+/// Where the keys of an issuer are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    File(PathBuf),
+    Url { url: Url, ca: Option<PathBuf>, token_file: Option<PathBuf> },
+}
+
+impl JwtConfig {
+    /// Where its issuer's keys are.
+    ///
+    /// # Errors
+    /// The key of the setting that is wrong, and why.
+    pub(super) fn place(&self) -> Result<Place, (&'static str, &'static str)> {
+        match (&self.jwks_file, &self.jwks_url) {
+            (Some(file), None) if self.jwks_ca.is_none() && self.jwks_token_file.is_none() => {
+                Ok(Place::File(file.clone()))
+            }
+            (Some(_), None) => Err(("jwks_file", "jwks_ca and jwks_token_file are of jwks_url")),
+            (None, Some(url)) => {
+                let url = Url::parse(url).ok().filter(is_safe).ok_or((
+                    "jwks_url",
+                    "it is an https URL; plain http is for loopback addresses alone",
+                ))?;
+                let (ca, token_file) = (self.jwks_ca.clone(), self.jwks_token_file.clone());
+                Ok(Place::Url { url, ca, token_file })
+            }
+            _ => Err(("jwks_file", "give either jwks_file or jwks_url")),
+        }
+    }
+}
+
+/// Whoever can change what this address answers is every client of the issuer.
+fn is_safe(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback =
+        host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    let plain = (url.username(), url.password()) == ("", None);
+    plain && url.has_host() && (url.scheme() == "https" || url.scheme() == "http" && loopback)
+}
+
+/// The key of a setting, and what is wrong with it.
+pub type Wrong = (String, String);
+
+impl Config {
+    /// Checks what no setting can check alone.
+    ///
+    /// # Errors
+    /// [`Wrong`].
+    pub fn check(&self) -> Result<(), Wrong> {
+        let wrong = |key: &str, detail: &str| Err((key.to_owned(), detail.to_owned()));
+        match (self.mode, self.clients.is_empty()) {
+            (Mode::None, false) => wrong(
+                "auth.mode",
+                "there are clients, and in mode none everybody may do everything; set required",
+            ),
+            (Mode::Required, true) => {
+                wrong("client", "auth.mode = \"required\" serves clients alone; there must be one")
+            }
+            _ => self.check_clients(),
+        }
+    }
+
+    fn check_clients(&self) -> Result<(), Wrong> {
+        let (mut names, mut identities) = (BTreeSet::new(), BTreeSet::new());
+        let mut issuers = BTreeMap::<&str, Place>::new();
+        for (index, client) in self.clients.iter().enumerate() {
+            let at =
+                |(key, detail): (&str, &str)| (format!("client.{index}.{key}"), detail.to_owned());
+            client.check().map_err(at)?;
+            if !names.insert(&client.name) {
+                return Err(at(("name", "another client has this name")));
+            }
+            for (key, identity) in client.identities() {
+                if !identities.insert(identity) {
+                    return Err(at((key, "another client is known by the same")));
+                }
+            }
+            if let Some(jwt) = &client.jwt {
+                let place =
+                    jwt.place().map_err(|(key, detail)| at((&format!("jwt.{key}"), detail)))?;
+                let first = issuers.entry(&jwt.issuer).or_insert_with(|| place.clone());
+                if *first != place {
+                    let detail = "another client's keys of this issuer are elsewhere";
+                    return Err(at(("jwt.issuer", detail)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ClientConfig {
+    fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        // Names stand in logs and refusals: what suits a chain suits a client.
+        if ChainName::new(&self.name).is_err() {
+            return Err((
+                "name",
+                "it is 1 to 63 of a-z 0-9 . _ - and starts with a letter or digit",
+            ));
+        }
+        let kinds = [!self.tls_san.is_empty(), !self.token_sha256.is_empty(), self.jwt.is_some()];
+        if kinds.into_iter().filter(|&given| given).count() != 1 {
+            return Err(("name", "it has exactly one of tls_san, token_sha256 and jwt"));
+        }
+        if let Some(jwt) = &self.jwt {
+            let texts = [
+                ("jwt.issuer", jwt.issuer.as_str()),
+                ("jwt.audience", jwt.audience.as_str()),
+                ("jwt.subject", jwt.subject.first().map_or("", String::as_str)),
+            ];
+            if let Some((key, _)) = texts.into_iter().find(|(_, text)| text.is_empty()) {
+                return Err((key, "it is not empty"));
+            }
+        }
+        if self.allow.is_empty()
+            || self.allow.iter().any(|allow| allow.chains.is_empty() || allow.operations.is_empty())
+        {
+            return Err((
+                "allow",
+                "each client may do something, and each line names chains and operations",
+            ));
+        }
+        if self.max_in_flight == Some(0) {
+            return Err(("max_in_flight", "it is 1 or more"));
+        }
+        if self.lookups_per_minute == 0 {
+            return Err(("lookups_per_minute", "it is 1 or more"));
+        }
+        Ok(())
+    }
+
+    /// Everything that it is known by, each with its setting.
+    fn identities(&self) -> impl Iterator<Item = (&'static str, [String; 3])> {
+        let nothing = String::new;
+        let sans = self.tls_san.iter();
+        let sans =
+            sans.map(move |san| ("tls_san", [san.as_str().to_owned(), nothing(), nothing()]));
+        let tokens = self.token_sha256.iter();
+        let tokens =
+            tokens.map(move |digest| ("token_sha256", [digest.to_string(), nothing(), nothing()]));
+        let jwts = self.jwt.iter().flat_map(|jwt| {
+            jwt.subject.iter().map(|subject| {
+                ("jwt.subject", [subject.clone(), jwt.issuer.clone(), jwt.audience.clone()])
+            })
+        });
+        sans.chain(tokens).chain(jwts)
+    }
+}
+
+/// One text or a list of them.
+fn one_or_more<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<String, Error: Display>,
+{
+    let texts = units::list::deserialize(deserializer)?;
+    texts.into_iter().map(|text| T::try_from(text).map_err(D::Error::custom)).collect()
+}

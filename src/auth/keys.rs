@@ -1,0 +1,268 @@
+//! Where an issuer's keys come from, and how they stay fresh: a file that is looked at every few
+//! seconds, or a URL that is fetched every few minutes and when a token names an unknown key.
+//!
+//! What can't be read changes nothing: the old keys stay, and readiness says so.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::{Certificate, Url};
+use tokio::sync::{Notify, watch};
+use zeroize::Zeroizing;
+
+use crate::clock::{Clock, Monotonic};
+
+use super::config::Place;
+use super::jwks::KeySet;
+
+/// How often a file is looked at.
+const FILE_EVERY: Duration = Duration::from_secs(2);
+/// How often a URL is fetched when nothing asks for it.
+const URL_EVERY: Duration = Duration::from_secs(300);
+/// How soon it is fetched again when that failed.
+const RETRY_EVERY: Duration = Duration::from_secs(15);
+/// How long a fetch may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Tokens that name unknown keys cause no more than one look in this time.
+const ASKED_EVERY: Duration = Duration::from_secs(5);
+/// The longest JWKS in bytes.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The keys of one issuer. A task keeps them fresh for as long as the last of its users lives.
+pub(super) struct Source {
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    place: Place,
+    clock: Arc<dyn Clock>,
+    keys: ArcSwap<KeySet>,
+    /// Grows when the keys change.
+    generation: AtomicU64,
+    trouble: ArcSwap<Option<String>>,
+    /// When the last look began, in nanoseconds of monotonic time.
+    looked_at: AtomicU64,
+    /// A look is asked for or under way.
+    looking: AtomicBool,
+    ask: Notify,
+    /// How many looks have ended.
+    looks: watch::Sender<u64>,
+}
+
+impl Source {
+    /// Starts the task. The first look has not ended then.
+    pub(super) fn start(place: Place, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let shared = Arc::new(Shared {
+            place,
+            clock,
+            keys: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            trouble: ArcSwap::default(),
+            looked_at: AtomicU64::new(0),
+            looking: AtomicBool::new(true),
+            ask: Notify::new(),
+            looks: watch::Sender::new(0),
+        });
+        let task = tokio::spawn(keep(Arc::clone(&shared)));
+        Arc::new(Self { shared, task })
+    }
+
+    /// Where its keys are.
+    pub(super) fn place(&self) -> &Place {
+        &self.shared.place
+    }
+
+    /// The keys, and which generation of them.
+    pub(super) fn keys(&self) -> (Guard<Arc<KeySet>>, u64) {
+        // In this order: at worst new keys come with an old number, and what they verify is not kept.
+        let generation = self.generation();
+        (self.shared.keys.load(), generation)
+    }
+
+    /// Which generation of keys it has.
+    pub(super) fn generation(&self) -> u64 {
+        self.shared.generation.load(Ordering::Acquire)
+    }
+
+    /// Why the last look failed.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.shared.trouble.load().as_ref().clone()
+    }
+
+    /// Waits until the first look has ended, well or not.
+    pub(super) async fn settled(&self) {
+        let mut looks = self.shared.looks.subscribe();
+        // The sender lives as long as this does.
+        let _ = looks.wait_for(|&looks| looks > 0).await;
+    }
+
+    /// Has the keys looked at again, unless that was done a moment ago; waits until it is done.
+    /// False when nothing was done.
+    pub(super) async fn ask(&self) -> bool {
+        let shared = &self.shared;
+        let mut looks = shared.looks.subscribe();
+        let (now, before) = (shared.clock.now(), shared.looked_at.load(Ordering::Relaxed));
+        if !shared.looking.load(Ordering::Relaxed) {
+            let recent = now.since(Monotonic::from_nanos(before)) < ASKED_EVERY;
+            if recent || shared.looking.swap(true, Ordering::Relaxed) {
+                return false;
+            }
+            shared.ask.notify_one();
+        }
+        tokio::time::timeout(FETCH_TIMEOUT, looks.changed()).await.is_ok()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Looks at the keys now and then, for ever.
+async fn keep(shared: Arc<Shared>) {
+    let mut seen = Zeroizing::new(Vec::new());
+    loop {
+        shared.looking.store(true, Ordering::Relaxed);
+        shared.looked_at.store(shared.clock.now().as_nanos(), Ordering::Relaxed);
+        let read = read(&shared.place).await;
+        let pause = match (read, &shared.place) {
+            (Ok(bytes), place) => {
+                if bytes != *seen || shared.trouble.load().is_some() {
+                    shared.take(&bytes);
+                    *seen = bytes;
+                }
+                if matches!(place, Place::File(_)) { FILE_EVERY } else { URL_EVERY }
+            }
+            (Err(detail), place) => {
+                shared.failed(detail);
+                if matches!(place, Place::File(_)) { FILE_EVERY } else { RETRY_EVERY }
+            }
+        };
+        shared.looking.store(false, Ordering::Relaxed);
+        shared.looks.send_modify(|looks| *looks += 1);
+        // Silence is what the pause is for.
+        let _ = tokio::time::timeout(pause, shared.ask.notified()).await;
+    }
+}
+
+impl Shared {
+    fn take(&self, bytes: &[u8]) {
+        match KeySet::parse(bytes) {
+            Ok(keys) => {
+                tracing::info!(from = %self.place, keys = keys.len(), "the keys of an issuer were read");
+                self.keys.store(Arc::new(keys));
+                self.generation.fetch_add(1, Ordering::Release);
+                self.trouble.store(Arc::default());
+            }
+            Err(detail) => self.failed(detail),
+        }
+    }
+
+    /// Says it once for each trouble.
+    fn failed(&self, detail: String) {
+        if self.trouble.load().as_deref() != Some(&detail) {
+            let held = self.keys.load().len();
+            tracing::error!(from = %self.place, detail, held, "the keys of an issuer can't be read; those that are held stay");
+            self.trouble.store(Arc::new(Some(detail)));
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            // A query may hold a key.
+            Self::Url { url, .. } => {
+                write!(f, "{}{}", url.origin().ascii_serialization(), url.path())
+            }
+        }
+    }
+}
+
+async fn read(place: &Place) -> Result<Vec<u8>, String> {
+    match place {
+        Place::File(path) => bounded(path),
+        Place::Url { url, ca, token_file } => {
+            fetch(url.clone(), ca.as_deref(), token_file.as_deref()).await
+        }
+    }
+}
+
+/// A whole file that is not too long.
+fn bounded(path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    if bytes.len() > MAX_BYTES { Err(too_long()) } else { Ok(bytes) }
+}
+
+/// Fetches a JWKS. The client is made anew: authority and token are files that are rotated.
+async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<u8>, String> {
+    let plain = url.scheme() == "http";
+    let mut http = reqwest::Client::builder()
+        .user_agent(concat!("kms-proxy/", env!("CARGO_PKG_VERSION")))
+        // Elsewhere there may be other keys, and the token is for here.
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .timeout(FETCH_TIMEOUT);
+    if let Some(path) = ca {
+        let wrong = |error: String| format!("jwks_ca, {}: {error}", path.display());
+        let pem = bounded(path).map_err(wrong)?;
+        let authorities = Certificate::from_pem_bundle(&pem).ok().filter(|all| !all.is_empty());
+        http = http.tls_certs_only(
+            authorities.ok_or_else(|| wrong("it holds no certificate in PEM".to_owned()))?,
+        );
+    } else if plain {
+        // A machine without any certificates is no hindrance.
+        http = http.tls_certs_only([]);
+    }
+    let http = http.build().map_err(|error| format!("no TLS: {}", causes(&error)))?;
+    let mut request = http.get(url).header("accept", "application/jwk-set+json, application/json");
+    if let Some(path) = token {
+        request = request.header(AUTHORIZATION, bearer(path)?);
+    }
+    let mut response = request.send().await.map_err(|error| causes(&error))?;
+    if response.status() != 200 {
+        return Err(format!("it answers {}", response.status()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| causes(&error))? {
+        if body.len() + chunk.len() > MAX_BYTES {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The header with the token of a file.
+fn bearer(path: &Path) -> Result<HeaderValue, String> {
+    let wrong = |detail: &str| format!("jwks_token_file, {}: {detail}", path.display());
+    let (token, _) = crate::files::read_secret(path).map_err(|error| wrong(&error.to_string()))?;
+    let token = token.trim_end();
+    let header = Zeroizing::new([b"Bearer ", token.expose()].concat());
+    let mut header = HeaderValue::from_bytes(&header).map_err(|_| wrong("it is no token"))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+fn too_long() -> String {
+    format!("it is longer than {MAX_BYTES} bytes")
+}
+
+/// The innermost cause: the outer ones name the URL, with what may be in its query.
+fn causes(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,171 @@
+//! What a client may do: operations on the chains whose names match a glob.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use crate::id::ChainName;
+use crate::metrics::Operation;
+
+/// A pattern of chain names: `*` stands for any characters, also none.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Glob(String);
+
+/// Operations, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<Word>")]
+pub struct Operations(u8);
+
+/// `[[client]] allow`: what may be done with which chains.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    /// The chains.
+    pub chains: Vec<Glob>,
+    /// The operations.
+    pub operations: Operations,
+}
+
+impl Allow {
+    /// Whether it allows this. The name of a chain is the caller's, and may be none.
+    pub(super) fn allows(&self, operation: Operation, chain: &str) -> bool {
+        self.operations.contains(operation) && self.chains.iter().any(|glob| glob.matches(chain))
+    }
+}
+
+impl Glob {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether every chain matches.
+    pub(super) fn is_all(&self) -> bool {
+        self.0.bytes().all(|b| b == b'*')
+    }
+
+    /// Whether `name` matches. No pattern and no name makes it slow: each piece is looked for once.
+    fn matches(&self, name: &str) -> bool {
+        let Some((first, rest)) = self.0.split_once('*') else { return self.0 == name };
+        let Some(mut left) = name.strip_prefix(first) else { return false };
+        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+        for piece in middle.split('*') {
+            match left.find(piece) {
+                Some(at) => left = left.get(at + piece.len()..).unwrap_or_default(),
+                None => return false,
+            }
+        }
+        left.ends_with(last)
+    }
+}
+
+impl TryFrom<String> for Glob {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        // What becomes a name when each `*` is a letter can match one.
+        match ChainName::new(&text.replace('*', "a")) {
+            Ok(_) => Ok(Self(text)),
+            Err(_) => Err("it is the name of a chain, in which * stands for any characters"),
+        }
+    }
+}
+
+/// The name of an operation.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Word(Operation);
+
+impl TryFrom<String> for Word {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let found = Operation::ALL.into_iter().find(|operation| operation.as_str() == text);
+        found.map(Self).ok_or_else(|| {
+            let words = Operation::ALL.map(Operation::as_str).join(", ");
+            format!("expected one of {words}")
+        })
+    }
+}
+
+impl From<Vec<Word>> for Operations {
+    fn from(words: Vec<Word>) -> Self {
+        Self(words.into_iter().fold(0, |bits, Word(operation)| bits | bit(operation)))
+    }
+}
+
+impl Operations {
+    /// Whether `operation` is among them.
+    #[must_use]
+    pub fn contains(self, operation: Operation) -> bool {
+        self.0 & bit(operation) != 0
+    }
+
+    /// Their names, in the order of [`Operation::ALL`].
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let own = Operation::ALL.into_iter().filter(move |&operation| self.contains(operation));
+        own.map(Operation::as_str)
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+const fn bit(operation: Operation) -> u8 {
+    1 << operation as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn glob(text: &str) -> Glob {
+        Glob::try_from(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_star_stands_for_any_characters_and_nothing_else_is_special() {
+        for (pattern, good, bad) in [
+            ("orders", &["orders"][..], &["orders-1", "order", "Orders", "", "xorders"][..]),
+            ("orders-*", &["orders-", "orders-eu", "orders-*"], &["orders", "xorders-1", ""]),
+            ("*", &["a", "", "not a name"], &[]),
+            ("*-eu", &["orders-eu", "-eu"], &["orders-us", "eu", "orders-eu-1"]),
+            ("a*b*c", &["abc", "axbxc", "abbc", "abcbc"], &["ac", "acb", "ab", "xabc", "abcx"]),
+            ("a*a", &["aa", "aba"], &["a", "ab"]),
+            ("a.b", &["a.b"], &["axb"]),
+            ("**a**", &["a", "xay"], &["", "b"]),
+        ] {
+            for name in good {
+                assert!(glob(pattern).matches(name), "{pattern} {name}");
+            }
+            for name in bad {
+                assert!(!glob(pattern).matches(name), "{pattern} {name}");
+            }
+        }
+        for bad in ["", "Orders", "a?", "a b", "[a]", "-*", &"*".repeat(64)] {
+            assert!(Glob::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_operation_is_allowed_with_the_chains_of_its_own_line() {
+        let read = |text: &str| toml::from_str::<Allow>(text).unwrap();
+        let allow = read("chains = ['a', 'b-*']\noperations = ['encrypt', 'read']");
+        for operation in Operation::ALL {
+            let named = matches!(operation, Operation::Encrypt | Operation::Read);
+            assert_eq!(allow.allows(operation, "b-1"), named, "{operation:?}");
+            assert!(!allow.allows(operation, "c"));
+        }
+        assert_eq!(allow.operations.names().collect::<Vec<_>>(), ["encrypt", "read"]);
+        assert!(toml::from_str::<Allow>("chains = ['a']\noperations = ['all']").is_err());
+    }
+}

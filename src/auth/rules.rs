@@ -1,0 +1,169 @@
+//! The clients and their permissions at one moment: how each is recognised.
+//!
+//! A request takes one snapshot of them. What was verified lately is remembered in it, and goes
+//! with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+
+use crate::clock::Clock;
+use crate::tls::peer::Peer;
+
+use super::Refusal;
+use super::client::{Client, Usage};
+use super::config::{Config, San};
+use super::jwt::{self, Unverified};
+use super::keys::Source;
+use super::token::{ByDigest, Digest};
+
+/// JWTs that are remembered.
+const VERIFIED: usize = 10_000;
+/// How long one is, in seconds, if it does not expire before: verifying costs a quarter of a request.
+const VERIFIED_FOR: u64 = 60;
+/// The longest token in bytes.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// Everything that tells who a caller is.
+pub(super) struct Rules {
+    pub(super) config: Config,
+    clients: Vec<Arc<Client>>,
+    sans: HashMap<San, Arc<Client>>,
+    tokens: ByDigest<Arc<Client>>,
+    issuers: HashMap<String, Issuer>,
+    verified: Cache<Digest, Verified>,
+}
+
+/// Who makes JWTs, and whose they are.
+struct Issuer {
+    keys: Arc<Source>,
+    /// Audiences and clients by subject.
+    subjects: HashMap<String, Vec<(String, Arc<Client>)>>,
+}
+
+/// A JWT that was good.
+#[derive(Clone)]
+struct Verified {
+    client: Arc<Client>,
+    /// In seconds since 1970.
+    until: u64,
+    /// The keys that verified it: when they change it is verified anew.
+    keys: Arc<Source>,
+    generation: u64,
+}
+
+impl Rules {
+    /// The rules of `config`, which was checked. What clients have taken up, and keys that are held
+    /// already, come from the rules `before`.
+    pub(super) fn new(config: Config, before: Option<&Self>, clock: &Arc<dyn Clock>) -> Self {
+        let usages: HashMap<&str, &Arc<Usage>> = before
+            .into_iter()
+            .flat_map(|before| before.clients.iter().map(|client| (client.name(), client.usage())))
+            .collect();
+        let mut sources: Vec<Arc<Source>> =
+            before.into_iter().flat_map(|before| before.sources().cloned()).collect();
+        let (mut clients, mut sans, mut tokens) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut issuers = HashMap::<String, Issuer>::new();
+        for settings in &config.clients {
+            let client = Arc::new(Client::new(settings, usages.get(&*settings.name).copied()));
+            clients.push(Arc::clone(&client));
+            sans.extend(settings.tls_san.iter().map(|san| (san.clone(), Arc::clone(&client))));
+            tokens
+                .extend(settings.token_sha256.iter().map(|digest| (*digest, Arc::clone(&client))));
+            let Some((jwt, place)) =
+                settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.place().ok()?)))
+            else {
+                continue;
+            };
+            let issuer = issuers.entry(jwt.issuer.clone()).or_insert_with(|| {
+                let held = sources.iter().find(|source| *source.place() == place).cloned();
+                let keys = held.unwrap_or_else(|| {
+                    let source = Source::start(place, Arc::clone(clock));
+                    sources.push(Arc::clone(&source));
+                    source
+                });
+                Issuer { keys, subjects: HashMap::new() }
+            });
+            for subject in &jwt.subject {
+                let known = issuer.subjects.entry(subject.clone()).or_default();
+                known.push((jwt.audience.clone(), Arc::clone(&client)));
+            }
+        }
+        let (tokens, verified) = (ByDigest::new(tokens), Cache::new(VERIFIED));
+        Self { config, clients, sans, tokens, issuers, verified }
+    }
+
+    /// Where keys come from.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        self.issuers.values().map(|issuer| &issuer.keys)
+    }
+
+    /// The client that has a verified certificate.
+    pub(super) fn by_certificate(&self, peer: &Peer) -> Result<Arc<Client>, Refusal> {
+        let dns = peer.dns.iter().map(|name| San::Dns(name.to_ascii_lowercase()));
+        let uris = peer.uris.iter().map(|uri| San::Uri(uri.clone()));
+        let mut found = dns.chain(uris).filter_map(|san| self.sans.get(&san));
+        let client = found.next().ok_or(Refusal::UnknownCertificate)?;
+        // Which one it is must not depend on the order of names in a certificate.
+        if found.all(|other| Arc::ptr_eq(client, other)) {
+            Ok(Arc::clone(client))
+        } else {
+            Err(Refusal::Ambiguous)
+        }
+    }
+
+    /// The client that has a token; with an unknown key comes where its keys are.
+    pub(super) fn by_token(
+        &self,
+        token: &str,
+        clock: &dyn Clock,
+    ) -> Result<Arc<Client>, (Refusal, Option<Arc<Source>>)> {
+        if token.len() > MAX_TOKEN {
+            return Err((Refusal::TooLong, None));
+        }
+        let digest = Digest::of(token);
+        if let Some(client) = self.tokens.find(&digest) {
+            return Ok(Arc::clone(client));
+        }
+        if self.issuers.is_empty() || !jwt::is_jwt(token) {
+            return Err((Refusal::UnknownToken, None));
+        }
+        let now = clock.unix_now();
+        if let Some(Verified { client, until, keys, generation }) = self.verified.get(&digest)
+            && now < until
+            && generation == keys.generation()
+        {
+            return Ok(client);
+        }
+        let verified = self.verify(token, now)?;
+        let client = Arc::clone(&verified.client);
+        self.verified.insert(digest, verified);
+        Ok(client)
+    }
+
+    fn verify(&self, token: &str, now: u64) -> Result<Verified, (Refusal, Option<Arc<Source>>)> {
+        let refused = |refusal| (refusal, None);
+        let token = Unverified::parse(token).map_err(refused)?;
+        let claims = &token.claims;
+        let issuer = self.issuers.get(&claims.iss).ok_or(refused(Refusal::Issuer))?;
+        // What is cheap comes first; nothing of it counts before the signature does.
+        let until = claims.valid_until(now).map_err(refused)?;
+        let known = issuer.subjects.get(&claims.sub).ok_or(refused(Refusal::Subject))?;
+        let mut meant = known.iter().filter(|(audience, _)| claims.is_for(audience));
+        let (_, client) = meant.next().ok_or(refused(Refusal::Audience))?;
+        if meant.next().is_some() {
+            return Err(refused(Refusal::Ambiguous));
+        }
+        let (keys, generation) = issuer.keys.keys();
+        token.verify(&keys).map_err(|refusal| {
+            (refusal, (refusal == Refusal::UnknownKey).then(|| Arc::clone(&issuer.keys)))
+        })?;
+        Ok(Verified {
+            client: Arc::clone(client),
+            until: until.min(now + VERIFIED_FOR),
+            keys: Arc::clone(&issuer.keys),
+            generation,
+        })
+    }
+}

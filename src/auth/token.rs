@@ -1,0 +1,136 @@
+//! Bearer tokens: how one is made, and the digest that is all the service knows of it.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::id::hex;
+use crate::random;
+
+/// What every token that is made here starts with: scanners of source code find it.
+const PREFIX: &str = "kpt_";
+
+/// A new token of 256 random bits, as text. Whoever has it is the client.
+///
+/// # Errors
+/// [`random::Unavailable`] when the operating system gives no randomness.
+pub fn generate() -> Result<(Zeroizing<String>, Digest), random::Unavailable> {
+    let mut secret = Zeroizing::new([0; 32]);
+    random::fill(&mut *secret)?;
+    // It never grows, so no copy is left behind.
+    let mut token = Zeroizing::new(String::with_capacity(PREFIX.len() + 43));
+    token.push_str(PREFIX);
+    base64_simd::URL_SAFE_NO_PAD.encode_append(secret.as_slice(), &mut *token);
+    let digest = Digest::of(&token);
+    Ok((token, digest))
+}
+
+/// The SHA-256 of a token. It is no secret: 256 random bits are not guessed from it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of a token.
+    #[must_use]
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    /// The first bytes, by which it is found.
+    fn start(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl fmt::Display for Digest {
+    /// 64 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.map(hex);
+        f.write_str(&String::from_utf8_lossy(digits.as_flattened()))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        const EXPECTED: &str = "it is the SHA-256 of a token, in 64 hexadecimal digits; \
+                                `kms-proxy token new` makes both";
+        let mut bytes = [0; 32];
+        if text.len() != 64 {
+            return Err(EXPECTED);
+        }
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let digits = str::from_utf8(digits).ok().filter(|digits| !digits.contains('+'));
+            *byte =
+                digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).ok_or(EXPECTED)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// Values by the digests of their tokens.
+///
+/// They are found by 8 bytes of the digest, and the digest is compared in constant time. What the
+/// time of the search could tell is about the hash of a guess, which leads to no token.
+pub(super) struct ByDigest<T>(HashMap<u64, Vec<(Digest, T)>>);
+
+impl<T> ByDigest<T> {
+    pub(super) fn new(values: impl IntoIterator<Item = (Digest, T)>) -> Self {
+        let mut map = HashMap::<_, Vec<_>>::new();
+        for (digest, value) in values {
+            map.entry(digest.start()).or_default().push((digest, value));
+        }
+        Self(map)
+    }
+
+    pub(super) fn find(&self, digest: &Digest) -> Option<&T> {
+        let same = |(known, _): &&(Digest, T)| bool::from(known.0.ct_eq(&digest.0));
+        self.0.get(&digest.start())?.iter().find(same).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_new_each_time_and_its_digest_is_written_as_it_is_read() {
+        let (one, digest) = generate().unwrap();
+        let (other, _) = generate().unwrap();
+        assert!(one.starts_with("kpt_") && one.len() == 47 && *one != *other);
+        assert_eq!(digest, Digest::of(&one));
+        assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
+        assert_eq!(
+            Digest::of("abc").to_string(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        let long = "a".repeat(63);
+        for bad in ["", "abc", &*long, &format!("{long}g"), &format!("{long}+"), &"é".repeat(32)] {
+            assert!(Digest::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+        assert!(Digest::try_from("AB".repeat(32)).is_ok());
+    }
+
+    #[test]
+    fn a_digest_is_found_whole_or_not_at_all() {
+        let digest = Digest::of("abc");
+        let mut near = digest;
+        near.0[31] ^= 1;
+        let map = ByDigest::new([(digest, 1), (near, 2)]);
+        assert_eq!((map.find(&digest), map.find(&near)), (Some(&1), Some(&2)));
+        near.0[30] ^= 1;
+        assert_eq!(map.find(&near), None);
+        assert_eq!(map.find(&Digest::of("")), None);
+    }
+}

@@ -1,0 +1,75 @@
+//! The command line, described from its own definition: completions, man pages, and
+//! docs/command-line.md.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::stdio::print;
+use super::{Cli, Failure, Result};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kms-proxy man | man -l -
+  kms-proxy man --out /usr/local/share/man/man1")]
+pub(super) struct ManArgs {
+    /// Write a page for each command into this directory, instead of the page of kms-proxy to stdout
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Prints the completions for a shell.
+pub(super) fn completions(shell: Shell) -> Result {
+    // The generator panics when it can't write, so it writes here first.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kms-proxy", &mut script);
+    print(&script)
+}
+
+/// Prints a man page, or writes all of them.
+pub(super) fn man(args: ManArgs) -> Result {
+    if let Some(directory) = args.out {
+        return write_pages(&directory).map_err(|error| {
+            Failure::refused(format!("can't write into {}: {error}", directory.display()))
+        });
+    }
+    let mut page = Vec::new();
+    let rendered = Man::new(Cli::command()).render(&mut page);
+    rendered.map_err(|error| Failure::refused(format!("can't make the page: {error}")))?;
+    print(&page)
+}
+
+fn write_pages(directory: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(Cli::command(), directory)
+}
+
+const PREFACE: &str = "\
+# The command line
+
+<!-- Made from the command line's own definition by `make documents`: don't edit it here. -->
+
+Data goes to stdout, all else to stderr. `kms-proxy completions SHELL` prints completions, `kms-proxy man` man pages.
+";
+
+/// Prints docs/command-line.md.
+pub(super) fn reference() -> Result {
+    let mut command = Cli::command().term_width(100).disable_help_subcommand(true);
+    command.build();
+    let mut text = PREFACE.to_owned();
+    describe(&mut command, &mut text);
+    print(text.as_bytes())
+}
+
+fn describe(command: &mut Command, text: &mut String) {
+    let name = command.get_bin_name().unwrap_or("kms-proxy").to_owned();
+    let help = command.render_help().to_string();
+    let help: Vec<_> = help.lines().map(str::trim_end).collect();
+    text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
+    for command in command.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
+        describe(command, text);
+    }
+}

@@ -1,0 +1,298 @@
+//! `root`: what an operator does with roots. `init` asks the roots of the configuration; the others
+//! ask a service.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use kms_proxy::config::{Config, Flags};
+use kms_proxy::id::ChainName;
+use kms_proxy::root;
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::client::{self, Client, block_on};
+use super::count::count;
+use super::progress::Progress;
+use super::stdio::{print, tell};
+use super::{Failure, Result, chains};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the key of a root in its HSM, or tell what there is to do instead
+    Init(InitArgs),
+    /// Tell how the roots stand, and how many KEKs each of them has wrapped
+    Status(StatusArgs),
+    /// Have every KEK wrapped by a root that is new, or whose wraps are out of date
+    Rewrap(ChangeArgs),
+    /// Erase the wraps of a root that is no longer configured
+    Remove(ChangeArgs),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+WRAPPED counts KEKs that the root opens, MISSING those that it has no wrap of, ONLY those that no \
+other root has wrapped. Destroyed KEKs don't count.")]
+struct StatusArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Where health is served, if server.admin_listen gives it an address of its own
+    #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
+    admin: Option<String>,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+It works on a live service, a part of the KEKs at a time, and touches no data. Whatever ends it: run \
+it again, and it goes on with what is left. The exit code is 1 when a KEK could not be changed, and \
+when there was no wrap to remove.
+
+To move from one root to another:
+  1. configure the new root beside the old one, on every replica
+  2. kms-proxy root rewrap --root new
+  3. take the old root out of the configuration of every replica
+  4. kms-proxy root remove --root old")]
+struct ChangeArgs {
+    /// The root's name
+    #[arg(long, value_name = "NAME")]
+    root: String,
+    /// The key chain; may be given several times [default: all of them]
+    #[arg(long, value_name = "NAME")]
+    chain: Vec<ChainName>,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+The key is AES-256, stays in the token, and can't be read out of it. A key that is there already is \
+left alone, and the exit code is 1.
+
+Example:
+  kms-proxy root init --config kms-proxy.toml --root hsm")]
+struct InitArgs {
+    /// The configuration of the service, in TOML
+    #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
+    config: Option<PathBuf>,
+    /// The root's name [default: the one root of the configuration]
+    #[arg(long, value_name = "NAME")]
+    root: Option<String>,
+}
+
+/// Does what is asked for.
+pub(super) fn run(args: Args) -> Result {
+    match args.command {
+        Command::Init(args) => init(args),
+        Command::Status(args) => block_on(status(args)),
+        Command::Rewrap(args) => block_on(change(args, "rewrap")),
+        Command::Remove(args) => block_on(change(args, "remove")),
+    }
+}
+
+/// A KEK, as far as its roots go.
+#[derive(Deserialize)]
+struct Kek {
+    state: String,
+    exposed: bool,
+    roots: Vec<String>,
+}
+
+/// How many KEKs a root has wrapped.
+#[derive(Clone, Default, Serialize)]
+struct Count {
+    wrapped: u64,
+    missing: u64,
+    only: u64,
+}
+
+async fn status(args: StatusArgs) -> Result {
+    #[derive(Deserialize)]
+    struct Page {
+        items: Vec<Kek>,
+        next: Option<String>,
+    }
+    let client = Client::new(args.client)?;
+    let admin = args.admin.map(|admin| client.at(admin));
+    let (_, readiness) = chains::readiness(admin.as_ref().unwrap_or(&client)).await?;
+    let mut keks = Vec::new();
+    for chain in chains::names(&client).await? {
+        let mut query = "limit=1000".to_owned();
+        loop {
+            let path = format!("/v1/chains/{chain}?{query}");
+            let page: Page = client.call_json(client.request(Method::GET, &path)).await?;
+            keks.extend(page.items.into_iter().filter(|kek| kek.state != "destroyed"));
+            match page.next {
+                None => break,
+                Some(after) => query = format!("limit=1000&after={after}"),
+            }
+        }
+    }
+    let checks = readiness.checks.iter().filter_map(|check| {
+        Some((check.name.strip_prefix("root:")?, &check.status, check.detail.as_deref()))
+    });
+    let configured: BTreeMap<_, _> =
+        checks.map(|(name, status, detail)| (name, (status.as_str(), detail))).collect();
+    let counts = tally(&keks, configured.keys().copied());
+    let exposed = keks.iter().filter(|kek| kek.exposed).count();
+    if args.json {
+        let roots: Vec<_> = counts
+            .iter()
+            .map(|(name, count)| {
+                let (status, detail) = standing(&configured, name);
+                json!({ "root": name, "status": status, "detail": detail, "wrapped": count.wrapped,
+                    "missing": count.missing, "only": count.only })
+            })
+            .collect();
+        let all = json!({ "keks": keks.len(), "exposed": exposed, "roots": roots });
+        return print(format!("{all:#}\n").as_bytes());
+    }
+    let header = ["ROOT", "STATUS", "WRAPPED", "MISSING", "ONLY", "DETAIL"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(counts.iter().map(|(name, count)| {
+        let (status, detail) = standing(&configured, name);
+        let Count { wrapped, missing, only } = count;
+        [
+            name.clone(),
+            status.to_owned(),
+            wrapped.to_string(),
+            missing.to_string(),
+            only.to_string(),
+            detail.to_owned(),
+        ]
+    }));
+    let table = chains::table(&rows);
+    print(
+        format!(
+            "{table}\n{}, {exposed} of them exposed by a local root\n",
+            count(keks.len(), "KEK")
+        )
+        .as_bytes(),
+    )
+}
+
+/// What the service says of a root.
+fn standing<'a>(
+    configured: &BTreeMap<&str, (&'a str, Option<&'a str>)>,
+    name: &str,
+) -> (&'a str, &'a str) {
+    match configured.get(name) {
+        Some((status, detail)) => (status, detail.unwrap_or_default()),
+        None => ("-", "not configured"),
+    }
+}
+
+/// For each root that is configured or has wrapped a KEK: how many.
+fn tally<'a>(keks: &[Kek], configured: impl Iterator<Item = &'a str>) -> BTreeMap<String, Count> {
+    let mut counts: BTreeMap<String, Count> =
+        configured.map(|name| (name.to_owned(), Count::default())).collect();
+    for root in keks.iter().flat_map(|kek| &kek.roots) {
+        counts.entry(root.clone()).or_default();
+    }
+    for (name, count) in &mut counts {
+        for kek in keks {
+            let has = kek.roots.contains(name);
+            count.wrapped += u64::from(has);
+            count.missing += u64::from(!has);
+            count.only += u64::from(has && kek.roots.len() == 1);
+        }
+    }
+    counts
+}
+
+/// Does `change` to all KEKs.
+async fn change(args: ChangeArgs, change: &str) -> Result {
+    #[derive(Deserialize)]
+    struct Part {
+        looked_at: u64,
+        changed: u64,
+        failed: Vec<Failed>,
+        next: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Failed {
+        kek_id: String,
+        detail: String,
+    }
+    let ChangeArgs { root, chain, client } = args;
+    let client = Client::new(client)?;
+    let chains = match chain.is_empty() {
+        true => chains::names(&client).await?,
+        false => chain.iter().map(ToString::to_string).collect(),
+    };
+    let (mut looked_at, mut changed, mut failed) = (0, 0, 0);
+    let mut told = Progress::new();
+    for (index, chain) in chains.iter().enumerate() {
+        let path = format!("/v1/chains/{chain}/roots/{root}/{change}");
+        let mut after = None;
+        loop {
+            let body = json!({ "after": after, "limit": 100 });
+            let progress: Part =
+                client.call_json(client.request(Method::POST, &path).json(&body)).await?;
+            looked_at += progress.looked_at;
+            changed += progress.changed;
+            for Failed { kek_id, detail } in progress.failed {
+                failed += 1;
+                tell(&format!("chain {chain}, KEK {kek_id}: {detail}"));
+            }
+            told.tell(|| {
+                let chains = chains.len();
+                let keks = count(looked_at, "KEK");
+                format!("{keks} done, {changed} changed, chain {index} of {chains}")
+            });
+            match progress.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+    }
+    let keks = count(looked_at, "KEK");
+    print(format!("{keks}, {changed} changed, {failed} failed\n").as_bytes())?;
+    match failed {
+        // A slip in the name must not look like a root that is gone from everywhere.
+        0 if changed == 0 && change == "remove" => Err(Failure::refused(format!(
+            "no KEK has a wrap of a root {root}: either all are erased already, or the name is wrong; \
+             kms-proxy root status lists the roots"
+        ))),
+        0 => Ok(()),
+        _ => Err(Failure::Silent),
+    }
+}
+
+fn init(args: InitArgs) -> Result {
+    let config = Config::load(args.config.as_deref(), &Flags::default())
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let root = choose(&config.roots, args.root.as_deref()).map_err(Failure::Usage)?;
+    let data_dir = config.store.data_dir();
+    root.check(data_dir).map_err(|error| Failure::Usage(error.to_string()))?;
+    block_on(async {
+        let said = root::init(root, data_dir).await;
+        let said = said.map_err(|error| Failure::refused(error.to_string()))?;
+        print(format!("root {}: {said}\n", root.name()).as_bytes())
+    })
+}
+
+/// The root of that name; without one there must be no choice.
+fn choose<'a>(
+    roots: &'a [root::Config],
+    name: Option<&str>,
+) -> std::result::Result<&'a root::Config, String> {
+    let names = || roots.iter().map(root::Config::name).collect::<Vec<_>>().join(", ");
+    match (name, roots) {
+        (Some(name), _) => {
+            let found = roots.iter().find(|root| root.name() == name);
+            found.ok_or_else(|| format!("no root has this name; there are: {}", names()))
+        }
+        (None, [root]) => Ok(root),
+        (None, _) => Err(format!("which root? Name one with --root: {}", names())),
+    }
+}

@@ -1,0 +1,286 @@
+//! `store copy`, `store verify` and `store restored`: what an operator does with records while a
+//! service is stopped, or beside it where a store can be shared.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use kms_proxy::clock::{Clock, SystemClock};
+use kms_proxy::config::{Config, Flags};
+use kms_proxy::id::ChainName;
+use kms_proxy::root;
+use kms_proxy::service::{restored, verify};
+use kms_proxy::store::copy::{self, Primaries, Report};
+use kms_proxy::store::{Problem, Store, backup};
+
+use super::count::count;
+use super::progress::Progress;
+use super::stdio::{print, tell};
+use super::{Failure, Result};
+
+mod place;
+
+use place::Place;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Copy chains from one store to another, to a backup, or from one
+    Copy(CopyArgs),
+    /// Open every KEK with the configured roots, and check that the records fit together
+    Verify(VerifyArgs),
+    /// Retire every primary and standby, after an old copy of a store was put back
+    Restored(RestoredArgs),
+}
+
+const COPY: &str = "\
+WHERE is one of
+  config:FILE   the [store] of a configuration; `config:` alone takes it from the environment
+  dir:DIR       the data directory of a file store, which no running service may hold
+  backup:FILE   a backup: one file, which is never replaced. It holds wrapped KEKs and no root key
+
+Nothing is overwritten that is newer at the target, or another chain of the same name: such a chain is \
+named and left as it is, and the exit code is 1. A copy that was broken off is repeated.
+
+In the copy of a chain the primary and the standby KEK are retired: they decrypt, and the service that \
+starts there makes a new KEK. So source and copy never count the uses of one KEK twice. A backup keeps \
+all as it is.
+
+Examples:
+  kms-proxy store copy --from dir:/var/lib/kms-proxy --to backup:/backups/2026-11-24
+  kms-proxy store copy --from backup:/backups/2026-11-24 --to dir:/var/lib/kms-proxy-new
+  kms-proxy store copy --from config:old.toml --to config:new.toml --chain orders";
+
+const VERIFY: &str = "\
+WHERE is config:FILE, dir:DIR or backup:FILE, as for `store copy`; by default it is the store of the \
+configuration. The roots are always those of the configuration: --config, else that of config:FILE, else \
+the environment. A `local` root's key is at its key_file; without one it is root.key in the data directory of \
+that configuration, and for `dir:DIR` with no configuration in DIR.
+
+It costs a call of a root for each wrap, and changes nothing. A KEK that a configured root has not wrapped is no \
+problem as long as another one opens it: `kms-proxy root status` counts those.
+
+Examples:
+  kms-proxy store verify --config kms-proxy.toml
+  kms-proxy store verify backup:/backups/2026-11-24 --config kms-proxy.toml";
+
+const RESTORED: &str = "\
+An old copy of a store counts fewer uses than there were. After it was put back, and before any service \
+starts, this retires the KEKs that would go on counting: they decrypt, and services make new ones. It is \
+not needed where `store copy` brought the copy in. To do it twice does nothing more.
+
+What was disabled or destroyed after the copy was made has to be disabled or destroyed again, and KEKs \
+that were made since are lost with all data under them.
+
+Example:
+  kms-proxy store restored --config kms-proxy.toml";
+
+#[derive(clap::Args)]
+#[command(after_help = COPY)]
+pub(super) struct CopyArgs {
+    /// What is copied
+    #[arg(long, value_name = "WHERE")]
+    from: Place,
+    /// Where to; a directory that is missing is made
+    #[arg(long, value_name = "WHERE")]
+    to: Place,
+    /// Only this chain; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    chain: Vec<ChainName>,
+    /// Let the primary go on encrypting at the target: only when the source was stopped before the
+    /// copy, and will never run again
+    #[arg(long)]
+    keep_primary: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = VERIFY)]
+pub(super) struct VerifyArgs {
+    /// What is verified [default: the store of the configuration]
+    #[arg(value_name = "WHERE")]
+    place: Option<Place>,
+    /// The configuration, in TOML [default: none, and every setting at its default]
+    #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = RESTORED)]
+pub(super) struct RestoredArgs {
+    /// The configuration, in TOML [default: none, and every setting at its default]
+    #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
+    config: Option<PathBuf>,
+    /// No service runs on this store: needed where others could share it
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn run(command: Command) -> Result {
+    match command {
+        Command::Copy(args) => copy(args).await,
+        Command::Verify(args) => verify(args).await,
+        Command::Restored(args) => restored(args).await,
+    }
+}
+
+async fn copy(args: CopyArgs) -> Result {
+    let CopyArgs { from, to, chain, keep_primary } = args;
+    let target = to.config()?;
+    if from == to || (target.is_some() && target == from.config()?) {
+        return Err(Failure::Usage("--from and --to are the same".to_owned()));
+    }
+    let mut progress = Progress::new();
+    let mut told = |report: &Report| {
+        progress.tell(|| {
+            let records = count(report.added + report.moved, "record");
+            format!("{}, {records} written", count(report.chains, "chain"))
+        });
+    };
+    let Some(target) = target else {
+        let Place::Backup(path) = &to else { return Err(Failure::refused("there is no store")) };
+        if keep_primary {
+            let why = "a backup keeps all as it is: --keep-primary is for the copy into a store";
+            return Err(Failure::Usage(why.to_owned()));
+        }
+        let source = from.open().await?;
+        let now = SystemClock::new().unix_now();
+        let report = backup::write(&*source, path, &chain, now, &mut told).await;
+        let report =
+            report.map_err(|error| Failure::refused(format!("{}: {error}", path.display())))?;
+        let (chains, records) = (count(report.chains, "chain"), count(report.added, "record"));
+        print(format!("{}: {chains}, {records}\n", path.display()).as_bytes())?;
+        return problems(&report.problems, "is not in the backup");
+    };
+    let source = from.open().await?;
+    let target = place::open_or_make(&target).await?;
+    let primaries = if keep_primary { Primaries::Keep } else { Primaries::Retire };
+    let report = copy::copy(&*source, &*target, &chain, primaries, &mut told).await;
+    let report = report.map_err(|error| {
+        Failure::refused(format!("{error}; what was copied is good: repeat the command to go on"))
+    })?;
+    let Report { chains, added, moved, same, retired, problems: bad } = report;
+    print(
+        format!(
+            "{} copied: {} new, {moved} moved forward, {same} the same; {} only decrypt there\n",
+            count(chains, "chain"),
+            count(added, "record"),
+            count(retired, "KEK"),
+        )
+        .as_bytes(),
+    )?;
+    problems(&bad, "was not copied")
+}
+
+async fn verify(args: VerifyArgs) -> Result {
+    let VerifyArgs { place, config } = args;
+    let (config, store) = match place {
+        None => {
+            let config = place::load(config)?;
+            let store = place::open(&config.store).await?;
+            (config, store)
+        }
+        // Where nothing else is configured a `local` root's key is beside the store.
+        Some(Place::Dir(dir)) if config.is_none() => {
+            let flags = Flags { data_dir: Some(dir), ..Flags::default() };
+            let config = place::load_with(None, flags)?;
+            let store = place::open(&config.store).await?;
+            (config, store)
+        }
+        Some(Place::Config(file)) => {
+            let store = place::open(&place::load(file.clone())?.store).await?;
+            (place::load(config.or(file))?, store)
+        }
+        Some(place) => (place::load(config)?, place.open().await?),
+    };
+    let roots = open_roots(&config).await?;
+    let mut progress = Progress::new();
+    let report = verify::verify(&*store, &roots, |report| {
+        progress
+            .tell(|| format!("{}, {}", count(report.chains, "chain"), count(report.keks, "KEK")));
+    });
+    let report = report.await.map_err(|error| Failure::refused(error.to_string()))?;
+    for problem in &report.problems {
+        tell(&problem.to_string());
+    }
+    let verify::Report { chains, keks, opened, problems } = report;
+    let (chains, keks) = (count(chains, "chain"), count(keks, "KEK"));
+    let (opened, wrong) = (count(opened, "wrap"), count(problems.len(), "problem"));
+    print(format!("{chains}, {keks}, {opened} opened, {wrong}\n").as_bytes())?;
+    if problems.is_empty() { Ok(()) } else { Err(Failure::Silent) }
+}
+
+/// The configured roots. None is made: with a new key nothing could be verified.
+async fn open_roots(config: &Config) -> Result<Vec<root::Named>> {
+    let data_dir = config.store.data_dir();
+    let mut roots = Vec::new();
+    for config in &config.roots {
+        if config.is_new(data_dir) {
+            let file = match config {
+                root::Config::Local(local) => local.path(data_dir).display().to_string(),
+                _ => "its key".to_owned(),
+            };
+            return Err(Failure::Usage(format!(
+                "root {}: there is no {file}, and a new key would open nothing; say where the key file is \
+                 by key_file of this root, or by the data directory",
+                config.name()
+            )));
+        }
+        let opened = root::open(config, data_dir).await;
+        roots.push(opened.map_err(|error| Failure::Usage(error.to_string()))?);
+    }
+    Ok(roots)
+}
+
+async fn restored(args: RestoredArgs) -> Result {
+    let config = place::load(args.config)?;
+    let store = place::open(&config.store).await?;
+    if is_shared(&*store) && !args.yes {
+        return Err(Failure::Usage(format!(
+            "others could use a store of kind {} meanwhile: stop every service on it, then say --yes",
+            store.kind()
+        )));
+    }
+    let mut progress = Progress::new();
+    let report = restored::retire(&*store, |report| {
+        progress.tell(|| count(report.chains, "chain"));
+    });
+    let report = report.await.map_err(|error| Failure::refused(error.to_string()))?;
+    let restored::Report { chains, retired, problems: bad } = report;
+    let mut text = String::new();
+    for (chain, id) in &retired {
+        text.push_str(&format!("{chain}: {id} only decrypts now\n"));
+    }
+    let (chains, keks) = (count(chains, "chain"), count(retired.len(), "KEK"));
+    text.push_str(&format!("{chains}, {keks} retired\n"));
+    print(text.as_bytes())?;
+    problems(&bad, "is as it was")
+}
+
+/// Whether other processes can write to the store while it is open here.
+fn is_shared(store: &dyn Store) -> bool {
+    store.watch().is_some()
+}
+
+/// Names what is wrong; it is a failure if anything is.
+fn problems(problems: &[Problem], what: &str) -> Result {
+    for problem in problems {
+        tell(&problem.to_string());
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let problems = count(problems.len(), "problem");
+    Err(Failure::refused(format!("{problems}: what is named above {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_proxy::store::{file, memory};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_store_that_others_could_use_meanwhile_needs_a_yes() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_shared(&file::Store::open(dir.path()).await.unwrap()));
+        assert!(is_shared(&memory::Store::new()));
+    }
+}

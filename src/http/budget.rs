@@ -1,0 +1,74 @@
+//! The memory that bodies and answers may take together, over all connections.
+//!
+//! It is taken piece by piece as a body comes in, so that nobody gets room by announcing a large
+//! one. When it is spent a request is refused before memory grows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The budget. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Budget(Arc<Inner>);
+
+struct Inner {
+    /// Bytes.
+    limit: usize,
+    taken: AtomicUsize,
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize) -> Self {
+        Self(Arc::new(Inner { limit, taken: AtomicUsize::new(0) }))
+    }
+
+    /// Room for `len` bytes, if there is some.
+    pub(super) fn take(&self, len: usize) -> Option<Held> {
+        let mut held = Held { budget: self.clone(), len: 0 };
+        held.grow(len).then_some(held)
+    }
+}
+
+/// A part of the budget, given back on drop.
+pub(super) struct Held {
+    budget: Budget,
+    len: usize,
+}
+
+impl Held {
+    /// Makes it `len` bytes, which are not fewer than before; false when there is no room.
+    pub(super) fn grow(&mut self, len: usize) -> bool {
+        let Inner { limit, taken } = &*self.budget.0;
+        let more = len.saturating_sub(self.len);
+        let room = |taken: usize| taken.checked_add(more).filter(|taken| taken <= limit);
+        let grown = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok();
+        if grown {
+            self.len += more;
+        }
+        grown
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.0.taken.fetch_sub(self.len, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_never_passes_the_limit_and_comes_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.take(60).unwrap();
+        assert!(budget.take(41).is_none());
+        let second = budget.take(40).unwrap();
+        assert!(!first.grow(61) && first.grow(60) && first.grow(10));
+        drop(second);
+        assert!(first.grow(100) && budget.take(1).is_none() && budget.take(0).is_some());
+        assert!(!first.grow(usize::MAX));
+        drop(first);
+        assert!(budget.take(100).is_some());
+    }
+}

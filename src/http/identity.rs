@@ -1,0 +1,253 @@
+//! Who a request is from, and the way to the service past what that client may do.
+//!
+//! Handlers have no other way: [`Access::enter`] wants the caller, the operation and the chain.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::FromRequestParts;
+use http::Extensions;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+
+use crate::auth::{Auth, Client, Refusal, Shown, Token};
+use crate::id::ChainName;
+use crate::metrics::Operation;
+use crate::service::error::{Error, Kind};
+use crate::service::{Check, DEFAULT_CHAIN, KeyService, Readiness};
+use crate::tls::peer::Peer;
+
+use super::App;
+use super::problem::Problem;
+
+/// Who called.
+#[derive(Clone)]
+pub(super) enum Caller {
+    /// Whoever reaches the service may do everything: `auth.mode` is `none`, or it is the listener
+    /// of operators.
+    Anyone,
+    /// The client that the gate has recognised.
+    Client(Arc<Client>),
+}
+
+/// The service, behind the permissions.
+pub(super) struct Access {
+    service: Arc<KeyService>,
+    auth: Option<Arc<Auth>>,
+    /// Whether nobody has to be recognised.
+    open: bool,
+}
+
+/// What a caller has shown.
+pub(super) fn shown<'a>(headers: &'a HeaderMap, extensions: &'a Extensions) -> Shown<'a> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let token = match (given.next(), given.next()) {
+        (None, _) => Token::Missing,
+        (Some(one), None) => {
+            let bearer = one.to_str().ok().and_then(|text| text.split_once(' '));
+            match bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) {
+                Some((_, token)) => Token::Bearer(token.trim()),
+                None => Token::Malformed,
+            }
+        }
+        (Some(_), Some(_)) => Token::Malformed,
+    };
+    Shown { peer: extensions.get::<Arc<Peer>>().map(|peer| &**peer), token }
+}
+
+/// Whether a path is for probes, which have no identity.
+pub(super) fn is_open(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
+}
+
+/// The one answer for everybody who is not recognised.
+pub(super) fn unauthenticated() -> Error {
+    Error::new(
+        Kind::Unauthenticated,
+        "no valid client certificate, token or JWT came with the request",
+    )
+}
+
+/// Lines of the log at `info` within a second about callers that were not recognised: strangers can't
+/// fill the disk. Those beyond are written at `debug`; the metric counts them all.
+const TOLD_A_SECOND: u32 = 10;
+
+/// Tells the log why callers were not recognised.
+#[derive(Default)]
+pub(super) struct Teller(Mutex<Option<(Instant, u32)>>);
+
+impl Teller {
+    pub(super) fn tell(&self, refusal: Refusal, request_id: &str, peer: Option<&Peer>) {
+        let (reason, certificate) = (refusal.as_str(), peer.map(|peer| &*peer.subject));
+        if self.has_room(Instant::now()) {
+            tracing::info!(request_id, reason, certificate, "a caller was not recognised");
+        } else {
+            tracing::debug!(request_id, reason, certificate, "a caller was not recognised");
+        }
+    }
+
+    fn has_room(&self, now: Instant) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = told
+            .filter(|(since, _)| now.duration_since(*since) < Duration::from_secs(1))
+            .unwrap_or((now, 0));
+        *told = Some((since, count.saturating_add(1)));
+        count < TOLD_A_SECOND
+    }
+}
+
+impl Access {
+    /// For the clients of `auth`, or without it for everybody.
+    pub(super) fn new(service: Arc<KeyService>, auth: Option<Arc<Auth>>) -> Self {
+        let open = auth.is_none();
+        Self { service, auth, open }
+    }
+
+    /// The same for whoever reaches the listener of operators.
+    pub(super) fn for_operators(service: Arc<KeyService>, auth: Option<Arc<Auth>>) -> Self {
+        Self { service, auth, open: true }
+    }
+
+    /// Who recognises callers, where they have to be.
+    pub(super) fn auth(&self) -> Option<&Arc<Auth>> {
+        self.auth.as_ref().filter(|_| !self.open)
+    }
+
+    /// Whether the service is about to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.service.is_draining()
+    }
+
+    /// The service, for a caller who may do `operation` with `chain`; `None` means `default`.
+    pub(super) fn enter(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        chain: Option<&str>,
+    ) -> Result<&Arc<KeyService>, Error> {
+        if let Caller::Client(client) = caller {
+            let checked = client.check(operation, chain.unwrap_or(DEFAULT_CHAIN));
+            checked.map_err(|error| self.refuse(operation, error))?;
+        }
+        Ok(&self.service)
+    }
+
+    /// The service and the chains that a caller may look at; he must be able to see some.
+    pub(super) fn enter_to_list(
+        &self,
+        caller: &Caller,
+    ) -> Result<(&KeyService, impl Fn(&ChainName) -> bool), Error> {
+        let client = match caller {
+            Caller::Anyone => None,
+            Caller::Client(client) if client.may_with_some(Operation::Read) => {
+                Some(Arc::clone(client))
+            }
+            Caller::Client(client) => {
+                let detail = format!("the client {} may not read any chain", client.name());
+                return Err(self.refuse(Operation::Read, Error::new(Kind::Forbidden, detail)));
+            }
+        };
+        let visible = move |name: &ChainName| {
+            client.as_ref().is_none_or(|client| client.may(Operation::Read, name.as_str()))
+        };
+        Ok((&self.service, visible))
+    }
+
+    /// The service for what tells of every chain at once.
+    pub(super) fn enter_for_all(&self, caller: &Caller) -> Result<&KeyService, Error> {
+        match caller {
+            Caller::Client(client) if !client.may_with_all(Operation::Read) => {
+                let name = client.name();
+                let detail = format!("the client {name} may not read all chains, with the glob *");
+                Err(Error::new(Kind::Forbidden, detail))
+            }
+            _ => Ok(&self.service),
+        }
+    }
+
+    /// How well the service stands. Who may not read all chains, or is nobody, does not see what
+    /// was looked at: it names chains.
+    pub(super) fn readiness(
+        &self,
+        caller: Option<&Caller>,
+        certificate: Option<Check>,
+    ) -> Readiness {
+        let mut readiness = self.service.readiness();
+        let rules = self.auth.iter().flat_map(|auth| auth.checks());
+        readiness.add(certificate.into_iter().chain(rules).collect());
+        if caller.is_none_or(|caller| self.enter_for_all(caller).is_err()) {
+            readiness.checks.clear();
+        }
+        readiness
+    }
+
+    /// Counts a request that did not come to the service.
+    pub(super) fn refuse(&self, operation: Operation, error: Error) -> Error {
+        self.service.metrics().failed(operation, "", error.kind().code());
+        error
+    }
+
+    /// Who called, by what the gate has put into the request. Without it nobody did: what goes
+    /// around the gate comes to no key.
+    pub(super) fn caller(&self, extensions: &Extensions) -> Result<Caller, Error> {
+        if self.open {
+            return Ok(Caller::Anyone);
+        }
+        extensions.get().cloned().map(Caller::Client).ok_or_else(unauthenticated)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        Ok(app.access.caller(&parts.extensions)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn strangers_do_not_fill_the_log() {
+        let teller = Teller::default();
+        let now = Instant::now();
+        let told = |at: Instant| (0..1_000).filter(|_| teller.has_room(at)).count();
+        assert_eq!(told(now), 10);
+        assert_eq!(told(now + Duration::from_millis(999)), 0);
+        assert_eq!(told(now + Duration::from_secs(1)), 10);
+    }
+
+    #[test]
+    fn a_bearer_token_is_the_one_header_of_its_kind() {
+        let extensions = Extensions::new();
+        for (given, token) in [
+            (&[][..], "missing"),
+            (&["Bearer abc"], "abc"),
+            (&["bearer  abc "], "abc"),
+            (&["BEARER a.b.c"], "a.b.c"),
+            (&["Bearer "], ""),
+            (&["Bearer"], "malformed"),
+            (&["Basic YTpi"], "malformed"),
+            (&[""], "malformed"),
+            (&["Bearer \u{e9}"], "malformed"),
+            (&["Bearer abc", "Bearer abc"], "malformed"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in given {
+                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                headers.append(AUTHORIZATION, value);
+            }
+            let found = match shown(&headers, &extensions).token {
+                Token::Missing => "missing",
+                Token::Malformed => "malformed",
+                Token::Bearer(token) => token,
+            };
+            assert_eq!(found, token, "{given:?}");
+        }
+    }
+}

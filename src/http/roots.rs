@@ -1,0 +1,142 @@
+//! `/v1/chains/{name}/roots/{root}/...`: a root comes to a chain or goes from it, a page of KEKs at
+//! a time.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::id::{ChainName, KekId};
+use crate::metrics::Operation;
+use crate::service::{RootChange, RootProgress};
+
+use super::App;
+use super::answer;
+use super::body;
+use super::chains::path;
+use super::identity::Caller;
+use super::problem::{Problem, ProblemBody};
+
+/// KEKs of a page when no limit is given, and at most.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// Which KEKs.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = RootRequest)]
+pub(super) struct RequestBody {
+    /// The `next` of the part before.
+    #[schema(pattern = "^[0-9a-f]{32}$", example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    after: Option<String>,
+    /// KEKs at most.
+    #[schema(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+}
+
+/// What was done.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RootProgress)]
+pub(super) struct ProgressBody {
+    /// KEKs that were looked at.
+    #[schema(example = 100)]
+    looked_at: u64,
+    /// Those of them that were changed.
+    #[schema(example = 12)]
+    changed: u64,
+    /// Those that could not be changed.
+    failed: Vec<FailedBody>,
+    /// What to give as `after` for the next part; null at the end.
+    #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
+    next: Option<String>,
+}
+
+/// A KEK that could not be changed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RootFailure)]
+pub(super) struct FailedBody {
+    /// Its id.
+    #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
+    kek_id: String,
+    /// Why.
+    #[schema(example = "this is its last wrap")]
+    detail: String,
+}
+
+impl From<RootProgress> for ProgressBody {
+    fn from(progress: RootProgress) -> Self {
+        let failed = |(id, detail): (KekId, String)| FailedBody { kek_id: id.to_string(), detail };
+        Self {
+            looked_at: progress.looked_at,
+            changed: progress.changed,
+            failed: progress.failed.into_iter().map(failed).collect(),
+            next: progress.next.map(|id| id.to_string()),
+        }
+    }
+}
+
+type RootPath = Result<Path<(String, String)>, PathRejection>;
+
+/// Has KEKs of the chain wrapped by the root: those that it has not wrapped yet, or would wrap
+/// otherwise today.
+///
+/// A part of the KEKs in a call; go on with `next` until it is null. What was done stays done.
+#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root", tag = "keys",
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("root" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The root's name.")),
+    request_body = RequestBody,
+    responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
+pub(super) async fn rewrap(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: RootPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    change(&app, &caller, path, request, RootChange::Rewrap).await
+}
+
+/// Erases the root's wraps of KEKs of the chain, each after another root has opened the KEK; never
+/// the last wrap. The root must not be configured any more.
+///
+/// A part of the KEKs in a call; go on with `next` until it is null. At the end a primary or standby
+/// KEK is replaced that a `local` root ever wrapped. Old copies of the store still hold the wraps.
+#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/remove", operation_id = "remove_root", tag = "keys",
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("root" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The root's name.")),
+    request_body = RequestBody,
+    responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: RootPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    change(&app, &caller, path, request, RootChange::Remove).await
+}
+
+async fn change(
+    app: &App,
+    caller: &Caller,
+    parts: RootPath,
+    request: Request,
+    change: RootChange,
+) -> Result<Response, Problem> {
+    let refuse = |error| app.access.refuse(Operation::Manage, error);
+    let (chain, root) = path(parts).map_err(refuse)?;
+    let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
+    // Roots are named as chains are.
+    if ChainName::new(&root).is_err() {
+        return Err(refuse(body::invalid("no root can have this name")).into());
+    }
+    let bytes = body::read_json(request, app.body()).await.map_err(refuse)?;
+    let RequestBody { after, limit } = body::parse(&bytes).map_err(refuse)?;
+    let after = after.map(|id| id.parse::<KekId>()).transpose();
+    let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        return Err(refuse(body::invalid(format!("limit is 1 to {MAX_LIMIT}"))).into());
+    }
+    let progress = service.change_root(&chain, &root, change, after, limit).await?;
+    Ok(answer::json(&ProgressBody::from(progress))?)
+}

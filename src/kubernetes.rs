@@ -1,0 +1,79 @@
+//! The Kubernetes face: the API of KMS plugins, version 2, on a unix socket of its own, and the
+//! settings of `[kubernetes]`.
+//!
+//! It turns three gRPC calls into calls of the [`KeyService`], as the HTTP face does with JSON: the
+//! same chains, limits and metrics. What kube-apiserver demands of a plugin is kept here; it knows
+//! no key, no store and no root. gRPC and its messages go no further down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::service::{Error, KeyService};
+
+mod carried;
+mod config;
+pub mod doctor;
+mod plugin;
+mod proto;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Address, Config, OnRootOutage, Owner, SocketMode};
+pub use socket::{Bound, Error as BindError, bind};
+
+use plugin::Plugin;
+
+/// The API version that `Status` tells.
+const VERSION: &str = "v2";
+/// The longest ciphertext that kube-apiserver takes, in bytes.
+const MAX_CIPHERTEXT: usize = 1024;
+/// The longest key id that it takes, in bytes.
+const MAX_KEY_ID: usize = 1024;
+/// How long a call may take here: kube-apiserver waits for 3 seconds, if nobody sets less.
+const DEADLINE: Duration = Duration::from_millis(2_500);
+/// How long calls in flight may take when the service stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A plugin that serves.
+pub struct Serving {
+    stop: watch::Sender<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Serves the chain of `config` on its socket.
+///
+/// # Errors
+/// When the chain can't be found; see [`KeyService::name_keys`].
+pub async fn serve(
+    config: Config,
+    bound: Bound,
+    service: Arc<KeyService>,
+) -> Result<Serving, Error> {
+    service.name_keys(config.chain.as_str()).await?;
+    let stop = watch::Sender::new(());
+    let mut tasks = Vec::new();
+    if config.on_root_outage == OnRootOutage::Enforce {
+        let (service, chain) = (Arc::clone(&service), config.chain.clone());
+        tasks.push(tokio::spawn(plugin::watch_roots(service, chain, stop.subscribe())));
+    }
+    tracing::info!(socket = %config.socket, chain = %config.chain, "Kubernetes is served");
+    let plugin = Arc::new(Plugin::new(service, config.chain, config.on_root_outage));
+    tasks.push(tokio::spawn(server::run(bound, config.allowed_uids, plugin, stop.subscribe())));
+    Ok(Serving { stop, tasks })
+}
+
+impl Serving {
+    /// Takes no call any more, finishes those in flight, and removes the socket.
+    pub async fn stop(self) {
+        drop(self.stop);
+        for task in self.tasks {
+            // A task that panicked has said so already.
+            let _ = task.await;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A KEK that travels along, where the store is `inline`: the record goes into an annotation, and what
+//! is left of the version 2 envelope has the form of version 1, so that it stays within 1,024 bytes.
+//! Put together again they are what they were, or open nothing: the record is authenticated.
+
+use std::collections::HashMap;
+
+use crate::envelope::{Envelope, Version, write_header};
+
+/// The annotation with the record.
+const KEK: &str = "kek.kms-proxy.dev";
+
+/// An envelope as Kubernetes stores it.
+pub(super) type Stored = (Vec<u8>, HashMap<String, Vec<u8>>);
+
+/// The envelope in the form of version 1, and what travels along with it. `None` for what is no
+/// envelope.
+pub(super) fn split(envelope: Vec<u8>) -> Option<Stored> {
+    let parsed = Envelope::parse(&envelope).ok()?;
+    let Version::Carried(record) = parsed.header.version else {
+        return Some((envelope, HashMap::new()));
+    };
+    let annotations = HashMap::from([(KEK.to_owned(), record.to_vec())]);
+    Some((with_version(&parsed, Version::Stored), annotations))
+}
+
+/// What [`split`] took apart. Annotations of other names are not looked at. `None` for what is no
+/// envelope of version 1.
+pub(super) fn join(ciphertext: Vec<u8>, annotations: &HashMap<String, Vec<u8>>) -> Option<Vec<u8>> {
+    let parsed = Envelope::parse(&ciphertext).ok()?;
+    if parsed.header.version != Version::Stored {
+        return None;
+    }
+    let Some(record) = annotations.get(KEK) else { return Some(ciphertext) };
+    u16::try_from(record.len()).ok()?;
+    Some(with_version(&parsed, Version::Carried(record)))
+}
+
+fn with_version(envelope: &Envelope<'_>, version: Version<'_>) -> Vec<u8> {
+    let header = &envelope.header;
+    let mut out = Vec::new();
+    write_header(
+        &mut out,
+        version,
+        header.suite,
+        &header.kek_id,
+        header.wrap_nonce,
+        header.wrapped_dek,
+        header.wrap_tag,
+    );
+    out.extend_from_slice(envelope.payload);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::{CarriedRecord, header_len};
+    use crate::id::{KekId, Suite};
+
+    fn envelope(version: Version<'_>) -> Vec<u8> {
+        let (id, nonce, tag) = (KekId::of_key(&[7; 16]), [1; 12], [2; 16]);
+        let mut bytes = Vec::new();
+        write_header(&mut bytes, version, Suite::Aes128Gcm, &id, &nonce, &[3; 16], &tag);
+        bytes.extend_from_slice(&[4; 48]);
+        bytes
+    }
+
+    #[test]
+    fn a_carried_record_is_taken_apart_and_put_together_again() {
+        let record = CarriedRecord { wraps: vec![("main".into(), vec![5; 900].into())] };
+        let record = record.to_bytes().unwrap();
+        let whole = envelope(Version::Carried(&record));
+        let (ciphertext, annotations) = split(whole.clone()).unwrap();
+        assert_eq!(ciphertext, envelope(Version::Stored));
+        assert_eq!(ciphertext.len(), header_len(Suite::Aes128Gcm) + 48);
+        assert_eq!(annotations, HashMap::from([(KEK.to_owned(), record)]));
+        assert_eq!(join(ciphertext.clone(), &annotations), Some(whole.clone()));
+        // Without its record it is not the same, and so opens nothing.
+        assert_eq!(join(ciphertext, &HashMap::new()), Some(envelope(Version::Stored)));
+        assert_eq!(join(whole, &annotations), None);
+    }
+
+    #[test]
+    fn an_envelope_of_version_1_stays_as_it_is() {
+        let whole = envelope(Version::Stored);
+        let (ciphertext, annotations) = split(whole.clone()).unwrap();
+        assert_eq!((&ciphertext, annotations.len()), (&whole, 0));
+        let others = HashMap::from([("other.example.com".to_owned(), vec![1])]);
+        assert_eq!(join(ciphertext, &others), Some(whole));
+        assert_eq!(split(vec![1, 1]), None);
+        assert_eq!(join(Vec::new(), &others), None);
+        let long = HashMap::from([(KEK.to_owned(), vec![1; 1 << 16])]);
+        assert_eq!(join(envelope(Version::Stored), &long), None);
+    }
+}

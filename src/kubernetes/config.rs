@@ -1,0 +1,291 @@
+//! What is set of the plugin, and what of it can't be meant.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::id::ChainName;
+
+/// `[kubernetes]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where kube-apiserver finds the plugin.
+    #[serde(deserialize_with = "parsed")]
+    pub socket: Address,
+    /// The mode of the socket's file.
+    #[serde(default, deserialize_with = "parsed")]
+    pub socket_mode: SocketMode,
+    /// Whom the socket's file belongs to, if not this process' user.
+    #[serde(default, deserialize_with = "maybe_parsed")]
+    pub owner: Option<Owner>,
+    /// The users whose processes may connect; all that the file lets, if not set.
+    pub allowed_uids: Option<Vec<u32>>,
+    /// The chain.
+    #[serde(default = "default_chain")]
+    pub chain: ChainName,
+    /// What kube-apiserver hears while no root answers.
+    #[serde(default)]
+    pub on_root_outage: OnRootOutage,
+}
+
+/// What kube-apiserver hears while no root answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRootOutage {
+    /// That something is wrong; it goes on writing.
+    #[default]
+    Coast,
+    /// An error, so that it stops writing within three minutes.
+    Enforce,
+}
+
+impl OnRootOutage {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Coast => "coast",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+/// The address of a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A file.
+    Path(PathBuf),
+    /// A name in Linux' abstract namespace, without a file.
+    Abstract(String),
+}
+
+/// A unix socket's path has 108 bytes on Linux; some are kept for the name under which it is made.
+const MAX_PATH: usize = 90;
+
+impl Address {
+    /// Where it is, as tokio wants it.
+    pub(super) fn to_path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Abstract(name) => PathBuf::from(format!("\0{name}")),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let path = text.strip_prefix("unix://").ok_or(
+            "it is written like unix:///run/kms-proxy/kms.sock, or unix:///@name for an abstract \
+             socket",
+        )?;
+        if path.len() > MAX_PATH {
+            return Err("its path has 90 bytes at most");
+        }
+        if path.contains('\0') {
+            return Err("its path has no null in it");
+        }
+        if let Some(name) = path.strip_prefix("/@") {
+            return if name.is_empty() {
+                Err("an abstract socket has a name")
+            } else {
+                Ok(Self::Abstract(name.to_owned()))
+            };
+        }
+        if !path.starts_with('/') || Path::new(path).file_name().is_none() || path.ends_with('/') {
+            return Err("its path starts with a slash, and names a file");
+        }
+        Ok(Self::Path(path.into()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "unix://{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix:///@{name}"),
+        }
+    }
+}
+
+/// The mode of a socket's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMode(pub(super) u32);
+
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o600)
+    }
+}
+
+impl FromStr for SocketMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.len() <= 4);
+        let mode = mode.ok_or("it is written in octal digits, such as 0600")?;
+        if mode & 0o007 != 0 {
+            return Err("whoever may connect can decrypt: it gives nothing to all users");
+        }
+        if mode & !0o660 != 0 || mode & 0o600 != 0o600 {
+            return Err("it is 0600, or 0660 for a group");
+        }
+        Ok(Self(mode))
+    }
+}
+
+impl fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// Whom a file belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user's id.
+    pub uid: u32,
+    /// The group's id, if it is to be another than this process'.
+    pub gid: Option<u32>,
+}
+
+impl FromStr for Owner {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (uid, gid) = match text.split_once(':') {
+            Some((uid, gid)) => (uid, Some(gid)),
+            None => (text, None),
+        };
+        // The highest one means "no change" to the kernel.
+        let id = |text: &str| text.parse().ok().filter(|&id| id != u32::MAX);
+        let owner = id(uid).map(|uid| Self { uid, gid: gid.and_then(id) });
+        owner
+            .filter(|owner| owner.gid.is_some() == gid.is_some())
+            .ok_or("it is a user's id, or a user's and a group's: 65532 or 65532:65532")
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.gid {
+            Some(gid) => write!(f, "{}:{gid}", self.uid),
+            None => write!(f, "{}", self.uid),
+        }
+    }
+}
+
+impl Config {
+    /// Whether the settings can be meant so: the key, and what is wrong with it.
+    ///
+    /// # Errors
+    /// For whoever set them.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let is_abstract = matches!(self.socket, Address::Abstract(_));
+        match &self.allowed_uids {
+            None if is_abstract => Err((
+                "allowed_uids",
+                "an abstract socket has no file whose mode could keep others away: name the users \
+                 that may connect, such as [0] or [65532]",
+            )),
+            Some(uids) if uids.is_empty() => Err(("allowed_uids", "nobody could connect")),
+            _ if is_abstract
+                && (self.owner.is_some() || self.socket_mode != SocketMode::default()) =>
+            {
+                Err(("socket", "an abstract socket has neither mode nor owner"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn default_chain() -> ChainName {
+    #[expect(clippy::expect_used, reason = "it is a constant, and a test reads it")]
+    ChainName::new("kubernetes").expect("a good name")
+}
+
+/// Reads what is written as text.
+fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = &'static str>,
+{
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+fn maybe_parsed<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = &'static str>,
+{
+    parsed(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        config.check().map_err(|(key, detail)| format!("{key}: {detail}"))?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_socket_is_all_that_must_be_set() {
+        let config = read("socket = 'unix:///run/kms-proxy/kms.sock'").unwrap();
+        assert_eq!(config.socket, Address::Path("/run/kms-proxy/kms.sock".into()));
+        assert_eq!(config.socket_mode.to_string(), "0600");
+        assert_eq!((config.owner, config.allowed_uids), (None, None));
+        assert_eq!(config.chain.as_str(), "kubernetes");
+        assert_eq!(config.on_root_outage, OnRootOutage::Coast);
+        let all = "socket = 'unix:///k.sock'\nsocket_mode = '0660'\nowner = '65532:0'\n\
+                   allowed_uids = [0, 65532]\nchain = 'k8s'\non_root_outage = 'enforce'";
+        let config = read(all).unwrap();
+        assert_eq!(config.socket_mode, SocketMode(0o660));
+        assert_eq!(config.owner, Some(Owner { uid: 65532, gid: Some(0) }));
+        assert_eq!(config.allowed_uids, Some(vec![0, 65532]));
+    }
+
+    #[test]
+    fn what_can_not_be_meant_is_refused() {
+        let long = format!("socket = 'unix:///{}'", "a".repeat(90));
+        for (bad, said) in [
+            ("", "missing field `socket`"),
+            ("socket = '/run/kms.sock'", "it is written like unix://"),
+            ("socket = 'unix://run/kms.sock'", "starts with a slash"),
+            ("socket = 'unix:///run/'", "names a file"),
+            ("socket = 'unix:///'", "names a file"),
+            ("socket = 'unix:///run/..'", "names a file"),
+            ("socket = 'unix:///@'", "has a name"),
+            (&long, "90 bytes"),
+            ("socket = 'unix:///@kms'", "allowed_uids: an abstract socket"),
+            ("socket = 'unix:///@kms'\nallowed_uids = []", "nobody could connect"),
+            ("socket = 'unix:///@kms'\nallowed_uids = [0]\nowner = '1'", "neither mode nor owner"),
+            ("socket = 'unix:///k'\nsocket_mode = '0666'", "nothing to all users"),
+            ("socket = 'unix:///k'\nsocket_mode = '0700'", "0600"),
+            ("socket = 'unix:///k'\nsocket_mode = '0060'", "0600"),
+            ("socket = 'unix:///k'\nsocket_mode = '999'", "octal"),
+            ("socket = 'unix:///k'\nowner = 'kube'", "a user's id"),
+            ("socket = 'unix:///k'\nowner = '1:'", "a user's id"),
+            ("socket = 'unix:///k'\nowner = '4294967295'", "a user's id"),
+            ("socket = 'unix:///k'\non_root_outage = 'stop'", "`enforce`"),
+            ("socket = 'unix:///k'\nmode = '0600'", "unknown field `mode`"),
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(error.contains(said), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_as_they_are_read() {
+        for text in ["unix:///run/kms-proxy/kms.sock", "unix:///@kms-proxy"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert_eq!("unix:///@a".parse::<Address>().unwrap().to_path(), PathBuf::from("\0a"));
+    }
+}

@@ -1,0 +1,341 @@
+//! The three calls as kube-apiserver makes them, on any plugin's socket, and what it would think of
+//! the answers.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::Status;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_prost::ProstCodec;
+
+use crate::id::hex;
+use crate::secret::SecretBytes;
+
+use super::config::Address;
+use super::proto::{
+    self, DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest,
+    StatusResponse,
+};
+use super::{MAX_CIPHERTEXT, MAX_KEY_ID, VERSION};
+
+/// How long kube-apiserver waits for an answer, if its configuration does not say.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// What it encrypts: a seed.
+const SEED: usize = 32;
+/// Bytes of all annotations at most.
+const MAX_ANNOTATIONS: usize = 32 << 10;
+
+/// What was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Such as `Encrypt`.
+    pub what: &'static str,
+    /// What was seen, or what is wrong.
+    pub outcome: Result<String, String>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (word, detail) = match &self.outcome {
+            Ok(detail) => ("ok", detail),
+            Err(detail) => ("FAILED", detail),
+        };
+        write!(f, "{:<10}{word:<8}{detail}", self.what)
+    }
+}
+
+/// What is to be thought of it all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// One after the other; it ends where nothing more can be tried.
+    pub findings: Vec<Finding>,
+    /// In plain words.
+    pub verdict: String,
+    /// Whether all is well.
+    pub is_good: bool,
+}
+
+/// Makes the calls, and looks at the answers.
+pub async fn examine(socket: &Address) -> Report {
+    let mut patient = Patient { findings: Vec::new() };
+    let is_usable = patient.all(socket).await.is_some();
+    let is_good = patient.findings.iter().all(|finding| finding.outcome.is_ok());
+    let verdict = match (is_usable, is_good) {
+        (true, true) => "kube-apiserver can use this plugin",
+        (true, false) => {
+            "kube-apiserver can read and write with this plugin, but reports it as unhealthy"
+        }
+        (false, _) => "kube-apiserver can't use this plugin",
+    };
+    Report { findings: patient.findings, verdict: verdict.to_owned(), is_good }
+}
+
+struct Patient {
+    findings: Vec<Finding>,
+}
+
+impl Patient {
+    fn note(&mut self, what: &'static str, outcome: Result<String, String>) -> Option<()> {
+        let is_good = outcome.is_ok();
+        self.findings.push(Finding { what, outcome });
+        is_good.then_some(())
+    }
+
+    /// Everything that can be tried; `None` when it ends with what kube-apiserver can't use.
+    async fn all(&mut self, socket: &Address) -> Option<()> {
+        self.note("socket", look_at(socket))?;
+        let channel = match connect(socket.clone()).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                self.note("connect", Err(error));
+                return None;
+            }
+        };
+        let status = self.status(&channel).await?;
+        let seed = SecretBytes::random(SEED);
+        let Ok(seed) = seed.map_err(|error| self.note("random", Err(error.to_string()))) else {
+            return None;
+        };
+        let made = self.encrypt(&channel, &seed, &status.key_id).await?;
+        self.decrypt(&channel, &seed, &made).await?;
+        self.refuse(&channel, made).await
+    }
+
+    async fn status(&mut self, channel: &Channel) -> Option<StatusResponse> {
+        let asked = call::<_, StatusResponse>(channel, proto::STATUS, StatusRequest {}).await;
+        let (status, took) = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.note("Status", Err(error));
+                return None;
+            }
+        };
+        self.note(
+            "Status",
+            match &*status.version {
+                VERSION => Ok(format!("version v2, in {took}")),
+                other => Err(format!("its version is {other:?}, and must be \"v2\"")),
+            },
+        )?;
+        self.note("key_id", check_key_id(&status.key_id))?;
+        // Not the end: kube-apiserver goes on.
+        let _ = self.note(
+            "healthz",
+            match &*status.healthz {
+                "ok" => Ok("ok".to_owned()),
+                other => Err(other.to_owned()),
+            },
+        );
+        Some(status)
+    }
+
+    async fn encrypt(
+        &mut self,
+        channel: &Channel,
+        seed: &SecretBytes,
+        key_id: &str,
+    ) -> Option<EncryptResponse> {
+        let request = EncryptRequest { plaintext: seed.expose().to_vec(), uid: uid() };
+        let asked = call::<_, EncryptResponse>(channel, proto::ENCRYPT, request).await;
+        let outcome = asked.and_then(|(made, took)| {
+            let len = made.ciphertext.len();
+            if made.key_id != key_id {
+                return Err(format!("its key_id is {:?}, and not Status's", made.key_id));
+            }
+            if len == 0 || len > MAX_CIPHERTEXT {
+                return Err(format!("the ciphertext has {len} bytes, and may have 1 to 1,024"));
+            }
+            check_annotations(&made.annotations)?;
+            Ok((made, format!("{SEED} bytes became {len}, under Status's key_id, in {took}")))
+        });
+        match outcome {
+            Ok((made, detail)) => {
+                self.note("Encrypt", Ok(detail))?;
+                Some(made)
+            }
+            Err(error) => {
+                self.note("Encrypt", Err(error));
+                None
+            }
+        }
+    }
+
+    async fn decrypt(
+        &mut self,
+        channel: &Channel,
+        seed: &SecretBytes,
+        made: &EncryptResponse,
+    ) -> Option<()> {
+        let asked = call::<_, DecryptResponse>(channel, proto::DECRYPT, request(made)).await;
+        self.note(
+            "Decrypt",
+            asked.and_then(|(opened, took)| {
+                if opened.plaintext == seed.expose() {
+                    Ok(format!("gave them back, in {took}"))
+                } else {
+                    Err("gave something else back".to_owned())
+                }
+            }),
+        )
+    }
+
+    /// A key id that was never given out must open nothing.
+    async fn refuse(&mut self, channel: &Channel, made: EncryptResponse) -> Option<()> {
+        let mut request = request(&made);
+        request.key_id = format!("{}x", made.key_id);
+        let asked = call::<_, DecryptResponse>(channel, proto::DECRYPT, request).await;
+        self.note(
+            "refusal",
+            match asked {
+                Err(_) => Ok("Decrypt refuses a key_id that was never given out".to_owned()),
+                Ok(_) => Err("Decrypt takes a key_id that was never given out".to_owned()),
+            },
+        )
+    }
+}
+
+fn request(made: &EncryptResponse) -> DecryptRequest {
+    let EncryptResponse { ciphertext, key_id, annotations } = made.clone();
+    DecryptRequest { ciphertext, uid: uid(), key_id, annotations }
+}
+
+fn check_key_id(key_id: &str) -> Result<String, String> {
+    match key_id.len() {
+        0 => Err("it is empty".to_owned()),
+        len if len > MAX_KEY_ID => Err(format!("it has {len} bytes, and may have 1,024")),
+        _ => Ok(key_id.to_owned()),
+    }
+}
+
+fn check_annotations(annotations: &HashMap<String, Vec<u8>>) -> Result<(), String> {
+    let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_ANNOTATIONS {
+        return Err(format!("the annotations have {size} bytes, and may have 32,768"));
+    }
+    match annotations.keys().find(|key| !is_fqdn(key)) {
+        Some(key) => Err(format!("the annotation {key:?} is no domain name")),
+        None => Ok(()),
+    }
+}
+
+/// Whether `key` is a domain name of two parts or more, as Kubernetes wants it.
+fn is_fqdn(key: &str) -> bool {
+    let is_part = |part: &str| {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        (1..=63).contains(&part.len())
+            && part.bytes().all(fits)
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    key.len() <= 253 && key.contains('.') && key.split('.').all(is_part)
+}
+
+/// Whether there is a socket, and whose it is.
+fn look_at(socket: &Address) -> Result<String, String> {
+    let Address::Path(path) = socket else { return Ok(format!("{socket}: it has no file")) };
+    let found = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if !found.file_type().is_socket() {
+        return Err(format!("{} is no socket", path.display()));
+    }
+    let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
+    Ok(format!("{}: mode {mode:04o}, user {uid}, group {gid}", path.display()))
+}
+
+async fn connect(socket: Address) -> Result<Channel, String> {
+    // What kube-apiserver sends as authority from 1.32 on.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let connect = endpoint.connect_with_connector(Connector(socket));
+    match tokio::time::timeout(TIMEOUT, connect).await {
+        Ok(connected) => connected.map_err(|error| innermost(&error)),
+        Err(_) => Err("no answer in 3 s".to_owned()),
+    }
+}
+
+/// Makes a call; the answer, and how long it took.
+async fn call<Q, A>(
+    channel: &Channel,
+    path: &'static str,
+    request: Q,
+) -> Result<(A, String), String>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let mut grpc = Grpc::new(channel.clone());
+    let started = Instant::now();
+    let asked = async {
+        grpc.ready().await.map_err(|error| innermost(&error))?;
+        let codec = ProstCodec::<Q, A>::default();
+        let path = PathAndQuery::from_static(path);
+        grpc.unary(tonic::Request::new(request), path, codec).await.map_err(|error| told(&error))
+    };
+    let answer = tokio::time::timeout(TIMEOUT, asked).await;
+    let answer = answer.unwrap_or_else(|_| Err("no answer in 3 s".to_owned()))?;
+    Ok((answer.into_inner(), format!("{:.1} ms", started.elapsed().as_secs_f64() * 1e3)))
+}
+
+fn told(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// An id for the plugin's log.
+fn uid() -> String {
+    let mut bytes = [0; 8];
+    // It need not be unique.
+    let _ = crate::random::fill(&mut bytes);
+    let digits = bytes.map(hex);
+    format!("doctor-{}", String::from_utf8_lossy(digits.as_flattened()))
+}
+
+/// How tonic comes to a unix socket.
+struct Connector(Address);
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<UnixStream>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let path = self.0.to_path();
+        Box::pin(async move { UnixStream::connect(path).await.map(TokioIo::new) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_annotations_are_domain_names() {
+        for good in ["kek.kms-proxy.dev", "a.b", "1.io"] {
+            assert!(is_fqdn(good), "{good}");
+        }
+        let long = format!("{}.b", "a".repeat(64));
+        for bad in ["", "kek", "a.", ".a", "A.b", "a_b.c", "-a.b", "a-.b", &long] {
+            assert!(!is_fqdn(bad), "{bad}");
+        }
+        let annotations = |len| HashMap::from([("a.b".to_owned(), vec![0; len])]);
+        assert!(check_annotations(&annotations(MAX_ANNOTATIONS - 3)).is_ok());
+        assert!(check_annotations(&annotations(MAX_ANNOTATIONS - 2)).is_err());
+    }
+}

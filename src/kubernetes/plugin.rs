@@ -1,0 +1,227 @@
+//! What the three calls do: the rules that kube-apiserver has for a plugin, and what it hears.
+//!
+//! The key id is part of what a ciphertext is bound to. So one that was never given out opens
+//! nothing, and what any replica gave out, at any time, opens everywhere: no list of them is kept.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::id::{ChainName, KekId};
+use crate::keychain::message::Plaintext;
+use crate::metrics::Operation;
+use crate::service::error::{Error, Kind};
+use crate::service::names::{self, KeyState};
+use crate::service::{Decrypted, KeyService};
+
+use super::carried;
+use super::proto::{
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+};
+use super::{DEADLINE, MAX_CIPHERTEXT, MAX_KEY_ID, OnRootOutage, VERSION};
+
+/// The longest plaintext whose envelope kube-apiserver takes; in a chain of AES-256 it is 930.
+const MAX_PLAINTEXT: usize = 946;
+/// As much of a uid as the log shows, in characters. Kubernetes' have 36.
+const MAX_UID: usize = 64;
+/// How often the roots are asked where their outage must stop writes within three minutes.
+const ASK_ROOTS: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The plugin of one chain.
+pub(super) struct Plugin {
+    service: Arc<KeyService>,
+    chain: ChainName,
+    on_root_outage: OnRootOutage,
+}
+
+impl Plugin {
+    pub(super) fn new(
+        service: Arc<KeyService>,
+        chain: ChainName,
+        on_root_outage: OnRootOutage,
+    ) -> Self {
+        Self { service, chain, on_root_outage }
+    }
+
+    /// How the plugin stands, from memory alone.
+    pub(super) fn status(&self, _: StatusRequest) -> Result<StatusResponse, Status> {
+        let KeyState { key_id, root_outage, trouble } = self.service.key_state(&self.chain);
+        let trouble = match root_outage {
+            Some(outage) if self.on_root_outage == OnRootOutage::Enforce => {
+                return Err(status(&enforced(&outage)));
+            }
+            outage => outage.or(trouble),
+        };
+        let key_id = key_id.ok_or_else(|| status(&not_ready(trouble.as_deref())))?;
+        let healthz = trouble.unwrap_or_else(|| "ok".to_owned());
+        Ok(StatusResponse { version: VERSION.to_owned(), healthz, key_id })
+    }
+
+    /// Encrypts, under the key id that `status` tells at this moment.
+    pub(super) async fn encrypt(
+        self: Arc<Self>,
+        request: EncryptRequest,
+    ) -> Result<EncryptResponse, Status> {
+        let (started, uid) = (Instant::now(), uid(&request.uid));
+        let plugin = Arc::clone(&self);
+        let done = in_time(async move { plugin.seal(&request.plaintext).await }).await;
+        self.log("encrypt", &uid, started, done.as_ref().map(|made| made.kek_id));
+        let made = done.map_err(|error| status(&error))?;
+        let Made { ciphertext, annotations, key_id, .. } = made;
+        Ok(EncryptResponse { ciphertext, key_id, annotations })
+    }
+
+    async fn seal(&self, plaintext: &[u8]) -> Result<Made, Error> {
+        if plaintext.len() > MAX_PLAINTEXT {
+            return Err(self.refuse(Operation::Encrypt, too_long()));
+        }
+        let KeyState { key_id, root_outage, trouble } = self.service.key_state(&self.chain);
+        if let Some(outage) = &root_outage
+            && self.on_root_outage == OnRootOutage::Enforce
+        {
+            return Err(self.refuse(Operation::Encrypt, enforced(outage)));
+        }
+        let key_id = key_id.ok_or_else(|| {
+            let why = root_outage.or(trouble);
+            self.refuse(Operation::Encrypt, not_ready(why.as_deref()))
+        })?;
+        let (chain, plaintext) = (Some(self.chain.as_str()), Plaintext::from(plaintext));
+        let made = self.service.encrypt(chain, plaintext, &aad(&key_id)).await?;
+        let (kek_id, envelope) = (made.kek_id, made.envelope.into());
+        let (ciphertext, annotations) = carried::split(envelope).ok_or_else(no_envelope)?;
+        if ciphertext.len() > MAX_CIPHERTEXT {
+            return Err(too_long());
+        }
+        Ok(Made { ciphertext, annotations, key_id, kek_id })
+    }
+
+    /// Decrypts what any replica made, ever.
+    pub(super) async fn decrypt(
+        self: Arc<Self>,
+        request: DecryptRequest,
+    ) -> Result<DecryptResponse, Status> {
+        let (started, uid) = (Instant::now(), uid(&request.uid));
+        let plugin = Arc::clone(&self);
+        let done = in_time(async move { plugin.open(request).await }).await;
+        self.log("decrypt", &uid, started, done.as_ref().map(|opened| opened.kek_id));
+        let opened = done.map_err(|error| status(&error))?;
+        Ok(DecryptResponse { plaintext: opened.plaintext.as_slice().to_vec() })
+    }
+
+    async fn open(&self, request: DecryptRequest) -> Result<Decrypted, Error> {
+        let DecryptRequest { ciphertext, key_id, annotations, .. } = request;
+        let refuse =
+            |detail| self.refuse(Operation::Decrypt, Error::new(Kind::InvalidCiphertext, detail));
+        if key_id.len() > MAX_KEY_ID || !key_id.starts_with(&names::prefix(&self.chain)) {
+            return Err(refuse("this plugin never gave out such a key_id"));
+        }
+        let fits = ciphertext.len() <= MAX_CIPHERTEXT;
+        let envelope = carried::join(ciphertext, &annotations).filter(|_| fits);
+        let envelope = envelope.ok_or_else(|| refuse("the ciphertext is none of this plugin's"))?;
+        let opened = self.service.decrypt(Some(self.chain.as_str()), envelope, &aad(&key_id)).await;
+        opened.map_err(|error| match error.kind() {
+            Kind::InvalidCiphertext => Error::new(
+                Kind::InvalidCiphertext,
+                "the ciphertext is damaged, or was not made by this chain with this key_id",
+            ),
+            _ => error,
+        })
+    }
+
+    /// Counts a call that did not come to the service.
+    fn refuse(&self, operation: Operation, error: Error) -> Error {
+        self.service.metrics().failed(operation, self.chain.as_str(), error.kind().code());
+        error
+    }
+
+    /// One line for each call, with kube-apiserver's uid: its audit log has the same.
+    fn log(&self, call: &'static str, uid: &str, started: Instant, done: Result<KekId, &Error>) {
+        let took_us = started.elapsed().as_micros();
+        let chain = &self.chain;
+        match done {
+            Ok(kek_id) => {
+                tracing::info!(call, uid, %chain, %kek_id, took_us, "a call of kube-apiserver");
+            }
+            Err(error) => tracing::warn!(
+                call, uid, %chain, code = error.kind().code(), detail = error.detail(), took_us,
+                "a call of kube-apiserver failed"
+            ),
+        }
+    }
+}
+
+/// What came of an Encrypt.
+struct Made {
+    ciphertext: Vec<u8>,
+    annotations: HashMap<String, Vec<u8>>,
+    key_id: String,
+    kek_id: KekId,
+}
+
+/// Asks the roots now and then whether they still open the primary KEK.
+pub(super) async fn watch_roots(
+    service: Arc<KeyService>,
+    chain: ChainName,
+    mut stop: watch::Receiver<()>,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => return,
+            () = tokio::time::sleep(ASK_ROOTS) => service.check_primary(&chain).await,
+        }
+    }
+}
+
+/// What a ciphertext is bound to, beside its chain.
+fn aad(key_id: &str) -> Vec<u8> {
+    [b"kms-proxy kubernetes v1".as_slice(), key_id.as_bytes()].concat()
+}
+
+/// Runs a call until it is done, but answers in time. What takes longer, a slow root, goes on: the
+/// next try finds the KEK in memory.
+async fn in_time<T: Send + 'static>(
+    call: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::time::timeout(DEADLINE, tokio::spawn(call)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(Error::new(Kind::Internal, "the service failed; its log says why")),
+        Err(_) => {
+            Err(Error::new(Kind::RootUnavailable, "a root or the store did not answer in time"))
+        }
+    }
+}
+
+/// A uid as the log shows it.
+fn uid(text: &str) -> String {
+    text.chars().take(MAX_UID).collect()
+}
+
+fn too_long() -> Error {
+    let detail = "a plaintext has 946 bytes at most, 930 in a chain of AES-256: kube-apiserver takes \
+                  no ciphertext beyond 1,024";
+    Error::new(Kind::InvalidRequest, detail)
+}
+
+fn no_envelope() -> Error {
+    Error::new(Kind::Internal, "the service made no envelope")
+}
+
+fn not_ready(why: Option<&str>) -> Error {
+    let why = why.unwrap_or("it is being made");
+    Error::new(Kind::RootUnavailable, format!("the chain has no KEK yet: {why}"))
+}
+
+fn enforced(outage: &str) -> Error {
+    let detail = format!("kubernetes.on_root_outage is enforce, and no root answers: {outage}");
+    Error::new(Kind::RootUnavailable, detail)
+}
+
+/// The one table of errors, as gRPC says it.
+fn status(error: &Error) -> Status {
+    let code = tonic::Code::from_i32(error.kind().grpc_code());
+    Status::new(code, format!("{}: {}", error.kind().code(), error.detail()))
+}

@@ -1,0 +1,300 @@
+//! The socket: made so that nobody but those who may ever reaches it, never in the place of one that
+//! is in use, and removed at the end.
+//!
+//! It is made in a private directory, gets its mode and owner there, and is moved to its place in one
+//! step, over a stale one if need be. A lock beside it says whose place that is: of two processes
+//! that find a stale socket, one wins.
+
+use std::fs::{self, DirBuilder, File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{
+    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown,
+};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::UnixListener;
+
+use super::config::{Address, Config};
+
+/// A socket that listens. It is removed when this is dropped.
+#[derive(Debug)]
+pub struct Bound {
+    listener: UnixListener,
+    _place: Option<Place>,
+}
+
+impl Bound {
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+/// The file of a socket, and the lock that keeps others from it.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    inode: (u64, u64),
+    _lock: File,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Whoever put something else there has to know what he does.
+        if fs::symlink_metadata(&self.path).is_ok_and(|now| inode(&now) == self.inode) {
+            _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A socket that could not be made, with its path and the reason.
+#[derive(Debug, thiserror::Error)]
+#[error("kubernetes.socket: {0}")]
+pub struct Error(String);
+
+/// Listens on the socket of `config`. Must be called in a runtime.
+///
+/// # Errors
+/// [`Error`]: something listens there, what is there is no socket, or who can reach or replace it is
+/// not in the hands of this process' user and root alone.
+pub fn bind(config: &Config) -> Result<Bound, Error> {
+    let path = match &config.socket {
+        Address::Path(path) => path,
+        Address::Abstract(_) => {
+            let listener = UnixListener::bind(config.socket.to_path()).map_err(|error| {
+                Error(match error.kind() {
+                    ErrorKind::AddrInUse => format!("{}: something listens there", config.socket),
+                    _ => format!("{}: {error}", config.socket),
+                })
+            })?;
+            return Ok(Bound { listener, _place: None });
+        }
+    };
+    let failed = |detail: String| Error(format!("{}: {detail}", path.display()));
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    check_directories(directory).map_err(&failed)?;
+    let lock = lock(path).map_err(&failed)?;
+    check_stale(path).map_err(&failed)?;
+    let (listener, inode) = make(path, config).map_err(|error| failed(error.to_string()))?;
+    Ok(Bound { listener, _place: Some(Place { path: path.clone(), inode, _lock: lock }) })
+}
+
+/// Every directory on the way to the socket, by its name and by where that leads, belongs to root or
+/// to this process' user, and no one else may rename what is in it.
+fn check_directories(directory: &Path) -> Result<(), String> {
+    let real = fs::canonicalize(directory).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("there is no directory {}", directory.display()),
+        _ => format!("{}: {error}", directory.display()),
+    })?;
+    let ours = rustix::process::geteuid().as_raw();
+    for on_the_way in directory.ancestors().chain(real.ancestors()) {
+        let unsafe_for = |why: &str| Err(format!("{} {why}", on_the_way.display()));
+        let found = fs::symlink_metadata(on_the_way)
+            .map_err(|error| format!("{}: {error}", on_the_way.display()))?;
+        if ![0, ours].contains(&found.uid()) {
+            return unsafe_for(&format!(
+                "belongs to user {}, who could put another socket there: it must be root's or user \
+                 {ours}'s",
+                found.uid()
+            ));
+        }
+        let (mode, is_sticky) = (found.mode() & 0o7777, found.mode() & 0o1000 != 0);
+        if found.is_dir() && mode & 0o022 != 0 && !is_sticky {
+            return unsafe_for(&format!(
+                "has mode {mode:04o}, so others could put another socket there: take their right \
+                 to write away (chmod go-w)"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the lock beside `path`. Its file stays: to remove it would let two hold it.
+fn lock(path: &Path) -> Result<File, String> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    let at = path.with_file_name(name);
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    // In a directory such as /tmp somebody may have put a link there.
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    let file = options.open(&at).map_err(|error| format!("{}: {error}", at.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err("another kms-proxy has this socket".to_owned()),
+        Err(error) => Err(format!("{}: {error}", at.display())),
+    }
+}
+
+/// What stands at `path` is nothing, or a socket that nobody listens on.
+fn check_stale(path: &Path) -> Result<(), String> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+    };
+    if found.is_symlink() {
+        return Err("it is a symbolic link, and is not followed".to_owned());
+    }
+    if !found.is_socket() {
+        return Err("there is something that is no socket".to_owned());
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err("something listens there already; is it another plugin?".to_owned()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            tracing::info!(path = %path.display(), "a socket that nobody listens on is replaced");
+            Ok(())
+        }
+        Err(error) => Err(format!("it can't be seen whether something listens there: {error}")),
+    }
+}
+
+/// Makes the socket with its mode and owner, and moves it to `path`.
+fn make(path: &Path, config: &Config) -> io::Result<(UnixListener, (u64, u64))> {
+    let mut unique = [0; 4];
+    crate::random::fill(&mut unique).map_err(io::Error::other)?;
+    // Short: a socket's path has 108 bytes at most.
+    let private = path.with_file_name(format!(".{:08x}", u32::from_le_bytes(unique)));
+    DirBuilder::new().mode(0o700).create(&private)?;
+    let made = private.join("s");
+    let moved = UnixListener::bind(&made).and_then(|listener| {
+        fs::set_permissions(&made, PermissionsExt::from_mode(config.socket_mode.0))?;
+        if let Some(owner) = config.owner {
+            lchown(&made, Some(owner.uid), owner.gid).map_err(|error| {
+                let detail = format!("it can't be given to {owner} (kubernetes.owner): {error}");
+                io::Error::new(error.kind(), detail)
+            })?;
+        }
+        let inode = inode(&fs::symlink_metadata(&made)?);
+        fs::rename(&made, path)?;
+        Ok((listener, inode))
+    });
+    if moved.is_err() {
+        _ = fs::remove_file(&made);
+    }
+    _ = fs::remove_dir(&private);
+    moved
+}
+
+fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn config(path: &Path) -> Config {
+        toml::from_str(&format!("socket = 'unix://{}'", path.display())).unwrap()
+    }
+
+    fn refused(path: &Path) -> String {
+        bind(&config(path)).unwrap_err().to_string()
+    }
+
+    fn entries(directory: &Path) -> Vec<String> {
+        let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn it_has_the_mode_that_was_asked_for_and_goes_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kms.sock");
+        for (mode, expected) in [("0600", 0o600), ("0660", 0o660)] {
+            let mut config = config(&path);
+            config.socket_mode = mode.parse().unwrap();
+            let bound = bind(&config).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, expected);
+            assert_eq!(entries(dir.path()), ["kms.sock", "kms.sock.lock"]);
+            drop(bound);
+            assert_eq!(entries(dir.path()), ["kms.sock.lock"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stale_one_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kms.sock");
+        // What a process that was killed leaves behind.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let first = bind(&config(&path)).unwrap();
+        assert!(refused(&path).contains("another kms-proxy has this socket"));
+        let client = tokio::net::UnixStream::connect(&path).await.unwrap();
+        drop((first, client));
+
+        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(refused(&path).contains("something listens there already"));
+        drop(other);
+        bind(&config(&path)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_there_and_is_no_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kms.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(refused(&path).contains("no socket"));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        let link = dir.path().join("link.sock");
+        symlink(dir.path().join("elsewhere"), &link).unwrap();
+        assert!(refused(&link).contains("a symbolic link"));
+        let locked = dir.path().join("l.sock");
+        symlink(dir.path().join("elsewhere"), dir.path().join("l.sock.lock")).unwrap();
+        assert!(refused(&locked).contains("l.sock.lock"), "{}", refused(&locked));
+        assert!(!dir.path().join("elsewhere").exists());
+    }
+
+    #[tokio::test]
+    async fn directories_in_which_others_could_replace_it_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outer, inner) = (dir.path().join("a"), dir.path().join("a/b"));
+        fs::create_dir_all(&inner).unwrap();
+        let path = inner.join("kms.sock");
+        let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+        for directory in [&outer, &inner] {
+            for (mode, is_safe) in [(0o777, false), (0o775, false), (0o1777, true), (0o755, true)] {
+                set(directory, mode).unwrap();
+                match bind(&config(&path)) {
+                    Ok(_) => assert!(is_safe, "{mode:o}"),
+                    Err(error) => {
+                        let error = error.to_string();
+                        assert!(
+                            !is_safe && error.contains(&format!("has mode {mode:04o}")),
+                            "{error}"
+                        );
+                    }
+                }
+            }
+        }
+        // Where a link leads counts as well.
+        let link = dir.path().join("link");
+        symlink(&inner, &link).unwrap();
+        set(&outer, 0o777).unwrap();
+        assert!(refused(&link.join("kms.sock")).contains("has mode 0777"));
+        assert!(refused(&dir.path().join("none/kms.sock")).contains("there is no directory"));
+        if rustix::process::geteuid().is_root() {
+            set(&outer, 0o755).unwrap();
+            lchown(&inner, Some(65534), None).unwrap();
+            assert!(refused(&path).contains("belongs to user 65534"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_abstract_one_is_taken_once() {
+        let name = format!("kms-proxy-test-{}", std::process::id());
+        let text = format!("socket = 'unix:///@{name}'\nallowed_uids = [0]");
+        let config: Config = toml::from_str(&text).unwrap();
+        let bound = bind(&config).unwrap();
+        assert!(bind(&config).unwrap_err().to_string().contains("something listens there"));
+        drop(bound);
+        bind(&config).unwrap();
+    }
+
+    use std::fs::Permissions;
+}

@@ -1,0 +1,245 @@
+//! `aws-kms`: a key in AWS KMS, by its calls Encrypt and Decrypt.
+//!
+//! It owns what is sent, how long a call may take and the format of a wrap. Credentials, signing
+//! and retries are the SDK's, which reads the `AWS_*` variables and files by itself. What KMS says
+//! is judged in `failure`.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region};
+use aws_sdk_kms::Client;
+use aws_sdk_kms::config::IdentityCache;
+use aws_sdk_kms::config::retry::RetryConfig;
+use aws_sdk_kms::config::timeout::TimeoutConfig;
+use aws_sdk_kms::primitives::Blob;
+use serde::Deserialize;
+use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
+
+use crate::secret::KeyBytes;
+use crate::units;
+
+use super::{Context, Error, sealed};
+
+mod failure;
+mod key_id;
+
+/// The first byte of a wrap. Then follows what KMS made of the KEK, as it is.
+const FORMAT: u8 = 1;
+
+/// Bytes of a wrap at most. KMS makes about 180 of a KEK.
+const LONGEST_WRAP: usize = 1024;
+
+/// How often a call is tried at most. KMS bills each time that it answers.
+const ATTEMPTS: u32 = 3;
+
+/// One `[[root]]` with `kind = "aws-kms"`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The root's name in records and metrics.
+    pub name: String,
+    /// The key: its id, its ARN, an alias (`alias/...`) or an alias' ARN.
+    pub key_id: String,
+    /// The region; by default that of an ARN, else the one that the SDK finds.
+    pub region: Option<String>,
+    /// Where KMS is, if not where the region's is; `http://` or `https://`.
+    pub endpoint: Option<String>,
+    /// How long a call may take with all its retries.
+    #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
+    pub timeout: Duration,
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+impl Config {
+    /// Whether the settings can be meant so. Nobody is asked.
+    pub(super) fn check(&self) -> Result<(), String> {
+        key_id::check(&self.key_id)?;
+        let of_arn = key_id::region(&self.key_id);
+        match (&self.region, of_arn) {
+            (Some(region), _) if !key_id::is_region(region) => {
+                return Err("region: it is written like eu-central-1".to_owned());
+            }
+            (Some(region), Some(of_arn)) if region != of_arn => {
+                return Err(format!("region: the key of key_id is in {of_arn}"));
+            }
+            _ => {}
+        }
+        if let Some(endpoint) = &self.endpoint {
+            host(endpoint).ok_or("endpoint: it is written like https://kms.example.com:4566")?;
+        }
+        // Whoever waits for a root gives up after 15 s.
+        if !(Duration::from_millis(100)..=Duration::from_secs(14)).contains(&self.timeout) {
+            return Err("timeout: it is 100ms to 14s".to_owned());
+        }
+        Ok(())
+    }
+
+    fn region(&self) -> Option<&str> {
+        self.region.as_deref().or_else(|| key_id::region(&self.key_id))
+    }
+
+    /// Where KEKs are sent without TLS to another machine, if they are.
+    fn plain_http(&self) -> Option<&str> {
+        let endpoint = self.endpoint.as_deref().filter(|url| url.starts_with("http://"))?;
+        let host = host(endpoint)?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = host == "localhost"
+            || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
+        (!is_loopback).then_some(endpoint)
+    }
+}
+
+/// The host of an endpoint that is one: no password and no query.
+fn host(endpoint: &str) -> Option<String> {
+    let uri: http::Uri = endpoint.parse().ok()?;
+    let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+    let is_plain = !endpoint.contains(['@', '?', '#']);
+    uri.host().filter(|host| is_http && is_plain && !host.is_empty()).map(str::to_owned)
+}
+
+/// A key of KMS, used by its name.
+pub struct Root {
+    config: Config,
+    /// Made by the first call: to find the region may mean to ask the machine's metadata service.
+    client: OnceCell<Client>,
+    /// The ARN of the key that answered first. An alias can be moved to another key meanwhile.
+    key: OnceLock<String>,
+}
+
+impl Root {
+    /// Checks the settings. Neither KMS nor any source of credentials is asked.
+    ///
+    /// # Errors
+    /// What is wrong, for an operator.
+    pub fn open(config: &Config) -> Result<Self, String> {
+        config.check()?;
+        if let Some(endpoint) = config.plain_http() {
+            tracing::warn!(
+                root = config.name,
+                endpoint,
+                "KEKs are sent to this endpoint without TLS: whoever sees the traffic reads them"
+            );
+        }
+        Ok(Self { config: config.clone(), client: OnceCell::new(), key: OnceLock::new() })
+    }
+
+    async fn client(&self) -> Result<&Client, Error> {
+        let sdk = || aws_config::defaults(BehaviorVersion::latest());
+        let connect = self.client.get_or_try_init(|| connect(&self.config, sdk()));
+        let connected = tokio::time::timeout(self.config.timeout, connect).await;
+        connected.unwrap_or_else(|_| Err(failure::no_region()))
+    }
+
+    /// Whether an answer is by the key that is meant: the configured one, and where that is an
+    /// alias the one that answered first.
+    fn check_key(&self, arn: &str) -> Result<(), String> {
+        let configured = &self.config.key_id;
+        if !key_id::may_be(configured, arn) {
+            return Err(format!("the key {arn} answered, and key_id is {configured}"));
+        }
+        let first = self.key.get_or_init(|| arn.to_owned());
+        if first == arn {
+            return Ok(());
+        }
+        Err(format!(
+            "{configured} was moved from {first} to {arn}. Set key_id to the ARN of the old key: \
+             another key is another root, with a name of its own"
+        ))
+    }
+}
+
+/// A client with bounds on everything; no call is made with it.
+async fn connect(config: &Config, sdk: ConfigLoader) -> Result<Client, Error> {
+    let sdk = match config.region() {
+        Some(region) => sdk.region(Region::new(region.to_owned())),
+        None => sdk,
+    };
+    let sdk = match AppName::new("kms-proxy") {
+        Ok(name) => sdk.app_name(name).load().await,
+        Err(_) => sdk.load().await,
+    };
+    if sdk.region().is_none() {
+        return Err(failure::no_region());
+    }
+    let mut builder = aws_sdk_kms::config::Builder::from(&sdk);
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.endpoint_url(endpoint);
+    }
+    let timeout = config.timeout;
+    // Three attempts and the pauses between them fit into the whole. An attempt is bounded from the
+    // moment when it is sent: sources of credentials, such as a process, may take their time.
+    let attempt = timeout * 3 / 10;
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(attempt)
+        .read_timeout(attempt)
+        .operation_timeout(timeout)
+        .build();
+    let retries = RetryConfig::standard()
+        .with_max_attempts(ATTEMPTS)
+        .with_initial_backoff(timeout / 20)
+        .with_max_backoff(timeout / 10);
+    // What is wrong with a source of credentials is told before the whole time is over.
+    let identities = IdentityCache::lazy().load_timeout(timeout * 3 / 4).build();
+    let config = builder.timeout_config(timeouts).retry_config(retries).identity_cache(identities);
+    Ok(Client::from_conf(config.build()))
+}
+
+/// What KMS binds a wrap to, and writes to CloudTrail. The suite is bound by the key's id, which is
+/// derived from all of the key.
+fn encryption_context(context: Context<'_>) -> HashMap<String, String> {
+    HashMap::from([
+        ("kms-proxy:chain".to_owned(), context.chain.as_str().to_owned()),
+        ("kms-proxy:kek-id".to_owned(), context.kek_id.to_string()),
+    ])
+}
+
+#[async_trait]
+impl super::RootKey for Root {
+    async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
+        let call = self.client().await?.encrypt().key_id(&self.config.key_id);
+        let call = call.set_encryption_context(Some(encryption_context(context)));
+        let answer = call.plaintext(Blob::new(kek.expose())).send().await;
+        let answer = answer.map_err(|error| failure::of_wrap(&error))?;
+        self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Denied)?;
+        let sealed = answer.ciphertext_blob().map(AsRef::as_ref).unwrap_or_default();
+        if sealed.is_empty() || sealed.len() >= LONGEST_WRAP {
+            return Err(failure::not_kms());
+        }
+        Ok([&[FORMAT], sealed].concat())
+    }
+
+    async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
+        // What can't be a wrap costs no call.
+        let sealed = sealed::after_format(wrapped, FORMAT)?;
+        if sealed.is_empty() || wrapped.len() > LONGEST_WRAP {
+            return Err(sealed::wrong_length());
+        }
+        let call = self.client().await?.decrypt().key_id(&self.config.key_id);
+        let call = call.set_encryption_context(Some(encryption_context(context)));
+        let answer = call.ciphertext_blob(Blob::new(sealed)).send().await;
+        let mut answer = answer.map_err(|error| failure::of_unwrap(&error))?;
+        let kek = answer.plaintext.take().map(Blob::into_inner).unwrap_or_default();
+        let kek = Zeroizing::new(kek);
+        self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Wrong)?;
+        let kek = KeyBytes::from_slice(&kek).filter(|kek| kek.suite() == context.suite);
+        kek.ok_or_else(|| Error::Wrong("it opened to a key of another size".to_owned()))
+    }
+
+    fn kind(&self) -> &'static str {
+        "aws-kms"
+    }
+
+    fn key(&self) -> String {
+        self.config.key_id.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! What a failed call means: the SDK's errors and KMS's codes, as the few that a caller can act on.
+//!
+//! Codes are compared as text, for the SDK models only some of them. What KMS says in words is
+//! passed on for those codes alone whose words are known to hold no secret: of a bad signature KMS
+//! repeats the session token.
+
+use std::error::Error as StdError;
+
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::operation::RequestId;
+use aws_sdk_kms::operation::decrypt::DecryptError;
+use aws_sdk_kms::operation::encrypt::EncryptError;
+
+use super::super::Error;
+
+/// Characters of KMS's own words, or of the SDK's, that are passed on.
+const LONGEST_DETAIL: usize = 400;
+
+/// Why Encrypt failed. It never fails for a wrap.
+pub(super) fn of_wrap(error: &SdkError<EncryptError, HttpResponse>) -> Error {
+    match of(error) {
+        Error::Wrong(detail) => Error::Denied(detail),
+        other => other,
+    }
+}
+
+/// Why Decrypt failed.
+pub(super) fn of_unwrap(error: &SdkError<DecryptError, HttpResponse>) -> Error {
+    of(error)
+}
+
+/// There is no region, so nobody can be asked.
+pub(super) fn no_region() -> Error {
+    Error::Away(
+        "no region is known: set the root's region, or AWS_REGION, or make key_id an ARN"
+            .to_owned(),
+    )
+}
+
+/// An answer without what KMS always answers.
+pub(super) fn not_kms() -> Error {
+    not_kms_but(200)
+}
+
+fn of<E>(error: &SdkError<E, HttpResponse>) -> Error
+where
+    E: StdError + ProvideErrorMetadata + 'static,
+{
+    match error {
+        SdkError::ServiceError(answer) => {
+            let (code, message) = (answer.err().code(), answer.err().message());
+            answered(code, message, answer.raw().status().as_u16(), error.request_id())
+        }
+        SdkError::TimeoutError(_) => Error::Away(
+            "no answer in time by AWS KMS, or by what gives the credentials; timeout bounds both"
+                .to_owned(),
+        ),
+        // The SDK asks for credentials where it connects; only what the connection itself says has
+        // a kind.
+        SdkError::DispatchFailure(failure)
+            if failure.is_other() && failure.as_other().is_none() =>
+        {
+            Error::Away(format!(
+                "no credentials for AWS KMS: {}; give them in the environment (AWS_*), a profile, \
+                 or a role of the machine",
+                chain(error)
+            ))
+        }
+        SdkError::ResponseError(response) => not_kms_but(response.raw().status().as_u16()),
+        _ => Error::Away(format!("AWS KMS can't be reached: {}", chain(error))),
+    }
+}
+
+/// What a code means.
+fn answered(
+    code: Option<&str>,
+    message: Option<&str>,
+    status: u16,
+    request_id: Option<&str>,
+) -> Error {
+    let Some(code) = code.filter(|code| !code.is_empty()) else {
+        return not_kms_but(status);
+    };
+    let (class, advice, tells) = meaning(code, message.unwrap_or_default(), status);
+    let request = request_id.map(|id| format!(" (request {})", line(id))).unwrap_or_default();
+    let words = match message.filter(|message| tells && !message.is_empty()) {
+        Some(message) => format!("; AWS says: {}", line(message)),
+        None => String::new(),
+    };
+    class(format!("{}{request}: {advice}{words}", line(code)))
+}
+
+/// The class, what to do, and whether KMS's own words may be passed on.
+fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'static str, bool) {
+    let is_clock = || message.contains("expired") || message.contains("not yet current");
+    match code {
+        "ThrottlingException"
+        | "Throttling"
+        | "LimitExceededException"
+        | "LimitExceeded"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException" => {
+            (Error::Away, "throttled: the account's quota of this region is used up", false)
+        }
+        "KMSInternalException" | "DependencyTimeoutException" | "KeyUnavailableException" => {
+            (Error::Away, "AWS KMS has a fault of its own; it is tried again", false)
+        }
+        "RequestExpired" | "RequestExpiredException" | "RequestTimeTooSkewed" => {
+            (Error::Away, CLOCK, false)
+        }
+        "InvalidSignatureException" | "SignatureDoesNotMatch" if is_clock() => {
+            (Error::Away, CLOCK, false)
+        }
+        "InvalidSignatureException"
+        | "InvalidSignature"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException" => {
+            (Error::Away, "the secret access key does not belong to the access key's id", false)
+        }
+        "ExpiredTokenException" | "ExpiredToken" => {
+            (Error::Away, "the credentials have expired: renew them where they come from", false)
+        }
+        "UnrecognizedClientException"
+        | "UnrecognizedClient"
+        | "InvalidClientTokenId"
+        | "InvalidAccessKeyId"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException" => {
+            (Error::Away, "AWS does not know these credentials: replace them", false)
+        }
+        "AccessDeniedException" | "AccessDenied" | "NotAuthorizedException" => {
+            (Error::Denied, "allow kms:Encrypt and kms:Decrypt with this key, to this role", true)
+        }
+        "DisabledException" => (Error::Denied, "the key is disabled: enable it", true),
+        "KMSInvalidStateException" => (
+            Error::Denied,
+            "the key is not in a state to be used: if it is pending deletion, cancel that and enable it",
+            true,
+        ),
+        "NotFoundException" => {
+            (Error::Denied, "there is no such key in this region: check key_id and region", true)
+        }
+        "InvalidKeyUsageException" => {
+            (Error::Denied, "the key must be a symmetric one to encrypt and decrypt", true)
+        }
+        "InvalidCiphertextException" => {
+            (Error::Wrong, "it is damaged or was made for another KEK", false)
+        }
+        "IncorrectKeyException" => {
+            (Error::Wrong, "it was made by another key: was the alias moved?", false)
+        }
+        "ValidationException" if message.to_ascii_lowercase().contains("ciphertextblob") => {
+            (Error::Wrong, "AWS KMS can't read it", false)
+        }
+        "ValidationException" => {
+            (Error::Denied, "AWS KMS can't read the call: check key_id", false)
+        }
+        _ if status >= 500 || status == 429 => {
+            (Error::Away, "AWS KMS has a fault of its own; it is tried again", false)
+        }
+        _ => (Error::Denied, "AWS KMS refuses the call", false),
+    }
+}
+
+const CLOCK: &str = "this machine's clock is wrong: set it by NTP";
+
+fn not_kms_but(status: u16) -> Error {
+    Error::Away(format!(
+        "what answered with HTTP status {status} is not AWS KMS: check the endpoint, and the \
+         proxies on the way"
+    ))
+}
+
+/// The SDK's error with its causes. What a process that was to give credentials wrote to stderr is
+/// left out: nobody knows what it says, and everybody may read `/readyz`.
+fn chain(error: &dyn StdError) -> String {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    let mut texts: Vec<_> =
+        causes.map(ToString::to_string).filter(|text| text != "other").collect();
+    texts.dedup();
+    let text = texts.join(": ");
+    let text = text.split(". Stderr:").next().unwrap_or_default();
+    if text.is_empty() { line(&error.to_string()) } else { line(text) }
+}
+
+/// One line of bounded length.
+fn line(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(LONGEST_DETAIL).collect()
+}

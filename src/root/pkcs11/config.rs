@@ -1,0 +1,251 @@
+//! What is set of a `pkcs11` root, and where its PIN comes from.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::files;
+use crate::secret::SecretBytes;
+use crate::units;
+
+/// One `[[root]]` with `kind = "pkcs11"`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The root's name in records and metrics.
+    pub name: String,
+    /// The PKCS#11 module of the HSM's maker: a shared library.
+    pub module: PathBuf,
+    /// The label of the token; or `slot` says where it is.
+    pub token_label: Option<String>,
+    /// The id of the token's slot; or `token_label` says what it is called.
+    #[serde(default, deserialize_with = "slot")]
+    pub slot: Option<u64>,
+    /// The label of the AES-256 key in the token.
+    pub key_label: String,
+    /// The file with the PIN of the token's user; white space at its end does not count. It is
+    /// read for each login, so a new PIN needs no restart.
+    pub pin_file: Option<PathBuf>,
+    /// The PIN itself, from the environment: it has no place in a configuration file.
+    #[serde(skip)]
+    pub pin: Option<Arc<SecretBytes>>,
+    /// Who makes the nonces.
+    #[serde(default)]
+    pub gcm_iv: GcmIv,
+    /// How long a caller waits for the token.
+    #[serde(default = "timeout", deserialize_with = "units::duration::deserialize")]
+    pub timeout: Duration,
+}
+
+/// Who makes the nonce of a wrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GcmIv {
+    /// This process, at random.
+    #[default]
+    Caller,
+    /// The token, which writes it back: some allow nothing else (AWS CloudHSM, FIPS modes).
+    Token,
+}
+
+impl GcmIv {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::Token => "token",
+        }
+    }
+}
+
+/// The longest label of a token, in bytes: PKCS#11 pads it to that.
+const MAX_TOKEN_LABEL: usize = 32;
+
+/// The service waits 15 s for a root, so a longer wait would never be seen.
+const MAX_TIMEOUT: Duration = Duration::from_secs(15);
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("name", &self.name)
+            .field("module", &self.module)
+            .field("token_label", &self.token_label)
+            .field("slot", &self.slot)
+            .field("key_label", &self.key_label)
+            .field("pin_file", &self.pin_file)
+            .field("pin", &self.pin.as_ref().map(|_| "(secret)"))
+            .field("gcm_iv", &self.gcm_iv)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+impl Config {
+    /// Whether the files are there, and exactly one token and one PIN are named. The module is not
+    /// loaded.
+    pub(in crate::root) fn check(&self) -> Result<(), String> {
+        let module = self.module.display();
+        match std::fs::metadata(&self.module) {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => return Err(format!("module {module}: it is no file")),
+            Err(error) => return Err(format!("module {module}: {error}")),
+        }
+        match (&self.token_label, self.slot) {
+            (Some(label), None) if (1..=MAX_TOKEN_LABEL).contains(&label.len()) => {}
+            (Some(_), None) => return Err("token_label is 1 to 32 bytes".to_owned()),
+            (None, Some(_)) => {}
+            (Some(_), Some(_)) => {
+                return Err("token_label and slot are both given; give one".to_owned());
+            }
+            (None, None) => return Err("token_label is missing; or give slot".to_owned()),
+        }
+        if self.key_label.is_empty() {
+            return Err("key_label is empty".to_owned());
+        }
+        if !(Duration::from_millis(100)..=MAX_TIMEOUT).contains(&self.timeout) {
+            return Err("timeout is 100ms to 15s".to_owned());
+        }
+        self.pin().map(drop)
+    }
+
+    /// The PIN from wherever it comes.
+    pub(super) fn pin(&self) -> Result<Arc<SecretBytes>, String> {
+        let (pin, source) = match (&self.pin_file, &self.pin) {
+            (Some(path), None) => (Arc::new(read(path)?.0), format!("in {}", path.display())),
+            (None, Some(pin)) => (Arc::clone(pin), "in the environment".to_owned()),
+            (Some(_), Some(_)) => {
+                return Err("the PIN is given twice, by pin_file and by the environment; give it \
+                            once"
+                    .to_owned());
+            }
+            (None, None) => return Err("no PIN is given; name a file in pin_file".to_owned()),
+        };
+        if pin.expose().is_empty() {
+            return Err(format!("the PIN {source} is empty"));
+        }
+        Ok(pin)
+    }
+
+    /// The PIN's file with its mode, if others than its owner may read it.
+    pub(super) fn open_pin_file(&self) -> Option<(&Path, u32)> {
+        let path = self.pin_file.as_deref()?;
+        let (_, access) = read(path).ok()?;
+        (access.mode & 0o077 != 0).then_some((path, access.mode))
+    }
+
+    /// The token, as messages name it.
+    pub(super) fn token(&self) -> String {
+        match (&self.token_label, self.slot) {
+            (Some(label), _) => format!("token {label:?}"),
+            (None, slot) => format!("the token in slot {}", slot.unwrap_or_default()),
+        }
+    }
+}
+
+/// A PIN's file. It is read more than once, so a pipe will not do.
+fn read(path: &Path) -> Result<(SecretBytes, files::Access), String> {
+    let at = |detail: &dyn fmt::Display| format!("pin_file {}: {detail}", path.display());
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(at(&"it is no regular file, and it is read for each login")),
+        Err(error) => return Err(at(&error)),
+    }
+    let (pin, access) = files::read_secret(path).map_err(|error| at(&error))?;
+    Ok((pin.trim_end(), access))
+}
+
+fn timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// A slot's id: a number, or text when it comes from the environment.
+fn slot<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Slot {
+        Number(u64),
+        Text(String),
+    }
+    let slot = match Slot::deserialize(deserializer) {
+        Ok(Slot::Number(slot)) => Some(slot),
+        Ok(Slot::Text(text)) => text.trim().parse().ok(),
+        Err(_) => None,
+    };
+    slot.map(Some).ok_or_else(|| de::Error::custom("slot is a whole number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A configuration with these lines more. The module is any file: it is not loaded.
+    fn config(lines: &str) -> Result<Config, String> {
+        let text = format!("name = 'hsm'\nmodule = '/bin/sh'\nkey_label = 'kek'\n{lines}");
+        toml::from_str(&text).map_err(|error| error.to_string())
+    }
+
+    fn secret(text: &str) -> Option<Arc<SecretBytes>> {
+        Some(Arc::new(SecretBytes::new(text.into())))
+    }
+
+    #[test]
+    fn defaults_are_five_seconds_and_nonces_of_our_own() {
+        let config = config("slot = 7").unwrap();
+        assert_eq!((config.slot, config.gcm_iv), (Some(7), GcmIv::Caller));
+        assert_eq!(config.timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn one_token_is_named_in_one_way() {
+        for (lines, wrong) in [
+            ("slot = 7", None),
+            ("slot = '7'", None),
+            ("token_label = 'a'", None),
+            ("", Some("token_label is missing")),
+            ("slot = 7\ntoken_label = 'a'", Some("both given")),
+            ("token_label = ''", Some("1 to 32 bytes")),
+            ("token_label = '123456789012345678901234567890123'", Some("1 to 32 bytes")),
+            ("slot = 7\ntimeout = '16s'", Some("100ms to 15s")),
+        ] {
+            let config = Config { pin: secret("1234"), ..config(lines).unwrap() };
+            match (config.check(), wrong) {
+                (Ok(()), None) => {}
+                (Err(error), Some(wrong)) => assert!(error.contains(wrong), "{lines}: {error}"),
+                (other, _) => panic!("{lines}: {other:?}"),
+            }
+        }
+        for bad in ["slot = 'seven'", "slot = -1", "slot = 7\npin = '1234'", "gcm_iv = 'zero'"] {
+            assert!(config(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_pin_is_given_once_and_is_shown_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pin");
+        std::fs::write(&file, "4711-secret\n").unwrap();
+        let none = config("slot = 7").unwrap();
+        let by_file = Config { pin_file: Some(file.clone()), ..none.clone() };
+        assert_eq!(by_file.pin().unwrap().expose(), b"4711-secret");
+        let both = Config { pin: secret("4711-secret"), ..by_file.clone() };
+        for (bad, said) in [
+            (none.clone(), "no PIN is given"),
+            (both.clone(), "given twice"),
+            (Config { pin: secret(""), ..none.clone() }, "is empty"),
+            (Config { pin_file: Some(dir.path().into()), ..none.clone() }, "no regular file"),
+            (Config { pin_file: Some(dir.path().join("x")), ..none.clone() }, "No such file"),
+            (Config { module: "/no/such.so".into(), ..by_file }, "module /no/such.so"),
+        ] {
+            let error = bad.check().unwrap_err();
+            assert!(error.contains(said) && !error.contains("4711"), "{error}");
+        }
+        assert!(!format!("{both:?}").contains("4711"));
+        std::fs::write(&file, " \n").unwrap();
+        let empty = Config { pin_file: Some(file), ..none };
+        assert!(empty.check().unwrap_err().contains("is empty"));
+    }
+}

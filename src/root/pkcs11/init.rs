@@ -1,0 +1,73 @@
+//! Making the key in the token, once, when an operator asks for it.
+
+use std::sync::Arc;
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::Attribute;
+use cryptoki::session::Session;
+
+use crate::root::Error;
+
+use super::config::Config;
+use super::fault::Fault;
+use super::module::Module;
+use super::token::{self, Nature};
+
+/// Makes an AES-256 key of the configured label, and says so. One that is there is left alone.
+pub(super) fn make(module: &Arc<Module>, config: &Config) -> Result<String, Error> {
+    let here = || {
+        let pass = module.enter(config.timeout)?;
+        let session = token::session(&pass, config, true)?;
+        let made = make_in(&session, config);
+        _ = session.close();
+        made
+    };
+    module.initialise(0, config.timeout).map_err(Error::Away)?;
+    here().map_err(Error::from)
+}
+
+fn make_in(session: &Session, config: &Config) -> Result<String, Fault> {
+    let (place, label) = (config.token(), &config.key_label);
+    if !token::find_all(session, config)?.is_empty() {
+        return Err(Fault::Denied(format!(
+            "{place} has a secret key with the label {label:?} already; nothing was changed"
+        )));
+    }
+    let key = session.generate_key(&Mechanism::AesKeyGen, &template(config))?;
+    let undo = |why: &str| {
+        let undone = match session.destroy_object(key) {
+            Ok(()) => "it was deleted again",
+            Err(_) => "and it could not be deleted",
+        };
+        Fault::Denied(format!("a key was made in {place}, but {why}; {undone}"))
+    };
+    if token::find_all(session, config)?.len() != 1 {
+        return Err(undo("another one of its label was made meanwhile"));
+    }
+    if !Nature::of(session, key)?.is_kept {
+        return Err(undo("the token would let it be read out"));
+    }
+    Ok(format!(
+        "an AES-256 key with the label {label:?} was made in {place}; it can't be read out of it. \
+         Back it up as the token's maker says: what it wraps is lost without it"
+    ))
+}
+
+fn template(config: &Config) -> [Attribute; 14] {
+    [
+        Attribute::Label(config.key_label.clone().into_bytes()),
+        Attribute::ValueLen(32.into()),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+        Attribute::Sign(false),
+        Attribute::Verify(false),
+        Attribute::Derive(false),
+        Attribute::Modifiable(false),
+    ]
+}

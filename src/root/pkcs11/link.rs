@@ -1,0 +1,193 @@
+//! One thread's way to the key: a session, logged in, with the key found, and what is done when
+//! one of them is gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+
+use crate::root::Error;
+use crate::secret::KeyBytes;
+
+use super::config::Config;
+use super::fault::{self, Fault};
+use super::gcm;
+use super::module::{Module, Pass};
+use super::token;
+
+/// What is encrypted to see whether a session works. It is no wrap: its AAD is none of a KEK.
+const PROOF: &[u8; 16] = b"kms-proxy proof.";
+
+/// The configured key of one thread.
+pub(super) struct Link {
+    module: Arc<Module>,
+    config: Arc<Config>,
+    open: Option<Open>,
+    /// Of all threads of the root.
+    is_warned: Arc<AtomicBool>,
+}
+
+/// A session that has the key.
+struct Open {
+    session: Session,
+    key: ObjectHandle,
+    epoch: u64,
+    /// [`PROOF`], encrypted in this session.
+    proof: Vec<u8>,
+}
+
+impl Link {
+    /// A link that is not open yet.
+    pub(super) fn new(
+        module: Arc<Module>,
+        config: Arc<Config>,
+        is_warned: Arc<AtomicBool>,
+    ) -> Self {
+        Self { module, config, open: None, is_warned }
+    }
+
+    /// Nonce, ciphertext and tag of `kek`.
+    pub(super) fn wrap(&mut self, aad: &[u8], kek: &KeyBytes) -> Result<Vec<u8>, Error> {
+        let iv = self.config.gcm_iv;
+        self.call(|open| gcm::seal(&open.gcm(), iv, aad, kek.expose()))
+    }
+
+    /// Opens what [`wrap`](Self::wrap) made.
+    pub(super) fn unwrap(&mut self, aad: &[u8], sealed: &[u8]) -> Result<KeyBytes, Error> {
+        self.call(|open| {
+            let mut said = String::new();
+            // Many tokens say the same for a wrong wrap and for a broken session. If the session
+            // opens what it made itself, and then still not this, it is the wrap.
+            for _ in 0..2 {
+                let cause = match gcm::open(&open.gcm(), aad, sealed) {
+                    Ok(kek) => {
+                        return KeyBytes::from_slice(&kek)
+                            .ok_or_else(|| Fault::Wrong("it holds no KEK".to_owned()));
+                    }
+                    Err(cause) => cause,
+                };
+                said = fault::text(&cause);
+                if fault::is_wrong(&cause) {
+                    break;
+                }
+                if !open.works() {
+                    return Err(cause.into());
+                }
+            }
+            Err(Fault::Wrong(format!(
+                "the key in the token is another one, or the wrap is damaged or was made for \
+                 another KEK ({said})"
+            )))
+        })
+    }
+
+    /// Does `operation` in a session: in the one there is, in a new one, and then in one of a
+    /// module that was initialised anew. Only that brings a token back that was removed.
+    fn call<T>(&mut self, operation: impl Fn(&Open) -> Result<T, Fault>) -> Result<T, Error> {
+        let mut last = match self.attempt(&operation) {
+            Err((fault, _)) if fault.may_pass() => self.attempt(&operation),
+            other => other,
+        };
+        if let Err((fault, epoch)) = &last
+            && fault.may_pass()
+        {
+            match self.module.initialise(*epoch, self.config.timeout) {
+                Ok(()) => {
+                    last = self.attempt(&operation);
+                    if last.is_ok() {
+                        self.module.helped();
+                    }
+                }
+                Err(why) => tracing::debug!(root = self.config.name, why, "not initialised anew"),
+            }
+        }
+        last.map_err(|(fault, _)| fault.into())
+    }
+
+    /// Opens a session if there is none, and does `operation` in it. After a failure that a new
+    /// session may mend there is none. With the failure comes the epoch in which it happened.
+    fn attempt<T>(
+        &mut self,
+        operation: impl Fn(&Open) -> Result<T, Fault>,
+    ) -> Result<T, (Fault, u64)> {
+        let module = Arc::clone(&self.module);
+        let pass = module.enter(self.config.timeout).map_err(|fault| (fault, 0))?;
+        let open = match self.open.take().filter(|open| open.epoch == pass.epoch) {
+            Some(open) => Ok(open),
+            None => Open::new(&pass, &self.config, &self.is_warned),
+        };
+        let result = open.and_then(|open| match operation(&open) {
+            Err(fault) if fault.may_pass() => {
+                // What it says is of no use: the session may be gone already.
+                _ = open.session.close();
+                Err(fault)
+            }
+            result => {
+                self.open = Some(open);
+                result
+            }
+        });
+        result.map_err(|fault| (fault, pass.epoch))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        if let Ok(pass) = self.module.enter(self.config.timeout)
+            && pass.epoch == open.epoch
+        {
+            _ = open.session.close();
+        }
+    }
+}
+
+impl Open {
+    fn new(pass: &Pass<'_>, config: &Config, is_warned: &AtomicBool) -> Result<Self, Fault> {
+        let session = token::session(pass, config, false)?;
+        match Self::with(&session, config, is_warned) {
+            Ok((key, proof)) => Ok(Self { session, key, epoch: pass.epoch, proof }),
+            Err(fault) => {
+                _ = session.close();
+                Err(fault)
+            }
+        }
+    }
+
+    /// The key, and a proof that it works.
+    fn with(
+        session: &Session,
+        config: &Config,
+        is_warned: &AtomicBool,
+    ) -> Result<(ObjectHandle, Vec<u8>), Fault> {
+        let key = token::find(session, config)?;
+        let nature = token::Nature::of(session, key)?;
+        if !nature.is_aes_256 {
+            let label = &config.key_label;
+            return Err(Fault::Denied(format!("the key {label:?} is no AES-256 key")));
+        }
+        let gcm = (session, key);
+        let proof = gcm::seal(&gcm, config.gcm_iv, PROOF, PROOF)?;
+        if **gcm::open(&gcm, PROOF, &proof)? != *PROOF {
+            return Err(Fault::Denied("the token does not open what it encrypted".to_owned()));
+        }
+        if !nature.is_kept && !is_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                root = config.name,
+                key = config.key_label,
+                "the key can be read out of its token: it is extractable, or not sensitive"
+            );
+        }
+        Ok((key, proof))
+    }
+
+    fn gcm(&self) -> (&Session, ObjectHandle) {
+        (&self.session, self.key)
+    }
+
+    /// Whether the session still opens what it made.
+    fn works(&self) -> bool {
+        gcm::open(&self.gcm(), PROOF, &self.proof).is_ok_and(|proof| **proof == *PROOF)
+    }
+}

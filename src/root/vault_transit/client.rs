@@ -1,0 +1,272 @@
+//! Single calls of a server: how they are sent, what came back, and why nothing did.
+//!
+//! It knows no endpoint. Buffers with secrets in them are wiped, as far as they are ours: reqwest
+//! and the TLS library have their own.
+
+use std::borrow::Cow;
+use std::error::Error as _;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::HeaderValue;
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::root::Error;
+use crate::secret::SecretBytes;
+
+use super::config::{Config, trimmed};
+
+/// The longest answer that is read, in bytes: a key with ten thousand versions has 300 KB.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Longer than any body is, in bytes, so that none grows and leaves a copy behind: a secret id and a
+/// role id have 4 KiB at most.
+const MAX_BODY: usize = 16 << 10;
+
+/// A server, and how it is called.
+pub(super) struct Client {
+    http: reqwest::Client,
+    /// The address, up to and with `/v1/`.
+    base: String,
+    namespace: Option<HeaderValue>,
+    timeout: Duration,
+}
+
+/// What to ask: a path below `/v1/`, and a body.
+#[derive(Clone)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) body: Bytes,
+}
+
+impl Call {
+    pub(super) fn get(path: String) -> Self {
+        Self { method: Method::GET, path, body: Bytes::new() }
+    }
+
+    /// A POST of `body` as JSON, in a buffer that is wiped.
+    pub(super) fn post(path: String, body: &impl Serialize) -> Result<Self, Error> {
+        let mut json = Zeroizing::new(Vec::with_capacity(MAX_BODY));
+        serde_json::to_writer(&mut *json, body).map_err(|error| Error::Away(error.to_string()))?;
+        Ok(Self { method: Method::POST, path, body: Bytes::from_owner(json) })
+    }
+}
+
+/// A server's answer.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Answer {
+    /// What a good answer says.
+    ///
+    /// # Errors
+    /// [`Error::Away`] when it does not say that: something else than Vault is there.
+    pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|_| {
+            Error::Away("its answer can't be read; is it Vault or OpenBao?".to_owned())
+        })
+    }
+
+    /// The reasons of a bad answer; `None` when it is not one of Vault's.
+    pub(super) fn reasons(&self) -> Option<Reasons> {
+        #[derive(Deserialize)]
+        struct Body<'a> {
+            #[serde(borrow)]
+            errors: Vec<Cow<'a, str>>,
+        }
+        let body: Body<'_> = serde_json::from_slice(&self.body).ok()?;
+        Some(Reasons(body.errors.join("; ")))
+    }
+}
+
+/// Why a server says no, in its words.
+pub(super) struct Reasons(String);
+
+impl Reasons {
+    pub(super) fn tell(&self, part: &str) -> bool {
+        self.0.contains(part)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Reasons {
+    /// Short, and without anything that might be a token or a key, should a server repeat one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |c: char| if c.is_ascii_graphic() { c } else { ' ' };
+        let text: String = self.0.chars().map(plain).take(300).collect();
+        let harmless = |word: &&str| {
+            let mut runs =
+                word.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=._-".contains(c)));
+            runs.all(|run| run.len() < 16)
+        };
+        let words: Vec<&str> = text
+            .split_whitespace()
+            .map(|word| Some(word).filter(harmless).unwrap_or("(left out)"))
+            .collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+impl Client {
+    /// A client of the configured server.
+    ///
+    /// It follows no redirect, which would take the token elsewhere, and heeds no proxy of the
+    /// environment: the way to a root is what the configuration says.
+    pub(super) fn new(config: &Config) -> Result<Self, String> {
+        let url = config.url()?;
+        let mut http = reqwest::Client::builder()
+            .user_agent(concat!("kms-proxy/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(config.timeout)
+            // Servers and what is before them end idle connections; calls are rare.
+            .pool_idle_timeout(Duration::from_secs(20));
+        if let Some(authorities) = config.authorities()? {
+            http = http.tls_certs_only(authorities);
+        } else if url.scheme() == "http" {
+            // A machine without any certificates is no hindrance.
+            http = http.tls_certs_only([]);
+        }
+        let namespace = config.namespace.as_deref().map(trimmed);
+        let namespace = namespace.map(|name| HeaderValue::from_str(&name)).transpose();
+        Ok(Self {
+            http: http.build().map_err(|error| format!("no TLS: {}", causes(&error)))?,
+            base: format!("{}/v1/", url.as_str().trim_end_matches('/')),
+            namespace: namespace.map_err(|error| format!("namespace: {error}"))?,
+            timeout: config.timeout,
+        })
+    }
+
+    /// Makes one call.
+    ///
+    /// # Errors
+    /// [`Error::Away`]: no answer, or one that says "not now" whatever was asked.
+    pub(super) async fn send(
+        &self,
+        call: &Call,
+        token: Option<&SecretBytes>,
+    ) -> Result<Answer, Error> {
+        let url = format!("{}{}", self.base, call.path);
+        let mut request = self.http.request(call.method.clone(), url);
+        // A listener of an agent may insist on it, against requests that a page forges.
+        request = request.header("X-Vault-Request", "true");
+        if let Some(namespace) = &self.namespace {
+            request = request.header("X-Vault-Namespace", namespace);
+        }
+        if let Some(token) = token {
+            request = request.header("X-Vault-Token", header(token)?);
+        }
+        if !call.body.is_empty() {
+            request = request.header("Content-Type", "application/json").body(call.body.clone());
+        }
+        let mut response = request.send().await.map_err(|error| self.away(&error))?;
+        let status = response.status();
+        let announced = response.content_length().and_then(|len| usize::try_from(len).ok());
+        let capacity = announced.unwrap_or(16 << 10).min(MAX_ANSWER);
+        let mut body = Zeroizing::new(Vec::with_capacity(capacity));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.away(&error))? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(Error::Away("its answer is longer than any of Vault's".to_owned()));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let answer = Answer { status, body };
+        not_now(&answer).map_or(Ok(answer), |detail| Err(Error::Away(detail)))
+    }
+
+    fn away(&self, error: &reqwest::Error) -> Error {
+        let detail = if error.is_timeout() {
+            format!("no answer in {}", crate::units::duration::format(self.timeout))
+        } else {
+            causes(error)
+        };
+        Error::Away(detail)
+    }
+}
+
+/// What a status says of the server, not of the question; `None` when it is about the question.
+fn not_now(answer: &Answer) -> Option<String> {
+    let reasons = answer.reasons();
+    let tells = |part| reasons.as_ref().is_some_and(|reasons| reasons.tell(part));
+    Some(match answer.status.as_u16() {
+        503 if tells("sealed") => "it is sealed".to_owned(),
+        429 if tells("quota") => "its rate limit is reached".to_owned(),
+        status @ (429 | 472 | 473) => format!("it is a standby or limits its callers ({status})"),
+        // Enterprise: a node that has not caught up with what the token has seen.
+        412 => "it has not caught up with its cluster".to_owned(),
+        300..=399 => "it redirects, as a standby does that can't reach the active node; \
+                      redirects are not followed"
+            .to_owned(),
+        status @ (408 | 500..=599) => {
+            let reasons = reasons.map(|reasons| reasons.to_string()).unwrap_or_default();
+            format!("it answers {status} {reasons}").trim_end().to_owned()
+        }
+        status if status >= 400 && reasons.is_none() => {
+            format!("something else answers there with {status}; is it Vault or OpenBao?")
+        }
+        _ => return None,
+    })
+}
+
+/// A token as a header, in bytes that are wiped and that no `Debug` shows.
+fn header(token: &SecretBytes) -> Result<HeaderValue, Error> {
+    let bytes = Bytes::from_owner(Zeroizing::new(token.expose().to_vec()));
+    let mut value = HeaderValue::from_maybe_shared(bytes)
+        .map_err(|_| Error::Away("the token has bytes that no header takes".to_owned()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// An error with all that caused it: a wrong CA is told from an outage by the last of them.
+fn causes(error: &reqwest::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if texts.last().is_none_or(|last| !last.contains(&text)) {
+            texts.push(text);
+        }
+        cause = error.source();
+    }
+    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_repeat_nothing_that_may_be_secret() {
+        let told = |text: &str| Reasons(text.to_owned()).to_string();
+        assert_eq!(
+            told("1 error occurred:\n\t* permission denied\n\n"),
+            "1 error occurred: * permission denied"
+        );
+        for secret in [
+            "s.2KvQGPMrsReMm61aleUJsb40",
+            "e49f4d0e-1096-fe4d-69c3-875fcfb482fe",
+            "AAECAwQFBgcICQoLDA0ODw==",
+        ] {
+            let text = told(&format!("bad \"{secret}\", no"));
+            assert_eq!(text, "bad (left out) no");
+        }
+        assert!(told(&"a ".repeat(10_000)).len() <= 300);
+    }
+
+    #[test]
+    fn a_token_is_not_in_the_debug_of_its_header() {
+        let value = header(&SecretBytes::new(b"s.hunter2".to_vec())).unwrap();
+        assert_eq!(value.as_bytes(), b"s.hunter2");
+        assert!(!format!("{value:?}").contains("hunter2"));
+        assert!(header(&SecretBytes::new(b"a\nb".to_vec())).is_err());
+    }
+}

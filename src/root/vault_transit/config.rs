@@ -1,0 +1,209 @@
+//! One `[[root]]` with `kind = "vault-transit"`: its settings, and what is wrong with them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Certificate, Url};
+use serde::Deserialize;
+
+use crate::secret::SecretBytes;
+use crate::units;
+
+use super::login::{Login, MAX_LEN, Secret};
+
+/// One `[[root]]` with `kind = "vault-transit"`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The root's name in records and metrics.
+    pub name: String,
+    /// The server's URL, such as `https://vault.example:8200`.
+    pub address: String,
+    /// Where the transit engine is mounted.
+    #[serde(default = "transit")]
+    pub mount: String,
+    /// The name of the key in the transit engine.
+    pub key: String,
+    /// The namespace that engine and login are in.
+    pub namespace: Option<String>,
+    /// A PEM file with the certificates to trust, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// The file with a token that something else keeps valid.
+    pub token_file: Option<PathBuf>,
+    /// The token itself, from the environment: it has no place in a configuration file.
+    #[serde(skip)]
+    pub token: Option<Arc<SecretBytes>>,
+    /// Of AppRole: the role's id.
+    pub role_id: Option<String>,
+    /// Of AppRole: the file with the secret id.
+    pub secret_id_file: Option<PathBuf>,
+    /// Of AppRole: the secret id itself, from the environment.
+    #[serde(skip)]
+    pub secret_id: Option<Arc<SecretBytes>>,
+    /// Of AppRole: where it is mounted.
+    #[serde(default = "approle")]
+    pub auth_mount: String,
+    /// How long one call may take.
+    #[serde(default = "five_seconds", deserialize_with = "units::duration::deserialize")]
+    pub timeout: Duration,
+}
+
+fn transit() -> String {
+    "transit".to_owned()
+}
+
+fn approle() -> String {
+    "approle".to_owned()
+}
+
+fn five_seconds() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// A wrap or unwrap is a few calls at worst, and the service gives it 15 seconds.
+const TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(10);
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secret = |secret: &Option<Arc<SecretBytes>>| secret.as_ref().map(|_| "(secret)");
+        f.debug_struct("Config")
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .field("mount", &self.mount)
+            .field("key", &self.key)
+            .field("namespace", &self.namespace)
+            .field("ca", &self.ca)
+            .field("token_file", &self.token_file)
+            .field("token", &secret(&self.token))
+            .field("role_id", &self.role_id)
+            .field("secret_id_file", &self.secret_id_file)
+            .field("secret_id", &secret(&self.secret_id))
+            .field("auth_mount", &self.auth_mount)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+impl Config {
+    /// Whether all of it can be used. No server is asked.
+    pub(in crate::root) fn check(&self) -> Result<(), String> {
+        self.url()?;
+        self.authorities()?;
+        self.login()?.check()?;
+        check_path("mount", &self.mount)?;
+        check_path("auth_mount", &self.auth_mount)?;
+        if let Some(namespace) = &self.namespace {
+            check_path("namespace", namespace)?;
+        }
+        if self.key.contains('/') {
+            return Err("key is one name, without a /".to_owned());
+        }
+        check_path("key", &self.key)?;
+        if self.role_id.as_ref().is_some_and(|role_id| role_id.len() > MAX_LEN) {
+            return Err("role_id has 4096 bytes at most".to_owned());
+        }
+        if !TIMEOUTS.contains(&self.timeout) {
+            return Err("timeout is 10ms to 10s".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The address, which is `http` or `https`, and without anything that has no place in it. The
+    /// errors don't repeat it: it may hold a password.
+    pub(super) fn url(&self) -> Result<Url, String> {
+        let url = Url::parse(&self.address).ok().filter(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        url.ok_or_else(|| {
+            "address is a URL such as https://vault.example:8200, without user, password or query"
+                .to_owned()
+        })
+    }
+
+    /// Whether everybody on the way can read tokens and KEKs.
+    pub(super) fn is_in_the_open(&self) -> bool {
+        self.url().is_ok_and(|url| {
+            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+            let is_loopback =
+                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+            url.scheme() == "http" && !is_loopback
+        })
+    }
+
+    /// The certificates to trust; `None` for the system's.
+    pub(super) fn authorities(&self) -> Result<Option<Vec<Certificate>>, String> {
+        let Some(path) = &self.ca else { return Ok(None) };
+        let wrong = |error: &dyn fmt::Display| format!("ca, {}: {error}", path.display());
+        let pem = std::fs::read(path).map_err(|error| wrong(&error))?;
+        match Certificate::from_pem_bundle(&pem) {
+            Ok(found) if !found.is_empty() => Ok(Some(found)),
+            _ => Err(wrong(&"it holds no certificate in PEM")),
+        }
+    }
+
+    /// The one way to log in that is configured.
+    pub(super) fn login(&self) -> Result<Login, String> {
+        let token = source("token", self.token_file.as_ref(), self.token.as_ref())?;
+        let secret_id = source("secret_id", self.secret_id_file.as_ref(), self.secret_id.as_ref())?;
+        let role_id = self.role_id.as_ref().filter(|role_id| !role_id.trim().is_empty());
+        match (token, role_id, secret_id) {
+            (Some(token), None, None) => Ok(Login::Token(token)),
+            (None, Some(role_id), Some(secret_id)) => Ok(Login::AppRole {
+                mount: trimmed(&self.auth_mount),
+                role_id: role_id.clone(),
+                secret_id,
+            }),
+            (None, Some(_), None) => {
+                Err("role_id needs a secret id; name a file in secret_id_file".to_owned())
+            }
+            (None, None, Some(_)) => Err("a secret id needs role_id".to_owned()),
+            (None, None, None) => Err("there is no login; name a file in token_file, or give \
+                                       role_id and secret_id_file"
+                .to_owned()),
+            (Some(_), _, _) => {
+                Err("there are two logins, a token and AppRole; give one".to_owned())
+            }
+        }
+    }
+}
+
+/// Where a secret comes from, if it is given.
+fn source(
+    name: &str,
+    file: Option<&PathBuf>,
+    value: Option<&Arc<SecretBytes>>,
+) -> Result<Option<Secret>, String> {
+    match (file, value) {
+        (Some(_), Some(_)) => Err(format!(
+            "{name} is given twice, by {name}_file and by the environment; give it once"
+        )),
+        (Some(path), None) => Ok(Some(Secret::File(path.clone()))),
+        (None, Some(value)) => Ok(Some(Secret::Given(Arc::clone(value)))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A path without slashes at its ends: people write `transit/` as well.
+pub(super) fn trimmed(path: &str) -> String {
+    path.trim_matches('/').to_owned()
+}
+
+/// Names are put into URLs as they are, so nothing may be in them that means something there.
+fn check_path(name: &str, path: &str) -> Result<(), String> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let is_name =
+        |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(fits);
+    let path = trimmed(path);
+    if path.len() <= 200 && path.split('/').all(is_name) {
+        return Ok(());
+    }
+    Err(format!("{name} is made of a-z A-Z 0-9 . _ -, in parts with / between them"))
+}

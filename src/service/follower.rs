@@ -1,0 +1,225 @@
+//! Follows what other processes write to a store that they share: new chains, new KEKs, states that
+//! were changed. What a watch misses is read again, and so is everything now and then.
+//!
+//! Nothing waits for it. A read of a KEK or chain that is not known goes to the store itself.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::Monotonic;
+use crate::id::{ChainName, KekId};
+use crate::keychain::Refusal;
+use crate::store::record::{self, Kek, Part, Record};
+use crate::store::{self, News, Revision, Store};
+
+use super::chain::Chain;
+use super::{KeyService, states};
+
+/// How often everything in memory is compared with the store: a KEK that is disabled elsewhere is
+/// refused here within 30 s, also where the watch failed.
+const EVERY: Duration = Duration::from_secs(20);
+
+/// Keys of one read.
+pub(super) const PAGE: usize = 64;
+
+impl KeyService {
+    /// Starts to follow; nothing to do where nobody else can write.
+    pub(super) fn follow(self: &Arc<Self>) -> Option<tokio::task::JoinHandle<()>> {
+        let mut watch = self.core.store.watch()?;
+        let (service, mut stop) = (Arc::downgrade(self), self.core.stopping.subscribe());
+        Some(tokio::spawn(async move {
+            let mut due = Instant::now() + EVERY;
+            loop {
+                let news = tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|&stopping| stopping) => return,
+                    news = tokio::time::timeout_at(due, watch.next()) => news,
+                };
+                // Whatever is told: now and then all is read again.
+                let news = news.unwrap_or(News::Missed);
+                if news == News::Missed {
+                    due = Instant::now() + EVERY;
+                }
+                let Some(service) = service.upgrade() else { return };
+                let failed = match news {
+                    News::Changed(changes) => service.heard(changes).await,
+                    News::Missed => service.read_again().await,
+                    News::Restored => {
+                        service.restored().await;
+                        service.read_again().await
+                    }
+                };
+                if let Err(error) = failed {
+                    // It is tried again within EVERY, and readiness tells of the store.
+                    tracing::debug!(%error, "what others wrote could not be read");
+                }
+            }
+        }))
+    }
+
+    async fn heard(&self, changes: Vec<(String, Revision)>) -> Result<(), store::Error> {
+        for (key, revision) in changes {
+            let Some((name, part)) = record::parse_key(&key) else { continue };
+            let Some(chain) = self.chains.load().get(&name).cloned() else {
+                self.core.unknown_chains.remove(&name);
+                if part == Part::Head {
+                    self.load_chain(&name).await?;
+                }
+                continue;
+            };
+            if let Part::Kek(id) = part {
+                self.core.unknown.remove(&(name.clone(), id));
+                if self.is_held(&chain, id) {
+                    states::learn(&self.core, &chain, id).await?;
+                }
+            }
+            if part != Part::Claim && chain.tidings.written(revision) {
+                chain.need_uses.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything in memory again.
+    async fn read_again(&self) -> Result<(), store::Error> {
+        let began = self.core.clock.now();
+        self.read_heads().await?;
+        self.read_states().await?;
+        self.core.confirm(began);
+        Ok(())
+    }
+
+    async fn read_heads(&self) -> Result<(), store::Error> {
+        let chains: Vec<_> = self.chains.load().values().cloned().collect();
+        for chains in chains.chunks(PAGE) {
+            let keys: Vec<_> = chains.iter().map(|chain| record::head_key(&chain.name)).collect();
+            let heads = self.core.store.get_all(&keys).await?;
+            for (chain, head) in chains.iter().zip(heads) {
+                if chain.tidings.head_is(head.as_ref()) {
+                    chain.need_uses.notify_one();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the records of all KEKs in memory, and of those that are refused.
+    async fn read_states(&self) -> Result<(), store::Error> {
+        let chains = self.chains.load_full();
+        let travellers = self.core.keyring.travellers().into_iter();
+        let mut held = self.held();
+        // One that travelled along may have been stored, and disabled, since.
+        held.extend(travellers.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
+        for held in held.chunks(PAGE) {
+            let keys: Vec<_> =
+                held.iter().map(|(chain, id)| record::kek_key(&chain.name, *id)).collect();
+            let read = self.core.store.get_all(&keys).await?;
+            for ((chain, id), entry) in held.iter().zip(read) {
+                match entry.map(|entry| Kek::decode(&entry.key, &entry.value)) {
+                    Some(Ok(kek)) => {
+                        let known = chain.snapshot().refused().find(|(known, _)| known == id);
+                        if states::refusal(kek.state) != known.map(|(_, refusal)| refusal) {
+                            states::learn(&self.core, chain, *id).await?;
+                        }
+                    }
+                    Some(Err(error)) => {
+                        tracing::error!(chain = %chain.name, kek_id = %id, %error, "a stored record is damaged");
+                    }
+                    None if self.core.keyring.has_traveller(&chain.name, *id) => {}
+                    // A record is never deleted. Where nothing is known that could be put in its
+                    // place, it is no reason to repair the chain again and again.
+                    None if !self.can_put_back(chain, *id) => {
+                        tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is gone");
+                    }
+                    None => {
+                        chain.reserver.lock().await.ledger.set_restored();
+                        chain.need_uses.notify_one();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The KEKs in memory and those that are refused, with their chains.
+    pub(super) fn held(&self) -> Vec<(Arc<Chain>, KekId)> {
+        let chains = self.chains.load();
+        let mut held: Vec<_> = chains
+            .values()
+            .flat_map(|chain| {
+                let snapshot = chain.snapshot();
+                let ids = snapshot.keks().map(|kek| kek.id());
+                let ids = ids.chain(snapshot.refused().map(|(id, _)| id));
+                ids.map(|id| (Arc::clone(chain), id)).collect::<Vec<_>>()
+            })
+            .collect();
+        let cached = self.core.keyring.held().into_iter();
+        held.extend(cached.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
+        held
+    }
+
+    fn is_held(&self, chain: &Chain, id: KekId) -> bool {
+        let snapshot = chain.snapshot();
+        snapshot.kek(id).is_some()
+            || snapshot.allows(id).is_err()
+            || self.core.keyring.in_memory(&chain.name, id).is_some()
+    }
+
+    /// Whether a record that the store lacks could be put back, or a tombstone for it.
+    fn can_put_back(&self, chain: &Chain, id: KekId) -> bool {
+        let destroyed = (id, Refusal::Destroyed);
+        self.core.keyring.remembers(&chain.name, id)
+            || chain.snapshot().refused().any(|refused| refused == destroyed)
+    }
+
+    async fn restored(&self) {
+        let chains: Vec<_> = self.chains.load().values().cloned().collect();
+        for chain in chains {
+            chain.reserver.lock().await.ledger.set_restored();
+            chain.need_uses.notify_one();
+        }
+    }
+
+    /// Loads a chain that is new here, if there is one of this name.
+    pub(super) async fn load_chain(
+        &self,
+        name: &ChainName,
+    ) -> Result<Option<Arc<Chain>>, store::Error> {
+        let chain = self.core.load(name).await?;
+        Ok(chain.map(|chain| self.adopt(chain)))
+    }
+
+    /// Takes a loaded chain into service; the one that is in service already where there is one.
+    pub(super) fn adopt(&self, chain: Arc<Chain>) -> Arc<Chain> {
+        let mut ours = false;
+        self.chains.rcu(|chains| {
+            let mut chains = (**chains).clone();
+            ours = !chains.contains_key(&chain.name);
+            chains.entry(chain.name.clone()).or_insert_with(|| Arc::clone(&chain));
+            chains
+        });
+        if ours {
+            self.spawn(&chain);
+            return chain;
+        }
+        self.chains.load().get(&chain.name).cloned().unwrap_or(chain)
+    }
+}
+
+impl super::core::Core {
+    /// Every state in memory was as the store says, at `when`.
+    pub(super) fn confirm(&self, when: Monotonic) {
+        self.confirmed.store(when.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether states in memory may still be relied on: where others can change them, they are read
+    /// every 20 s, and count for `offline_grace` while the store is away.
+    pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
+        !self.shared
+            || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))
+                < self.config.offline_grace
+    }
+}

@@ -1,0 +1,316 @@
+//! The configured roots: each call of one bounded, counted and judged, and how they stand. It knows no
+//! KEK in memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::id::ChainName;
+use crate::keychain::kek::Kek;
+use crate::metrics::Metrics;
+use crate::root::{self, Context};
+use crate::service::answer::{Check, Health};
+use crate::service::error::Error;
+use crate::store::record::{self, Wrap};
+
+use super::unavailable;
+
+/// How long a root may take; a provider bounds itself below this.
+pub(in crate::service) const ROOT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The roots, the preferred one first.
+pub(in crate::service) struct Roots {
+    states: Vec<RootState>,
+    /// How often one of them came back: what was refused before is worth another try.
+    recoveries: AtomicU64,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+pub(in crate::service) struct RootState {
+    pub(in crate::service) named: root::Named,
+    /// The last answer, if it was not a good one, and since when they are so.
+    trouble: Mutex<Option<(root::Error, u64)>>,
+}
+
+impl Roots {
+    pub(super) fn new(
+        roots: Vec<root::Named>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        for root in &roots {
+            metrics.root_up.with_label_values(&[&root.name]).set(1);
+            metrics.keks_missing_wraps.with_label_values(&[&root.name]).set(0);
+            metrics.root_info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
+        }
+        let state = |named| RootState { named, trouble: Mutex::new(None) };
+        Self {
+            states: roots.into_iter().map(state).collect(),
+            recoveries: AtomicU64::new(0),
+            clock,
+            metrics,
+        }
+    }
+
+    /// How often one of them came back so far.
+    pub(super) fn recoveries(&self) -> u64 {
+        self.recoveries.load(Ordering::Relaxed)
+    }
+
+    /// Those that wrapped a KEK, each with its wrap: first those whose last answer was good.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        record: &'a record::Kek,
+    ) -> Vec<(&'a RootState, &'a Wrap)> {
+        let with_wrap = |state: &'a RootState| {
+            let wrap = record.wraps.iter().find(|wrap| *wrap.root == *state.named.name)?;
+            Some((state, wrap))
+        };
+        let mut candidates: Vec<_> = self.states.iter().filter_map(with_wrap).collect();
+        candidates.sort_by_key(|(state, _)| !state.is_up());
+        candidates
+    }
+
+    fn find(&self, name: &str) -> Option<&RootState> {
+        self.states.iter().find(|state| *state.named.name == *name)
+    }
+
+    /// Wraps a KEK by every root that answers; one is enough.
+    pub(in crate::service) async fn wrap(
+        &self,
+        chain: &ChainName,
+        kek: &Kek,
+    ) -> Result<Vec<Wrap>, Error> {
+        let context = Context { chain, kek_id: kek.id(), suite: kek.suite() };
+        let mut wraps = Vec::new();
+        for state in &self.states {
+            let call = state.named.root.wrap(context, kek.key());
+            match self.call(state, "wrap", call).await {
+                Ok(bytes) => wraps.push(Wrap { root: state.named.name.to_string(), bytes }),
+                Err(error) => {
+                    tracing::warn!(root = %state.named.name, %chain, %error, "a root did not wrap a new KEK");
+                }
+            }
+        }
+        if wraps.is_empty() { Err(unavailable("no root wraps a new KEK")) } else { Ok(wraps) }
+    }
+
+    /// Whether one of `wraps` is by a `local` root: such a KEK is exposed for ever.
+    pub(in crate::service) fn exposes(&self, wraps: &[Wrap]) -> bool {
+        self.states.iter().any(|state| {
+            state.named.root.kind() == "local"
+                && wraps.iter().any(|wrap| *wrap.root == *state.named.name)
+        })
+    }
+
+    /// Whether a root of this name is configured.
+    pub(in crate::service) fn is_configured(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// Whether a `local` root is configured.
+    pub(in crate::service) fn has_local(&self) -> bool {
+        self.states.iter().any(|state| state.named.root.kind() == "local")
+    }
+
+    /// Whether the root that made a wrap would make it so today.
+    pub(in crate::service) fn is_current(&self, wrap: &Wrap) -> bool {
+        let state = self.find(&wrap.root);
+        state.is_none_or(|state| state.named.root.is_current(&wrap.bytes))
+    }
+
+    /// The names of the roots that miss wraps: what [`missing`](Self::missing) said.
+    pub(in crate::service) fn lacking(&self, missing: &[i64]) -> Vec<String> {
+        let lacking = self.states.iter().zip(missing).filter(|(_, missing)| **missing > 0);
+        lacking.map(|(state, _)| state.named.name.to_string()).collect()
+    }
+
+    /// Wraps a KEK by one root.
+    pub(in crate::service) async fn wrap_by(
+        &self,
+        root: &str,
+        chain: &ChainName,
+        kek: &Kek,
+    ) -> Result<Wrap, Error> {
+        let state = self.find(root);
+        let state = state.ok_or_else(|| unavailable("no root of this name is configured"))?;
+        let context = Context { chain, kek_id: kek.id(), suite: kek.suite() };
+        let call = state.named.root.wrap(context, kek.key());
+        match self.call(state, "wrap", call).await {
+            Ok(bytes) => Ok(Wrap { root: root.to_owned(), bytes }),
+            Err(error) => Err(unavailable(format!("root {root}: {error}"))),
+        }
+    }
+
+    /// The preferred root of those that wrapped a KEK, and what its key is called: kind, name, key.
+    pub(in crate::service) fn preferred(&self, kek: &record::Kek) -> Option<[String; 3]> {
+        let wrapped = |state: &&RootState| kek.wraps.iter().any(|w| *w.root == *state.named.name);
+        self.states.iter().find(wrapped).map(RootState::described)
+    }
+
+    /// The same of each root that is configured.
+    pub(in crate::service) fn all(&self) -> Vec<[String; 3]> {
+        self.states.iter().map(RootState::described).collect()
+    }
+
+    /// What is wrong with the roots that wrapped a KEK, when none of them is up.
+    pub(in crate::service) fn outage(&self, kek: &record::Kek) -> Option<String> {
+        let candidates = self.candidates(kek);
+        if candidates.iter().any(|(state, _)| state.is_up()) {
+            return None;
+        }
+        let details = candidates.iter().map(|(state, _)| {
+            let detail = state.check().detail.unwrap_or_default();
+            format!("root {}: {detail}", state.named.name)
+        });
+        let details: Vec<_> = details.collect();
+        Some(if details.is_empty() {
+            "no root is configured that wrapped the primary KEK".to_owned()
+        } else {
+            details.join("; ")
+        })
+    }
+
+    /// Whether a root that wrapped a KEK is away.
+    pub(in crate::service) fn is_away(&self, record: &record::Kek) -> bool {
+        self.states.iter().any(|state| {
+            let trouble = state.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            matches!(&*trouble, Some((root::Error::Away(_), _)))
+                && record.wraps.iter().any(|wrap| *wrap.root == *state.named.name)
+        })
+    }
+
+    /// Bounds, counts and judges one call of a root.
+    pub(in crate::service) async fn call<T>(
+        &self,
+        state: &RootState,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, root::Error>>,
+    ) -> Result<T, root::Error> {
+        let result = self.bounded(state, operation, call).await;
+        self.judge(state, result.as_ref().err());
+        result
+    }
+
+    /// The same for a wrap that a caller brought along. That it does not open says nothing of the
+    /// root, whatever the root says of it.
+    pub(super) async fn call_for_caller<T>(
+        &self,
+        state: &RootState,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, root::Error>>,
+    ) -> Result<T, root::Error> {
+        let result = self.bounded(state, operation, call).await;
+        if result.is_ok() {
+            self.judge(state, None);
+        }
+        result
+    }
+
+    async fn bounded<T>(
+        &self,
+        state: &RootState,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, root::Error>>,
+    ) -> Result<T, root::Error> {
+        let start = self.clock.now();
+        let result = tokio::time::timeout(ROOT_DEADLINE, call)
+            .await
+            .unwrap_or_else(|_| Err(root::Error::Away("no answer in 15 s".to_owned())));
+        let outcome = result.as_ref().err().map_or("ok", root::Error::outcome);
+        let took = self.clock.now().since(start);
+        self.metrics.root_called(&state.named.name, operation, outcome, took);
+        result
+    }
+
+    /// Notes how a root stands by its last answer.
+    fn judge(&self, state: &RootState, error: Option<&root::Error>) {
+        let mut trouble = state.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = trouble.take();
+        let was_out = before.as_ref().is_some_and(|(error, _)| is_outage(error));
+        let is_out = error.is_some_and(is_outage);
+        if was_out && !is_out {
+            self.recoveries.fetch_add(1, Ordering::Relaxed);
+        }
+        *trouble = error.map(|error| {
+            let before = before.filter(|_| was_out == is_out);
+            (error.clone(), before.map_or_else(|| self.clock.unix_now(), |(_, since)| since))
+        });
+        self.metrics.root_up.with_label_values(&[&state.named.name]).set(i64::from(!is_out));
+    }
+
+    /// How many of `keks` each root has no wrap of, in the order of the roots.
+    pub(in crate::service) fn missing<'a>(
+        &self,
+        keks: impl Iterator<Item = &'a record::Kek> + Clone,
+    ) -> Vec<i64> {
+        let lacks = |kek: &&record::Kek, name: &str| kek.wraps.iter().all(|wrap| wrap.root != name);
+        let count = |state: &RootState| {
+            let lacking = keks.clone().filter(|kek| lacks(kek, &state.named.name)).count();
+            i64::try_from(lacking).unwrap_or(i64::MAX)
+        };
+        self.states.iter().map(count).collect()
+    }
+
+    /// Sets the metric of the wraps that are missing: what [`missing`](Self::missing) said of each
+    /// chain.
+    pub(in crate::service) fn report_missing<'a>(
+        &self,
+        chains: impl Iterator<Item = &'a [i64]> + Clone,
+    ) {
+        for (index, state) in self.states.iter().enumerate() {
+            let missing = chains.clone().filter_map(|chain| chain.get(index)).sum();
+            let gauge = &self.metrics.keks_missing_wraps;
+            gauge.with_label_values(&[&state.named.name]).set(missing);
+        }
+    }
+
+    pub(in crate::service) fn is_any_up(&self) -> bool {
+        self.states.iter().any(RootState::is_up)
+    }
+
+    pub(in crate::service) fn checks(&self) -> impl Iterator<Item = Check> {
+        self.states.iter().map(RootState::check)
+    }
+}
+
+impl RootState {
+    pub(in crate::service) fn is_up(&self) -> bool {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().is_none_or(|(error, _)| !is_outage(error))
+    }
+
+    fn described(&self) -> [String; 3] {
+        let root::Named { name, root } = &self.named;
+        [root.kind().to_owned(), name.to_string(), root.key()]
+    }
+
+    fn check(&self) -> Check {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let detail = match &*trouble {
+            Some((error, since)) => {
+                Some(format!("{error}, since {}", crate::service::rfc3339(*since)))
+            }
+            None if self.named.root.kind() == "local" => {
+                Some("a key file on this machine: for development".to_owned())
+            }
+            None => None,
+        };
+        Check {
+            name: format!("root:{}", self.named.name),
+            health: match &*trouble {
+                Some((error, _)) if is_outage(error) => Health::Degraded,
+                _ => Health::Ok,
+            },
+            detail,
+        }
+    }
+}
+
+/// A root that says that a wrap is wrong does what it is there for; what it said is worth telling
+/// all the same.
+fn is_outage(error: &root::Error) -> bool {
+    !matches!(error, root::Error::Wrong(_))
+}

@@ -1,0 +1,74 @@
+//! The claim: which of several processes has the next KEK wrapped. It saves calls of roots, and
+//! nothing rests on it: whoever stores a standby first has made it.
+
+use std::time::Duration;
+
+use crate::clock::Monotonic;
+use crate::store::record::{self, Claim, Record};
+use crate::store::{Committed, Compare, Error, Revision, Txn};
+
+use super::{Ledger, read};
+
+/// A claim that did not change for this long is one of a process that is gone: a root takes 15 s
+/// at most.
+const LIFE: Duration = Duration::from_secs(20);
+
+impl Ledger {
+    /// Claims the making of the next KEK; `None` while another process has claimed it, and when the
+    /// head is no longer as it was read: then one may have been made. Compares: no live claim, head
+    /// unchanged.
+    pub(in crate::service) async fn claim(
+        &mut self,
+        now: Monotonic,
+    ) -> Result<Option<Revision>, Error> {
+        let key = record::claim_key(&self.chain);
+        let compare = match read::<Claim>(&*self.store, &key).await? {
+            None => Compare::Absent(key.clone()),
+            Some(claim)
+                if claim.record.owner == self.owner || self.is_dead(claim.revision, now) =>
+            {
+                Compare::Unchanged(key.clone(), claim.revision)
+            }
+            Some(_) => return Ok(None),
+        };
+        let claim = Claim { owner: self.owner };
+        let head = Compare::Unchanged(record::head_key(&self.chain), self.head.revision);
+        let txn = Txn {
+            compares: vec![compare, head],
+            puts: vec![(key, claim.encode()?)],
+            deletes: Vec::new(),
+        };
+        match self.store.commit(txn).await? {
+            Committed::Applied(revision) => {
+                self.foreign_claim = None;
+                Ok(Some(revision))
+            }
+            Committed::Conflict => {
+                self.stale = true;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Gives a claim back whose KEK could not be made; it runs out by itself where that fails.
+    pub(in crate::service) async fn unclaim(&self, revision: Revision) -> Result<(), Error> {
+        let key = record::claim_key(&self.chain);
+        let txn = Txn {
+            compares: vec![Compare::Unchanged(key.clone(), revision)],
+            puts: Vec::new(),
+            deletes: vec![key],
+        };
+        self.store.commit(txn).await.map(drop)
+    }
+
+    /// Whether the claim of another process stood unchanged for its whole life.
+    fn is_dead(&mut self, revision: Revision, now: Monotonic) -> bool {
+        match self.foreign_claim {
+            Some((seen, since)) if seen == revision => now.since(since) >= LIFE,
+            _ => {
+                self.foreign_claim = Some((revision, now));
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! A store into which an old copy was put back while no service ran: nobody is there who could
+//! notice, so an operator says it. Its counts of uses are too low, so primaries and standbys
+//! encrypt no more.
+
+use crate::id::{ChainName, KekId};
+use crate::store::{self, Error, Problem, Store};
+
+use super::ledger::{self, Retired};
+
+/// How often a chain is tried when others change it at the same time.
+const TRIES: usize = 8;
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Chains without a primary now.
+    pub chains: u64,
+    /// The KEKs that only decrypt from now on.
+    pub retired: Vec<(ChainName, KekId)>,
+    /// What could not be read: KEKs that were taken out of their heads all the same, and chains that
+    /// are as they were.
+    pub problems: Vec<Problem>,
+}
+
+/// Retires the primary and the standby of every chain in `store`. The services make new ones when
+/// they start. To do it twice does nothing more. `progress` is told of each chain.
+///
+/// # Errors
+/// [`Error::Unavailable`] when the store is; to repeat it goes on.
+pub async fn retire(store: &dyn Store, mut progress: impl FnMut(&Report)) -> Result<Report, Error> {
+    let mut report = Report::default();
+    let (chains, strays) = store::chains(store).await?;
+    report.problems.extend(strays);
+    for chain in chains {
+        match retire_chain(store, &chain).await {
+            Ok(Retired { ids, damaged }) => {
+                report.chains += 1;
+                report.retired.extend(ids.into_iter().map(|id| (chain.clone(), id)));
+                for error in damaged {
+                    report.problems.push(problem(error)?);
+                }
+            }
+            Err(error) => report.problems.push(problem(error)?),
+        }
+        progress(&report);
+    }
+    Ok(report)
+}
+
+async fn retire_chain(store: &dyn Store, chain: &ChainName) -> Result<Retired, Error> {
+    for _ in 0..TRIES {
+        if let Some(retired) = ledger::retire_all(store, chain).await? {
+            return Ok(retired);
+        }
+    }
+    let detail = format!("others go on changing chain {chain}: stop all services first");
+    Err(Error::Unavailable { detail, maybe_applied: false })
+}
+
+/// Damage is told of, and the rest goes on.
+fn problem(error: Error) -> Result<Problem, Error> {
+    match error {
+        Error::Corrupt { key, detail } => Ok(Problem { key, detail }),
+        error => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Suite;
+    use crate::store::memory;
+    use crate::store::record::{self, Head, Kek, Limits, Record, State, Uses};
+    use crate::store::{Committed, Compare, Txn};
+
+    fn chain(name: &str) -> ChainName {
+        ChainName::new(name).unwrap()
+    }
+
+    async fn put(store: &memory::Store, key: String, value: Vec<u8>) {
+        let _ = store.commit(Txn { puts: vec![(key, value)], ..Txn::default() }).await.unwrap();
+    }
+
+    /// A chain with a primary and a standby.
+    async fn make(store: &memory::Store, chain: &ChainName) -> [KekId; 2] {
+        let ids = [1, 2].map(|byte| KekId::from_bytes([byte; 16]));
+        for (id, state) in ids.into_iter().zip([State::Primary, State::Standby]) {
+            let kek = Kek {
+                suite: Suite::Aes128Gcm,
+                state,
+                created_at: 1,
+                promoted_at: None,
+                disabled_at: None,
+                exposed: false,
+                wraps: Vec::new(),
+            };
+            put(store, record::kek_key(chain, id), kek.encode().unwrap()).await;
+            put(store, record::uses_key(chain, id), Uses::default().encode().unwrap()).await;
+        }
+        let head = Head {
+            suite: Suite::Aes128Gcm,
+            limits: Limits::default(),
+            primary: Some(ids[0]),
+            standby: Some(ids[1]),
+            generation: 5,
+            roots_generation: 1,
+            named_root: None,
+        };
+        put(store, record::head_key(chain), head.encode().unwrap()).await;
+        ids
+    }
+
+    #[tokio::test]
+    async fn all_that_encrypts_is_retired_once() {
+        let store = memory::Store::new();
+        let ids = make(&store, &chain("a")).await;
+        make(&store, &chain("b")).await;
+        let report = retire(&store, |_| {}).await.unwrap();
+        assert_eq!((report.chains, report.retired.len(), &report.problems[..]), (2, 4, &[][..]));
+        let head = ledger::head(&store, &chain("a")).await.unwrap();
+        assert_eq!((head.primary, head.standby, head.generation), (None, None, 6));
+        for id in ids {
+            let key = record::kek_key(&chain("a"), id);
+            let kek = ledger::read::<Kek>(&store, &key).await.unwrap().unwrap();
+            assert_eq!(kek.record.state, State::Retired);
+        }
+        let again = retire(&store, |_| {}).await.unwrap();
+        assert_eq!((again.chains, &again.retired[..]), (2, &[][..]));
+        assert_eq!(ledger::head(&store, &chain("a")).await.unwrap(), head);
+    }
+
+    #[tokio::test]
+    async fn damage_stops_nothing_and_is_named() {
+        let store = memory::Store::new();
+        let ids = make(&store, &chain("a")).await;
+        make(&store, &chain("b")).await;
+        let primary = record::kek_key(&chain("a"), ids[0]);
+        put(&store, primary.clone(), b"{".to_vec()).await;
+        put(&store, record::head_key(&chain("b")), b"{".to_vec()).await;
+        make(&store, &chain("c")).await;
+        let report = retire(&store, |_| {}).await.unwrap();
+        let keys: Vec<_> = report.problems.iter().map(|problem| &*problem.key).collect();
+        assert_eq!(keys, [&*primary, "chains/b/head"]);
+        assert_eq!((report.chains, report.retired.len()), (2, 3));
+        let head = ledger::head(&store, &chain("a")).await.unwrap();
+        assert_eq!((head.primary, head.standby), (None, None));
+        // What is damaged was not written over.
+        let compares = vec![Compare::Unchanged(
+            primary.clone(),
+            store.get(&primary).await.unwrap().unwrap().revision,
+        )];
+        let txn = Txn { compares, ..Txn::default() };
+        assert!(matches!(store.commit(txn).await.unwrap(), Committed::Applied(_)));
+        assert_eq!(store.get(&primary).await.unwrap().unwrap().value, b"{");
+        store.set_down(true);
+        assert!(retire(&store, |_| {}).await.is_err());
+    }
+}

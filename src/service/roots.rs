@@ -1,0 +1,280 @@
+//! Roots that come and go on a live chain: KEKs get the wraps that they lack, and lose those of a
+//! root that is given up. Data is never touched, and no KEK loses its last wrap.
+//!
+//! Work is done a page of KEKs at a time, and each KEK is changed by itself: whatever ends it, the
+//! next one goes on where it ended.
+
+use crate::id::KekId;
+use crate::keychain::rotation::Reason;
+use crate::metrics::Operation;
+use crate::store::record::{self, Kek, Record, State};
+use crate::store::{Error as StoreError, Store as _};
+
+use super::answer::RootProgress;
+use super::chain::Chain;
+use super::core::Core;
+use super::error::{Error, Kind};
+use super::{KeyService, core, ledger, names, rotator};
+
+/// How often a change is tried when others change the same record.
+const TRIES: usize = 4;
+/// The most KEKs of a page.
+const MAX_PAGE: usize = 1000;
+
+/// What is done to the KEKs of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootChange {
+    /// Each is wrapped by the root, if it is not yet.
+    Rewrap,
+    /// Each loses its wrap by the root, if it has another one that opens.
+    Remove,
+}
+
+impl KeyService {
+    /// Does `change` for `root` to the KEKs after `after`, in the order of their ids: at most
+    /// `limit` (and at most 1,000), and no more than half of the request's time allows.
+    ///
+    /// At the end of a removal, a primary or a standby that a `local` root ever wrapped is replaced.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] when no such root is configured to wrap by,
+    /// [`Kind::Conflict`] when one is still configured that is to be removed,
+    /// [`Kind::RootUnavailable`] when the root does not wrap now, [`Kind::StoreUnavailable`].
+    pub async fn change_root(
+        &self,
+        chain: &str,
+        root: &str,
+        change: RootChange,
+        after: Option<KekId>,
+        limit: usize,
+    ) -> Result<RootProgress, Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Manage, Some(chain)).await?;
+        let (core, of_chain, root) =
+            (std::sync::Arc::clone(&self.core), std::sync::Arc::clone(&chain), root.to_owned());
+        let work = async move {
+            core.needs_store("KEKs get and lose no wraps by hand")?;
+            change_page(&core, &of_chain, &root, change, after, limit.clamp(1, MAX_PAGE)).await
+        };
+        let result = core::run_to_end(work).await;
+        self.finish(Operation::Manage, &chain, started, result)
+    }
+}
+
+async fn change_page(
+    core: &Core,
+    chain: &Chain,
+    root: &str,
+    change: RootChange,
+    after: Option<KekId>,
+    limit: usize,
+) -> Result<RootProgress, Error> {
+    match (change, core.keyring.roots.is_configured(root)) {
+        (RootChange::Rewrap, false) => {
+            return Err(Error::new(Kind::InvalidRequest, "no root of this name is configured"));
+        }
+        (RootChange::Remove, true) => {
+            return Err(Error::new(
+                Kind::Conflict,
+                "this root is still configured, so new KEKs are wrapped by it: take it out of the \
+                 configuration of every replica first",
+            ));
+        }
+        _ => {}
+    }
+    let failed = |error| core.store_error(&chain.name, error);
+    let end = core.clock.now() + core.config.wait / 2;
+    let prefix = record::keks_prefix(&chain.name);
+    let start = after.map(|id| record::kek_key(&chain.name, id));
+    let entries = core.store.list(&prefix, start.as_deref(), limit + 1).await.map_err(failed)?;
+    let more = entries.len() > limit;
+    let mut progress = RootProgress { looked_at: 0, changed: 0, failed: Vec::new(), next: None };
+    let mut last = after;
+    for entry in entries.iter().take(limit) {
+        progress.looked_at += 1;
+        let Some(id) = entry.key.strip_prefix(&prefix).and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        last = Some(id);
+        // Most need nothing: what the list says is enough to know.
+        let done = Kek::decode(&entry.key, &entry.value)
+            .is_ok_and(|kek| is_done(core, &kek, root, change));
+        if !done {
+            match change_one(core, chain, id, root, change).await {
+                Ok(changed) => progress.changed += u64::from(changed),
+                Err(Failed::All(error)) => return Err(error),
+                Err(Failed::One(detail)) => progress.failed.push((id, detail)),
+            }
+        }
+        if core.clock.now() >= end {
+            break;
+        }
+    }
+    let all = entries.len() <= limit
+        && progress.looked_at == u64::try_from(entries.len()).unwrap_or(u64::MAX);
+    progress.next = last.filter(|_| more || !all);
+    if progress.next.is_none() {
+        if change == RootChange::Remove && !core.keyring.roots.has_local() {
+            replace_exposed(core, chain, root).await?;
+        }
+        // Last: whoever hears that the roots changed encrypts anew, under what is primary then. What
+        // was done on the pages before is not known here.
+        names::note_change(core, chain, progress.changed > 0 || after.is_some()).await?;
+    }
+    Ok(progress)
+}
+
+/// Whether there is nothing to do for a KEK.
+fn is_done(core: &Core, kek: &Kek, root: &str, change: RootChange) -> bool {
+    let wrap = kek.wraps.iter().find(|wrap| wrap.root == root);
+    kek.state == State::Destroyed
+        || match change {
+            RootChange::Rewrap => wrap.is_some_and(|wrap| core.keyring.roots.is_current(wrap)),
+            RootChange::Remove => wrap.is_none(),
+        }
+}
+
+/// Why a KEK could not be changed.
+enum Failed {
+    /// The others may go well.
+    One(String),
+    /// They would fail in the same way.
+    All(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            Kind::StoreUnavailable => Self::All(error),
+            _ => Self::One(error.detail().to_owned()),
+        }
+    }
+}
+
+async fn change_one(
+    core: &Core,
+    chain: &Chain,
+    id: KekId,
+    root: &str,
+    change: RootChange,
+) -> Result<bool, Failed> {
+    let failed = |error: StoreError| Failed::from(core.store_error(&chain.name, error));
+    let key = record::kek_key(&chain.name, id);
+    let mut made = None;
+    for _ in 0..TRIES {
+        let read = ledger::read::<Kek>(&*core.store, &key).await.map_err(failed)?;
+        let Some(read) = read.filter(|read| !is_done(core, &read.record, root, change)) else {
+            return Ok(false);
+        };
+        let mut next = read.record.clone();
+        next.wraps.retain(|wrap| wrap.root != root);
+        match change {
+            RootChange::Rewrap => {
+                // What others change meanwhile is no reason to call the root again.
+                let wrap = match made.take() {
+                    Some(wrap) => wrap,
+                    None => {
+                        let kek = core.keyring.get_now(chain, id, &read.record).await?;
+                        core.keyring
+                            .roots
+                            .wrap_by(root, &chain.name, &kek)
+                            .await
+                            .map_err(Failed::All)?
+                    }
+                };
+                next.exposed |= core.keyring.roots.exposes(std::slice::from_ref(&wrap));
+                made = Some(wrap.clone());
+                next.wraps.push(wrap);
+            }
+            RootChange::Remove => {
+                if next.wraps.is_empty() {
+                    return Err(Failed::One("this is its last wrap".to_owned()));
+                }
+                // It must be one that opens, now: what is erased does not come back.
+                core.keyring.open(&chain.name, id, &next).await?;
+            }
+        }
+        if ledger::put_kek(&*core.store, &chain.name, id, &read, &next).await.map_err(failed)? {
+            core.keyring.remember(&chain.name, id, &next);
+            chain.tidings.outdate();
+            match change {
+                RootChange::Rewrap => {
+                    tracing::info!(chain = %chain.name, kek_id = %id, root, "a KEK got a wrap");
+                }
+                RootChange::Remove => {
+                    tracing::warn!(chain = %chain.name, kek_id = %id, root, "a KEK's wrap was erased");
+                }
+            }
+            return Ok(true);
+        }
+    }
+    Err(Failed::One("others changed it at the same time".to_owned()))
+}
+
+/// Adds the wraps that the primary and the standby lack, by the roots that answer. Where several
+/// processes could, one does.
+pub(super) async fn complete(core: &Core, chain: &Chain) {
+    // Whoever makes a KEK holds the claim, and it is this process's as well.
+    let Ok(_rotator) = chain.rotator.try_lock() else { return };
+    if !core.shared {
+        return complete_claimed(core, chain).await;
+    }
+    let claim = chain.reserver.lock().await.ledger.claim(core.clock.now()).await;
+    // Another process is at it, or the store is away, which is told where it is observed.
+    let Ok(Some(claim)) = claim else { return };
+    complete_claimed(core, chain).await;
+    // Where this fails the claim runs out.
+    let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
+}
+
+async fn complete_claimed(core: &Core, chain: &Chain) {
+    let held: Vec<_> = {
+        let ledger = &chain.reserver.lock().await.ledger;
+        ledger.primary.iter().chain(&ledger.standby).map(|held| held.id).collect()
+    };
+    for root in core.keyring.roots.lacking(&chain.missing_wraps.load()) {
+        for &id in &held {
+            match change_one(core, chain, id, &root, RootChange::Rewrap).await {
+                Ok(_) => {}
+                Err(Failed::One(detail)) => {
+                    tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK lacks a wrap");
+                }
+                // The root or the store is away, which is logged already.
+                Err(Failed::All(_)) => break,
+            }
+        }
+    }
+    chain.need_uses.notify_one();
+}
+
+/// Replaces a standby and a primary that a `local` root ever wrapped, unless they still need the
+/// root that was to be removed: then nothing was gained yet.
+async fn replace_exposed(core: &Core, chain: &Chain, removed: &str) -> Result<(), Error> {
+    let _rotator = chain.rotator.lock().await;
+    for _ in 0..TRIES {
+        let (primary, standby) = {
+            let ledger = &mut chain.reserver.lock().await.ledger;
+            ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+            let exposed = |held: &Option<ledger::Held>| {
+                held.as_ref().map(|held| {
+                    let kek = &held.kek.record;
+                    let needed = kek.wraps.iter().any(|wrap| wrap.root == removed);
+                    (held.id, kek.exposed && !needed)
+                })
+            };
+            (exposed(&ledger.primary), exposed(&ledger.standby))
+        };
+        let exposed = |held: Option<(KekId, bool)>| held.is_some_and(|(_, exposed)| exposed);
+        match (exposed(primary), standby) {
+            (_, Some((id, true))) => rotator::make_standby(core, chain, Some(id)).await?,
+            (true, None) => rotator::make_standby(core, chain, None).await?,
+            (true, Some(_)) => {
+                rotator::supply_standby(core, chain, None).await?;
+                let mut reserver = chain.reserver.lock().await;
+                reserver.promote(core, chain, Reason::Root).await?;
+            }
+            (false, _) => return Ok(()),
+        }
+    }
+    Err(Error::new(Kind::Conflict, "an exposed KEK is still to be replaced; try again"))
+}

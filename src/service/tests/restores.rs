@@ -1,0 +1,121 @@
+//! What a restore of an old copy must not bring back, and must not start.
+
+use super::replicas::{Replicas, decrypt, default, encrypt, until};
+use super::*;
+use crate::store::Txn;
+use crate::store::memory::Snapshot;
+use crate::store::record::{Head, Record};
+
+/// A chain with a standby, and a copy of that; then the standby became primary and was used.
+async fn used_standby() -> (Replicas, Snapshot, [KekId; 2]) {
+    let replicas = Replicas::new(1).await;
+    let service = &replicas.services[0];
+    let (_, first) = encrypt(service).await.unwrap();
+    until("there is a standby", async || {
+        encrypt(service).await.unwrap();
+        replicas.keks().await.iter().any(|(_, state, _)| *state == State::Standby)
+    })
+    .await;
+    let early = replicas.store.snapshot();
+    let second = service.rotate(None).await.unwrap().primary;
+    assert_eq!(encrypt(service).await.unwrap().1, second);
+    (replicas, early, [first, second])
+}
+
+async fn states(replicas: &Replicas, ids: [KekId; 2]) -> [Option<State>; 2] {
+    let keks = replicas.keks().await;
+    ids.map(|id| keks.iter().find(|kek| kek.0 == id).map(|kek| kek.1))
+}
+
+async fn head(replicas: &Replicas) -> Head {
+    ledger::head(&*replicas.store, &default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_rotation_by_hand_promotes_no_standby_that_was_used_before_a_restore() {
+    let (replicas, early, ids) = used_standby().await;
+    replicas.store.restore(early);
+    let rotated = replicas.services[0].rotate(None).await.unwrap();
+    assert!(!ids.contains(&rotated.primary));
+    assert_eq!(states(&replicas, ids).await, [Some(State::Retired); 2]);
+}
+
+/// Others wrote so much since that no revision and no generation tells of it.
+#[tokio::test]
+async fn a_standby_that_was_primary_tells_of_a_restore() {
+    let (replicas, early, ids) = used_standby().await;
+    replicas.store.restore(early);
+    let root = [("main", &Arc::default())];
+    let fresh = start(Arc::clone(&replicas.store) as _, &root, &replicas.clock).await;
+    for more in 1..20 {
+        let max_uses = Some(200 + more);
+        let settings = ChainSettings { max_uses, ..ChainSettings::default() };
+        fresh.put_chain(DEFAULT_CHAIN, settings).await.unwrap();
+    }
+    until("both encrypt no more", async || {
+        states(&replicas, ids).await == [Some(State::Retired); 2]
+    })
+    .await;
+}
+
+/// A chain whose second KEK was disabled, and a copy from before there was one.
+async fn disabled_and_restored(and_destroyed: bool) -> (Replicas, Vec<u8>, KekId) {
+    let replicas = Replicas::new(1).await;
+    let service = &replicas.services[0];
+    let early = replicas.store.snapshot();
+    service.rotate(None).await.unwrap();
+    let (envelope, id) = encrypt(service).await.unwrap();
+    service.rotate(None).await.unwrap();
+    service.change_kek(DEFAULT_CHAIN, id, Change::Disable).await.unwrap();
+    if and_destroyed {
+        replicas.clock.advance(Duration::from_secs(24 * 60 * 60));
+        service.change_kek(DEFAULT_CHAIN, id, Change::Destroy).await.unwrap();
+    }
+    replicas.store.restore(early);
+    (replicas, envelope, id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disabled_kek_is_put_back_disabled() {
+    let (replicas, envelope, id) = disabled_and_restored(false).await;
+    until("it is put back", async || states(&replicas, [id; 2]).await[0].is_some()).await;
+    assert_eq!(states(&replicas, [id; 2]).await[0], Some(State::Disabled));
+    assert_eq!(kind(decrypt(&replicas.services[0], &envelope).await), Kind::KekDisabled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destroyed_kek_that_the_store_lacks_is_missed_once() {
+    let (replicas, envelope, id) = disabled_and_restored(true).await;
+    until("there is a tombstone", async || states(&replicas, [id; 2]).await[0].is_some()).await;
+    assert_eq!(states(&replicas, [id; 2]).await[0], Some(State::Destroyed));
+    assert_eq!(kind(decrypt(&replicas.services[0], &envelope).await), Kind::KekDisabled);
+    until("it encrypts", async || encrypt(&replicas.services[0]).await.is_ok()).await;
+    let before = head(&replicas).await;
+    // All is read again every 20 s.
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(head(&replicas).await, before, "nothing is repaired any more");
+}
+
+/// It comes of a write that met a revision of another history under the same number.
+#[tokio::test]
+async fn a_head_that_names_a_kek_which_is_not_primary_is_repaired() {
+    let replicas = Replicas::new(1).await;
+    let service = &replicas.services[0];
+    let (envelope, old) = encrypt(service).await.unwrap();
+    service.rotate(None).await.unwrap();
+    let reserved = async || replicas.keks().await.into_iter().find(|kek| kek.0 == old).unwrap().2;
+    let before = reserved().await;
+    let head = head(&replicas).await;
+    let wrong = Head { primary: Some(old), generation: head.generation + 1, ..head };
+    let puts = vec![(record::head_key(&default()), wrong.encode().unwrap())];
+    let _ = replicas.store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+    until("another KEK encrypts", async || {
+        encrypt(service).await.unwrap();
+        let head = self::head(&replicas).await;
+        head.generation > wrong.generation && head.primary.is_some_and(|id| id != old)
+    })
+    .await;
+    assert_eq!(states(&replicas, [old; 2]).await[0], Some(State::Retired));
+    assert_eq!(reserved().await, before, "no use of a retired KEK is reserved");
+    decrypt(service, &envelope).await.unwrap();
+}

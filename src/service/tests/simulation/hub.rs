@@ -1,0 +1,118 @@
+//! The one store, what goes wrong on the way to it, and the book of all that happened.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Weather;
+use super::checks::Book;
+use super::store::Net;
+use crate::id::KekId;
+use crate::store::{Committed, Compare, Error, Store as _, Txn, memory};
+
+/// What all processes share.
+pub(super) struct Hub {
+    pub(super) store: memory::Store,
+    pub(super) weather: Weather,
+    pub(super) began: Instant,
+    book: Mutex<Book>,
+    /// From now on nothing fails.
+    calm: AtomicBool,
+    /// It is being restored.
+    pub(super) down: AtomicBool,
+}
+
+impl Hub {
+    pub(super) fn new(weather: Weather, log: bool) -> Self {
+        let mut book = Book::default();
+        book.log = log.then(Vec::new);
+        Self {
+            store: memory::Store::new(),
+            calm: weather.is_calm.into(),
+            weather,
+            began: Instant::now(),
+            book: Mutex::new(book),
+            down: false.into(),
+        }
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap()
+    }
+
+    pub(super) fn set_calm(&self) {
+        self.calm.store(true, Relaxed);
+    }
+
+    pub(super) fn is_calm(&self) -> bool {
+        self.calm.load(Relaxed)
+    }
+
+    pub(super) fn set_down(&self, down: bool) {
+        self.down.store(down, Relaxed);
+    }
+
+    pub(super) async fn restore(&self, snapshot: memory::Snapshot) {
+        self.store.restore(snapshot);
+        let entries = self.store.list("", None, usize::MAX).await.unwrap();
+        self.book().restored(self.now(), &entries);
+    }
+
+    /// Applies a txn that was sent in the history of that number. A store that was restored knows
+    /// nothing of what was on its way to it before.
+    pub(super) async fn apply(&self, net: &Net, history: u32, txn: Txn) -> Result<Applied, Error> {
+        if self.down.load(Relaxed) || self.book().history != history {
+            return Err(lost());
+        }
+        if self.meets_another_history(net, &txn).await {
+            return Ok((Committed::Conflict, None));
+        }
+        let committed = self.store.commit(txn.clone()).await?;
+        let granted = match committed {
+            Committed::Applied(revision) => {
+                for (key, value) in txn.puts.iter().filter(|_| self.weather.restores) {
+                    net.known.lock().unwrap().insert((key.clone(), revision), value.clone());
+                }
+                self.book().applied(net.process, self.now(), &txn)
+            }
+            Committed::Conflict => None,
+        };
+        Ok((committed, granted))
+    }
+
+    /// After a restore the numbers of revisions come again. A store must notice that a revision is
+    /// not the one that was read, by its value or by its history; this one does.
+    async fn meets_another_history(&self, net: &Net, txn: &Txn) -> bool {
+        for compare in &txn.compares {
+            let Compare::Unchanged(key, revision) = compare else { continue };
+            let Some(known) = net.known.lock().unwrap().get(&(key.clone(), *revision)).cloned()
+            else {
+                continue;
+            };
+            self.book().knew(net.process, key, &known);
+            let Ok(Some(entry)) = self.store.get(key).await else { continue };
+            if entry.revision == *revision && known != entry.value {
+                let now = self.now();
+                let mut book = self.book();
+                book.counts.confused += 1;
+                book.note(now, || format!("{} takes {key} for another history's", net.process));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+pub(super) type Applied = (Committed, Option<(KekId, u64)>);
+
+/// What a caller hears when nobody knows what became of its write.
+pub(super) fn lost() -> Error {
+    let detail = "the simulation says so".to_owned();
+    Error::Unavailable { detail, maybe_applied: true }
+}

@@ -1,0 +1,234 @@
+//! The way of each process to the one store: slow, broken for a while, with answers that are lost
+//! and writes that come late.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep};
+
+use super::Rng;
+use super::checks::Put;
+use super::hub::{Hub, lost};
+use super::watch::Slow;
+use crate::id::KekId;
+use crate::store::record::{self, Kek, Part, Record, State};
+use crate::store::{Committed, Compare, Entry, Error, Revision, Store, Txn, Watch};
+
+fn refused() -> Error {
+    let detail = "the simulation says so".to_owned();
+    Error::Unavailable { detail, maybe_applied: false }
+}
+
+/// The value that each revision of a key has.
+type Values = BTreeMap<(String, Revision), Vec<u8>>;
+
+/// One process's way to the store.
+#[derive(Clone)]
+pub(super) struct Net {
+    pub(super) hub: Arc<Hub>,
+    pub(super) process: usize,
+    pub(super) rng: Rng,
+    dead: Arc<AtomicBool>,
+    /// No call gets through until then.
+    cut: Arc<Mutex<Instant>>,
+    /// The watch tells nothing until then.
+    pub(super) silent: Arc<Mutex<Instant>>,
+    /// What it read and wrote, while revisions may come again.
+    pub(super) known: Arc<Mutex<Values>>,
+}
+
+impl Net {
+    pub(super) fn new(hub: Arc<Hub>, process: usize, rng: Rng) -> Self {
+        let began = || Arc::new(Mutex::new(hub.began));
+        let (cut, silent) = (began(), began());
+        let (dead, known) = Default::default();
+        Self { hub, process, rng, dead, cut, silent, known }
+    }
+
+    /// The process is gone: what it called never comes back to it.
+    pub(super) fn kill(&self) {
+        self.dead.store(true, Relaxed);
+    }
+
+    pub(super) fn cut(&self, until: Instant) {
+        *self.cut.lock().unwrap() = until;
+    }
+
+    pub(super) fn silence(&self, until: Instant) {
+        *self.silent.lock().unwrap() = until;
+    }
+
+    /// Mends everything.
+    pub(super) fn mend(&self) {
+        self.cut(self.hub.began);
+        self.silence(self.hub.began);
+    }
+
+    /// Nothing comes back to a process that is gone.
+    pub(super) async fn alive(&self) {
+        if self.dead.load(Relaxed) {
+            std::future::pending().await
+        }
+    }
+
+    pub(super) async fn delay(&self) {
+        let most = self.hub.weather.delay;
+        if self.rng.one_in(4) {
+            sleep(self.rng.up_to(most)).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+        self.alive().await;
+    }
+
+    fn failed(&self, error: Error) -> Error {
+        self.hub.book().call_failed(self.process, self.hub.now());
+        error
+    }
+
+    /// The way there; it may be broken.
+    async fn go(&self) -> Result<u32, Error> {
+        self.alive().await;
+        let history = self.hub.book().history;
+        self.delay().await;
+        let cut = *self.cut.lock().unwrap() > Instant::now() || self.hub.down.load(Relaxed);
+        if cut || !self.hub.is_calm() && self.rng.per_mille(self.hub.weather.refused) {
+            // It may be told at once, or after the client's deadline.
+            if self.rng.one_in(2) {
+                sleep(self.rng.up_to(Duration::from_secs(3))).await;
+            }
+            self.alive().await;
+            return Err(self.failed(refused()));
+        }
+        Ok(history)
+    }
+
+    fn read(&self, entry: Option<&Entry>) {
+        let Some(entry) = entry else { return };
+        if self.hub.weather.restores {
+            let (key, value) = ((entry.key.clone(), entry.revision), entry.value.clone());
+            self.known.lock().unwrap().insert(key, value);
+        }
+        self.hub.book().read(self.process, self.hub.now(), entry);
+    }
+
+    /// Whether this commit's answer is lost; then what becomes of it.
+    async fn lose(&self, history: u32, txn: &Txn) -> bool {
+        if self.hub.is_calm() || !self.rng.per_mille(self.hub.weather.lost) {
+            return false;
+        }
+        self.hub.book().counts.lost += 1;
+        match self.rng.below(3) {
+            0 => {}
+            1 => drop(self.hub.apply(self, history, txn.clone()).await),
+            _ => {
+                // Other writes come before it.
+                let (net, txn) = (self.clone(), txn.clone());
+                let late = self.rng.up_to(Duration::from_secs(40));
+                tokio::spawn(async move {
+                    sleep(late).await;
+                    let _ = net.hub.apply(&net, history, txn).await;
+                });
+            }
+        }
+        true
+    }
+
+    async fn commit_and_tell(&self, asked: Duration, txn: Txn) -> Result<Committed, Error> {
+        let history = self.go().await?;
+        if self.lose(history, &txn).await {
+            self.delay().await;
+            return Err(self.failed(lost()));
+        }
+        let applied = self.hub.apply(self, history, txn).await;
+        self.delay().await;
+        let (committed, granted) = applied.map_err(|error| self.failed(error))?;
+        if let Some(granted) = granted {
+            self.hub.book().told(self.process, asked, granted);
+        }
+        Ok(committed)
+    }
+}
+
+/// The new KEK that a txn stores as standby.
+fn new_kek(txn: &Txn) -> Option<KekId> {
+    txn.compares.iter().find_map(|compare| {
+        let Compare::Absent(key) = compare else { return None };
+        let Some((_, Part::Kek(id))) = record::parse_key(key) else { return None };
+        let (_, value) = txn.puts.iter().find(|(put, _)| put == key)?;
+        (Kek::decode(key, value).ok()?.state == State::Standby).then_some(id)
+    })
+}
+
+#[async_trait]
+impl Store for Net {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        self.go().await?;
+        let entry = self.hub.store.get(key).await;
+        self.read(entry.iter().flatten().next());
+        self.delay().await;
+        entry
+    }
+
+    async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
+        self.go().await?;
+        let mut entries = Vec::new();
+        for key in keys {
+            let entry = self.hub.store.get(key).await?;
+            self.read(entry.as_ref());
+            entries.push(entry);
+            if self.hub.weather.reads_apart {
+                self.delay().await;
+            }
+        }
+        self.delay().await;
+        Ok(entries)
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        self.go().await?;
+        let entries = self.hub.store.list(prefix, after, limit).await;
+        self.delay().await;
+        entries
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, Error> {
+        self.go().await?;
+        let count = self.hub.store.count(prefix).await;
+        self.delay().await;
+        count
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
+        let asked = self.hub.now();
+        let new_kek = new_kek(&txn);
+        let committed = self.commit_and_tell(asked, txn).await;
+        if let Some(id) = new_kek {
+            self.hub.book().put_heard(
+                id,
+                match committed {
+                    Ok(Committed::Applied(_)) => Put::Applied,
+                    Ok(Committed::Conflict) => Put::Conflict(self.hub.now()),
+                    Err(_) => Put::Doubtful,
+                },
+            );
+        }
+        committed
+    }
+
+    fn watch(&self) -> Option<Box<dyn Watch>> {
+        Some(Box::new(Slow::new(self.hub.store.watch()?, self.clone())))
+    }
+
+    fn kind(&self) -> &'static str {
+        "simulated"
+    }
+}

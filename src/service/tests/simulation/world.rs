@@ -1,0 +1,201 @@
+//! The processes of a simulation, their roots and their clocks: born, cut off, killed.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prometheus::Registry;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::hub::Hub;
+use super::store::Net;
+use crate::clock::{Clock, Monotonic};
+use crate::id::KekId;
+use crate::metrics::Metrics;
+use crate::root::{self, Context, RootKey};
+use crate::secret::KeyBytes;
+use crate::service::tests::chain_of;
+use crate::service::{Config, Error, KeyService, MIN_DESTROY_DELAY};
+
+/// 2026-01-01T00:00:00Z.
+const EPOCH: u64 = 1_767_225_600;
+/// The clocks of two machines differ by twice this at most.
+pub(super) const SKEW: u64 = 20;
+
+/// The time of the simulation, as one machine has it.
+struct SimClock {
+    began: Instant,
+    epoch: u64,
+}
+
+impl Clock for SimClock {
+    fn unix_now(&self) -> u64 {
+        self.epoch + self.began.elapsed().as_secs()
+    }
+
+    fn now(&self) -> Monotonic {
+        Monotonic::default() + Duration::from_secs(3600) + self.began.elapsed()
+    }
+}
+
+/// One root as one process reaches it.
+pub(super) struct Root {
+    name: Arc<str>,
+    net: Net,
+    away: Mutex<Instant>,
+}
+
+impl Root {
+    fn set_away(&self, until: Instant) {
+        *self.away.lock().unwrap() = until;
+    }
+
+    /// The way there or back.
+    async fn way(&self) -> Result<(), root::Error> {
+        let (rng, hub) = (&self.net.rng, &self.net.hub);
+        if rng.one_in(3) {
+            sleep(rng.up_to(hub.weather.root_delay)).await;
+        }
+        // The service gives up after 15 s.
+        if !hub.is_calm() && rng.per_mille(hub.weather.hangs) {
+            sleep(Duration::from_secs(60)).await;
+        }
+        self.net.alive().await;
+        let away = *self.away.lock().unwrap() > Instant::now();
+        if away { Err(root::Error::Away("simulated".to_owned())) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl RootKey for Root {
+    async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, root::Error> {
+        self.way().await?;
+        let hub = &self.net.hub;
+        hub.book().wrapped(self.net.process, hub.now(), context.kek_id, &self.name);
+        let wrap = [self.name.as_bytes(), &context.aad(), kek.expose()].concat();
+        self.way().await?;
+        Ok(wrap)
+    }
+
+    async fn unwrap(&self, context: Context<'_>, wrap: &[u8]) -> Result<KeyBytes, root::Error> {
+        self.way().await?;
+        let before = [self.name.as_bytes(), &context.aad()].concat();
+        let kek = wrap.strip_prefix(&*before).and_then(KeyBytes::from_slice);
+        self.way().await?;
+        kek.ok_or_else(|| root::Error::Wrong("another context".to_owned()))
+    }
+
+    fn kind(&self) -> &'static str {
+        "simulated"
+    }
+}
+
+/// A process: a service with its own way to everything.
+pub(super) struct Process {
+    pub(super) net: Net,
+    pub(super) roots: Vec<Arc<Root>>,
+    pub(super) service: Arc<KeyService>,
+    /// The calls of its clients.
+    pub(super) calls: Vec<JoinHandle<()>>,
+}
+
+/// A process that is being born.
+pub(super) struct Birth {
+    net: Net,
+    roots: Vec<Arc<Root>>,
+    starting: JoinHandle<Result<Arc<KeyService>, Error>>,
+}
+
+impl Birth {
+    pub(super) fn new(hub: &Arc<Hub>, rng: super::Rng) -> Self {
+        let number = hub.book().process(hub.now());
+        let net = Net::new(Arc::clone(hub), number, rng);
+        let roots: Vec<_> = hub
+            .weather
+            .roots
+            .iter()
+            .map(|&name| {
+                let away = Mutex::new(Instant::now());
+                Arc::new(Root { name: name.into(), net: net.clone(), away })
+            })
+            .collect();
+        let named = roots
+            .iter()
+            .map(|root| root::Named { name: Arc::clone(&root.name), root: Arc::clone(root) as _ })
+            .collect();
+        let clock = SimClock {
+            began: Instant::now(),
+            epoch: EPOCH + hub.now().as_secs() + net.rng.below(2 * SKEW + 1) - SKEW,
+        };
+        let config = Config {
+            limits: hub.weather.limits,
+            wait: Duration::from_secs(1 + net.rng.below(10)),
+            destroy_delay: MIN_DESTROY_DELAY,
+            dek_entries: 64,
+            keks: 1_000,
+            ..Config::default()
+        };
+        let store = Arc::new(net.clone());
+        let starting = tokio::spawn(async move {
+            let metrics = Metrics::new(&Registry::new()).unwrap();
+            KeyService::start(config, store, named, Arc::new(clock), metrics).await
+        });
+        Self { net, roots, starting }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.starting.is_finished()
+    }
+
+    /// The process; an error when the store did not answer it.
+    pub(super) async fn born(self) -> Result<Process, Error> {
+        let service = self.starting.await.expect("a start panicked")?;
+        Ok(Process { net: self.net, roots: self.roots, service, calls: Vec::new() })
+    }
+}
+
+impl Process {
+    /// It is gone from one moment to the next: what it had under way never ends.
+    pub(super) fn kill(self) {
+        self.net.kill();
+        for call in &self.calls {
+            call.abort();
+        }
+        for task in self.service.tasks.lock().unwrap().iter() {
+            task.abort();
+        }
+        let hub = &self.net.hub;
+        hub.book().crashed(self.net.process, hub.now());
+    }
+
+    /// All its roots are away for a while.
+    pub(super) fn lose_roots(&self, until: Instant) {
+        for root in &self.roots {
+            root.set_away(until);
+        }
+    }
+
+    /// One of its roots is.
+    pub(super) fn lose_root(&self, until: Instant) {
+        self.roots[self.net.rng.index(self.roots.len())].set_away(until);
+    }
+
+    pub(super) fn mend(&self) {
+        self.net.mend();
+        self.lose_roots(Instant::now());
+    }
+
+    /// None of its tasks ended, as one that panicked does.
+    pub(super) fn is_whole(&self) -> bool {
+        self.service.tasks.lock().unwrap().iter().all(|task| !task.is_finished())
+    }
+
+    /// The KEKs whose records it has.
+    pub(super) fn records(&self) -> BTreeSet<KekId> {
+        let chain = chain_of(&self.service);
+        let records = self.service.core.keyring.records(&chain.name);
+        records.into_iter().map(|(id, _)| id).collect()
+    }
+}

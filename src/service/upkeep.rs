@@ -1,0 +1,157 @@
+//! What KEKs in memory need over time: now and then their roots are asked whether they still open
+//! them, and roots that were away get to wrap what was made without them.
+//!
+//! A root that is away takes nothing from memory for `offline_grace`; one that says no does.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Monotonic;
+use crate::id::KekId;
+use crate::store::record::{self, Kek};
+
+use super::chain::Chain;
+use super::core::{Core, proceed};
+use super::keyring::Standing;
+use super::{KeyService, ledger, roots};
+
+/// How often it is looked at what is due.
+const TICK: Duration = Duration::from_secs(5);
+/// KEKs whose roots are asked in one tick.
+const AT_ONCE: usize = 32;
+
+impl KeyService {
+    pub(super) fn keep_up(self: &Arc<Self>) -> tokio::task::JoinHandle<()> {
+        let (service, mut stop) = (Arc::downgrade(self), self.core.stopping.subscribe());
+        tokio::spawn(async move {
+            while proceed(&mut stop, tokio::time::sleep(TICK)).await {
+                let Some(service) = service.upgrade() else { return };
+                service.look_after_keks().await;
+            }
+        })
+    }
+
+    /// Does what is due.
+    pub(super) async fn look_after_keks(&self) {
+        let core = &self.core;
+        let chains: Vec<_> = self.chains.load().values().cloned().collect();
+        for chain in chains {
+            if !core.keyring.roots.lacking(&chain.missing_wraps.load()).is_empty() {
+                roots::complete(core, &chain).await;
+            }
+        }
+        let (now, mut asked, mut away) = (core.clock.now(), 0, HashSet::new());
+        for (chain, id) in self.held() {
+            let Some(age) = core.keyring.check_due(&chain.name, id, core.config.kek_max_age, now)
+            else {
+                continue;
+            };
+            if asked == AT_ONCE {
+                return;
+            }
+            // One answer is enough to know that all roots of a KEK are away, for all KEKs of these.
+            let record = core.keyring.remembered(&chain.name, id);
+            let roots: Vec<String> = record
+                .iter()
+                .flat_map(|record| record.wraps.iter().map(|wrap| wrap.root.clone()))
+                .collect();
+            let standing = if away.contains(&roots) {
+                Standing::Away
+            } else {
+                asked += 1;
+                check(core, &chain, id).await
+            };
+            self.judge(&chain, id, standing, age);
+            if standing == Standing::Away {
+                away.insert(roots);
+            }
+        }
+        self.look_after_travellers(now, AT_ONCE - asked, away).await;
+    }
+
+    /// Has the roots asked of those that are due among the KEKs that travelled along.
+    async fn look_after_travellers(
+        &self,
+        now: Monotonic,
+        most: usize,
+        mut away: HashSet<Vec<String>>,
+    ) {
+        let (core, mut asked) = (&self.core, 0);
+        let chains = self.chains.load_full();
+        for (name, id) in core.keyring.travellers() {
+            let due = core.keyring.traveller(&name, id, now);
+            let due = due.filter(|&(age, _)| is_due(id, age, core.config.kek_max_age));
+            let (Some((age, roots)), Some(chain)) = (due, chains.get(&name)) else { continue };
+            let standing = if away.contains(&roots) {
+                Standing::Away
+            } else if asked < most {
+                asked += 1;
+                core.keyring.check_traveller(&name, id).await
+            } else {
+                return;
+            };
+            self.judge(chain, id, standing, age);
+            if standing == Standing::Away {
+                away.insert(roots);
+            }
+        }
+    }
+
+    fn judge(&self, chain: &Chain, id: KekId, standing: Standing, age: Duration) {
+        let core = &self.core;
+        let detail = match standing {
+            Standing::Opens => return core.keyring.checked(&chain.name, id, core.clock.now()),
+            Standing::Away if age < core.config.kek_max_age + core.config.offline_grace => return,
+            Standing::Away => "its roots have been away for longer than cache.offline_grace",
+            Standing::Refused => "no root opens it any more",
+        };
+        tracing::error!(chain = %chain.name, kek_id = %id, detail, "a KEK is dropped from memory");
+        chain.publish(|next| next.forget(id));
+        core.keyring.drop_kek(&chain.name, id);
+        core.deks.forget(&chain.name, id);
+        chain.need_uses.notify_one();
+    }
+}
+
+/// Asks the roots of a KEK whether one of them opens it, and notes it when one does.
+pub(super) async fn ask(core: &Core, chain: &Chain, id: KekId) {
+    if check(core, chain, id).await == Standing::Opens {
+        core.keyring.checked(&chain.name, id, core.clock.now());
+    }
+}
+
+/// Asks the roots of a KEK whether one of them opens it.
+async fn check(core: &Core, chain: &Chain, id: KekId) -> Standing {
+    let key = record::kek_key(&chain.name, id);
+    let stored = match ledger::read::<Kek>(&*core.store, &key).await {
+        Ok(Some(read)) => Some(Arc::new(read.record)),
+        // What is stored is not known now; what was stored has to do.
+        Ok(None) | Err(_) => core.keyring.remembered(&chain.name, id),
+    };
+    match stored {
+        Some(kek) => core.keyring.standing(&chain.name, id, &kek).await,
+        None => Standing::Away,
+    }
+}
+
+impl super::keyring::Keyring {
+    /// How long ago the roots of a KEK were found to open it, if that is so long that they are to be
+    /// asked again.
+    fn check_due(
+        &self,
+        chain: &crate::id::ChainName,
+        id: KekId,
+        max_age: Duration,
+        now: Monotonic,
+    ) -> Option<Duration> {
+        let age = now.since(self.last_checked(chain, id, now));
+        is_due(id, age, max_age).then_some(age)
+    }
+}
+
+/// Up to an eighth earlier, by the id, so that not all KEKs are due at once.
+fn is_due(id: KekId, age: Duration, max_age: Duration) -> bool {
+    let [spread, ..] = *id.as_bytes();
+    age >= max_age - max_age * u32::from(spread) / 2048
+}

@@ -1,0 +1,298 @@
+//! Whether a store could be lived with: every KEK is opened by every configured root that wrapped
+//! it, and the records of each chain must fit together. It changes nothing.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::id::{ChainName, KekId};
+use crate::root::{self, Context};
+use crate::store::record::{self, Head, Kek, State};
+use crate::store::{self, Error, Ids, Pair, Store};
+
+use super::keyring::{CONCURRENT_UNWRAPS, ROOT_DEADLINE, check};
+
+/// NIST SP 800-38D, section 8.3: no KEK has more uses, whatever its chain's limits were.
+const MOST_USES: u64 = 1 << 32;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Chains looked at.
+    pub chains: u64,
+    /// KEKs looked at, tombstones included.
+    pub keks: u64,
+    /// Wraps that opened to the right KEK.
+    pub opened: u64,
+    /// What is wrong, in no certain order.
+    pub problems: Vec<Problem>,
+}
+
+/// What is wrong at a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key of the record.
+    pub key: String,
+    /// What is wrong there.
+    pub trouble: Trouble,
+}
+
+/// What can be wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The record is damaged, missing, or does not fit to others.
+    Record(String),
+    /// None of the roots that wrapped the KEK is configured: these.
+    NoRoot(Vec<String>),
+    /// A root that is configured did not open its wrap.
+    Root {
+        /// The name of the root.
+        root: String,
+        /// What it said.
+        error: root::Error,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        match &self.trouble {
+            Trouble::Record(detail) => write!(f, "{key}: {detail}"),
+            Trouble::NoRoot(names) => {
+                let names = names.join(", ");
+                write!(f, "{key}: no root is configured that wrapped it, which are: {names}")
+            }
+            Trouble::Root { root, error } => write!(f, "{key}: root {root}: {error}"),
+        }
+    }
+}
+
+impl Problem {
+    fn new(key: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { key: key.into(), trouble: Trouble::Record(detail.into()) }
+    }
+}
+
+impl From<store::Problem> for Problem {
+    fn from(store::Problem { key, detail }: store::Problem) -> Self {
+        Self::new(key, detail)
+    }
+}
+
+/// Verifies all chains of `store`: one call of a root for each wrap. `progress` is told now and then
+/// how far it is.
+///
+/// # Errors
+/// [`Error::Unavailable`] when the store is. A root that is away is a problem of each KEK.
+pub async fn verify(
+    store: &dyn Store,
+    roots: &[root::Named],
+    mut progress: impl FnMut(&Report),
+) -> Result<Report, Error> {
+    let mut verifier = Verifier { store, roots, report: Report::default(), calls: JoinSet::new() };
+    let (chains, strays) = store::chains(store).await?;
+    verifier.report.problems.extend(strays.into_iter().map(Problem::from));
+    for chain in chains {
+        verifier.chain(&chain, &mut progress).await?;
+    }
+    while verifier.landed().await {
+        progress(&verifier.report);
+    }
+    Ok(verifier.report)
+}
+
+struct Verifier<'a> {
+    store: &'a dyn Store,
+    roots: &'a [root::Named],
+    report: Report,
+    /// Wraps that are with their roots.
+    calls: JoinSet<Result<(), Problem>>,
+}
+
+impl Verifier<'_> {
+    async fn chain(
+        &mut self,
+        chain: &ChainName,
+        progress: &mut impl FnMut(&Report),
+    ) -> Result<(), Error> {
+        self.report.chains += 1;
+        let mut suspects = HashSet::new();
+        let head = match store::head(self.store, chain).await? {
+            Ok(Some(head)) => {
+                suspects.extend(head.record.primary.into_iter().chain(head.record.standby));
+                Some(head.record)
+            }
+            Ok(None) => {
+                self.wrong(record::head_key(chain), "it is missing");
+                None
+            }
+            Err(problem) => {
+                self.report.problems.push(problem.into());
+                None
+            }
+        };
+        let mut ids = Ids::of_keks(self.store, chain);
+        while let Some((page, strays)) = ids.next().await? {
+            self.report.problems.extend(strays.into_iter().map(Problem::from));
+            for pair in store::pairs(self.store, chain, &page).await? {
+                self.pair(chain, pair, &mut suspects).await;
+                progress(&self.report);
+            }
+        }
+        if head.is_some() {
+            self.states(chain, suspects.into_iter().collect()).await?;
+        }
+        self.uses(chain).await
+    }
+
+    /// The two records of a KEK. One that encrypts goes to `suspects`: the head must name it.
+    async fn pair(&mut self, chain: &ChainName, pair: Pair, suspects: &mut HashSet<KekId>) {
+        self.report.keks += 1;
+        let Pair { id, kek, uses } = pair;
+        match uses {
+            Ok(Some(uses)) if uses.record.reserved > MOST_USES => {
+                self.wrong(
+                    uses.entry.key,
+                    format!("{} uses are more than 2^32", uses.record.reserved),
+                );
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => self.wrong(record::uses_key(chain, id), "it is missing"),
+            Err(problem) => self.report.problems.push(problem.into()),
+        }
+        let (key, kek) = match kek {
+            Ok(Some(kek)) => (kek.entry.key, kek.record),
+            // It was there a moment ago.
+            Ok(None) => return self.wrong(record::kek_key(chain, id), "it is missing"),
+            Err(problem) => return self.report.problems.push(problem.into()),
+        };
+        match kek.state {
+            State::Standby | State::Primary => _ = suspects.insert(id),
+            State::Destroyed if !kek.wraps.is_empty() => {
+                self.wrong(&key, "it is destroyed, and has wraps");
+            }
+            State::Retired | State::Disabled | State::Destroyed => {}
+        }
+        if kek.state != State::Destroyed {
+            self.open(chain, id, key, &kek).await;
+        }
+    }
+
+    /// Has every configured root that wrapped a KEK open it.
+    async fn open(&mut self, chain: &ChainName, id: KekId, key: String, kek: &Kek) {
+        if kek.wraps.is_empty() {
+            return self.wrong(key, "no root wrapped it");
+        }
+        let mut known = false;
+        for wrap in &kek.wraps {
+            let Some(named) = self.roots.iter().find(|named| *named.name == *wrap.root) else {
+                continue;
+            };
+            known = true;
+            while self.calls.len() >= CONCURRENT_UNWRAPS {
+                self.landed().await;
+            }
+            let (root, chain, suite) = (Arc::clone(&named.root), chain.clone(), kek.suite);
+            let (key, wrap) = (key.clone(), wrap.clone());
+            self.calls.spawn(async move {
+                let context = Context { chain: &chain, kek_id: id, suite };
+                let opened = tokio::time::timeout(ROOT_DEADLINE, root.unwrap(context, &wrap.bytes));
+                let opened = opened
+                    .await
+                    .unwrap_or_else(|_| Err(root::Error::Away("no answer in 15 s".to_owned())));
+                let opened = opened.and_then(|opened| check(opened, &context));
+                opened.map(drop).map_err(|error| Problem {
+                    key,
+                    trouble: Trouble::Root { root: wrap.root, error },
+                })
+            });
+        }
+        if !known {
+            let names = kek.wraps.iter().map(|wrap| wrap.root.clone()).collect();
+            self.report.problems.push(Problem { key, trouble: Trouble::NoRoot(names) });
+        }
+    }
+
+    /// Takes the answer of a root; false when none is awaited.
+    async fn landed(&mut self) -> bool {
+        match self.calls.join_next().await {
+            Some(Ok(Ok(()))) => self.report.opened += 1,
+            Some(Ok(Err(problem))) => self.report.problems.push(problem),
+            Some(Err(error)) => self.wrong("(a call of a root)", error.to_string()),
+            None => return false,
+        }
+        true
+    }
+
+    /// The head against the KEKs that it names and those that say that they encrypt, read together:
+    /// a service may have promoted one meanwhile.
+    async fn states(&mut self, chain: &ChainName, ids: Vec<KekId>) -> Result<(), Error> {
+        let (head, pairs) = store::head_and_pairs(self.store, chain, &ids).await?;
+        // Damage was told of.
+        let Ok(Some(head)) = head else { return Ok(()) };
+        let key = head.entry.key;
+        let Head { primary, standby, limits, .. } = head.record;
+        if primary.is_some() && primary == standby {
+            self.wrong(&key, "primary and standby are the same");
+        }
+        for pair in pairs {
+            let named = [(primary, State::Primary), (standby, State::Standby)]
+                .into_iter()
+                .find_map(|(id, state)| (id == Some(pair.id)).then_some(state));
+            let state = match &pair.kek {
+                Ok(kek) => kek.as_ref().map(|kek| kek.record.state),
+                Err(_) => continue,
+            };
+            let id = pair.id;
+            match (named, state) {
+                (Some(named), None) => {
+                    self.wrong(&key, format!("its {} {id} is missing", named.as_str()));
+                }
+                (Some(named), Some(state)) if named != state => {
+                    let (named, state) = (named.as_str(), state.as_str());
+                    self.wrong(&key, format!("its {named} {id} is {state}"));
+                }
+                (None, Some(state @ (State::Standby | State::Primary))) => {
+                    let detail = format!("it is {}, and the head does not name it", state.as_str());
+                    self.wrong(record::kek_key(chain, id), detail);
+                }
+                _ => {}
+            }
+            let uses = pair.uses.ok().flatten().filter(|_| named.is_some());
+            if let Some(uses) = uses.filter(|uses| uses.record.reserved > limits.max_uses) {
+                let (reserved, most) = (uses.record.reserved, limits.max_uses);
+                self.wrong(
+                    uses.entry.key,
+                    format!("{reserved} uses are more than max_uses, {most}"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses without a KEK: its record is lost.
+    async fn uses(&mut self, chain: &ChainName) -> Result<(), Error> {
+        let mut ids = Ids::of_uses(self.store, chain);
+        while let Some((page, strays)) = ids.next().await? {
+            self.report.problems.extend(strays.into_iter().map(Problem::from));
+            for pair in store::pairs(self.store, chain, &page).await? {
+                if matches!(pair.kek, Ok(None)) {
+                    self.wrong(
+                        record::kek_key(chain, pair.id),
+                        "it is missing, and its uses are there",
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&mut self, key: impl Into<String>, detail: impl Into<String>) {
+        self.report.problems.push(Problem::new(key, detail));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Backups of a store in memory, and files that are none.
+
+use super::parse::{parse, sha256};
+use super::*;
+use crate::id::{KekId, Suite};
+use crate::store::record::{Head, Kek, Limits, Record as _, State, Uses, Wrap};
+use crate::store::{Txn, memory};
+
+/// Two chains with a KEK each. One value is written as no serializer would.
+async fn store() -> memory::Store {
+    let mut txn = Txn::default();
+    for name in ["a", "b"] {
+        let (chain, id) = (ChainName::new(name).unwrap(), KekId::from_bytes([7; 16]));
+        let suite = Suite::Aes128Gcm;
+        let head = Head {
+            suite,
+            limits: Limits::default(),
+            primary: Some(id),
+            standby: None,
+            generation: 2,
+            roots_generation: 1,
+            named_root: None,
+        };
+        let kek = Kek {
+            suite,
+            state: State::Primary,
+            created_at: 1,
+            promoted_at: Some(2),
+            disabled_at: None,
+            exposed: true,
+            wraps: vec![Wrap { root: "main".into(), bytes: vec![1, 2, 3] }],
+        };
+        let mut uses = Uses { reserved: 5, owner: u64::MAX, sequence: 1 }.encode().unwrap();
+        uses.extend(b" \n\t");
+        txn.puts.push((record::head_key(&chain), head.encode().unwrap()));
+        txn.puts.push((record::kek_key(&chain, id), kek.encode().unwrap()));
+        txn.puts.push((record::uses_key(&chain, id), uses));
+    }
+    memory::Store::holding(txn)
+}
+
+async fn put(store: &memory::Store, key: &str, value: &[u8]) {
+    let txn = Txn { puts: vec![(key.to_owned(), value.to_vec())], ..Txn::default() };
+    let _ = store.commit(txn).await.unwrap();
+}
+
+async fn entries(store: &memory::Store) -> Vec<(String, Vec<u8>)> {
+    let all = store.list("", None, 1_000).await.unwrap();
+    all.into_iter().map(|entry| (entry.key, entry.value)).collect()
+}
+
+async fn written(store: &memory::Store) -> (String, Report) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backup");
+    let report = write(store, &path, &[], 1_795_553_406, |_| {}).await.unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    (std::fs::read_to_string(path).unwrap(), report)
+}
+
+/// The text with the checksum that it should have.
+fn sealed(content: &str) -> String {
+    format!("{content}{{\"sha256\":\"{}\"}}\n", sha256(content.as_bytes()))
+}
+
+/// The text without its checksum.
+fn content(text: &str) -> &str {
+    &text[..text.rfind("{\"sha256\"").unwrap()]
+}
+
+fn refused(text: &str) -> String {
+    parse(text.as_bytes()).err().expect("it is no good backup").to_string()
+}
+
+#[tokio::test]
+async fn records_come_back_byte_by_byte() {
+    let store = store().await;
+    put(&store, "chains/a/claim", b"{}").await;
+    let (text, report) = written(&store).await;
+    assert_eq!((report.chains, report.added, &report.problems[..]), (2, 6, &[][..]));
+    assert!(text.starts_with(
+        "{\"kms_proxy_backup\":1,\"created_at\":\"2026-11-24T20:50:06Z\",\"chains\":2,\"records\":6}\n"
+    ), "{text}");
+    let read = parse(text.as_bytes()).unwrap();
+    assert_eq!((read.chains, read.records, &*read.created_at), (2, 6, "2026-11-24T20:50:06Z"));
+    let kept = entries(&store).await.into_iter().filter(|(key, _)| !key.ends_with("claim"));
+    assert_eq!(entries(&read.store).await, kept.collect::<Vec<_>>());
+    assert_eq!(sealed(content(&text)), text);
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_left_out_and_named() {
+    let store = store().await;
+    let uses = record::uses_key(&ChainName::new("a").unwrap(), KekId::from_bytes([7; 16]));
+    put(&store, &uses, b"{").await;
+    put(&store, "chains/b/head", &[0xff]).await;
+    put(&store, "chains/b/keks/x", b"").await;
+    let (text, report) = written(&store).await;
+    let mut keys: Vec<_> = report.problems.iter().map(|problem| &*problem.key).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, [&*uses, "chains/b/head", "chains/b/keks/x"]);
+    assert_eq!(parse(text.as_bytes()).unwrap().records, 4);
+}
+
+#[tokio::test]
+async fn every_cut_and_every_changed_byte_is_found() {
+    let (text, _) = written(&store().await).await;
+    for len in 0..text.len() {
+        refused(&text[..len]);
+    }
+    let whole = text.into_bytes();
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        assert!(parse(&bytes).is_err(), "byte {at}");
+    }
+    assert!(parse(&[&whole[..], b"\n"].concat()).is_err());
+    assert!(parse(&[&whole[..], &whole].concat()).is_err());
+}
+
+#[tokio::test]
+async fn the_place_of_what_is_wrong_is_named() {
+    let (text, _) = written(&store().await).await;
+    let lines: Vec<_> = content(&text).split_inclusive('\n').collect();
+    let with = |at: usize, line: String| {
+        let mut lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+        lines[at] = line;
+        lines.concat()
+    };
+    let claim = with(2, "{\"key\":\"chains/a/claim\",\"value\":\"{}\"}\n".to_owned());
+    for (content, part) in [
+        (lines[0].replace(":1,", ":9,"), "line 1: its format is 9, this version reads 1"),
+        (lines[..3].concat(), "line 1: it has 1 chains and 2 records"),
+        ([&lines[..], &lines[1..2]].concat().concat(), "line 8: chains/a/head is there twice"),
+        (with(0, lines[0].replace("}", ",\"more\":1}")), "line 1: unknown field `more`"),
+        (with(3, lines[3].replace("uses", "abuses")), "line 4: its key is that of no record"),
+        (with(2, lines[2].replace("exposed", "opposed")), "line 3: the record chains/a/keks/"),
+        (with(2, lines[2].replace("format\\\":1", "format\\\":2")), "its format is 2"),
+        (claim, "line 3: chains/a/claim is no record that a backup holds"),
+        (with(5, "\n".to_owned()), "line 6: "),
+    ] {
+        let said = refused(&sealed(&content));
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let said = refused(&text.replacen("exposed", "exp\0sed", 1));
+    assert_eq!(said, "its checksum does not match: it is damaged, in line 3 if not before");
+    let said = refused(&text.replacen("AQID", "AQIE", 1));
+    assert_eq!(said, "its checksum does not match: it is damaged");
+    assert_eq!(
+        refused(content(&text)),
+        "line 7: it ends here, without a checksum: the rest is cut off"
+    );
+}
+
+#[tokio::test]
+async fn no_file_is_replaced_and_a_place_that_is_not_there_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backup");
+    std::fs::write(&path, "mine").unwrap();
+    let store = store().await;
+    let error = write(&store, &path, &[], 0, |_| {}).await.unwrap_err();
+    assert!(matches!(error, WriteError::Exists), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    store.set_down(true);
+    let error = write(&store, &dir.path().join("none/backup"), &[], 0, |_| {}).await.unwrap_err();
+    assert!(matches!(error, WriteError::Output(_)), "{error}");
+    let error = write(&store, &dir.path().join("new"), &[], 0, |_| {}).await.unwrap_err();
+    assert!(matches!(error, WriteError::Store(_)), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}

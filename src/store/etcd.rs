@@ -1,0 +1,264 @@
+//! The store that replicas share: an etcd cluster.
+//!
+//! A key of a record stands under a prefix; its revision is etcd's `mod_revision`. All reads are
+//! linearizable and every call has a deadline. Which member is asked is decided in `members`. What
+//! records mean is not its business.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Compare as EtcdCompare, CompareOp, GetOptions, KeyValue, TxnOp, TxnOpResponse};
+use serde::Deserialize;
+
+use crate::secret::SecretBytes;
+use crate::{files, units};
+
+use super::{Committed, Compare, Entry, Error, Revision, Txn};
+
+mod members;
+mod setup;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use members::{Failure, Members};
+
+/// Keys of one read: etcd takes 128 operations in a txn by default.
+const KEYS: usize = 64;
+/// Entries of one read of a list: gRPC messages are 4 MiB at most, and a record is about 1 KB.
+const PAGE: usize = 500;
+
+/// `[store]` with `kind = "etcd"`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The members' URLs: `https://` all of them, or `http://`.
+    #[serde(deserialize_with = "units::list::deserialize")]
+    pub endpoints: Vec<String>,
+    /// What all keys start with, then a `/`.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+    /// The user, where etcd asks for one.
+    pub username: Option<String>,
+    /// The file with the user's password; white space at its end does not count.
+    pub password_file: Option<PathBuf>,
+    /// The password itself, from the environment: it has no place in a configuration file.
+    #[serde(skip)]
+    pub password: Option<Arc<SecretBytes>>,
+    /// Certificates.
+    pub tls: Option<Tls>,
+    /// How long one member may take for one call: 2 s.
+    #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
+    pub timeout: Duration,
+    /// The directory for what this machine alone keeps, such as the key file of a `local` root.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+}
+
+/// Certificates, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The authorities that the members' certificates are checked by; the system's when it is not
+    /// set.
+    pub ca: Option<PathBuf>,
+    /// The client's own certificate, with the chain above it.
+    pub cert: Option<PathBuf>,
+    /// The key of that.
+    pub key: Option<PathBuf>,
+}
+
+fn default_prefix() -> String {
+    "/kms-proxy".to_owned()
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(2)
+}
+
+fn default_data_dir() -> PathBuf {
+    super::DEFAULT_DATA_DIR.into()
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("username", &self.username)
+            .field("password_file", &self.password_file)
+            .field("password", &self.password.as_ref().map(|_| "(secret)"))
+            .field("tls", &self.tls)
+            .field("timeout", &self.timeout)
+            .field("data_dir", &self.data_dir)
+            .finish()
+    }
+}
+
+/// A store in an etcd cluster.
+pub struct Store {
+    members: Arc<Members>,
+    /// Ends with `/`.
+    prefix: Arc<str>,
+}
+
+impl Store {
+    /// Connects, and reads once: what is wrong with addresses, certificates or the password shows
+    /// now. Members that do not answer yet are waited for, half a minute in all.
+    ///
+    /// # Errors
+    /// What is wrong, for an operator.
+    pub async fn open(config: &Config) -> Result<Self, String> {
+        let members = setup::members(config)?;
+        let prefix = format!("{}/", config.prefix.trim_end_matches('/'));
+        let store = Self { members: Arc::new(members), prefix: prefix.into() };
+        setup::first_read(&store).await?;
+        Ok(store)
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn entry(&self, kv: &KeyValue) -> Option<Entry> {
+        let key = kv.key_str().ok()?.strip_prefix(&*self.prefix)?;
+        Some(Entry {
+            key: key.to_owned(),
+            value: kv.value().to_vec(),
+            revision: revision(kv.mod_revision()),
+        })
+    }
+
+    /// The entries from `start` up to `end`, at most `limit`.
+    async fn range(&self, start: String, end: String, limit: usize) -> Result<Vec<Entry>, Error> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let options = GetOptions::new().with_range(end).with_limit(limit);
+        let answer = self.members.get(start, Some(options)).await?;
+        Ok(answer.kvs().iter().filter_map(|kv| self.entry(kv)).collect())
+    }
+
+    /// The end of the range of all keys that start with `prefix`, which ends with an ASCII byte.
+    fn range_end(&self, prefix: &str) -> String {
+        let mut end = self.key(prefix).into_bytes();
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        String::from_utf8_lossy(&end).into_owned()
+    }
+}
+
+#[async_trait]
+impl super::Store for Store {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        let answer = self.members.get(self.key(key), None).await?;
+        Ok(answer.kvs().first().and_then(|kv| self.entry(kv)))
+    }
+
+    async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
+        let mut entries = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(KEYS) {
+            let gets: Vec<_> = keys.iter().map(|key| TxnOp::get(self.key(key), None)).collect();
+            let answer = self.members.read(etcd_client::Txn::new().and_then(gets)).await?;
+            entries.extend(answer.op_responses().iter().map(|one| match one {
+                TxnOpResponse::Get(one) => one.kvs().first().and_then(|kv| self.entry(kv)),
+                _ => None,
+            }));
+        }
+        Ok(entries)
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        let end = self.range_end(prefix);
+        let mut start = match after {
+            Some(after) if after >= prefix => format!("{}\0", self.key(after)),
+            _ => self.key(prefix),
+        };
+        let mut entries = Vec::new();
+        while entries.len() < limit && start < end {
+            let wanted = PAGE.min(limit - entries.len());
+            let page = self.range(start, end.clone(), wanted).await?;
+            let Some(last) = page.last() else { break };
+            start = format!("{}\0", self.key(&last.key));
+            let full = page.len() == wanted;
+            entries.extend(page);
+            if !full {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, Error> {
+        let (start, end) = (self.key(prefix), self.range_end(prefix));
+        let options = GetOptions::new().with_range(end).with_count_only();
+        let answer = self.members.get(start, Some(options)).await?;
+        Ok(u64::try_from(answer.count()).unwrap_or(0))
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
+        let compares: Vec<_> = txn
+            .compares
+            .iter()
+            .map(|compare| match compare {
+                Compare::Absent(key) => EtcdCompare::version(self.key(key), CompareOp::Equal, 0),
+                Compare::Unchanged(key, Revision(revision)) => {
+                    // To etcd a key that is absent is of revision 0. No entry is of that one, nor of
+                    // one that etcd can't count to.
+                    let revision = match i64::try_from(*revision) {
+                        Ok(0) | Err(_) => i64::MAX,
+                        Ok(revision) => revision,
+                    };
+                    EtcdCompare::mod_revision(self.key(key), CompareOp::Equal, revision)
+                }
+            })
+            .collect();
+        // etcd takes a key only once: a later write is the one that counts.
+        let deletes = txn.deletes.iter().map(|key| (key, None));
+        let puts = txn.puts.iter().map(|(key, value)| (key, Some(value)));
+        let writes: BTreeMap<_, _> = deletes.chain(puts).collect();
+        let writes: Vec<_> = writes
+            .into_iter()
+            .map(|(key, value)| match value {
+                Some(value) => TxnOp::put(self.key(key), value.clone(), None),
+                None => TxnOp::delete(self.key(key), None),
+            })
+            .collect();
+        let txn = etcd_client::Txn::new().when(compares).and_then(writes);
+        let answer = self.members.write(txn).await?;
+        if !answer.succeeded() {
+            return Ok(Committed::Conflict);
+        }
+        let at = answer.header().map_or(0, |header| header.revision());
+        Ok(Committed::Applied(revision(at)))
+    }
+
+    fn watch(&self) -> Option<Box<dyn super::Watch>> {
+        let (members, prefix) = (Arc::clone(&self.members), Arc::clone(&self.prefix));
+        Some(Box::new(watch::Watch::start(members, prefix)))
+    }
+
+    fn kind(&self) -> &'static str {
+        "etcd"
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Unavailable { detail: failure.detail, maybe_applied: failure.maybe_applied }
+    }
+}
+
+/// etcd counts from 1 on.
+fn revision(revision: i64) -> Revision {
+    Revision(u64::try_from(revision).unwrap_or(0))
+}

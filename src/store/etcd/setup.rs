@@ -1,0 +1,138 @@
+//! From a configuration to members that can be asked: what can be wrong with it is found here,
+//! before the first call or with it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use tokio::time::Instant;
+
+use super::members::{Failure, Members};
+use super::{Config, Store, Tls, files};
+
+/// How long a start waits for a cluster that does not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Config {
+    /// Looks for what would make [`Store::open`] fail, as far as it can without asking anybody.
+    ///
+    /// # Errors
+    /// The key within `[store]`, and what is wrong there.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let wrong = |key, detail: &str| Err((key, detail.to_owned()));
+        let (https, http): (Vec<_>, Vec<_>) =
+            self.endpoints.iter().partition(|url| url.starts_with("https://"));
+        if self.endpoints.is_empty() {
+            return wrong("endpoints", "there must be one");
+        }
+        if !http.iter().all(|url| url.starts_with("http://")) {
+            return wrong("endpoints", "one is like http://host:2379 or https://host:2379");
+        }
+        for url in &self.endpoints {
+            let parsed = url.parse::<http::Uri>();
+            // What stands before an @ would be a password, and stand in every message.
+            let plain = |url: http::Uri| {
+                url.host().is_some()
+                    && url.path() == "/"
+                    && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+            };
+            if !parsed.is_ok_and(plain) {
+                return wrong("endpoints", "one is no URL of a host and a port");
+            }
+        }
+        if !https.is_empty() && !http.is_empty() {
+            return wrong("endpoints", "https and http do not mix");
+        }
+        if self.prefix.trim_end_matches('/').is_empty() || self.prefix.contains('\0') {
+            return wrong("prefix", "it is not empty");
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(10)).contains(&self.timeout) {
+            return wrong("timeout", "it is 100ms to 10s");
+        }
+        match (&self.username, &self.password_file, &self.password) {
+            (None, None, None) | (Some(_), Some(_), None) | (Some(_), None, Some(_)) => {}
+            (Some(_), None, None) => {
+                return wrong("username", "it needs a password; name a file in password_file");
+            }
+            (None, ..) => return wrong("username", "there is a password and no user"),
+            (_, Some(_), Some(_)) => {
+                return wrong("password", "it is given twice: password_file is there too");
+            }
+        }
+        match &self.tls {
+            Some(_) if https.is_empty() => wrong("tls", "the endpoints are http"),
+            Some(Tls { cert: Some(_), key: None, .. } | Tls { cert: None, key: Some(_), .. }) => {
+                wrong("tls", "a certificate and its key belong together")
+            }
+            _ => self.options().map(drop).map_err(|detail| ("tls", detail)),
+        }
+    }
+
+    fn options(&self) -> Result<ConnectOptions, String> {
+        let mut options = ConnectOptions::new()
+            .with_timeout(self.timeout)
+            .with_connect_timeout(self.timeout)
+            // More often, and etcd ends the connection.
+            .with_keep_alive(Duration::from_secs(5), Duration::from_secs(3))
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(username) = &self.username {
+            let password = match (&self.password_file, &self.password) {
+                (Some(path), _) => {
+                    let (secret, _) = files::read_secret(path)
+                        .map_err(|error| format!("{}: {error}", path.display()))?;
+                    secret.trim_end().expose().to_vec()
+                }
+                (None, Some(secret)) => secret.expose().to_vec(),
+                (None, None) => Vec::new(),
+            };
+            let password = String::from_utf8(password)
+                .map_err(|_| "the password of etcd is no UTF-8".to_owned())?;
+            options = options.with_user(username.clone(), password);
+        }
+        if self.endpoints.iter().any(|url| url.starts_with("https://")) {
+            options = options.with_tls(self.tls_options()?);
+        }
+        Ok(options)
+    }
+
+    fn tls_options(&self) -> Result<TlsOptions, String> {
+        let pem = |path: &Path| {
+            std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        let tls = self.tls.as_ref();
+        let options = match tls.and_then(|tls| tls.ca.as_deref()) {
+            Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem(ca)?)),
+            None => TlsOptions::new().with_native_roots(),
+        };
+        let own = tls.and_then(|tls| tls.cert.as_deref().zip(tls.key.as_deref()));
+        Ok(match own {
+            Some((cert, key)) => options.identity(Identity::from_pem(pem(cert)?, pem(key)?)),
+            None => options,
+        })
+    }
+}
+
+/// The members that `config` names; nobody is asked yet.
+pub(super) fn members(config: &Config) -> Result<Members, String> {
+    config.check().map_err(|(key, detail)| format!("store.{key}: {detail}"))?;
+    Ok(Members::new(&config.endpoints, config.options()?, config.timeout))
+}
+
+/// Reads until a member answers.
+pub(super) async fn first_read(store: &Store) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        let Err(failure) = store.members.get(&*store.prefix, None).await else { return Ok(()) };
+        let Failure { detail, hopeless, .. } = failure;
+        if hopeless || Instant::now() > deadline {
+            return Err(detail);
+        }
+        if !told {
+            tracing::warn!(error = %detail, "etcd does not answer yet");
+            told = true;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}

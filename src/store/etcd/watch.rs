@@ -1,0 +1,144 @@
+//! The watch: a task that follows a cluster and mends itself. A stream of etcd neither resumes nor
+//! tells when it is dead, so it is asked for a sign of life, and made anew on any doubt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{GetOptions, WatchOptions, WatchResponse};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::random;
+use crate::store::{News, Revision};
+
+use super::members::Members;
+use super::revision;
+
+/// After this long without a word the stream is asked for a sign of life, and has as long again.
+const SILENCE: Duration = Duration::from_secs(10);
+/// News that wait for the one who follows. While he is behind, the stream is not read.
+const WAITING: usize = 256;
+
+/// A watch of all keys under a prefix.
+pub(super) struct Watch {
+    news: mpsc::Receiver<News>,
+    restores: watch::Receiver<u64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watch {
+    pub(super) fn start(members: Arc<Members>, prefix: Arc<str>) -> Self {
+        let (sender, news) = mpsc::channel(WAITING);
+        let restores = members.history.restores();
+        let task = tokio::spawn(follow(members, prefix, sender));
+        Self { news, restores, task }
+    }
+}
+
+#[async_trait]
+impl crate::store::Watch for Watch {
+    async fn next(&mut self) -> News {
+        tokio::select! {
+            biased;
+            Ok(()) = self.restores.changed() => News::Restored,
+            news = self.news.recv() => news.unwrap_or(News::Missed),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(members: Arc<Members>, prefix: Arc<str>, news: mpsc::Sender<News>) {
+    let mut failures = 0_u32;
+    loop {
+        let ended = session(&members, &prefix, &news, &mut failures).await;
+        let Err(reason) = ended else { return };
+        tracing::debug!(reason, "the watch of etcd is made anew");
+        if news.send(News::Missed).await.is_err() {
+            return;
+        }
+        failures = (failures + 1).min(6);
+        tokio::time::sleep(pause(failures)).await;
+    }
+}
+
+/// 0.1 s doubling to 3.2 s, and up to half as much again.
+fn pause(failures: u32) -> Duration {
+    let mut jitter = [0];
+    // Without randomness there is no jitter, and nothing else will work either.
+    let _ = random::fill(&mut jitter);
+    let [jitter] = jitter;
+    Duration::from_millis(50) * (1 << failures) * (512 + u32::from(jitter)) / 512
+}
+
+/// Follows one stream to its end; `Ok` when nobody listens any more.
+async fn session(
+    members: &Members,
+    prefix: &str,
+    news: &mpsc::Sender<News>,
+    failures: &mut u32,
+) -> Result<(), String> {
+    let options = GetOptions::new().with_prefix().with_count_only();
+    let now = members.get(prefix, Some(options)).await.map_err(|failure| failure.detail)?;
+    let since = now.header().map_or(0, |header| header.revision());
+    let (index, mut client) = members.client().await.map_err(|failure| failure.detail)?;
+    let ended = async {
+        let options = WatchOptions::new().with_prefix().with_start_revision(since + 1);
+        let stream = timeout(members.timeout(), client.watch(prefix, Some(options))).await;
+        let mut stream = stream
+            .map_err(|_| "no answer in time".to_owned())?
+            .map_err(|error| error.to_string())?;
+        // What happened before `since` was not told.
+        if news.send(News::Missed).await.is_err() {
+            return Ok(());
+        }
+        *failures = 0;
+        let mut asked = false;
+        loop {
+            match timeout(SILENCE, stream.message()).await {
+                Ok(Ok(Some(message))) => {
+                    asked = false;
+                    if !pass_on(&message, prefix, news).await? {
+                        return Ok(());
+                    }
+                }
+                Ok(Ok(None)) => return Err("the stream ended".to_owned()),
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_) if asked => return Err("the stream is silent".to_owned()),
+                Err(_) => {
+                    stream.request_progress().await.map_err(|error| error.to_string())?;
+                    asked = true;
+                }
+            }
+        }
+    };
+    let ended: Result<(), String> = ended.await;
+    if ended.is_err() {
+        members.failed(index);
+    }
+    ended
+}
+
+/// Tells of the message's events; false when nobody listens any more.
+async fn pass_on(
+    message: &WatchResponse,
+    prefix: &str,
+    news: &mpsc::Sender<News>,
+) -> Result<bool, String> {
+    // Its revisions were compacted away, or its rights: the stream stays open and says no more.
+    if message.canceled() {
+        return Err(format!("it was cancelled: {}", message.cancel_reason()));
+    }
+    let change = |event: &etcd_client::Event| -> Option<(String, Revision)> {
+        let kv = event.kv()?;
+        let key = kv.key_str().ok()?.strip_prefix(prefix)?;
+        Some((key.to_owned(), revision(kv.mod_revision())))
+    };
+    let changes: Vec<_> = message.events().iter().filter_map(change).collect();
+    Ok(changes.is_empty() || news.send(News::Changed(changes)).await.is_ok())
+}

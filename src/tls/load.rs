@@ -1,0 +1,220 @@
+//! What the files of `server.tls` say: read, checked, and made into a configuration of rustls.
+//!
+//! An error names the setting and the file. It repeats nothing of what is in them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest as _, Sha256};
+
+use crate::files;
+use crate::secret::SecretBytes;
+
+use super::{ClientCert, Config, HTTP_1, HTTP_2};
+
+/// Files that can't be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("server.tls.{setting}: {}: {detail}", path.display())]
+pub struct Error {
+    setting: &'static str,
+    path: PathBuf,
+    detail: String,
+}
+
+impl Error {
+    fn new(setting: &'static str, path: &Path, detail: impl Into<String>) -> Self {
+        Self { setting, path: path.to_owned(), detail: detail.into() }
+    }
+}
+
+/// Tells contents apart.
+pub(super) type Digest = [u8; 32];
+
+pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Digest {
+    let mut all = Sha256::new();
+    for part in parts {
+        all.update((part.len() as u64).to_be_bytes());
+        all.update(part);
+    }
+    all.finalize().into()
+}
+
+/// What is in the files.
+pub(super) struct Files {
+    cert: Vec<u8>,
+    key: SecretBytes,
+    client_ca: Option<Vec<u8>>,
+    /// Whether every user of the machine may read the key.
+    pub(super) others_read_key: bool,
+}
+
+impl Files {
+    pub(super) fn read(config: &Config) -> Result<Self, Error> {
+        let public = |setting, path: &Path| {
+            std::fs::read(path).map_err(|error| Error::new(setting, path, error.to_string()))
+        };
+        let cert = public("cert", &config.cert)?;
+        let (key, access) = files::read_secret(&config.key)
+            .map_err(|error| Error::new("key", &config.key, error.to_string()))?;
+        let client_ca = config.client_ca.as_deref().map(|path| public("client_ca", path));
+        let others_read_key = access.mode & 0o004 != 0;
+        Ok(Self { cert, key, client_ca: client_ca.transpose()?, others_read_key })
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        let client_ca = self.client_ca.as_deref().unwrap_or_default();
+        digest([&*self.cert, self.key.expose(), client_ca])
+    }
+}
+
+/// A certificate that can be used.
+pub(super) struct Loaded {
+    pub(super) config: Arc<ServerConfig>,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// Unix time in seconds.
+    not_before: i64,
+    pub(super) not_after: i64,
+}
+
+/// Tickets let a client resume its session: a handshake without signatures.
+pub(super) fn ticketer() -> Result<Arc<dyn ProducesTickets>, Error> {
+    aws_lc_rs::Ticketer::new()
+        .map_err(|_| Error::new("cert", Path::new("tickets"), "there is no randomness for them"))
+}
+
+impl Loaded {
+    pub(super) fn from(
+        config: &Config,
+        files: &Files,
+        ticketer: Arc<dyn ProducesTickets>,
+    ) -> Result<Self, Error> {
+        let certs = certificates("cert", &config.cert, &files.cert)?;
+        let wrong_cert = |detail: &str| Error::new("cert", &config.cert, detail);
+        let first = certs.first().ok_or_else(|| wrong_cert("it has no certificate"))?;
+        let (_, first) = x509_parser::parse_x509_certificate(first)
+            .map_err(|_| wrong_cert("its first certificate is malformed"))?;
+        let (not_before, not_after) =
+            (first.validity().not_before.timestamp(), first.validity().not_after.timestamp());
+        let wrong_key = |detail: &str| Error::new("key", &config.key, detail);
+        let key = PrivateKeyDer::from_pem_slice(files.key.expose())
+            .map_err(|_| wrong_key("it has no private key in PEM"))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = match (&config.client_ca, &files.client_ca) {
+            (Some(path), Some(pem)) => {
+                Some(verifier(config.client_cert, path, pem, Arc::clone(&provider))?)
+            }
+            _ => None,
+        };
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|error| wrong_cert(&error.to_string()))?;
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
+            None => builder.with_no_client_auth(),
+        };
+        let mut server = builder.with_single_cert(certs, key).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => wrong_key("it is not the key of the certificate"),
+            error => wrong_key(&error.to_string()),
+        })?;
+        server.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
+        server.ticketer = ticketer;
+        // Sessions are in tickets alone: no memory for clients that never come back.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Self { config: Arc::new(server), verifier, not_before, not_after })
+    }
+
+    /// Whether a certificate that is to replace another is valid at `now`.
+    pub(super) fn check_time(&self, config: &Config, now: u64) -> Result<(), Error> {
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let wrong = |detail: String| Err(Error::new("cert", &config.cert, detail));
+        if now > self.not_after {
+            wrong(format!("it expired at {}", rfc3339(self.not_after)))
+        } else if now < self.not_before {
+            wrong(format!("it is valid from {} on", rfc3339(self.not_before)))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What is to be said of it at `now`: less than a tenth of its life is left, and nobody has
+    /// replaced it yet.
+    pub(super) fn warning(&self, now: i64) -> Option<String> {
+        let life = self.not_after.saturating_sub(self.not_before);
+        let until = self.until();
+        if now > self.not_after {
+            Some(format!("the certificate expired at {until}"))
+        } else if self.not_after.saturating_sub(now) < life / 10 {
+            Some(format!("the certificate expires at {until}"))
+        } else {
+            None
+        }
+    }
+
+    /// When it expires.
+    pub(super) fn until(&self) -> String {
+        rfc3339(self.not_after)
+    }
+
+    /// Verifies the certificate of a client again.
+    pub(super) fn verify(
+        &self,
+        first: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: u64,
+    ) -> io::Result<()> {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        let verified = match &self.verifier {
+            Some(verifier) => verifier.verify_client_cert(first, rest, now).map(drop),
+            None => return Err(io::Error::other("no client certificate is asked for any more")),
+        };
+        verified.map_err(io::Error::other)
+    }
+}
+
+fn verifier(
+    asked: ClientCert,
+    path: &Path,
+    pem: &[u8],
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let wrong = |detail: &str| Error::new("client_ca", path, detail);
+    let mut roots = RootCertStore::empty();
+    for authority in certificates("client_ca", path, pem)? {
+        roots.add(authority).map_err(|_| wrong("one of its certificates is malformed"))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong("it has no certificate"));
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let builder = match asked {
+        ClientCert::Optional => builder.allow_unauthenticated(),
+        ClientCert::Required => builder,
+    };
+    builder.build().map_err(|error| wrong(&error.to_string()))
+}
+
+fn certificates(
+    setting: &'static str,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, Error> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::new(setting, path, "it is no PEM"))
+}
+
+fn rfc3339(unix: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(unix).unwrap_or_default());
+    // Years beyond 9999 can't be written, nor added to some.
+    let time = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));
+    humantime::format_rfc3339_seconds(time.unwrap_or(UNIX_EPOCH)).to_string()
+}

@@ -1,0 +1,199 @@
+//! The shell blocks of README.md and docs/ are run as they stand, and what they show must come out.
+//!
+//! - A `console` block has commands after `$ ` (more lines after `> `), each with what it prints. A line of
+//!   `...` stands for any lines, `...` in a line for any text; ids, envelopes, other base64 and times may
+//!   differ. A `sh` block is a script.
+//! - `console fails` is a block whose last command ends with a code other than 0. `console not run: REASON`
+//!   is read by `bash -n` alone, and counted with its reason.
+//! - A `toml FILE` block is written to that file. Every `toml` block must be a configuration.
+//! - `<!-- run` ... `-->` is a script that readers don't see. `need moto` in it starts a server.
+//!
+//! A document has one shell in a directory of its own. `kms-proxy serve` goes on in the background there.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use kms_proxy::config::{Config, Flags};
+
+use crate::support::{root, tell};
+
+mod blocks;
+mod clients;
+mod expected;
+mod servers;
+mod session;
+mod settings;
+
+use blocks::{Kind, Run};
+use session::Session;
+
+/// Every document with blocks that users follow.
+fn documents() -> Vec<PathBuf> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap();
+    let docs = docs.map(|entry| entry.unwrap().path());
+    let mut all: Vec<_> = docs.filter(|path| path.extension() == Some("md".as_ref())).collect();
+    all.extend(["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
+    all.sort();
+    all
+}
+
+fn name(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().display().to_string()
+}
+
+#[tokio::test]
+async fn every_shell_block_does_what_it_shows() {
+    let (mut run, mut not_run, mut wrong) = (0, Vec::new(), Vec::new());
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let blocks = blocks::of(&text).unwrap_or_else(|why| panic!("{}: {why}", name(&path)));
+        let mut session = None;
+        for block in &blocks {
+            let place = format!("{}, line {}", name(&path), block.line);
+            if let Run::Not(reason) = &block.run {
+                syntax(&block.script(), &place);
+                not_run.push(format!("{place}: {reason}"));
+                continue;
+            }
+            let session = match &mut session {
+                Some(session) => session,
+                None => session.insert(Session::start()),
+            };
+            if let Err(why) = session.run(block).await {
+                wrong.push(format!("{place}: {why}"));
+                // What comes after may rest on it.
+                break;
+            }
+            run += u32::from(block.is_shell());
+        }
+    }
+    tell(&format!("shell blocks: {run} run, {} not run", not_run.len()));
+    for reason in &not_run {
+        tell(&format!("  not run: {reason}"));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    assert!(run >= 25, "only {run} blocks were found");
+}
+
+/// What is not run must at least be a script.
+fn syntax(script: &str, place: &str) {
+    use std::io::Write;
+    let mut bash = Command::new("bash");
+    bash.arg("-n").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut bash = bash.spawn().expect("bash is missing: apt-get install bash");
+    bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let said = bash.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && text.is_empty(), "{place}: {text}");
+}
+
+#[test]
+fn every_toml_block_is_a_configuration() {
+    let mut count = 0;
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for block in blocks::of(&text).unwrap() {
+            let (Kind::Toml(_) | Kind::Settings) = block.kind else { continue };
+            let file = Some((Path::new("kms-proxy.toml"), &*block.text));
+            let read = Config::from_sources(file, [], &Flags::default());
+            let place = format!("{}, line {}", name(&path), block.line);
+            // The files that it names are elsewhere.
+            let elsewhere = |error: &str| error.ends_with("No such file or directory (os error 2)");
+            let wrong = read.err().map(|error| error.to_string()).filter(|error| !elsewhere(error));
+            assert_eq!(wrong, None, "{place}");
+            count += 1;
+        }
+    }
+    tell(&format!("configurations in documents: {count} read"));
+    assert!(count >= 5, "only {count} were found");
+}
+
+#[test]
+fn every_code_has_its_line_for_callers() {
+    let text = std::fs::read_to_string(root().join("docs/http.md")).unwrap();
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).collect();
+    for kind in kms_proxy::service::error::Kind::ALL {
+        let (status, code) = (kind.http_status(), kind.code());
+        let row = rows.iter().find(|row| {
+            row.starts_with(&format!("| {status} | ")) && row.contains(&format!("`{code}`"))
+        });
+        assert!(row.is_some(), "docs/http.md has no row of {status} with {code}");
+    }
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            if file.contains("://") || file.starts_with("mailto:") {
+                continue;
+            }
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{}: there is no {link}", name(&path));
+            if !anchor.is_empty() {
+                let text = std::fs::read_to_string(&target).unwrap();
+                let mut anchors = text.lines().filter(|line| line.starts_with('#')).map(slug);
+                assert!(anchors.any(|slug| slug == anchor), "{}: no {link}", name(&path));
+            }
+        }
+    }
+}
+
+/// The anchor that is made of a heading.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// A document of one block with a session of its own: what comes of it.
+async fn outcome(document: &str) -> Result<(), String> {
+    let mut session = Session::start();
+    for block in blocks::of(document)? {
+        session.run(&block).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_block_that_shows_something_else_is_noticed() {
+    let id = "0c1f60ca4ed5e14015481538e60aa65c";
+    let other = "d68ed64748e80cb80d8ac6547dfb97d9";
+    for good in [
+        "```console\n$ echo hello\nhello\n```",
+        "```console\n$ X=1\n$ echo $X; echo two\n...\ntwo\n```",
+        "```console\n$ echo one two three\none ... three\n```",
+        "```console fails\n$ true\n$ echo no >&2; (exit 3)\nno\n```",
+        "```console\n$ cat <<EOF\n> a\n> EOF\na\n```",
+        &format!("```console\n$ echo '{{\"kek_id\":\"{id}\"}}'\n{{\"kek_id\":\"{other}\"}}\n```"),
+        "<!-- run\necho hi > file\n-->\n```sh\ntest -s file\n```",
+    ] {
+        assert_eq!(outcome(good).await, Ok(()), "{good}");
+    }
+    for bad in [
+        "```console\n$ echo hello\nhallo\n```",
+        "```console\n$ echo hello\n```",
+        "```console\n$ true\nhello\n```",
+        "```console\n$ false\n```",
+        "```console fails\n$ true\n```",
+        "```console fails\n$ false\n$ true\n```",
+        "```console\n$ echo one two\none ... three\n```",
+        "```console\n$ echo a; echo b; echo c\na\n...\nb\n```",
+        &format!("```console\n$ echo {id}\n{}\n```", &id[1..]),
+        "```sh\nfalse\n```",
+        "```sh\nfalse | true\n```",
+        "<!-- run\nfalse\n-->",
+        "```console\nhello\n```",
+        "```\n$ true\n```",
+        "```console not run:\n$ true\n```",
+        "```console maybe\n$ true\n```",
+        "```console\n$ true\n",
+    ] {
+        assert!(outcome(bad).await.is_err(), "{bad}");
+    }
+}

@@ -1,0 +1,170 @@
+//! How a replica leaves: readiness first, then the connections, and nobody notices. A rolling
+//! restart of three replicas under load.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::Method;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::limits::tell;
+use crate::support::etcd::Etcd;
+use crate::support::pki::{Pki, client};
+use crate::support::{Sealed, Service, Setup, decrypt_all, until};
+
+#[tokio::test]
+async fn readiness_goes_first_and_requests_are_taken_until_the_delay_is_over() {
+    let service = Setup::new().set("SERVER__DRAIN_DELAY", "10m").start().await;
+    let sealed = service.encrypt("default", "aGVsbG8=").await;
+    service.signal(Signal::TERM);
+    until("it says no", async || (service.get("/readyz").await.0 == 503).then_some(())).await;
+    let request = service.request(Method::POST, "/v1/encrypt").json(&json!({"plaintext": ""}));
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["connection"], "close", "the next request goes elsewhere");
+    decrypt_all(&service, &[sealed]).await;
+    assert!(service.is_listening().await);
+    service.signal(Signal::TERM);
+    let (code, log) = service.ended().await;
+    assert!(code == Some(1) && log.contains("a second signal"), "{code:?} {log}");
+
+    let service = Setup::new().set("SERVER__DRAIN_DELAY", "1s").start().await;
+    let answer = service.request(Method::GET, "/healthz").send().await.unwrap();
+    assert!(answer.headers().get("connection").is_none());
+    let log = service.stop().await;
+    assert!(log.contains("finishing what is in flight"), "{log}");
+}
+
+#[tokio::test]
+async fn sighup_ends_nothing_where_there_is_nothing_to_read_again() {
+    let service = Setup::new().start().await;
+    service.signal(Signal::HUP);
+    service.logged("SIGHUP: files are read again").await;
+    service.encrypt("default", "aGVsbG8=").await;
+    service.stop().await;
+}
+
+const REPLICAS: usize = 3;
+
+/// What a load balancer knows, and what its callers did.
+struct Fleet {
+    urls: Vec<String>,
+    ready: Vec<AtomicBool>,
+    goes_on: AtomicBool,
+    done: AtomicU64,
+    sealed: Mutex<Vec<Sealed>>,
+}
+
+impl Fleet {
+    /// Looks at a replica as a load balancer does.
+    async fn probe(self: Arc<Self>, number: usize, client: reqwest::Client) {
+        let client = client.get(format!("{}/readyz", self.urls[number]));
+        while self.goes_on.load(Ordering::Relaxed) {
+            let answer = client.try_clone().unwrap().send().await;
+            let ready = answer.is_ok_and(|answer| answer.status() == 200);
+            self.ready[number].store(ready, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Calls replicas that are ready in turns; no call may fail.
+    async fn call(self: Arc<Self>, number: usize, client: reqwest::Client) {
+        let mut turn = number;
+        while self.goes_on.load(Ordering::Relaxed) {
+            turn += 1;
+            let ready = (0..REPLICAS).map(|at| (at + turn) % REPLICAS);
+            let mut ready = ready.filter(|at| self.ready[*at].load(Ordering::Relaxed));
+            let replica = ready.next().expect("two of three are ready");
+            let plaintext = base64_simd::STANDARD.encode_to_string(turn.to_be_bytes());
+            let url = format!("{}/v1/encrypt", self.urls[replica]);
+            let request = client.post(url).json(&json!({"plaintext": plaintext}));
+            let answer = request.send().await.unwrap_or_else(|error| panic!("{error:?}"));
+            assert_eq!(answer.status(), 200);
+            let answer: serde_json::Value = answer.json().await.expect("a whole answer");
+            let ciphertext = answer["ciphertext"].as_str().unwrap().to_owned();
+            if turn.is_multiple_of(20) {
+                let chain = "default".to_owned();
+                self.sealed.lock().unwrap().push(Sealed { chain, plaintext, ciphertext });
+            }
+            self.done.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn more(&self, count: u64) {
+        let before = self.done.load(Ordering::Relaxed);
+        let came = async || (self.done.load(Ordering::Relaxed) >= before + count).then_some(());
+        until("calls go on", came).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_three_replicas_fails_no_request() {
+    let etcd = Etcd::start().await;
+    let setup = Setup::new();
+    let pki = Pki::new(setup.file("pki"));
+    let (cert, key) = pki.server(&["127.0.0.1"]);
+    let setups: [Setup; REPLICAS] = std::array::from_fn(|_| {
+        Setup::new()
+            .set("STORE__KIND", "etcd")
+            .set("STORE__ENDPOINTS", etcd.url())
+            .set("ROOT__0__KIND", "local")
+            .set("ROOT__0__NAME", "main")
+            .set("ROOT__0__KEY_FILE", setup.file("root.key").display())
+            .set("SERVER__TLS__CERT", cert.display())
+            .set("SERVER__TLS__KEY", key.display())
+            .set("SERVER__DRAIN_DELAY", "3s")
+    });
+    let trusting = || client(&pki.ca(), None).timeout(Duration::from_secs(60));
+    let mut replicas = Vec::new();
+    for setup in &setups {
+        let mut service = setup.start().await;
+        service.call_with(trusting().build().unwrap());
+        replicas.push(service);
+    }
+    let fleet = Arc::new(Fleet {
+        urls: replicas.iter().map(Service::url).collect(),
+        ready: (0..REPLICAS).map(|_| AtomicBool::new(true)).collect(),
+        goes_on: AtomicBool::new(true),
+        done: AtomicU64::new(0),
+        sealed: Mutex::default(),
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..REPLICAS {
+        // Each probe on a connection of its own, as kubelets do.
+        let client = trusting().http1_only().pool_max_idle_per_host(0);
+        tasks.spawn(Arc::clone(&fleet).probe(number, client.build().unwrap()));
+    }
+    for number in 0..8 {
+        // Half of them keep connections of HTTP/1.1, half of HTTP/2.
+        let client = if number % 2 == 0 { trusting().http1_only() } else { trusting() };
+        tasks.spawn(Arc::clone(&fleet).call(number, client.build().unwrap()));
+    }
+    fleet.more(200).await;
+    for (number, setup) in setups.iter().enumerate() {
+        let old = replicas.remove(number);
+        let address = old.address().to_string();
+        old.stop().await;
+        let mut new = Service::spawn(setup.command_at(&address));
+        new.ready().await;
+        new.call_with(trusting().build().unwrap());
+        replicas.insert(number, new);
+        until("it is seen to be ready", async || {
+            fleet.ready[number].load(Ordering::Relaxed).then_some(())
+        })
+        .await;
+        fleet.more(100).await;
+    }
+    fleet.goes_on.store(false, Ordering::Relaxed);
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("no call failed");
+    }
+    tell(&format!("{} calls through three restarts", fleet.done.load(Ordering::Relaxed)));
+    let sealed = std::mem::take(&mut *fleet.sealed.lock().unwrap());
+    assert!(!sealed.is_empty());
+    for replica in &replicas {
+        decrypt_all(replica, &sealed).await;
+    }
+}

@@ -1,0 +1,74 @@
+//! The OpenAPI document, used by tools that know kms-proxy only by it: a validator, a fuzzer and a
+//! generator of clients.
+
+use std::process::{Command, Output};
+
+use crate::support::{Setup, root, tell};
+
+/// A program of the Python environment of the tests.
+fn tool(name: &str) -> Command {
+    let path = root().join("target/test-env/bin").join(name);
+    assert!(path.exists(), "{} is missing: run `make test-env`", path.display());
+    Command::new(path)
+}
+
+async fn run(mut command: Command) -> Output {
+    let run = tokio::task::spawn_blocking(move || command.output().unwrap());
+    run.await.unwrap()
+}
+
+/// What it wrote, which must say that all went well.
+fn good(output: &Output) -> String {
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
+    out.into_owned()
+}
+
+fn document() -> std::path::PathBuf {
+    root().join("openapi/kms-proxy.json")
+}
+
+#[tokio::test]
+async fn the_document_is_valid_and_its_examples_fit_their_schemas() {
+    let mut check = tool("python");
+    check.arg(root().join("tests/openapi/examples.py")).arg(document());
+    let said = good(&run(check).await);
+    let count = said.trim_end().strip_suffix(" examples").expect("a count");
+    assert!(count.parse::<u32>().unwrap() > 100, "{said}");
+}
+
+#[tokio::test]
+async fn a_fuzzer_that_knows_the_document_finds_no_other_answer() {
+    let service = Setup::new().set("CHAIN__NAMES", "orders").start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut fuzz = tool("schemathesis");
+    fuzz.current_dir(dir.path()).arg("--no-color").arg("--config-file");
+    fuzz.arg(root().join("tests/openapi/schemathesis.toml")).arg("run").arg(document());
+    fuzz.args(["--url", &service.url()]);
+    let said = good(&run(fuzz).await);
+    let calls = said.lines().find(|line| line.contains(" generated, ")).expect("a summary");
+    tell(&format!("schemathesis: {}", calls.trim()));
+    let text = std::fs::read_to_string(document()).unwrap();
+    let all = text.matches("\"operationId\"").count();
+    assert!(said.contains(&format!("{all} selected / {all} total")), "{said}");
+    let log = service.stop().await;
+    assert!(!log.contains("panicked") && !log.contains(r#""level":"ERROR""#), "{log}");
+}
+
+#[tokio::test]
+async fn a_client_that_is_generated_from_the_document_encrypts_and_decrypts() {
+    let service = Setup::new().start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let client = dir.path().join("generated");
+    let mut generate = tool("openapi-python-client");
+    generate.args(["generate", "--meta", "none", "--path"]).arg(document());
+    generate.arg("--output-path").arg(&client);
+    // It tidies up with a tool that is beside it.
+    generate.env("PATH", root().join("target/test-env/bin"));
+    good(&run(generate).await);
+    let mut user = tool("python");
+    user.arg(root().join("tests/openapi/client.py")).arg(&client).arg(service.url());
+    let said = good(&run(user).await);
+    assert!(said.contains("encrypts and decrypts"), "{said}");
+}
