@@ -87,16 +87,15 @@ impl Cipher {
 /// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
 #[inline]
 pub fn seal_once(key: &KeyBytes, aad: &[u8], buffer: &mut [u8]) -> Result<[u8; TAG_LEN], Failed> {
-    match key.exposed() {
+    let tag = swept(buffer.len(), || match key.exposed() {
         Exposed::Aes128(key) => {
             Aes128Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
         }
         Exposed::Aes256(key) => {
             Aes256Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
         }
-    }
-    .map(Into::into)
-    .map_err(|_| Failed)
+    });
+    tag.map(Into::into).map_err(|_| Failed)
 }
 
 /// Opens what [`seal_once`] sealed. When it fails, `buffer` is as it was.
@@ -110,7 +109,7 @@ pub fn open_once(
     buffer: &mut [u8],
     tag: &[u8; TAG_LEN],
 ) -> Result<(), Failed> {
-    match key.exposed() {
+    let opened = swept(buffer.len(), || match key.exposed() {
         Exposed::Aes128(key) => Aes128Gcm::new(key.into()).decrypt_inout_detached(
             &ZERO.into(),
             aad,
@@ -123,8 +122,32 @@ pub fn open_once(
             buffer.into(),
             tag.into(),
         ),
+    });
+    opened.map_err(|_| Failed)
+}
+
+/// Messages of this size and more go over the stack in pieces of up to as much: 64 blocks at once.
+const PIECE: usize = 1024;
+/// How much of the stack is overwritten then: twice what was seen to be used.
+const SWEPT: usize = 8192;
+
+/// Does `work` on a message of `len` bytes, and overwrites what it leaves on the stack of a long one.
+#[inline]
+fn swept<T>(len: usize, work: impl FnOnce() -> T) -> T {
+    /// In a frame of its own, which the sweep then has too.
+    #[inline(never)]
+    fn apart<T>(work: impl FnOnce() -> T) -> T {
+        work()
     }
-    .map_err(|_| Failed)
+    #[inline(never)]
+    fn sweep() {
+        std::hint::black_box(&mut [0_u8; SWEPT]);
+    }
+    let done = apart(work);
+    if len >= PIECE {
+        sweep();
+    }
+    done
 }
 
 const ZERO: [u8; NONCE_LEN] = [0; NONCE_LEN];

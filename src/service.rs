@@ -26,6 +26,7 @@ use crate::store::record::{self, Limits};
 mod allowance;
 pub mod answer;
 mod bootstrap;
+mod bucket;
 mod chain;
 mod core;
 pub mod error;

@@ -74,6 +74,19 @@ pub fn install(config: &Config) -> Result<(), TryInitError> {
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()
 }
 
+/// Has every panic from here on tell where it was, and not what it says: that can hold a piece of a
+/// request, as when a text is sliced inside a character.
+pub fn hush_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "?".to_owned(), ToString::to_string);
+        if tracing::dispatcher::has_been_set() {
+            tracing::error!("panicked at {place}");
+        } else {
+            eprintln!("kms-proxy: panicked at {place}");
+        }
+    }));
+}
+
 /// At `trace` the AWS SDK writes what was sent and answered; KEKs among it, if one of its variables
 /// says so. No setting brings that out.
 fn is_harmless(event: &Metadata<'_>) -> bool {

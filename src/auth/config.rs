@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use crate::id::ChainName;
 use crate::units;
 
+use super::keys;
 use super::permission::Allow;
 use super::token::Digest;
 
@@ -193,6 +194,23 @@ impl Config {
             }
             _ => self.check_clients(),
         }
+    }
+
+    /// Reads the files that it names. The service starts without them, and serves their clients when
+    /// they come.
+    ///
+    /// # Errors
+    /// [`Wrong`] for the first that can't be read or has no key.
+    pub fn check_files(&self) -> Result<(), Wrong> {
+        for (index, client) in self.clients.iter().enumerate() {
+            if let Some(file) = client.jwt.as_ref().and_then(|jwt| jwt.jwks_file.as_ref()) {
+                keys::in_file(file).map_err(|why| {
+                    let key = format!("client.{index}.jwt.jwks_file");
+                    (key, format!("{}: {why}", file.display()))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn check_clients(&self) -> Result<(), Wrong> {

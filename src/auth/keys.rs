@@ -195,6 +195,11 @@ async fn read(place: &Place) -> Result<Vec<u8>, String> {
     }
 }
 
+/// The keys in a file.
+pub(super) fn in_file(path: &Path) -> Result<KeySet, String> {
+    KeySet::parse(&bounded(path)?)
+}
+
 /// A whole file that is not too long.
 fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;

@@ -85,12 +85,14 @@ pub(super) fn serve(args: &Args) -> Result {
     })
 }
 
-/// Prints the configuration that is in force, if a service could start with it.
+/// Prints the configuration that is in force, if a service could do all that it says.
 pub(super) fn check(args: &Args) -> Result {
     let config = args.load()?;
     if let Some(tls) = &config.server.tls {
         tls.check().map_err(|error| Failure::Usage(error.to_string()))?;
     }
+    let clients = config.auth.check_files();
+    clients.map_err(|(key, why)| Failure::Usage(format!("{key}: {why}")))?;
     for root in &config.roots {
         let checked = root.check(config.store.data_dir());
         checked.map_err(|error| Failure::Usage(error.to_string()))?;

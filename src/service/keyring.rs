@@ -22,7 +22,6 @@ use crate::store::record;
 use super::chain::Chain;
 use super::error::{Error, Kind};
 
-mod allowance;
 mod carried;
 mod flights;
 mod roots;

@@ -266,6 +266,28 @@ fn a_root_that_can_not_be_used_is_found_before_the_start_and_nothing_is_made() {
 }
 
 #[test]
+fn the_keys_of_an_issuer_are_looked_for_before_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jwks, file) = (dir.path().join("jwks"), dir.path().join("kms-proxy.toml"));
+    let config = format!(
+        "[auth]\nmode = 'required'\n[[client]]\nname = 'a'\n\
+         allow = [{{ chains = ['*'], operations = ['read'] }}]\n\
+         jwt = {{ issuer = 'i', audience = 'a', subject = 's', jwks_file = '{}' }}\n",
+        jwks.display()
+    );
+    std::fs::write(&file, config).unwrap();
+    let check = || run(&["check-config", "--config", file.to_str().unwrap()], b"");
+    let said = refused(check(), 2);
+    let names_both = format!("client.0.jwt.jwks_file: {}: ", jwks.display());
+    assert!(said.contains(&names_both) && said.contains("No such file"), "{said}");
+    std::fs::write(&jwks, "{\"keys\":[]}").unwrap();
+    assert!(refused(check(), 2).contains("it has no key that verifies"));
+    let key = crate::support::jwt::Key::new("one", jsonwebtoken::Algorithm::ES256);
+    std::fs::write(&jwks, crate::support::jwt::jwks(&[&key])).unwrap();
+    good(check());
+}
+
+#[test]
 fn wrong_usage_is_code_2_and_explained_on_stderr() {
     for args in [
         &["encrypt", "--chain", "Orders"][..],

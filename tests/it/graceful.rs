@@ -9,10 +9,9 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::limits::tell;
 use crate::support::etcd::Etcd;
 use crate::support::pki::{Pki, client};
-use crate::support::{Sealed, Service, Setup, decrypt_all, until};
+use crate::support::{Sealed, Service, Setup, decrypt_all, tell, until};
 
 #[tokio::test]
 async fn readiness_goes_first_and_requests_are_taken_until_the_delay_is_over() {

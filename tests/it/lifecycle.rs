@@ -13,7 +13,7 @@ use crate::support::{
     BINARY, Service, Setup, decrypt_all, read_until, replace_in_file, talk, until,
 };
 
-/// Memory of an idle service; the default runtime and caches need about 12 MB.
+/// Memory of an idle service, 14 MB of it pages of the binary and of libraries.
 const MAX_RSS_KB: u64 = 20 * 1024;
 
 #[tokio::test]
@@ -29,9 +29,15 @@ async fn it_starts_at_once_and_takes_little_memory() {
         assert!(took < Duration::from_secs(5), "{start}: {took:?}");
         #[cfg(target_os = "linux")]
         {
-            let rss = resident_kb(&service);
+            let mut rss = resident_kb(&service);
             println!("{start}: {rss} kB resident");
-            assert!(rss < MAX_RSS_KB, "{rss} kB");
+            // What the start itself took is given back after some seconds.
+            let idle = until("little memory", async || {
+                rss = resident_kb(&service);
+                (rss < MAX_RSS_KB).then_some(())
+            });
+            idle.await;
+            println!("{start}: {rss} kB resident when idle");
         }
         service.stop().await;
     }

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use crate::lifecycle::{memory_kb, resident_kb};
 use crate::support::pki::{self, Pki};
 use crate::support::random::{Random, random_seed};
-use crate::support::{Service, Setup, read_until, talk, until};
+use crate::support::{Service, Setup, read_until, talk, tell, until};
 
 const IDLE: usize = 5_000;
 /// Memory of an idle connection in bytes: about twice what was measured.
@@ -92,12 +92,6 @@ async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<(u16, 
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
         return Ok((status, length));
     }
-}
-
-/// Says it although the test goes well.
-pub(crate) fn tell(text: &str) {
-    use std::io::Write;
-    writeln!(std::io::stderr(), "{text}").unwrap();
 }
 
 /// As many file descriptors as the system allows: one for each connection.

@@ -30,6 +30,8 @@ mod lifecycle;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod monitoring;
 #[cfg(test)]
 mod openapi;

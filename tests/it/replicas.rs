@@ -2,7 +2,6 @@
 //! killed, members hang and lines are cut; outages; many chains and many KEKs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +20,7 @@ use crate::lifecycle::resident_kb;
 use crate::support::etcd::Etcd;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::random::{Random, random_seed, variable};
-use crate::support::{Sealed, Service, Setup, decrypt_all, pages, until};
+use crate::support::{Sealed, Service, Setup, decrypt_all, pages, tell, until};
 
 const MAX_USES: u64 = 1_000;
 
@@ -34,11 +33,6 @@ fn setup(endpoints: &[String], key: &Path) -> Setup {
         .set("ROOT__0__KIND", "local")
         .set("ROOT__0__NAME", "main")
         .set("ROOT__0__KEY_FILE", key.display())
-}
-
-/// Says it although the test goes well.
-fn tell(text: &str) {
-    writeln!(std::io::stderr(), "{text}").unwrap();
 }
 
 /// A replica that comes and goes.

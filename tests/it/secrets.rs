@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::support::jwt::{self, Key};
 use crate::support::pki::{self, Pki};
+use crate::support::random::variable;
 use crate::support::{Service, Setup, run};
 
 const PASSPHRASE: &str = "passphrase-4bf0c7";
@@ -163,6 +164,32 @@ async fn no_token_is_in_a_log_a_metric_or_an_error() {
         for form in forms(secret.as_bytes()) {
             assert!(!said.contains(&form), "{form} was told");
         }
+    }
+}
+
+/// The test runs itself once more, since it is the whole process whose panics are hushed.
+#[test]
+fn no_secret_is_in_what_a_panic_tells() {
+    const STAGE: &str = "KMS_PROXY_TEST_PANIC";
+    if let Some(logs) = variable(STAGE) {
+        kms_proxy::telemetry::hush_panics();
+        if logs == 1 {
+            kms_proxy::telemetry::install(&kms_proxy::telemetry::Config::default()).unwrap();
+        }
+        let inside_a_character = format!("{PLAINTEXT}\u{e9}");
+        let _ = &inside_a_character[..=PLAINTEXT.len()];
+    }
+    for logs in [0, 1] {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "secrets::no_secret_is_in_what_a_panic_tells", "--nocapture"]);
+        let output =
+            again.env(STAGE, logs.to_string()).env("RUST_BACKTRACE", "1").output().unwrap();
+        assert!(!output.status.success());
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains("panicked at tests/it/secrets.rs:"), "{said}");
+        assert_eq!(said.contains("\"level\":\"ERROR\""), logs == 1, "{said}");
+        assert!(!said.contains(PLAINTEXT), "{said}");
     }
 }
 

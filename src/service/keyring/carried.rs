@@ -4,8 +4,9 @@
 //! Whoever may decrypt can make up such records. So what is made up can push out nothing that was
 //! opened, changes nothing of how a root stands, and costs a bounded number of its calls.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -18,10 +19,10 @@ use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::kek::Kek;
 use crate::root::{self, Context, MAX_WRAP_LEN};
 use crate::service::allowance::charge;
+use crate::service::bucket::Bucket;
 use crate::service::error::{Error, Kind};
 use crate::store::record::{self, State, Wrap};
 
-use super::allowance::Allowances;
 use super::flights::Flights;
 use super::{AWAY_FOR, CacheKey, FAILURES, Failure, Keyring, REFUSED_FOR, Standing};
 use super::{check, unavailable};
@@ -31,6 +32,11 @@ const CONCURRENT: usize = 8;
 /// An outage that is told after this long costs as much: a made-up record may be the reason, such as
 /// one that names the highest cost of a passphrase.
 const SLOW: Duration = Duration::from_secs(2);
+
+/// Calls of roots that a chain's callers may cost in vain: this many at once,
+const IN_VAIN: u32 = 100;
+/// and then one in this time. A day of it costs 86,400 calls: some 0.26 USD in AWS KMS.
+const IN_VAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// SHA-256 of chain, suite, KEK id and record. The record alone would not do: with a made-up id before
 /// a good record, a caller could have the good one refused.
@@ -42,7 +48,9 @@ pub(super) struct Carried {
     flights: Flights<Digest>,
     failures: Cache<Digest, Failure>,
     unwraps: Semaphore,
-    allowances: Allowances,
+    /// The calls in vain of each chain: those of one can't use up another's. A chain that is not there
+    /// gets no further than its name, so there are not many.
+    in_vain: Mutex<HashMap<ChainName, Arc<Bucket>>>,
 }
 
 /// A KEK that a root opened.
@@ -61,7 +69,7 @@ impl Carried {
             flights: Flights::default(),
             failures: Cache::new(FAILURES),
             unwraps: Semaphore::new(CONCURRENT),
-            allowances: Allowances::default(),
+            in_vain: Mutex::default(),
         }
     }
 
@@ -75,6 +83,12 @@ impl Carried {
 
     pub(super) fn is_empty(&self) -> bool {
         self.opened.is_empty()
+    }
+
+    fn in_vain(&self, chain: &ChainName) -> Arc<Bucket> {
+        let mut chains = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = || Arc::new(Bucket::new(IN_VAIN, IN_VAIN_EVERY));
+        Arc::clone(chains.entry(chain.clone()).or_insert_with(full))
     }
 }
 
@@ -162,16 +176,15 @@ impl Keyring {
         digest: Digest,
     ) -> Result<Arc<Kek>, Error> {
         let started = self.clock.now();
-        if !self.carried.allowances.take(chain, started) {
-            return Err(Error::new(
-                Kind::Overloaded,
-                "too many ciphertexts of this chain carried KEKs that no root opens; those whose \
-                 KEKs are in memory are not affected",
-            ));
+        let in_vain = self.carried.in_vain(chain);
+        if !in_vain.take(started) {
+            let why = "too many ciphertexts of this chain carried KEKs that no root opens; those whose \
+                       KEKs are in memory are not affected";
+            return Err(Error::new(Kind::Overloaded, why).retry_after(in_vain.every()));
         }
         let (error, forgotten) = match self.ask(chain, id, &record).await {
             Ok(kek) => {
-                self.carried.allowances.give_back(chain);
+                in_vain.give_back();
                 let checked = self.clock.now().as_nanos().into();
                 let traveller = Traveller { kek: Arc::clone(&kek), record, checked };
                 self.carried.opened.insert((chain.clone(), id), Arc::new(traveller));
@@ -179,7 +192,7 @@ impl Keyring {
             }
             Err(Closed::Away) => {
                 if self.clock.now().since(started) < SLOW {
-                    self.carried.allowances.give_back(chain);
+                    in_vain.give_back();
                 }
                 (unavailable("no root opens the KEK that the ciphertext carries now"), AWAY_FOR)
             }

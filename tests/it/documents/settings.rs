@@ -63,7 +63,9 @@ fn documented() -> BTreeSet<String> {
     let keys = cells.flat_map(|cell| cell.split('`').step_by(2));
     let is_key = |key: &&str| {
         key.contains('.')
-            && key.chars().all(|c| c == 'N' || ".-_".contains(c) || c.is_ascii_lowercase())
+            && key.chars().all(|c| {
+                c == 'N' || ".-_".contains(c) || c.is_ascii_lowercase() || c.is_ascii_digit()
+            })
     };
     keys.filter(is_key).map(str::to_owned).collect()
 }

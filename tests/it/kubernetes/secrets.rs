@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::etcd::Etcd;
 use crate::support::kms::{Front, Moto, Way};
 use crate::support::kube::{Client, hex};
-use crate::support::{Setup, run, until};
+use crate::support::{Setup, run, tell, until};
 
 use super::{bytes, plugin, rotate, seed, with_kms, with_local};
 
@@ -143,10 +143,4 @@ async fn three_thousand_decrypts_right_after_a_cold_start_make_one_root_call() {
         let p99 = took[took.len() * 99 / 100];
         tell(&format!("in the service, {what}: p99 {p99} us, max {} us", took[took.len() - 1]));
     }
-}
-
-/// Says something that is no failure, in the output of the tests.
-fn tell(text: &str) {
-    use std::io::Write as _;
-    _ = writeln!(std::io::stderr(), "{text}");
 }
