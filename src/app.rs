@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::auth::Auth;
+use crate::auth::{self, Auth};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::http::Listeners;
@@ -82,6 +82,7 @@ impl App {
     /// being refused. Then the store, which keeps a second process away from all that follows.
     async fn start(config: Config) -> anyhow::Result<Self> {
         warn_of_exposure(&config);
+        warn_of_open_chain(&config);
         warn_of_lone_key(&config);
         let clock = Arc::new(SystemClock::new());
         let tls = config.server.tls.clone();
@@ -179,6 +180,16 @@ fn warn_of_exposure(config: &Config) {
         tracing::warn!(
             %listen,
             "server.admin_listen is plain HTTP: whoever reaches it reads names of chains and roots, and counts"
+        );
+    }
+}
+
+/// The socket's file keeps others out; the listener does not.
+fn warn_of_open_chain(config: &Config) {
+    if let (Some(kubernetes), auth::Mode::None) = (&config.kubernetes, config.auth.mode) {
+        tracing::warn!(
+            chain = %kubernetes.chain,
+            "auth.mode is none: whoever reaches server.listen can decrypt what kube-apiserver encrypts"
         );
     }
 }

@@ -72,6 +72,8 @@ pub(crate) enum Refusal {
     TooLong,
     /// The token is nobody's.
     UnknownToken,
+    /// The certificate is not trusted, or there is none and one is required: the handshake fails.
+    Certificate,
     /// No name in the certificate is a client's.
     UnknownCertificate,
     /// It is more than one client.
@@ -102,6 +104,7 @@ impl Refusal {
             Self::Malformed => "malformed",
             Self::TooLong => "too_long",
             Self::UnknownToken => "unknown_token",
+            Self::Certificate => "certificate",
             Self::UnknownCertificate => "unknown_certificate",
             Self::Ambiguous => "ambiguous",
             Self::Algorithm => "algorithm",

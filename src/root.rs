@@ -81,6 +81,12 @@ pub trait RootKey: Send + Sync + 'static {
         true
     }
 
+    /// Whether an unwrap may be long work of this machine, such as the derivation of a key, rather than
+    /// a call of another.
+    fn derives(&self) -> bool {
+        false
+    }
+
     /// The kind of provider as the configuration names it, such as `local`.
     fn kind(&self) -> &'static str;
 

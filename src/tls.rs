@@ -233,6 +233,15 @@ impl Server {
     }
 }
 
+/// Whether a handshake failed for the client's certificate, or for want of one.
+pub(crate) fn is_stranger(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(
+        cause,
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+    )
+}
+
 /// Waits until the client is gone. If the socket were closed while there is something to read, the
 /// client would see a broken connection, and not the alert that says why.
 async fn linger(mut stream: TcpStream) -> io::Result<()> {

@@ -13,7 +13,7 @@ use crate::config::{Config, Error};
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Reads the configuration again: the same file, environment and flags.
-pub type Load = Box<dyn Fn() -> Result<Config, Error> + Send + Sync>;
+pub type Load = Arc<dyn Fn() -> Result<Config, Error> + Send + Sync>;
 
 /// The configuration that is in force, and how it is read again.
 pub(super) struct Reload {
@@ -42,17 +42,25 @@ impl Reload {
     }
 
     async fn once(&self, known: &mut Config) {
-        let config = match (self.load)() {
-            Ok(config) => config,
-            Err(error) => return self.refuse(error.to_string()),
+        // A disk may be slow.
+        let load = Arc::clone(&self.load);
+        let config = match tokio::task::spawn_blocking(move || load()).await {
+            Ok(Ok(config)) => config,
+            Ok(Err(error)) => return self.refuse(error.to_string()),
+            Err(_) => return self.refuse("it panicked while the file was read".to_owned()),
         };
         if config.auth.mode != self.started.auth.mode {
             return self.refuse("auth.mode: another mode needs a restart".to_owned());
         }
-        let same = Config { auth: known.auth.clone(), ..config.clone() };
-        if same != *known {
-            tracing::warn!("settings beside the clients have changed: they need a restart");
-            *known = config.clone();
+        let others = Config { auth: self.started.auth.clone(), ..config.clone() };
+        if others != *known {
+            if others == self.started {
+                tracing::info!("settings beside the clients are as they were at the start");
+            } else {
+                let settings = self.started.differences(&others).join(", ");
+                tracing::warn!(settings, "what has changed beside the clients needs a restart");
+            }
+            *known = others;
         }
         if let Some(auth) = &self.auth {
             auth.replace(config.auth).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Certificate, Url};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Monotonic};
@@ -29,6 +29,8 @@ const RETRY_EVERY: Duration = Duration::from_secs(15);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tokens that name unknown keys cause no more than one look in this time.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
+/// Tokens that wait for a look at once.
+const WAITING: usize = 64;
 /// The longest JWKS in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
@@ -52,6 +54,8 @@ struct Shared {
     ask: Notify,
     /// How many looks have ended.
     looks: watch::Sender<u64>,
+    /// Places for those that wait for one: whoever they are, they hold their requests meanwhile.
+    waiting: Semaphore,
 }
 
 impl Source {
@@ -67,6 +71,7 @@ impl Source {
             looking: AtomicBool::new(true),
             ask: Notify::new(),
             looks: watch::Sender::new(0),
+            waiting: Semaphore::new(WAITING),
         });
         let task = tokio::spawn(keep(Arc::clone(&shared)));
         Arc::new(Self { shared, task })
@@ -102,9 +107,10 @@ impl Source {
     }
 
     /// Has the keys looked at again, unless that was done a moment ago; waits until it is done.
-    /// False when nothing was done.
+    /// False when nothing was done, or too many wait already.
     pub(super) async fn ask(&self) -> bool {
         let shared = &self.shared;
+        let Ok(_place) = shared.waiting.try_acquire() else { return false };
         let mut looks = shared.looks.subscribe();
         let (now, before) = (shared.clock.now(), shared.looked_at.load(Ordering::Relaxed));
         if !shared.looking.load(Ordering::Relaxed) {
@@ -200,8 +206,12 @@ pub(super) fn in_file(path: &Path) -> Result<KeySet, String> {
     KeySet::parse(&bounded(path)?)
 }
 
-/// A whole file that is not too long.
+/// A whole file that is not too long. One that is none, such as a pipe, could keep us waiting for ever.
 fn bounded(path: &Path) -> Result<Vec<u8>, String> {
+    let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if !found.is_file() {
+        return Err("it is no file".to_owned());
+    }
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_BYTES { Err(too_long()) } else { Ok(bytes) }
 }

@@ -114,7 +114,8 @@ pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)
     match status {
         StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => Ok((status, client.parse(&body)?)),
         StatusCode::NOT_FOUND => Err(Failure::refused(
-            "health is not served here; server.admin_listen of the service says where",
+            "health is not served here; server.admin_listen of the service says where: name it with \
+             --admin or KMS_PROXY_ADMIN (healthcheck: --server)",
         )),
         _ => Err(client.refusal(status, &body)),
     }

@@ -26,6 +26,11 @@ pub(super) fn completions(shell: Shell) -> Result {
     // The generator panics when it can't write, so it writes here first.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "kms-proxy", &mut script);
+    if shell == Shell::Bash {
+        // It writes a name with a hyphen in two ways, of which only one is ever looked for.
+        let text = String::from_utf8_lossy(&script).replace("kms__subcmd__proxy", "kms__proxy");
+        script = text.into_bytes();
+    }
     print(&script)
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kms_proxy::config::{self, Config, Flags};
 use kms_proxy::{app, root, telemetry, tls};
@@ -46,6 +47,17 @@ impl Args {
         let flags = Flags { listen: self.listen, data_dir: self.data_dir.clone() };
         Config::load(self.config.as_deref(), &flags)
     }
+
+    /// The same while the service runs: a pipe in the file's place would keep it waiting for ever.
+    fn read_again(&self) -> std::result::Result<Config, config::Error> {
+        match &self.config {
+            Some(path) if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) => {
+                let source = std::io::Error::other("it is no file");
+                Err(config::Error::Unreadable { path: path.clone(), source })
+            }
+            _ => self.read(),
+        }
+    }
 }
 
 fn address(text: &str) -> std::result::Result<SocketAddr, &'static str> {
@@ -68,7 +80,7 @@ pub(super) fn serve(args: &Args) -> Result {
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
     let again = args.clone();
-    let result = runtime.block_on(app::run(config, Box::new(move || again.read())));
+    let result = runtime.block_on(app::run(config, Arc::new(move || again.read_again())));
     // What a second signal left behind is not waited for.
     runtime.shutdown_background();
     result.map_err(|error| {

@@ -55,7 +55,10 @@ impl Args {
 /// the other; `None` when it was something else.
 pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
     if let Some(why) = reason.strip_prefix("invalid peer certificate: ") {
-        return Some(format!("the certificate of {server} is not trusted here: {why} (--ca)"));
+        // Another authority would not help a certificate whose time is over.
+        let hint = if why.starts_with("certificate expired") { "" } else { " (--ca)" };
+        let why = why.split(": verification time").next().unwrap_or(why);
+        return Some(format!("the certificate of {server} is not trusted here: {why}{hint}"));
     }
     if let Some(alert) = reason.strip_prefix("received fatal alert: ") {
         return Some(match alert {
@@ -76,7 +79,10 @@ pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
     }
     let is_cut = ["reset", "pipe", "closed", "eof"].iter().any(|part| reason.contains(part));
     (!is_plain && is_cut).then(|| {
-        format!("{server} cut the connection: {reason}; does it take this client's certificate?")
+        format!(
+            "{server} cut the connection: {reason}; does it take this client's certificate, and as \
+             much at once?"
+        )
     })
 }
 

@@ -1,6 +1,7 @@
 //! The configuration as it is printed: what is in force, defaults included, without secrets. It
 //! can be read back as a file.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
@@ -17,6 +18,31 @@ impl fmt::Display for Config {
         let mut view = view(self);
         drop_nulls(&mut view);
         f.write_str(&toml::to_string(&view).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl Config {
+    /// The settings that are not the same in `other`, as users write them. Secrets are not compared.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut keys = Vec::new();
+        differences("", &view(self), &view(other), &mut keys);
+        keys
+    }
+}
+
+fn differences(path: &str, one: &Value, other: &Value, keys: &mut Vec<String>) {
+    match (one, other) {
+        (Value::Object(one), Value::Object(other)) => {
+            let all: BTreeSet<_> = one.keys().chain(other.keys()).collect();
+            for key in all {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let [one, other] = [one, other].map(|map| map.get(key).unwrap_or(&Value::Null));
+                differences(&path, one, other, keys);
+            }
+        }
+        _ if one != other => keys.push(path.to_owned()),
+        _ => {}
     }
 }
 

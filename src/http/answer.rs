@@ -23,6 +23,11 @@ const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json
 pub(super) struct Buffer(Vec<u8>);
 
 impl Buffer {
+    /// The bytes that it takes.
+    pub(super) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
     /// Adds bytes at the end.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.reserve(bytes.len());

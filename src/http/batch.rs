@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::metrics::Operation;
 use crate::service::KeyService;
-use crate::service::error::Error;
+use crate::service::error::{Error, Kind};
 
 use super::App;
 use super::answer::{self, Buffer};
@@ -181,11 +181,17 @@ async fn run<I: Item>(
     // No item names a chain of its own, so all are allowed or none is.
     let service = app.access.enter(caller, I::OPERATION, chain)?;
     let mut out = Buffer::default();
+    // Many batches grow side by side, long before one is sent.
+    let mut room = app.budget.take(0);
     out.push(b"{\"results\":[");
     for (index, Strict(item)) in batch.items.iter().enumerate() {
         if index > 0 {
             out.push(b",");
             if index % ITEMS_AT_A_STRETCH == 0 {
+                if !room.as_mut().is_some_and(|room| room.grow(out.capacity())) {
+                    let error = Error::new(Kind::Overloaded, "there is no room for the answer now");
+                    return Err(error.into());
+                }
                 tokio::task::yield_now().await;
             }
         }

@@ -9,8 +9,8 @@ use axum::body::Body;
 use axum::extract::Request;
 use base64_simd::{Out, STANDARD};
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header::{ACCEPT, CONTENT_TYPE, EXPECT};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
@@ -63,7 +63,7 @@ impl Media {
     }
 
     fn said(headers: &HeaderMap) -> Option<Self> {
-        headers.get(CONTENT_TYPE)?.to_str().ok().and_then(named)
+        one(headers, CONTENT_TYPE.as_str())?.to_str().ok().and_then(named)
     }
 
     /// What `Accept` asks for, else the same as what came in.
@@ -97,23 +97,15 @@ fn named(media_type: &str) -> Option<Media> {
 pub(super) async fn read_json(request: Request, limit: Limit<'_>) -> Result<Bytes, Error> {
     let (head, body) = request.into_parts();
     match Media::said(&head.headers) {
-        Some(Media::Json) => read(&head.headers, body, limit).await,
+        Some(Media::Json) => read(body, limit).await,
         _ => Err(unsupported("the content type must be application/json")),
     }
 }
 
 /// Reads a whole body of at most `limit.len` bytes. One that came in one piece is not copied.
-pub(super) async fn read(
-    headers: &HeaderMap,
-    mut body: Body,
-    limit: Limit<'_>,
-) -> Result<Bytes, Error> {
+pub(super) async fn read(mut body: Body, limit: Limit<'_>) -> Result<Bytes, Error> {
     let declared = http_body::Body::size_hint(&body).exact();
     if declared.is_some_and(|len| len > limit.len as u64) {
-        // Who expects to be told to go on has sent nothing yet; the first look at the body tells it.
-        if !headers.contains_key(EXPECT) {
-            discard(body, limit.len).await;
-        }
         return Err(too_large(limit.len));
     }
     let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
@@ -125,12 +117,9 @@ pub(super) async fn read(
     let mut piece = Some(first);
     while let Some(data) = piece {
         if data.len() > limit.len - whole.bytes.len() {
-            discard(body, limit.len).await;
             return Err(too_large(limit.len));
         }
         if !whole.push(&data, expected, limit.budget) {
-            drop((whole, data));
-            discard(body, limit.len).await;
             return Err(Error::new(Kind::Overloaded, "there is no room for the body now"));
         }
         piece = next(&mut body).await?;
@@ -198,17 +187,6 @@ async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
         }
     }
     Ok(None)
-}
-
-/// Lets a client finish that sends a little too much, so that it reads the answer instead of a
-/// broken connection.
-async fn discard(mut body: Body, mut left: usize) {
-    while let Ok(Some(data)) = next(&mut body).await {
-        match left.checked_sub(data.len()) {
-            Some(rest) => left = rest,
-            None => break,
-        }
-    }
 }
 
 fn too_large(limit: usize) -> Error {
@@ -363,13 +341,22 @@ pub(super) fn decode_plaintext(base64: &Encoded<'_>) -> Result<Plaintext, Error>
 
 /// The chain and the AAD of a request with a raw body.
 pub(super) fn raw_context(headers: &HeaderMap) -> Result<(Option<String>, Vec<u8>), Error> {
-    let text = |name: &'static str| match headers.get(name).map(|value| value.to_str()) {
+    let text = |name: &'static str| match one(headers, name).map(|value| value.to_str()) {
+        None if headers.contains_key(name) => {
+            Err(invalid(format!("the header {name} is there more than once")))
+        }
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text.to_owned())),
         Some(Err(_)) => Err(invalid(format!("the header {name} is not text"))),
     };
     let aad = text(AAD_HEADER)?.map_or(Ok(Vec::new()), |aad| decode(AAD_HEADER, aad.as_bytes()))?;
     Ok((text(CHAIN_HEADER)?, aad))
+}
+
+/// The value of a header that is there once. Of two, another program might heed the other.
+fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Error {

@@ -3,16 +3,17 @@
 //! It sees to it that a connection ends which does nothing, or whose client does not take what it
 //! asked for. Deadlines of requests are the gate's.
 
-use std::convert::Infallible;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::header::EXPECT;
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
@@ -26,7 +27,7 @@ use tokio::time::Instant;
 use crate::tls::peer::Peer;
 
 use super::budget::Held;
-use super::gate::Gate;
+use super::gate::{Gate, NoRoom};
 
 /// A connection is closed when it does nothing for this long: no request, no whole head of one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
@@ -37,10 +38,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// How long an idle connection may take to end when it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes that are read of a body which nobody wants any more, and how long that may take.
+const REST: usize = 16 << 20;
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A client has this long to take an answer, and the time that the answer takes at [`MIN_PACE`].
 const TAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes a second.
-const MIN_PACE: usize = 64 << 10;
+const MIN_PACE: u32 = 64 << 10;
 
 /// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
 /// takes 100 headers at most. It is also the largest piece that is read from the socket at once.
@@ -67,8 +72,10 @@ pub(super) async fn serve(
         }
         async move {
             let under_way = UnderWay::begin(activity);
-            let (answer, held) = gate.pass(request.map(Body::new)).await;
-            Ok::<_, Infallible>(answer.map(|body| Outgoing::new(body, held, &under_way.0)))
+            let expects = !is_http_2 && request.headers().contains_key(EXPECT);
+            let request = request.map(|body| Body::new(Coming { body: Some(body), expects }));
+            let (answer, held) = gate.pass(request).await?;
+            Ok::<_, NoRoom>(answer.map(|body| Outgoing::new(body, held, &under_way.0)))
         }
     });
     if is_http_2 {
@@ -138,10 +145,17 @@ enum Over {
 struct Activity {
     began: AtomicU64,
     ended: AtomicU64,
-    /// Large answers that are not sent. Small ones are in the socket's buffer, more or less.
-    unsent: AtomicUsize,
-    /// When they are to be sent, in milliseconds after `ORIGIN`.
-    due: AtomicU64,
+    /// Answers that are not sent, but for small ones of HTTP/1.1: a socket's buffer holds these.
+    unsent: Mutex<Unsent>,
+}
+
+/// Answers that a client has not taken yet.
+#[derive(Default)]
+struct Unsent {
+    /// How many there ever were.
+    count: u64,
+    /// The number of each, its bytes, and until when it is to be taken.
+    answers: Vec<(u64, usize, Instant)>,
 }
 
 impl Activity {
@@ -151,11 +165,11 @@ impl Activity {
         let (mut before, mut since) = (0, Instant::now());
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            if self.unsent.load(Ordering::Relaxed) > 0 {
-                if millis(Instant::now()) > self.due.load(Ordering::Relaxed) {
+            if let Some(due) = self.unsent().answers.iter().map(|(.., due)| *due).min() {
+                since = Instant::now();
+                if since > due {
                     return Over::NotTaken;
                 }
-                since = Instant::now();
                 continue;
             }
             let (began, ended) =
@@ -169,16 +183,24 @@ impl Activity {
         }
     }
 
-    /// Notes an answer of `len` bytes that is to be sent.
-    fn owe(&self, len: usize) {
-        let allowed = Duration::from_secs((len / MIN_PACE) as u64);
-        let now = millis(Instant::now());
-        // What comes on top of others gets the time of its length alone.
-        let due = match self.unsent.fetch_add(1, Ordering::Relaxed) {
-            0 => now.saturating_add(TAKE_TIMEOUT.as_millis() as u64),
-            _ => self.due.load(Ordering::Relaxed),
-        };
-        self.due.store(due.saturating_add(allowed.as_millis() as u64), Ordering::Relaxed);
+    /// Notes an answer of `len` bytes that is to be sent; its number. They come side by side, so each
+    /// gets the time for all.
+    fn owe(&self, len: usize) -> u64 {
+        let pace = |len: usize| Duration::from_secs(len as u64) / MIN_PACE;
+        let mut unsent = self.unsent();
+        let mut all = len;
+        for (_, other, due) in &mut unsent.answers {
+            all = all.saturating_add(*other);
+            *due += pace(len);
+        }
+        unsent.count += 1;
+        let (number, due) = (unsent.count, Instant::now() + TAKE_TIMEOUT + pace(all));
+        unsent.answers.push((number, len, due));
+        number
+    }
+
+    fn unsent(&self) -> MutexGuard<'_, Unsent> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,14 +220,65 @@ impl Drop for UnderWay {
     }
 }
 
-/// Milliseconds of the process, more or less.
-fn millis(at: Instant) -> u64 {
-    static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let since = at.saturating_duration_since(*ORIGIN.get_or_init(|| at));
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// The body of a request. What is left of it when the request is answered is still read, for a while,
+/// and thrown away: a client that is cut off while it sends may never see the answer.
+struct Coming {
+    /// Taken when it is dropped.
+    body: Option<Incoming>,
+    /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the answer.
+    expects: bool,
 }
 
-/// The body of an answer. A large one holds its part of the budget until the last byte has been
+impl http_body::Body for Coming {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // This tells it to send.
+        self.expects = false;
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        if self.expects || http_body::Body::is_end_stream(self) {
+            return;
+        }
+        let (body, runtime) = (self.body.take(), tokio::runtime::Handle::try_current());
+        if let (Some(body), Ok(runtime)) = (body, runtime) {
+            runtime.spawn(tokio::time::timeout(REST_TIMEOUT, discard(body)));
+        }
+    }
+}
+
+/// Reads a body up to [`REST`] bytes.
+async fn discard(mut body: Incoming) {
+    let mut left = REST;
+    while let Some(Ok(frame)) = body.frame().await {
+        let len = frame.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(len) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+/// The body of an answer. One that counts holds its part of the budget until the last byte has been
 /// handed to the socket.
 struct Outgoing {
     body: Body,
@@ -214,20 +287,25 @@ struct Outgoing {
 
 struct Owed {
     activity: Arc<Activity>,
+    number: u64,
     _held: Held,
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        self.activity.unsent.fetch_sub(1, Ordering::Relaxed);
+        let mut unsent = self.activity.unsent();
+        let place = unsent.answers.iter().position(|(number, ..)| *number == self.number);
+        if let Some(place) = place {
+            unsent.answers.swap_remove(place);
+        }
     }
 }
 
 impl Outgoing {
     fn new(body: Body, held: Option<(Held, usize)>, activity: &Arc<Activity>) -> Self {
         let owed = held.map(|(held, len)| {
-            activity.owe(len);
-            Arc::new(Owed { activity: Arc::clone(activity), _held: held })
+            let number = activity.owe(len);
+            Arc::new(Owed { activity: Arc::clone(activity), number, _held: held })
         });
         Self { body, owed }
     }
@@ -344,6 +422,40 @@ mod tests {
         assert!(budget.take(1).is_none() && piece.len() == 100);
         drop(piece);
         assert!(budget.take(100).is_some());
-        assert_eq!(activity.unsent.load(Ordering::Relaxed), 0);
+        assert_eq!(activity.unsent().answers.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_never_without_an_answer_to_send_is_not_cut_while_it_takes_them() {
+        let activity = Arc::new(Activity::default());
+        let budget = Budget::new(1 << 20);
+        let answer = || {
+            let held = budget.take(100).map(|held| (held, 100));
+            Outgoing::new(Body::from(vec![7; 100]), held, &activity)
+        };
+        let busy = async {
+            let mut last = answer();
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                last = answer();
+            }
+            drop(last);
+        };
+        tokio::select! {
+            over = activity.is_over() => panic!("{over:?} while answers are taken"),
+            () = busy => {}
+        }
+        // One that is left, whatever else is taken.
+        let _left = answer();
+        let busy = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                drop(answer());
+            }
+        };
+        tokio::select! {
+            over = activity.is_over() => assert_eq!(over, Over::NotTaken),
+            () = busy => {}
+        }
     }
 }

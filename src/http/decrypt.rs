@@ -81,7 +81,7 @@ pub(super) async fn decrypt(
     let enter = |chain: Option<&str>| app.access.enter(&caller, Operation::Decrypt, chain);
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(&head.headers, body, app.envelope()).await.map_err(refuse)?;
+    let body = body::read(body, app.envelope()).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: DecryptRequest<'_> = body::parse(&body).map_err(refuse)?;

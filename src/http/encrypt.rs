@@ -78,7 +78,7 @@ pub(super) async fn encrypt(
     let enter = |chain: Option<&str>| app.access.enter(&caller, Operation::Encrypt, chain);
     let came = Media::of(&head.headers).map_err(refuse)?;
     let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(&head.headers, body, app.body()).await.map_err(refuse)?;
+    let body = body::read(body, app.body()).await.map_err(refuse)?;
     let made = match came {
         Media::Json => {
             let request: EncryptRequest<'_> = body::parse(&body).map_err(refuse)?;

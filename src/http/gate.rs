@@ -22,7 +22,7 @@ use http::{HeaderMap, Uri, Version};
 use http_body::Body;
 use tokio::sync::Semaphore;
 
-use crate::auth::{Auth, Client};
+use crate::auth::{Auth, Client, Refusal};
 use crate::id::hex;
 use crate::service::error::{Error, Kind};
 
@@ -35,8 +35,16 @@ use super::{Config, Face};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a caller.
 const MAX_REQUEST_ID: usize = 64;
-/// The largest answer that is not counted: a socket's buffer holds it.
+/// The largest answer of HTTP/1.1 that is not counted: a socket's buffer holds it.
 const SMALL_ANSWER: u64 = 16 << 10;
+/// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what a
+/// request's head may take before it counts: there are many at once on a connection.
+const STREAM: usize = 4 << 10;
+
+/// There is no room even to say so: the request is not answered, and HTTP/2 resets its stream.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no room for an answer")]
+pub(super) struct NoRoom;
 
 /// The gate before a face. Cheap to clone.
 #[derive(Clone)]
@@ -86,11 +94,28 @@ impl Gate {
         Self { face, shared: Arc::new(shared) }
     }
 
-    /// Answers a request. A large answer comes with its length and its part of the budget.
-    pub(super) async fn pass(self, request: Request) -> (Response, Option<(Held, usize)>) {
+    /// Counts a caller whose certificate was refused by the handshake.
+    pub(super) fn refused(&self, why: &std::io::Error) {
+        if let Some(auth) = &self.shared.auth {
+            auth.failed(Refusal::Certificate);
+        }
+        self.shared.teller.tell_of_handshake(why);
+    }
+
+    /// Answers a request. An answer that counts comes with its length and its part of the budget.
+    ///
+    /// # Errors
+    /// [`NoRoom`], on HTTP/2 alone.
+    pub(super) async fn pass(
+        self,
+        request: Request,
+    ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
         let Self { face, shared } = self;
+        let many = request.version() >= Version::HTTP_2;
         // HTTP/2 has its own way to say that a connection ends.
-        let last = request.version() < Version::HTTP_2 && face.app.access.is_draining();
+        let last = !many && face.app.access.is_draining();
+        let head = if many { size(request.headers()) } else { 0 };
+        let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
@@ -115,13 +140,22 @@ impl Gate {
             let request_id = id_text(&id);
             tracing::debug!(request_id, client, %method, path, status, took_us, "a request");
         }
-        let len = response.body().size_hint().exact().filter(|len| *len > SMALL_ANSWER);
-        let len = len.and_then(|len| usize::try_from(len).ok());
-        let held = len.and_then(|len| Some((shared.budget.take(len)?, len)));
-        if len.is_some() && held.is_none() {
+        drop(head);
+        let counted = |response: &Response| {
+            let len = response.body().size_hint().exact().filter(|len| many || *len > SMALL_ANSWER);
+            len.and_then(|len| usize::try_from(len).ok()).map(|len| (len, many))
+        };
+        let room = |(len, many): (usize, bool)| {
+            let beside = if many { STREAM } else { 0 };
+            shared.budget.take(len.saturating_add(beside)).map(|held| (held, len))
+        };
+        let mut held = counted(&response).map(room);
+        if let Some(None) = held {
             response =
                 failed(&Error::new(Kind::Overloaded, "too many answers are not sent yet"), &id);
+            held = counted(&response).map(room);
         }
+        let held = held.map(|held| held.ok_or(NoRoom)).transpose()?;
         let headers = response.headers_mut();
         if last {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -129,8 +163,13 @@ impl Gate {
         headers.insert(REQUEST_ID, id);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-        (response, held)
+        Ok((response, held))
     }
+}
+
+/// The bytes of a head, but for its first line.
+fn size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// A request where clients alone are served.

@@ -87,6 +87,16 @@ impl Teller {
         }
     }
 
+    /// The same of one whose certificate was refused before there was a request.
+    pub(super) fn tell_of_handshake(&self, why: &std::io::Error) {
+        let reason = Refusal::Certificate.as_str();
+        if self.has_room(Instant::now()) {
+            tracing::info!(reason, %why, "a caller was not recognised");
+        } else {
+            tracing::debug!(reason, %why, "a caller was not recognised");
+        }
+    }
+
     fn has_room(&self, now: Instant) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, count) = told

@@ -103,6 +103,7 @@ async fn serve(
                     let io = TokioIo::new(stream);
                     connection::serve(io, is_http_2, peer, gate, &mut stop).await
                 }
+                Err(error) if tls::is_stranger(&error) => return gate.refused(&error),
                 Err(error) => return tracing::debug!(%error, "a handshake failed"),
             }
         }

@@ -451,6 +451,13 @@ async fn raw_bodies_go_in_and_out() {
     let json = server.request(Method::POST, "/v1/encrypt").json(&json!({"plaintext": "aGVsbG8="}));
     let raw = json.header("accept", "application/octet-stream").send().await.unwrap();
     assert_eq!(raw.bytes().await.unwrap().len(), 62 + 5 + 16);
+    for header in ["kms-proxy-aad", "kms-proxy-chain"] {
+        let twice = server.request(Method::POST, "/v1/encrypt").body("hello");
+        let twice = twice.header("content-type", "application/octet-stream");
+        let (status, problem) = answer(twice.header(header, "cm93").header(header, "cm93")).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (400, &json!("invalid_request")));
+        assert_eq!(problem["detail"], format!("the header {header} is there more than once"));
+    }
     for (header, path) in [("kms-proxy-aad", "/v1/encrypt"), ("kms-proxy-chain", "/v1/decrypt")] {
         let json = server.request(Method::POST, path).header(header, "cm93").json(&json!({}));
         let (status, problem) = answer(json).await;

@@ -2,6 +2,7 @@
 //! the answers.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::fmt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::pin::Pin;
@@ -95,7 +96,7 @@ impl Patient {
         let channel = match connect(socket.clone()).await {
             Ok(channel) => channel,
             Err(error) => {
-                self.note("connect", Err(error));
+                self.note("connect", Err(explained(error)));
                 return None;
             }
         };
@@ -259,6 +260,20 @@ async fn connect(socket: Address) -> Result<Channel, String> {
     }
 }
 
+/// What stands behind an error of the system.
+fn explained(error: String) -> String {
+    let hint = if error.starts_with("Broken pipe") || error.contains("reset") {
+        ENDED
+    } else if error.starts_with("Permission denied") {
+        "run this as kube-apiserver's user; kubernetes.owner and socket_mode say who may connect"
+    } else if error.starts_with("Connection refused") {
+        "the socket is a dead one: nothing listens; does the plugin run?"
+    } else {
+        return error;
+    };
+    format!("{error}; {hint}")
+}
+
 /// Makes a call; the answer, and how long it took.
 async fn call<Q, A>(
     channel: &Channel,
@@ -283,8 +298,15 @@ where
 }
 
 fn told(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
+    match status.source() {
+        // The plugin did not say that: there was no answer.
+        Some(cause) => format!("{}; {ENDED}", innermost(cause)),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    }
 }
+
+/// What is behind a connection that ends without an answer.
+const ENDED: &str = "the plugin ends the connection: is this user in kubernetes.allowed_uids?";
 
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;

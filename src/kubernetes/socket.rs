@@ -5,18 +5,22 @@
 //! step, over a stale one if need be. A lock beside it says whose place that is: of two processes
 //! that find a stale socket, one wins.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{
     DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown,
 };
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixListener;
 
 use super::config::{Address, Config};
+
+/// Links on the way to a socket, as many as Linux follows.
+const MAX_LINKS: usize = 40;
 
 /// A socket that listens. It is removed when this is dropped.
 #[derive(Debug)]
@@ -80,32 +84,69 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
     Ok(Bound { listener, _place: Some(Place { path: path.clone(), inode, _lock: lock }) })
 }
 
-/// Every directory on the way to the socket, by its name and by where that leads, belongs to root or
-/// to this process' user, and no one else may rename what is in it.
+/// Every directory and every link on the way to the socket, one step after the other, belongs to root
+/// or to this process' user, and no one else may rename what is in it.
 fn check_directories(directory: &Path) -> Result<(), String> {
-    let real = fs::canonicalize(directory).map_err(|error| match error.kind() {
+    let shown = |path: &Path, error: io::Error| match error.kind() {
         ErrorKind::NotFound => format!("there is no directory {}", directory.display()),
-        _ => format!("{}: {error}", directory.display()),
-    })?;
+        _ => format!("{}: {error}", path.display()),
+    };
+    let absolute = std::path::absolute(directory).map_err(|error| shown(directory, error))?;
+    let mut steps: Vec<OsString> = steps(&absolute);
+    let (mut at, mut links) = (PathBuf::from("/"), 0);
+    check_directory(&at, &fs::symlink_metadata(&at).map_err(|error| shown(&at, error))?)?;
+    while let Some(step) = steps.pop() {
+        if step == ".." {
+            at.pop();
+            continue;
+        }
+        at.push(step);
+        let found = fs::symlink_metadata(&at).map_err(|error| shown(&at, error))?;
+        check_directory(&at, &found)?;
+        if found.is_symlink() {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(format!("{}: too many links", directory.display()));
+            }
+            let target = fs::read_link(&at).map_err(|error| shown(&at, error))?;
+            at.pop();
+            if target.is_absolute() {
+                at = PathBuf::from("/");
+            }
+            steps.extend(self::steps(&target));
+        } else if !found.is_dir() {
+            return Err(format!("{} is no directory", at.display()));
+        }
+    }
+    Ok(())
+}
+
+/// The steps of a path, the first one last.
+fn steps(path: &Path) -> Vec<OsString> {
+    let steps = path.components().rev().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    steps.collect()
+}
+
+fn check_directory(path: &Path, found: &Metadata) -> Result<(), String> {
     let ours = rustix::process::geteuid().as_raw();
-    for on_the_way in directory.ancestors().chain(real.ancestors()) {
-        let unsafe_for = |why: &str| Err(format!("{} {why}", on_the_way.display()));
-        let found = fs::symlink_metadata(on_the_way)
-            .map_err(|error| format!("{}: {error}", on_the_way.display()))?;
-        if ![0, ours].contains(&found.uid()) {
-            return unsafe_for(&format!(
-                "belongs to user {}, who could put another socket there: it must be root's or user \
-                 {ours}'s",
-                found.uid()
-            ));
-        }
-        let (mode, is_sticky) = (found.mode() & 0o7777, found.mode() & 0o1000 != 0);
-        if found.is_dir() && mode & 0o022 != 0 && !is_sticky {
-            return unsafe_for(&format!(
-                "has mode {mode:04o}, so others could put another socket there: take their right \
-                 to write away (chmod go-w)"
-            ));
-        }
+    let unsafe_for = |why: &str| Err(format!("{} {why}", path.display()));
+    if ![0, ours].contains(&found.uid()) {
+        return unsafe_for(&format!(
+            "belongs to user {}, who could put another socket there: it must be root's or user \
+             {ours}'s",
+            found.uid()
+        ));
+    }
+    let (mode, is_sticky) = (found.mode() & 0o7777, found.mode() & 0o1000 != 0);
+    if found.is_dir() && mode & 0o022 != 0 && !is_sticky {
+        return unsafe_for(&format!(
+            "has mode {mode:04o}, so others could put another socket there: take their right to \
+             write away (chmod go-w)"
+        ));
     }
     Ok(())
 }

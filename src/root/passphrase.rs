@@ -292,6 +292,10 @@ impl super::RootKey for Root {
         })
     }
 
+    fn derives(&self) -> bool {
+        true
+    }
+
     fn kind(&self) -> &'static str {
         "passphrase"
     }

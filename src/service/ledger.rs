@@ -486,7 +486,8 @@ pub(super) async fn put_kek(
     Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
 }
 
-/// The names of all chains. KEKs are skipped, not read.
+/// The names of all chains. KEKs are skipped, not read. A name that is none belongs to nobody's chain, and
+/// takes nothing from the others.
 pub(super) async fn chains(store: &dyn Store) -> Result<Vec<ChainName>, Error> {
     let mut names = Vec::new();
     let mut after = None;
@@ -497,9 +498,7 @@ pub(super) async fn chains(store: &dyn Store) -> Result<Vec<ChainName>, Error> {
         let name = name.unwrap_or_default();
         match ChainName::new(name) {
             Ok(name) => names.push(name),
-            Err(error) => {
-                return Err(Error::Corrupt { key: entry.key.clone(), detail: error.to_string() });
-            }
+            Err(_) => tracing::error!(key = entry.key, "a record that is no chain's is left out"),
         }
         // '0' follows '/': no key of this chain comes after it, every other chain's does.
         after = Some(format!("{CHAINS}{name}0"));

@@ -388,7 +388,8 @@ async fn damaged_records_stop_nothing_else() {
     let world = World::new(LOW).await;
     world.service.put_chain("orders", ChainSettings::default()).await.unwrap();
     let key = record::head_key(&ChainName::new("orders").unwrap());
-    let puts = vec![(key, b"{\"format\":1,".to_vec())];
+    let damaged = b"{\"format\":1,".to_vec();
+    let puts = vec![(key, damaged.clone()), ("chains/No Name/head".to_owned(), damaged)];
     let damage = crate::store::Txn { puts, ..Default::default() };
     let _ = world.store.commit(damage).await.unwrap();
     let world = world.restarted().await;

@@ -123,6 +123,11 @@ impl Loaded {
         };
         let mut server = builder.with_single_cert(certs, key).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => wrong_key("it is not the key of the certificate"),
+            // Of version 1, most likely, as `openssl x509 -req` makes it without extensions.
+            rustls::Error::InvalidCertificate(_) => wrong_cert(
+                "its first certificate can't be used: it must be of X.509 version 3, with a \
+                 subjectAltName",
+            ),
             error => wrong_key(&error.to_string()),
         })?;
         server.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];

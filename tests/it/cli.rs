@@ -173,6 +173,25 @@ fn what_needs_no_service_works_without() {
     let parsed = Command::new("bash").arg("-n").arg(file.path()).output();
     let parsed = parsed.expect("bash is missing: apt-get install bash");
     assert!(parsed.status.success() && parsed.stderr.is_empty(), "{parsed:?}");
+    for (words, offered) in [
+        ("kms-proxy ''", "encrypt"),
+        ("kms-proxy store ''", "verify"),
+        ("kms-proxy kek dis", "disable"),
+        ("kms-proxy doctor --so", "--socket"),
+    ] {
+        let script = r#"
+            source "$1"
+            eval "COMP_WORDS=($2)"
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            function=$(complete -p kms-proxy | sed 's/.* -F \([^ ]*\) .*/\1/')
+            "$function" kms-proxy "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+            echo "${COMPREPLY[@]}"
+        "#;
+        let mut bash = Command::new("bash");
+        let completed = bash.args(["-c", script, "bash"]).arg(file.path()).arg(words).output();
+        let completed = good_text(completed.unwrap());
+        assert!(completed.split_whitespace().any(|word| word == offered), "{words}: {completed}");
+    }
     let committed = std::fs::read_to_string(root().join("docs/command-line.md")).unwrap();
     let made = good_text(run(&["reference"], b""));
     assert!(made == committed, "docs/command-line.md is old: run `make documents`");

@@ -571,9 +571,84 @@ async fn rules_change_without_a_restart_and_a_broken_file_changes_nothing() {
     assert!(look("/metrics").await.contains("kms_proxy_rules_current 1"));
     world.clients.insert_str(0, "[chain]\nsuite = 'aes-256-gcm'\n");
     world.write();
-    let log = service.logged("they need a restart").await;
+    let log = service.logged("what has changed beside the clients needs a restart").await;
+    assert!(log.contains(r#""settings":"chain.suite""#), "{log}");
     assert!(log.contains("clients and permissions were reloaded"), "{log}");
     assert!(log.contains("the clients and permissions before it stay"), "{log}");
+    world.clients = world.clients.replace("[chain]\nsuite = 'aes-256-gcm'\n", "");
+    world.write();
+    service.logged("settings beside the clients are as they were at the start").await;
+}
+
+/// Also by clients that send all of it before they listen.
+#[tokio::test]
+async fn a_refusal_is_heard_however_much_is_sent() {
+    let mut world = World::new();
+    let (token, digest) = token::generate().unwrap();
+    world.client("orders", &format!("token_sha256 = '{digest}'"), "orders-*", "encrypt");
+    let service = world.start().await;
+    let (ca, url) = (world.pki.ca().display().to_string(), service.url());
+    let authorization = format!("authorization: Bearer {}", *token);
+    let octets = "content-type: application/octet-stream";
+    for (len, header, status) in [
+        (100_000, octets, "401"),
+        (3_000_000, octets, "401"),
+        (3_000_000, "content-type: text/plain", "415"),
+        (3_000_000, octets, "403"),
+        (5_000_000, octets, "413"),
+    ] {
+        let body = world.setup.file("body");
+        std::fs::write(&body, vec![b'a'; len]).unwrap();
+        let body = format!("@{}", body.display());
+        let mut args = vec!["-sS", "--noproxy", "*", "--cacert", &ca, "-H", header];
+        args.extend(["-w", "%{http_code}", "-o", "/dev/null", "--data-binary", &body]);
+        if status != "401" {
+            args.extend(["-H", &authorization]);
+        }
+        if status != "403" {
+            args.extend(["-H", "kms-proxy-chain: orders-1"]);
+        }
+        let encrypt = format!("{url}/v1/encrypt");
+        args.push(&encrypt);
+        for version in ["--http2", "--http1.1"] {
+            // Without a word of the service it waits for a second first.
+            for expect in ["expect:", "expect: 100-continue"] {
+                for _ in 0..3 {
+                    let mut curl = std::process::Command::new("curl");
+                    let said = curl.args(&args).args([version, "-H", expect]).output().unwrap();
+                    let heard = String::from_utf8_lossy(&said.stdout);
+                    assert_eq!(heard, status, "{len} {version} {expect}: {said:?}");
+                }
+            }
+        }
+    }
+    let server = ["encrypt", "--chain", "orders-1", "--server", &url, "--ca", &ca];
+    for _ in 0..5 {
+        let said = run(&server, &vec![0; 3_000_000]);
+        assert!(String::from_utf8_lossy(&said.stderr).contains("unauthenticated: "), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_fails_the_handshake_is_told_of() {
+    let mut world = World::new();
+    world.client("orders", "tls_san = 'a.example'", "orders-*", "encrypt");
+    let service = world.start().await;
+    let expired = world.pki.expired_client(&["a.example"]);
+    let stranger = Pki::new(world.setup.file("stranger"));
+    for identity in [expired, stranger.client(&["a.example"])] {
+        let http = world.http(Some(&identity), Version::HTTP_11);
+        assert!(http.get(format!("{}/healthz", service.url())).send().await.is_err());
+    }
+    let log = service.logged("UnknownIssuer").await;
+    let told = |line: &&str| {
+        line.contains(r#""level":"INFO""#) && line.contains(r#""reason":"certificate""#)
+    };
+    assert_eq!(log.lines().filter(told).count(), 2, "{log}");
+    let metrics = format!("{}/metrics", admin(&service));
+    let metrics = reqwest::get(metrics).await.unwrap().text().await.unwrap();
+    let counted = r#"kms_proxy_auth_failures_total{reason="certificate"} 2"#;
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test]

@@ -322,6 +322,9 @@ async fn a_socket_path_as_authority_is_refused_and_an_abstract_socket_takes_it()
     assert_eq!(client.tell(&json!({"do": "status"}))["error"], "UNAVAILABLE");
     let log = service.logged("it is not of kubernetes.allowed_uids").await;
     assert!(log.contains(&format!(r#""uid":{uid}"#)), "{log}");
+    let doctor = run(&["doctor", "--socket", &format!("unix:///@{name}")], b"");
+    let said = String::from_utf8(doctor.stdout).unwrap();
+    assert!(said.contains("is this user in kubernetes.allowed_uids?"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -354,6 +357,18 @@ async fn the_socket_is_made_for_its_owner_alone_replaced_when_stale_and_removed_
     assert!(code == Some(1) && log.contains("a symbolic link"), "{code:?} {log}");
     std::fs::remove_file(&socket).unwrap();
     let directory = socket.parent().unwrap();
+    // A link that leads through a directory of others: whoever changes it there has the socket.
+    let (open, way) = (setup.file("open"), setup.file("way"));
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+    symlink(directory, open.join("hop")).unwrap();
+    symlink("open/hop", &way).unwrap();
+    let by_way = format!("unix://{}", way.join("kms.sock").display());
+    let (code, log) = setup.clone().set("KUBERNETES__SOCKET", by_way).fails().await;
+    assert!(code == Some(1) && log.contains("/open has mode 0777"), "{code:?} {log}");
+    std::fs::set_permissions(&open, PermissionsExt::from_mode(0o755)).unwrap();
+    let by_way = format!("unix://{}", way.join("kms.sock").display());
+    setup.clone().set("KUBERNETES__SOCKET", by_way).start().await.stop().await;
     std::fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).unwrap();
     let (code, log) = setup.fails().await;
     assert!(code == Some(1) && log.contains("has mode 0777"), "{code:?} {log}");

@@ -41,7 +41,10 @@ struct Target {
 
 impl Target {
     async fn start(with_tls: bool) -> Self {
-        let setup = Setup::new().set("SERVER__REQUEST_TIMEOUT", "5m");
+        Self::with(Setup::new().set("SERVER__REQUEST_TIMEOUT", "5m"), with_tls, &[]).await
+    }
+
+    async fn with(setup: Setup, with_tls: bool, protocols: &[&str]) -> Self {
         if !with_tls {
             return Self { service: setup.start().await, tls: None, _setup: setup };
         }
@@ -54,11 +57,12 @@ impl Target {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(pki.ca()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         let tls = Some(TlsConnector::from(Arc::new(config)));
         Self { service, tls, _setup: setup }
     }
@@ -228,6 +232,72 @@ async fn answers_that_nobody_reads_count_and_small_requests_go_on() {
         (octets().send().await.unwrap().status() == 200).then_some(())
     })
     .await;
+}
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, len @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Asks for much and lets nothing of it come. How many answers began, how many streams were reset;
+/// it ends when the service cuts a connection on which it waits with answers.
+async fn take_nothing(target: Arc<Target>, streams: u32) -> (u32, u32) {
+    const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(4, 0, 0, &NO_WINDOW));
+    // GET, https, the path and the authority, without compression (RFC 7541).
+    let head = b"\x82\x87\x04\x0a/v1/chains\x01\x09localhost";
+    for number in 0..streams {
+        sent.extend(frame(1, 0b101, 2 * number + 1, head));
+    }
+    let mut stream = target.connect().await;
+    stream.write_all(&sent).await.unwrap();
+    stream.flush().await.unwrap();
+    let (mut answered, mut reset) = (0, 0);
+    while answered + reset < streams || answered > 0 {
+        let mut head = [0; 9];
+        if stream.read_exact(&mut head).await.is_err() {
+            break;
+        }
+        let [a, b, c, kind, ..] = head;
+        answered += u32::from(kind == 1);
+        reset += u32::from(kind == 3);
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+    }
+    (answered, reset)
+}
+
+#[tokio::test]
+async fn small_answers_that_nobody_takes_count_where_there_are_many_at_once() {
+    let setup = Setup::new().set("SERVER__MAX_BODY", "1MiB").set("SERVER__BODY_MEMORY", "2MiB");
+    let target = Arc::new(Target::with(setup, true, &["h2"]).await);
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        all.spawn(take_nothing(Arc::clone(&target), 120));
+    }
+    let counts = tokio::time::timeout(Duration::from_secs(120), all.join_all()).await;
+    let counts = counts.expect("connections that take nothing are cut");
+    let (answered, reset) =
+        counts.iter().fold((0, 0), |(a, b), (answered, reset)| (a + answered, b + reset));
+    tell(&format!("HTTP/2 answers that nobody took: {answered} began, {reset} had no room"));
+    assert_eq!(answered + reset, 720);
+    // 4 KiB and the body each.
+    assert!((400..=512).contains(&answered), "{counts:?}");
+    target.service.encrypt("default", "aGVsbG8=").await;
+}
+
+#[tokio::test]
+async fn the_answer_of_a_batch_counts_while_it_is_made() {
+    let setup = Setup::new().set("SERVER__MAX_BODY", "1MiB").set("SERVER__BODY_MEMORY", "2MiB");
+    let service = setup.start().await;
+    let items = |count: usize| json!({"items": vec![json!({"plaintext": ""}); count]});
+    service.ok("/v1/batch/encrypt", items(1_000)).await;
+    // Some 200 bytes come of each.
+    let (status, problem) = service.post("/v1/batch/encrypt", items(10_000)).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (429, &json!("overloaded")), "{problem}");
+    service.ok("/v1/batch/encrypt", items(1_000)).await;
 }
 
 #[tokio::test]

@@ -373,7 +373,20 @@ async fn files_that_can_not_be_used_are_named_and_nothing_starts() {
     let garbage = https.setup.file("garbage");
     std::fs::write(&garbage, "hunter2").unwrap();
     let (_, other_key) = https.pki.server(&NAMES);
+    // openssl makes version 1 of it where no extension is asked for.
+    let (v1, request) = (https.setup.file("v1.crt"), https.setup.file("v1.csr"));
+    let [key, cert, csr] = [&good.1, &v1, &request].map(|path| path.to_str().unwrap());
+    let (well, said) = program(
+        "openssl",
+        &["req", "-new", "-key", key, "-subj", "/CN=localhost", "-out", csr],
+        "",
+    );
+    assert!(well, "{said}");
+    let (well, said) =
+        program("openssl", &["x509", "-req", "-in", csr, "-signkey", key, "-out", cert], "");
+    assert!(well, "{said}");
     for ((cert, key, client_ca), said) in [
+        ((&v1, &good.1, &https.pki.ca()), "tls.crt: its first certificate can't be used: it must"),
         ((&garbage, &good.1, &https.pki.ca()), "server.tls.cert: "),
         ((&good.0, &garbage, &https.pki.ca()), "server.tls.key: "),
         ((&good.0, &other_key, &https.pki.ca()), "it is not the key of the certificate"),
@@ -438,7 +451,11 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
             1,
             "refused this client's handshake or certificate: ",
         ),
-        (&["--server", &url, "--ca", &ca, "--cert", &cert, "--key", &other_key], 1, ""),
+        (
+            &["--server", &url, "--ca", &ca, "--cert", &cert, "--key", &other_key],
+            2,
+            "--cert, --key: it is not the key of the certificate",
+        ),
         (&["--server", &url, "--ca", "/no/such/file"], 2, "--ca: /no/such/file: "),
         (&["--server", &url, "--ca", &key], 2, "it has no certificate in PEM"),
         (&["--server", &url, "--cert", &ca, "--key", &ca], 2, "no such pair in PEM"),

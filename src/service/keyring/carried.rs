@@ -48,6 +48,11 @@ pub(super) struct Carried {
     flights: Flights<Digest>,
     failures: Cache<Digest, Failure>,
     unwraps: Semaphore,
+    /// Of roots that derive a key for it: of what is made up no more than one is ever ahead of the
+    /// chains' own KEKs.
+    derivations: Semaphore,
+    /// What did not open is told of once a minute: callers can make it up.
+    told: Bucket,
     /// The calls in vain of each chain: those of one can't use up another's. A chain that is not there
     /// gets no further than its name, so there are not many.
     in_vain: Mutex<HashMap<ChainName, Arc<Bucket>>>,
@@ -69,6 +74,8 @@ impl Carried {
             flights: Flights::default(),
             failures: Cache::new(FAILURES),
             unwraps: Semaphore::new(CONCURRENT),
+            derivations: Semaphore::new(1),
+            told: Bucket::new(1, Duration::from_secs(60)),
             in_vain: Mutex::default(),
         }
     }
@@ -218,13 +225,22 @@ impl Keyring {
         let context = Context { chain, kek_id: id, suite: record.suite };
         let mut closed = Closed::Wrong;
         for (state, wrap) in self.roots.candidates(record) {
+            let _turn = match state.named.root.derives() {
+                true => self.carried.derivations.acquire().await.ok(),
+                false => None,
+            };
             let opened =
                 async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
             match self.roots.call_for_caller(state, "unwrap", opened).await {
                 Ok(key) => return Ok(Arc::new(Kek::new(chain, key))),
                 Err(error) => {
                     // It says nothing of the root: whoever made up the record may have been at it.
-                    tracing::debug!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK that travelled along");
+                    let (root, why) = (&state.named.name, error.to_string());
+                    if self.carried.told.take(self.clock.now()) {
+                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along: it was wrapped by another key, or made up");
+                    } else {
+                        tracing::debug!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along");
+                    }
                     closed = match (error, closed) {
                         (root::Error::Away(_), _) | (_, Closed::Away) => Closed::Away,
                         (root::Error::Denied(_), _) | (_, Closed::Denied) => Closed::Denied,
