@@ -19,7 +19,7 @@ mod driver;
 #[path = "../tests/it/support/etcd.rs"]
 mod etcd;
 
-use driver::{CONNECTIONS, Driver, exchange, kms_proxy, median, request};
+use driver::{CONNECTIONS, Driver, Server, connect, exchange, kms_proxy, median, request};
 use etcd::Etcd;
 
 /// Windows with one set of servers, and sets.
@@ -43,11 +43,18 @@ fn on_etcd(etcd: &Etcd) -> [(&'static str, String); 2] {
 
 async fn rates() -> anyhow::Result<()> {
     println!(
-        "encrypts of 256 B a second, {CONNECTIONS} connections; medians of interleaved windows,"
+        "calls with 256 B a second, {CONNECTIONS} connections; medians of interleaved windows,"
     );
-    println!("{WINDOWS} with each of {SETS} fresh sets of servers\n");
+    println!("{WINDOWS} with each of {SETS} fresh sets of servers; every decrypt opens its DEK\n");
+    for operation in ["encrypts", "decrypts"] {
+        compare(operation).await?;
+    }
+    Ok(())
+}
+
+async fn compare(operation: &str) -> anyhow::Result<()> {
     let body = format!(r#"{{"plaintext":"{}"}}"#, base64_simd::STANDARD.encode_to_string([7; 256]));
-    let requests = vec![request("/v1/encrypt", &body)];
+    let encrypt = request("/v1/encrypt", &body);
     let (mut rates, mut ratios) = <([Vec<f64>; 3], [Vec<f64>; 3])>::default();
     for _ in 0..SETS {
         let (etcd, directory) = (Etcd::start().await, tempfile::tempdir()?);
@@ -55,8 +62,14 @@ async fn rates() -> anyhow::Result<()> {
         let (mut servers, mut drivers) = (Vec::new(), Vec::new());
         for (index, settings) in [&[][..], &on_etcd(&etcd), &inline].into_iter().enumerate() {
             let directory = directory.path().join(index.to_string());
-            servers.push(kms_proxy(&directory, settings).await?);
-            drivers.push(Driver::new(&servers[index], requests.clone()).await?);
+            let settings = [settings, &[("CACHE__DEK_ENTRIES", "0".to_owned())]].concat();
+            let server = kms_proxy(&directory, &settings).await?;
+            let request = match operation {
+                "encrypts" => encrypt.clone(),
+                _ => decrypt(&server, &encrypt).await?,
+            };
+            drivers.push(Driver::new(&server, vec![request]).await?);
+            servers.push(server);
         }
         for round in 0..=WINDOWS {
             let mut window = [0.0; 3];
@@ -69,6 +82,7 @@ async fn rates() -> anyhow::Result<()> {
             }
         }
     }
+    println!("{operation}");
     for (name, (rates, ratios)) in
         ["file", "etcd", "inline"].iter().zip(rates.into_iter().zip(ratios))
     {
@@ -76,6 +90,14 @@ async fn rates() -> anyhow::Result<()> {
     }
     println!();
     Ok(())
+}
+
+/// The request that decrypts what `encrypt` makes.
+async fn decrypt(server: &Server, encrypt: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let (mut stream, mut buffer) = (connect(server).await?, Vec::new());
+    let start = exchange(&mut stream, encrypt, &mut buffer).await?;
+    let made: serde_json::Value = serde_json::from_slice(&buffer[start..])?;
+    Ok(request("/v1/decrypt", &serde_json::json!({"ciphertext": made["ciphertext"]}).to_string()))
 }
 
 async fn writes() -> anyhow::Result<()> {

@@ -117,13 +117,11 @@ pub(super) async fn keep(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Res
     let Some(stored) = stored else { return Ok(()) };
     // Never back, and not before the KEK that was made with the new roots encrypts here.
     let primary = ledger.primary.as_ref().map(|held| held.id);
-    let follows = match &*known {
-        None => true,
-        Some(known) => {
-            known.generation < stored.generation && chain.snapshot().primary_id() == primary
-        }
-    };
-    if follows {
+    let is_news = known.as_ref().is_none_or(|known| known.generation < stored.generation);
+    if is_news && known.is_some() && chain.snapshot().primary_id() != primary {
+        // Nobody may ask for it here, ever: kube-apiserver encrypts when the name changes.
+        chain.need_kek.notify_one();
+    } else if is_news {
         chain.named_root.store(Some(Arc::new(stored.clone())));
     }
     Ok(())

@@ -77,6 +77,22 @@ async fn it_changes_with_the_roots_and_after_the_kek_that_they_are_changed_for()
 }
 
 #[tokio::test]
+async fn a_replica_that_encrypts_nothing_follows_a_name_whose_kek_it_never_saw_coming() {
+    let replicas = Replicas::new(1).await;
+    let first = named(&replicas.services[0]).await;
+    replicas.services[0].stop().await;
+    let service = on(&replicas, &["new", "main"]).await;
+    let idle = on(&replicas, &["new", "main"]).await;
+    assert_eq!((named(&service).await, named(&idle).await), (first.clone(), first.clone()));
+    let chain = chain_of(&idle);
+    let away = chain.reserver.lock().await;
+    change_root(&service, "new", RootChange::Rewrap).await;
+    let second = becomes_another(&service, &first).await;
+    drop(away);
+    assert_eq!(becomes_another(&idle, &first).await, second);
+}
+
+#[tokio::test]
 async fn a_restore_never_brings_an_older_name_back() {
     let replicas = Replicas::new(1).await;
     let first = named(&replicas.services[0]).await;
