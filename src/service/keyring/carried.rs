@@ -237,7 +237,7 @@ impl Keyring {
                     // It says nothing of the root: whoever made up the record may have been at it.
                     let (root, why) = (&state.named.name, error.to_string());
                     if self.carried.told.take(self.clock.now()) {
-                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along: it was wrapped by another key, or made up");
+                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along; a wrap that is wrong is of another key, or made up");
                     } else {
                         tracing::debug!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along");
                     }
