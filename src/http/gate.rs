@@ -141,21 +141,14 @@ impl Gate {
             tracing::debug!(request_id, client, %method, path, status, took_us, "a request");
         }
         drop(head);
-        let counted = |response: &Response| {
-            let len = response.body().size_hint().exact().filter(|len| many || *len > SMALL_ANSWER);
-            len.and_then(|len| usize::try_from(len).ok()).map(|len| (len, many))
+        let held = match shared.room(&response, many) {
+            Err(NoRoom) => {
+                let why = "too many answers are not sent yet";
+                response = failed(&Error::new(Kind::Overloaded, why), &id);
+                shared.room(&response, many)?
+            }
+            Ok(held) => held,
         };
-        let room = |(len, many): (usize, bool)| {
-            let beside = if many { STREAM } else { 0 };
-            shared.budget.take(len.saturating_add(beside)).map(|held| (held, len))
-        };
-        let mut held = counted(&response).map(room);
-        if let Some(None) = held {
-            response =
-                failed(&Error::new(Kind::Overloaded, "too many answers are not sent yet"), &id);
-            held = counted(&response).map(room);
-        }
-        let held = held.map(|held| held.ok_or(NoRoom)).transpose()?;
         let headers = response.headers_mut();
         if last {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -225,6 +218,16 @@ fn id_text(id: &HeaderValue) -> &str {
 }
 
 impl Shared {
+    /// The part of the budget that an answer takes, and its length; nothing for a small one of
+    /// HTTP/1.1.
+    fn room(&self, answer: &Response, many: bool) -> Result<Option<(Held, usize)>, NoRoom> {
+        let len = answer.body().size_hint().exact().filter(|len| many || *len > SMALL_ANSWER);
+        let Some(len) = len.and_then(|len| usize::try_from(len).ok()) else { return Ok(None) };
+        let beside = if many { STREAM } else { 0 };
+        let held = self.budget.take(len.saturating_add(beside)).ok_or(NoRoom)?;
+        Ok(Some((held, len)))
+    }
+
     /// The caller's id if it is a decent one, else a new one.
     fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
         if let Some(given) = headers.get(REQUEST_ID) {

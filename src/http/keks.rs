@@ -6,7 +6,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::id::KekId;
 use crate::metrics::Operation;
@@ -87,17 +87,27 @@ pub(super) struct Confirmation {
     force: bool,
 }
 
-type KekPath = Result<Path<(String, String)>, PathRejection>;
+/// Where a KEK is found.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct KekPath {
+    /// The chain's name.
+    #[param(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
+    name: String,
+    /// The KEK's id.
+    #[param(pattern = "^[0-9a-f]{32}$")]
+    id: String,
+}
 
 /// Disables a retired KEK: nothing decrypts under it until it is enabled again.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("id" = String, Path, pattern = "^[0-9a-f]{32}$", description = "The KEK's id.")),
+    params(KekPath),
     request_body = Nothing,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
 pub(super) async fn disable(
     State(app): State<Arc<App>>,
     caller: Caller,
-    path: KekPath,
+    path: Result<Path<KekPath>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
     let kek = Named::parse(&app, &caller, path)?;
@@ -107,13 +117,13 @@ pub(super) async fn disable(
 
 /// Enables a disabled KEK again.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("id" = String, Path, pattern = "^[0-9a-f]{32}$", description = "The KEK's id.")),
+    params(KekPath),
     request_body = Nothing,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
 pub(super) async fn enable(
     State(app): State<Arc<App>>,
     caller: Caller,
-    path: KekPath,
+    path: Result<Path<KekPath>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
     let kek = Named::parse(&app, &caller, path)?;
@@ -127,13 +137,13 @@ pub(super) async fn enable(
 /// it takes `force`. Old copies of the store still hold its wraps:
 /// what was encrypted is as gone as they are.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("id" = String, Path, pattern = "^[0-9a-f]{32}$", description = "The KEK's id.")),
+    params(KekPath),
     request_body = Confirmation,
     responses((status = 200, description = "The KEK: a tombstone.", body = KekBody), ProblemBody))]
 pub(super) async fn destroy(
     State(app): State<Arc<App>>,
     caller: Caller,
-    path: KekPath,
+    path: Result<Path<KekPath>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
     let kek = Named::parse(&app, &caller, path)?;
@@ -153,9 +163,13 @@ struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn parse(app: &'a App, caller: &Caller, parts: KekPath) -> Result<Self, Error> {
+    fn parse(
+        app: &'a App,
+        caller: &Caller,
+        found: Result<Path<KekPath>, PathRejection>,
+    ) -> Result<Self, Error> {
         let refuse = |error| app.access.refuse(Operation::Manage, error);
-        let (chain, id) = path(parts).map_err(refuse)?;
+        let KekPath { name: chain, id } = path(found).map_err(refuse)?;
         let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
         let id = id.parse().map_err(|error| refuse(body::invalid(format!("{error}"))))?;
         Ok(Self { service, chain, id })

@@ -7,7 +7,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
@@ -78,20 +78,30 @@ impl From<RootProgress> for ProgressBody {
     }
 }
 
-type RootPath = Result<Path<(String, String)>, PathRejection>;
+/// A root of a chain.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct RootPath {
+    /// The chain's name.
+    #[param(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
+    name: String,
+    /// The root's name.
+    #[param(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
+    root: String,
+}
 
 /// Has KEKs of the chain wrapped by the root: those that it has not wrapped yet, or would wrap
 /// otherwise today.
 ///
 /// A part of the KEKs in a call; go on with `next` until it is null. What was done stays done.
 #[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("root" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The root's name.")),
+    params(RootPath),
     request_body = RequestBody,
     responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,
-    path: RootPath,
+    path: Result<Path<RootPath>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
     change(&app, &caller, path, request, RootChange::Rewrap).await
@@ -103,13 +113,13 @@ pub(super) async fn rewrap(
 /// A part of the KEKs in a call; go on with `next` until it is null. At the end a primary or standby
 /// KEK is replaced that a `local` root ever wrapped. Old copies of the store still hold the wraps.
 #[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/remove", operation_id = "remove_root", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."), ("root" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The root's name.")),
+    params(RootPath),
     request_body = RequestBody,
     responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
 pub(super) async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,
-    path: RootPath,
+    path: Result<Path<RootPath>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
     change(&app, &caller, path, request, RootChange::Remove).await
@@ -118,12 +128,12 @@ pub(super) async fn remove(
 async fn change(
     app: &App,
     caller: &Caller,
-    parts: RootPath,
+    found: Result<Path<RootPath>, PathRejection>,
     request: Request,
     change: RootChange,
 ) -> Result<Response, Problem> {
     let refuse = |error| app.access.refuse(Operation::Manage, error);
-    let (chain, root) = path(parts).map_err(refuse)?;
+    let RootPath { name: chain, root } = path(found).map_err(refuse)?;
     let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
     // Roots are named as chains are.
     if ChainName::new(&root).is_err() {

@@ -5,35 +5,23 @@
 //! whose answer was lost counts as made: what it would have given is never used.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
-use crate::store::record::{self, CHAINS, Head, Kek, Limits, NamedRoot, Record, State, Uses};
-use crate::store::{Committed, Compare, Entry, Error, Revision, Store, Txn};
+use crate::store::record::{self, Head, Kek, Limits, NamedRoot, Record, State, Uses};
+use crate::store::{Committed, Compare, Error, Revision, Store, Txn};
 
 mod claim;
 mod history;
+mod records;
+mod tidings;
 
 use history::Known;
 pub(super) use history::{Retired, retire_all};
-
-/// A record and the revision that it was read at.
-#[derive(Clone, Debug)]
-pub(super) struct Versioned<R> {
-    pub(super) record: R,
-    pub(super) revision: Revision,
-}
-
-/// A KEK's two records.
-#[derive(Clone, Debug)]
-pub(super) struct Held {
-    pub(super) id: KekId,
-    pub(super) kek: Versioned<Kek>,
-    pub(super) uses: Versioned<Uses>,
-}
+pub(super) use records::{Held, Versioned, chains, create, head, put_kek, read};
+use records::{decode, missing, read_head, read_held};
+pub(super) use tidings::Tidings;
 
 /// What was read of a chain.
 struct Read {
@@ -71,104 +59,6 @@ pub(super) struct Ledger {
     known: VecDeque<Known>,
     /// KEKs that were primary or standby before it did.
     lost: Vec<(KekId, Kek, Uses)>,
-}
-
-/// What is heard of a chain's records between two reads; it is asked without the ledger's lock.
-#[derive(Default)]
-pub(super) struct Tidings {
-    /// The newest revision that the ledger knows of.
-    newest: AtomicU64,
-    /// The mark of the head that the ledger knows.
-    head: AtomicU64,
-    outdated: AtomicBool,
-}
-
-impl Tidings {
-    /// A record was written at `revision`. True when that is news.
-    pub(super) fn written(&self, revision: Revision) -> bool {
-        let news = revision.0 > self.newest.load(Ordering::Relaxed);
-        if news {
-            self.outdate();
-        }
-        news
-    }
-
-    /// This head was read, or none. True when that is news.
-    pub(super) fn head_is(&self, head: Option<&Entry>) -> bool {
-        let mark = head.and_then(|head| Some(mark(&decode(head).ok()?)));
-        let news = mark != Some(self.head.load(Ordering::Relaxed));
-        if news {
-            self.outdate();
-        }
-        news
-    }
-
-    /// What the ledger knows must be read again.
-    pub(super) fn outdate(&self) {
-        self.outdated.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A number that tells heads apart. Where an old copy of the store was restored, the numbers of
-/// revisions come again: then two heads may share one.
-fn mark(Versioned { record, revision }: &Versioned<Head>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (revision, record.generation, record.primary, record.standby).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Reads the record at `key`.
-pub(super) async fn read<R: Record>(
-    store: &dyn Store,
-    key: &str,
-) -> Result<Option<Versioned<R>>, Error> {
-    store.get(key).await?.map(|entry| decode(&entry)).transpose()
-}
-
-/// Reads the head of `chain`. Limits that nobody could have set are damage: a KEK must not pass
-/// NIST's bound because a record was tampered with.
-async fn read_head(store: &dyn Store, chain: &ChainName) -> Result<Option<Versioned<Head>>, Error> {
-    let key = record::head_key(chain);
-    let head = read::<Head>(store, &key).await?;
-    if let Some(Err(detail)) = head.as_ref().map(|head| head.record.limits.validate()) {
-        return Err(Error::Corrupt { key, detail: detail.to_owned() });
-    }
-    Ok(head)
-}
-
-/// The head of a chain that is there.
-pub(super) async fn head(store: &dyn Store, chain: &ChainName) -> Result<Head, Error> {
-    let head = read_head(store, chain).await?;
-    head.map(|head| head.record).ok_or_else(|| missing(&record::head_key(chain)))
-}
-
-/// The records of a KEK that is there.
-async fn read_held(store: &dyn Store, chain: &ChainName, id: KekId) -> Result<Held, Error> {
-    let keys = [record::kek_key(chain, id), record::uses_key(chain, id)];
-    let mut entries = store.get_all(&keys).await?.into_iter();
-    let [kek_key, uses_key] = &keys;
-    let kek = entries.next().flatten().ok_or_else(|| missing(kek_key))?;
-    let uses = entries.next().flatten().ok_or_else(|| missing(uses_key))?;
-    Ok(Held { id, kek: decode(&kek)?, uses: decode(&uses)? })
-}
-
-fn decode<R: Record>(entry: &Entry) -> Result<Versioned<R>, Error> {
-    Ok(Versioned { record: R::decode(&entry.key, &entry.value)?, revision: entry.revision })
-}
-
-/// Stores the head of a new chain; false when there is one already.
-pub(super) async fn create(
-    store: &dyn Store,
-    chain: &ChainName,
-    head: &Head,
-) -> Result<bool, Error> {
-    let key = record::head_key(chain);
-    let txn = Txn {
-        compares: vec![Compare::Absent(key.clone())],
-        puts: vec![(key, head.encode()?)],
-        deletes: Vec::new(),
-    };
-    Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
 }
 
 impl Ledger {
@@ -209,7 +99,7 @@ impl Ledger {
 
     /// Reads everything again if it may be out of date.
     pub(super) async fn refresh(&mut self) -> Result<(), Error> {
-        if !self.tidings.outdated.swap(false, Ordering::Relaxed) && !self.stale {
+        if !self.tidings.take_outdated() && !self.stale {
             return Ok(());
         }
         self.stale = true;
@@ -256,10 +146,9 @@ impl Ledger {
         self.note_known();
         self.note_roots();
         let held = self.primary.iter().chain(&self.standby);
-        let newest = held.flat_map(|held| [held.kek.revision, held.uses.revision]).max();
-        let newest = newest.max(Some(self.head.revision)).map_or(0, |revision| revision.0);
-        self.tidings.newest.store(newest, Ordering::Relaxed);
-        self.tidings.head.store(mark(&self.head), Ordering::Relaxed);
+        let revisions = held.flat_map(|held| [held.kek.revision, held.uses.revision]);
+        let newest = revisions.fold(self.head.revision, Revision::max);
+        self.tidings.know(&self.head, newest);
     }
 
     async fn read_held(&self, id: Option<KekId>) -> Result<Option<Held>, Error> {
@@ -403,23 +292,12 @@ impl Ledger {
 
     /// Changes the limits. Compares: head and the primary's uses unchanged.
     pub(super) async fn set_limits(&mut self, limits: Limits) -> Result<bool, Error> {
-        let mut head = self.head.record.clone();
-        head.limits = limits;
-        head.generation += 1;
-        let head_key = record::head_key(&self.chain);
-        let mut txn = Txn {
-            compares: vec![Compare::Unchanged(head_key.clone(), self.head.revision)],
-            puts: vec![(head_key, head.encode()?)],
-            deletes: Vec::new(),
-        };
-        if let Some(primary) = &self.primary {
+        let uses = self.primary.as_ref().map(|primary| {
             let key = record::uses_key(&self.chain, primary.id);
-            txn.compares.push(Compare::Unchanged(key, primary.uses.revision));
-        }
-        let Some(revision) = self.commit(txn).await? else { return Ok(false) };
-        self.head = Versioned { record: head, revision };
-        self.tell();
-        Ok(true)
+            Compare::Unchanged(key, primary.uses.revision)
+        });
+        let head = Head { limits, ..self.head.record.clone() };
+        self.put_head(head, uses).await
     }
 
     /// Notes that the set of roots changed, and after which one the keys are called now, if that
@@ -430,7 +308,7 @@ impl Ledger {
         if let Some(named) = named {
             head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
         }
-        self.put_head(head).await
+        self.put_head(head, None).await
     }
 
     /// Notes after which root the keys are called, where that was not needed before. Compares: head
@@ -438,15 +316,17 @@ impl Ledger {
     pub(super) async fn name_root(&mut self, named: NamedRoot) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
-        self.put_head(head).await
+        self.put_head(head, None).await
     }
 
-    async fn put_head(&mut self, mut head: Head) -> Result<bool, Error> {
+    /// Stores the head alone. Compares: head unchanged, and what else is given.
+    async fn put_head(&mut self, mut head: Head, compare: Option<Compare>) -> Result<bool, Error> {
         head.generation += 1;
-        let head_key = record::head_key(&self.chain);
+        let key = record::head_key(&self.chain);
+        let unchanged = Compare::Unchanged(key.clone(), self.head.revision);
         let txn = Txn {
-            compares: vec![Compare::Unchanged(head_key.clone(), self.head.revision)],
-            puts: vec![(head_key, head.encode()?)],
+            compares: compare.into_iter().chain([unchanged]).collect(),
+            puts: vec![(key, head.encode()?)],
             deletes: Vec::new(),
         };
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
@@ -467,44 +347,4 @@ impl Ledger {
         let chain = &self.chain;
         (record::head_key(chain), record::kek_key(chain, id), record::uses_key(chain, id))
     }
-}
-
-/// Stores a KEK in another state. Compares: the KEK unchanged.
-pub(super) async fn put_kek(
-    store: &dyn Store,
-    chain: &ChainName,
-    id: KekId,
-    read: &Versioned<Kek>,
-    kek: &Kek,
-) -> Result<bool, Error> {
-    let key = record::kek_key(chain, id);
-    let txn = Txn {
-        compares: vec![Compare::Unchanged(key.clone(), read.revision)],
-        puts: vec![(key, kek.encode()?)],
-        deletes: Vec::new(),
-    };
-    Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
-}
-
-/// The names of all chains. KEKs are skipped, not read. A name that is none belongs to nobody's chain, and
-/// takes nothing from the others.
-pub(super) async fn chains(store: &dyn Store) -> Result<Vec<ChainName>, Error> {
-    let mut names = Vec::new();
-    let mut after = None;
-    loop {
-        let next = store.list(CHAINS, after.as_deref(), 1).await?;
-        let Some(entry) = next.first() else { return Ok(names) };
-        let name = entry.key.strip_prefix(CHAINS).and_then(|rest| rest.split('/').next());
-        let name = name.unwrap_or_default();
-        match ChainName::new(name) {
-            Ok(name) => names.push(name),
-            Err(_) => tracing::error!(key = entry.key, "a record that is no chain's is left out"),
-        }
-        // '0' follows '/': no key of this chain comes after it, every other chain's does.
-        after = Some(format!("{CHAINS}{name}0"));
-    }
-}
-
-fn missing(key: &str) -> Error {
-    Error::Corrupt { key: key.to_owned(), detail: "it is missing".to_owned() }
 }

@@ -51,7 +51,7 @@ pub(super) struct Carried {
     /// Of roots that derive a key for it: of what is made up no more than one is ever ahead of the
     /// chains' own KEKs.
     derivations: Semaphore,
-    /// What did not open is told of once a minute: callers can make it up.
+    /// A wrap that is wrong is told of once a minute: callers can make it up.
     told: Bucket,
     /// The calls in vain of each chain: those of one can't use up another's. A chain that is not there
     /// gets no further than its name, so there are not many.
@@ -236,8 +236,9 @@ impl Keyring {
                 Err(error) => {
                     // It says nothing of the root: whoever made up the record may have been at it.
                     let (root, why) = (&state.named.name, error.to_string());
-                    if self.carried.told.take(self.clock.now()) {
-                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along; a wrap that is wrong is of another key, or made up");
+                    let is_wrong = matches!(error, root::Error::Wrong(_));
+                    if is_wrong && self.carried.told.take(self.clock.now()) {
+                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along: the wrap is of another key, or made up");
                     } else {
                         tracing::debug!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along");
                     }
