@@ -140,10 +140,11 @@
 //! # Security
 //!
 //! The types of this crate that hold a key or a plaintext wipe it when they are dropped, and none
-//! shows it in `Debug`, errors or logs. The buffers of other libraries are the allocator's: the
-//! `kms-proxy` program has one that wipes what is freed; `SECURITY.md` has the whole list. AES-GCM nonces of a KEK are random, which is safe for 2^32 uses (NIST SP 800-38D); the
-//! limits here stay far below, see [`keychain::UNSHARED_USES`] and [`store::record::Limits`]. A
-//! failed decryption says nothing about why. There is no `unsafe` code in this crate.
+//! shows it in `Debug`, errors or logs. The buffers of HTTP and of other libraries are the
+//! allocator's: the `kms-proxy` program has one that wipes what is freed; `SECURITY.md` has the whole
+//! list. AES-GCM nonces of a KEK are random, which is safe for 2^32 uses (NIST SP 800-38D); the limits
+//! here stay far below, see [`keychain::UNSHARED_USES`] and [`store::record::Limits`]. A failed
+//! decryption says nothing about why. There is no `unsafe` code in this crate.
 
 pub mod aead;
 pub mod app;

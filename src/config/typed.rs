@@ -27,6 +27,10 @@ macro_rules! parse_text {
     )*};
 }
 
+/// A table stands where a list of tables does.
+const ONE_OF_MANY: &str = "expected a list: in the file a table in [[double brackets]], in the environment a \
+                           number after the name";
+
 impl<'de> Deserializer<'de> for Tree {
     type Error = Error;
 
@@ -72,7 +76,11 @@ impl<'de> Deserializer<'de> for Tree {
 
     /// Text is a TOML array, or items with commas between them.
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let Self::Text(text) = self else { return self.deserialize_any(visitor) };
+        let text = match self {
+            Self::Text(text) => text,
+            Self::Table(_) => return Err(Error::new(ONE_OF_MANY)),
+            other => return other.deserialize_any(visitor),
+        };
         let items = if text.trim_start().starts_with('[') {
             toml::from_str::<toml::Table>(&format!("items = {text}"))
                 .ok()

@@ -15,7 +15,7 @@ use crate::service::KeyService;
 use crate::service::error::{Error, Kind};
 
 use super::App;
-use super::answer::{self, Buffer};
+use super::answer;
 use super::body::{self, Text};
 use super::decrypt::{DecryptRequest, DecryptResponse};
 use super::encrypt::{EncryptRequest, EncryptResponse};
@@ -44,7 +44,7 @@ pub(super) trait Item {
         access: &Access,
         service: &KeyService,
         chain: Option<&str>,
-        out: &mut Buffer,
+        out: &mut Vec<u8>,
     ) -> Result<(), Error>;
 }
 
@@ -180,13 +180,13 @@ async fn run<I: Item>(
     let chain = batch.chain.as_ref().map(Text::as_str);
     // No item names a chain of its own, so all are allowed or none is.
     let service = app.access.enter(caller, I::OPERATION, chain)?;
-    let mut out = Buffer::default();
+    let mut out = Vec::new();
     // Many batches grow side by side, long before one is sent.
     let mut room = app.budget.take(0);
-    out.push(b"{\"results\":[");
+    out.extend_from_slice(b"{\"results\":[");
     for (index, Strict(item)) in batch.items.iter().enumerate() {
         if index > 0 {
-            out.push(b",");
+            out.push(b',');
             if index % ITEMS_AT_A_STRETCH == 0 {
                 if !room.as_mut().is_some_and(|room| room.grow(out.capacity())) {
                     let error = Error::new(Kind::Overloaded, "there is no room for the answer now");
@@ -205,9 +205,9 @@ async fn run<I: Item>(
             let detail = error.detail().to_owned();
             let failure = ItemFailure { error: ItemError { code: error.kind().code(), detail } };
             // Two strings can be written.
-            out.push(&serde_json::to_vec(&failure).unwrap_or_default());
+            out.extend_from_slice(&serde_json::to_vec(&failure).unwrap_or_default());
         }
     }
-    out.push(b"]}");
+    out.extend_from_slice(b"]}");
     Ok(answer::written(out))
 }

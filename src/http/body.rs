@@ -7,14 +7,13 @@ use std::fmt;
 
 use axum::body::Body;
 use axum::extract::Request;
-use base64_simd::{Out, STANDARD};
+use base64_simd::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
-use zeroize::Zeroize;
 
 use crate::keychain::message::Plaintext;
 use crate::service::error::{Error, Kind};
@@ -23,9 +22,9 @@ use super::budget::{Budget, Held};
 use super::strict::Strict;
 
 /// The chain of a request with a raw body.
-pub(super) const CHAIN_HEADER: &str = "kms-proxy-chain";
+pub(super) const CHAIN_HEADER: HeaderName = HeaderName::from_static("kms-proxy-chain");
 /// The AAD, in base64, of a request with a raw body.
-pub(super) const AAD_HEADER: &str = "kms-proxy-aad";
+pub(super) const AAD_HEADER: HeaderName = HeaderName::from_static("kms-proxy-aad");
 
 /// How much of a body is read.
 #[derive(Clone, Copy)]
@@ -52,7 +51,7 @@ impl Media {
         let media = Self::said(headers).ok_or_else(|| {
             unsupported("the content type must be application/json or application/octet-stream")
         })?;
-        let raw = headers.contains_key(AAD_HEADER) || headers.contains_key(CHAIN_HEADER);
+        let raw = headers.contains_key(&AAD_HEADER) || headers.contains_key(&CHAIN_HEADER);
         if media == Self::Json && raw {
             return Err(invalid(
                 "kms-proxy-aad and kms-proxy-chain go with application/octet-stream; JSON has the \
@@ -63,7 +62,7 @@ impl Media {
     }
 
     fn said(headers: &HeaderMap) -> Option<Self> {
-        one(headers, CONTENT_TYPE.as_str())?.to_str().ok().and_then(named)
+        one(headers, &CONTENT_TYPE)?.to_str().ok().and_then(named)
     }
 
     /// What `Accept` asks for, else the same as what came in.
@@ -127,7 +126,7 @@ pub(super) async fn read(mut body: Body, limit: Limit<'_>) -> Result<Bytes, Erro
     Ok(Bytes::from_owner(whole))
 }
 
-/// A body that came in pieces. It may hold a plaintext, so every allocation that it had is wiped.
+/// A body that came in pieces.
 #[derive(Default)]
 struct Whole {
     bytes: Vec<u8>,
@@ -155,10 +154,7 @@ impl Whole {
             if !has_room {
                 return false;
             }
-            let mut larger = Vec::with_capacity(room);
-            larger.extend_from_slice(&self.bytes);
-            self.bytes.as_mut_slice().zeroize();
-            self.bytes = larger;
+            self.bytes.reserve_exact(room - self.bytes.len());
         }
         self.bytes.extend_from_slice(data);
         true
@@ -168,13 +164,6 @@ impl Whole {
 impl AsRef<[u8]> for Whole {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl Drop for Whole {
-    fn drop(&mut self) {
-        // The slice: a vector is wiped byte by byte, and the room behind was never written.
-        self.bytes.as_mut_slice().zeroize();
     }
 }
 
@@ -285,14 +274,6 @@ impl Encoded<'_> {
     }
 }
 
-impl Drop for Encoded<'_> {
-    fn drop(&mut self) {
-        if let Cow::Owned(base64) = &mut self.0 {
-            base64.as_mut_slice().zeroize();
-        }
-    }
-}
-
 impl<'de: 'a, 'a> Deserialize<'de> for Encoded<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         /// JSON has no bytes: what comes is a string's.
@@ -332,16 +313,13 @@ pub(super) fn decode_aad(aad: Option<&Encoded<'_>>) -> Result<Vec<u8>, Error> {
 pub(super) fn decode_plaintext(base64: &Encoded<'_>) -> Result<Plaintext, Error> {
     let base64 = base64.as_bytes();
     let len = STANDARD.decoded_length(base64).map_err(|_| not_base64("plaintext"))?;
-    let mut plaintext = Plaintext::zeroed(len);
-    STANDARD
-        .decode(base64, Out::from_slice(plaintext.as_mut_slice()))
-        .map_err(|_| not_base64("plaintext"))?;
-    Ok(plaintext)
+    Plaintext::appended(len, |buffer| STANDARD.decode_append(base64, buffer))
+        .map_err(|_| not_base64("plaintext"))
 }
 
 /// The chain and the AAD of a request with a raw body.
 pub(super) fn raw_context(headers: &HeaderMap) -> Result<(Option<String>, Vec<u8>), Error> {
-    let text = |name: &'static str| match one(headers, name).map(|value| value.to_str()) {
+    let text = |name: &HeaderName| match one(headers, name).map(|value| value.to_str()) {
         None if headers.contains_key(name) => {
             Err(invalid(format!("the header {name} is there more than once")))
         }
@@ -349,12 +327,13 @@ pub(super) fn raw_context(headers: &HeaderMap) -> Result<(Option<String>, Vec<u8
         Some(Ok(text)) => Ok(Some(text.to_owned())),
         Some(Err(_)) => Err(invalid(format!("the header {name} is not text"))),
     };
-    let aad = text(AAD_HEADER)?.map_or(Ok(Vec::new()), |aad| decode(AAD_HEADER, aad.as_bytes()))?;
-    Ok((text(CHAIN_HEADER)?, aad))
+    let aad =
+        text(&AAD_HEADER)?.map_or(Ok(Vec::new()), |aad| decode("kms-proxy-aad", aad.as_bytes()))?;
+    Ok((text(&CHAIN_HEADER)?, aad))
 }
 
 /// The value of a header that is there once. Of two, another program might heed the other.
-fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::metrics::Operation;
 
 use super::App;
-use super::answer::{self, Buffer, Object};
+use super::answer::{self, Object};
 use super::body::{self, Encoded, Text};
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
@@ -69,7 +69,7 @@ pub(super) async fn datakey(
     let aad = body::decode_aad(request.aad.as_ref()).map_err(refuse)?;
     let made = service.datakey(chain, request.bytes.unwrap_or(DEFAULT_BYTES), &aad).await?;
     let (key, envelope) = (made.plaintext.expose(), made.envelope.as_slice());
-    let mut out = Buffer::default();
+    let mut out = Vec::new();
     Object::start(&mut out, answer::room(key.len() + envelope.len()))
         .base64("plaintext", key)
         .envelope("ciphertext", envelope)

@@ -15,7 +15,7 @@ use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Buffer, Object};
+use super::answer::{self, Object};
 use super::batch::Item;
 use super::body::{self, Encoded, Media, Octets, Text};
 use super::identity::Access;
@@ -95,7 +95,7 @@ pub(super) async fn decrypt(
     };
     Ok(match wanted {
         Media::Json => {
-            let mut out = Buffer::default();
+            let mut out = Vec::new();
             write(&made, &mut out);
             answer::written(out)
         }
@@ -130,14 +130,14 @@ impl Item for DecryptRequest<'_> {
         access: &Access,
         service: &KeyService,
         chain: Option<&str>,
-        out: &mut Buffer,
+        out: &mut Vec<u8>,
     ) -> Result<(), Error> {
         write(&self.run(access, service, chain).await?, out);
         Ok(())
     }
 }
 
-fn write(made: &Decrypted, out: &mut Buffer) {
+fn write(made: &Decrypted, out: &mut Vec<u8>) {
     let plaintext = made.plaintext.as_slice();
     Object::start(out, answer::room(plaintext.len()))
         .base64("plaintext", plaintext)

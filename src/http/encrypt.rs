@@ -13,7 +13,7 @@ use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Buffer, Object};
+use super::answer::{self, Object};
 use super::batch::Item;
 use super::body::{self, Encoded, Media, Octets, Text};
 use super::identity::Access;
@@ -92,7 +92,7 @@ pub(super) async fn encrypt(
     };
     Ok(match wanted {
         Media::Json => {
-            let mut out = Buffer::default();
+            let mut out = Vec::new();
             write(&made, &mut out);
             answer::written(out)
         }
@@ -126,14 +126,14 @@ impl Item for EncryptRequest<'_> {
         access: &Access,
         service: &KeyService,
         chain: Option<&str>,
-        out: &mut Buffer,
+        out: &mut Vec<u8>,
     ) -> Result<(), Error> {
         write(&self.run(access, service, chain).await?, out);
         Ok(())
     }
 }
 
-fn write(made: &Encrypted, out: &mut Buffer) {
+fn write(made: &Encrypted, out: &mut Vec<u8>) {
     let envelope = made.envelope.as_slice();
     Object::start(out, answer::room(envelope.len()))
         .envelope("ciphertext", envelope)

@@ -13,7 +13,7 @@ use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Buffer, Object};
+use super::answer::{self, Object};
 use super::batch::Item;
 use super::body::{self, Encoded, Text};
 use super::identity::{Access, Caller};
@@ -70,7 +70,7 @@ pub(super) async fn rewrap(
     let refuse = |error| app.access.refuse(Operation::Rewrap, error);
     let body = body::read_json(request, app.envelope()).await.map_err(refuse)?;
     let request: RewrapRequest<'_> = body::parse(&body).map_err(refuse)?;
-    let mut out = Buffer::default();
+    let mut out = Vec::new();
     let chain = request.chain();
     let service = app.access.enter(&caller, Operation::Rewrap, chain)?;
     request.call(&app.access, service, chain, &mut out).await?;
@@ -89,7 +89,7 @@ impl Item for RewrapRequest<'_> {
         access: &Access,
         service: &KeyService,
         chain: Option<&str>,
-        out: &mut Buffer,
+        out: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let envelope = envelope::from_text(self.ciphertext.as_bytes())
             .map_err(|_| access.refuse(Operation::Rewrap, Error::invalid_ciphertext()))?;

@@ -23,6 +23,18 @@ impl Plaintext {
         Self(vec![0; MAX_STORED_HEADER_LEN + len + TAG_LEN])
     }
 
+    /// The bytes, about `len`, that `append` adds to the buffer.
+    pub(crate) fn appended<E>(
+        len: usize,
+        append: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut plaintext = Self(Vec::with_capacity(MAX_STORED_HEADER_LEN + len + TAG_LEN));
+        plaintext.0.extend_from_slice(&[0; MAX_STORED_HEADER_LEN]);
+        append(&mut plaintext.0)?;
+        plaintext.0.extend_from_slice(&[0; TAG_LEN]);
+        Ok(plaintext)
+    }
+
     /// The plaintext.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
@@ -90,11 +102,11 @@ fn header_start(suite: Suite) -> usize {
 
 impl From<&[u8]> for Plaintext {
     fn from(bytes: &[u8]) -> Self {
-        let mut buffer = Vec::with_capacity(MAX_STORED_HEADER_LEN + bytes.len() + TAG_LEN);
-        buffer.extend_from_slice(&[0; MAX_STORED_HEADER_LEN]);
-        buffer.extend_from_slice(bytes);
-        buffer.extend_from_slice(&[0; TAG_LEN]);
-        Self(buffer)
+        let appended = Self::appended(bytes.len(), |buffer| {
+            buffer.extend_from_slice(bytes);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        appended.unwrap_or_else(|never| match never {})
     }
 }
 
