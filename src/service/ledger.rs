@@ -113,7 +113,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reads head, primary and standby: one after the other, so again when others wrote in between.
+    /// Reads head, primary and standby: one after the other, so again when others wrote in between, or
+    /// put back an old copy of the store.
     async fn read_all(&mut self) -> Result<Read, Error> {
         let mut last = None;
         loop {
@@ -121,15 +122,13 @@ impl Ledger {
                 Some(head) => head,
                 None => self.put_head_again().await?,
             };
-            let primary = self.read_held(head.record.primary).await?;
-            // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
-            let (standby, damage) = match self.read_held(head.record.standby).await {
-                Err(error @ Error::Corrupt { .. }) => (None, Some(error)),
-                standby => (standby?, None),
-            };
-            let state = primary.as_ref().map(|primary| primary.kek.record.state);
-            let fits = state.is_none_or(|state| state == State::Primary);
-            if !fits && last != Some(head.revision) {
+            let primary = self.read_held(head.record.primary).await;
+            let standby = self.read_held(head.record.standby).await;
+            let is_primary = |held: &Held| held.kek.record.state == State::Primary;
+            let fits = !matches!(&primary, Ok(Some(held)) if !is_primary(held));
+            let damaged =
+                [&primary, &standby].map(|held| matches!(held, Err(Error::Corrupt { .. })));
+            if (!fits || damaged.contains(&true)) && last != Some(head.revision) {
                 last = Some(head.revision);
                 continue;
             }
@@ -137,7 +136,12 @@ impl Ledger {
                 // No write makes it so, but one that met a revision of another history.
                 self.set_restored();
             }
-            return Ok(Read { head, primary, standby, damage });
+            // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
+            let (standby, damage) = match standby {
+                Err(error @ Error::Corrupt { .. }) => (None, Some(error)),
+                standby => (standby?, None),
+            };
+            return Ok(Read { head, primary: primary?, standby, damage });
         }
     }
 

@@ -66,6 +66,8 @@ struct Process {
     seen: BTreeMap<KekId, (u64, u32)>,
     /// KEKs whose counters it saw fall.
     fallen: BTreeSet<KekId>,
+    /// A standby was there when it last claimed the making of a KEK.
+    replaces: bool,
 }
 
 /// How a KEK came to be, or did not.
@@ -127,6 +129,7 @@ impl Book {
 
     pub(super) fn call_failed(&mut self, process: usize, now: Duration) {
         self.processes[process].failed = now;
+        self.note(now, || format!("a call of {process} fails"));
     }
 
     /// A txn was applied. What it granted comes back.
@@ -145,6 +148,10 @@ impl Book {
             self.traced(value.len() as u64 ^ now.as_nanos() as u64);
             self.note(now, || format!("{process} puts {key} {}", String::from_utf8_lossy(value)));
             match record::parse_key(key).map(|(_, part)| part) {
+                Some(Part::Claim) => {
+                    let standby = self.head.as_ref().and_then(|head| head.standby);
+                    self.processes[process].replaces = standby.is_some();
+                }
                 Some(Part::Head) => self.put_head(now, Head::decode(key, value).unwrap()),
                 Some(Part::Kek(id)) => self.put_kek(now, id, Kek::decode(key, value).unwrap()),
                 Some(Part::Uses(id)) => {
@@ -343,7 +350,7 @@ impl Book {
         let making = self.made.entry(id).or_insert_with(|| Making {
             process,
             began: now,
-            replaces: self.head.as_ref().is_some_and(|head| head.standby.is_some()),
+            replaces: self.processes[process].replaces,
             wraps: BTreeMap::new(),
             put: None,
         });
@@ -358,7 +365,8 @@ impl Book {
     }
 
     /// The process hears whether its new KEK was stored.
-    pub(super) fn put_heard(&mut self, id: KekId, put: Put) {
+    pub(super) fn put_heard(&mut self, now: Duration, id: KekId, put: Put) {
+        self.note(now, || format!("the maker of {id} hears {put:?}"));
         if let Some(making) = self.made.get_mut(&id) {
             making.put = Some(put);
         }
@@ -398,7 +406,8 @@ impl Book {
     pub(super) fn check_wraps(&mut self, now: Duration, is_calm: bool) {
         let mut wasted = Vec::new();
         for (id, making) in &self.made {
-            if making.put == Some(Put::Applied) {
+            let is_stored = self.keks.get(id).is_some_and(|page| page.kek.is_some());
+            if making.put == Some(Put::Applied) || making.put.is_none() && is_stored {
                 continue;
             }
             let maker = &self.processes[making.process];

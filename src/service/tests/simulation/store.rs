@@ -213,6 +213,7 @@ impl Store for Net {
         let committed = self.commit_and_tell(asked, txn).await;
         if let Some(id) = new_kek {
             self.hub.book().put_heard(
+                self.hub.now(),
                 id,
                 match committed {
                     Ok(Committed::Applied(_)) => Put::Applied,
