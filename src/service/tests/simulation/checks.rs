@@ -17,6 +17,8 @@ const BLOCK_LIFE: Duration = Duration::from_secs(60);
 const TOLD_WITHIN: Duration = Duration::from_secs(45);
 /// A claim of a process that is gone is taken over after this time.
 const CLAIM_LIFE: Duration = Duration::from_secs(20);
+/// A write whose answer was lost comes this late at most.
+pub(super) const LATE: Duration = Duration::from_secs(40);
 
 /// Everything that happened.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub(super) struct Book {
     pub(super) keks: BTreeMap<KekId, Page>,
     processes: Vec<Process>,
     made: BTreeMap<KekId, Making>,
+    /// KEKs of which a writer does not know whether their records were written.
+    doubted: BTreeSet<KekId>,
     /// When a new KEK was stored whose maker had given it up.
     late: Vec<Duration>,
     pub(super) broken: Vec<String>,
@@ -206,10 +210,10 @@ impl Book {
             // One KEK may be promoted once in each history.
             same &= restored || kek.promoted_at == old.promoted_at || kek.state == State::Primary;
         }
-        // The clocks of two machines are up to 20 s apart each.
+        // The clocks of two machines are up to 20 s apart each, and its record may have come late.
         let early = kek.state == State::Destroyed
             && !restored
-            && page.disabled_at.is_none_or(|at| now - at < Duration::from_secs(120 - 40));
+            && page.disabled_at.is_none_or(|at| now + LATE - at < Duration::from_secs(120 - 40));
         page.was_primary |= kek.state == State::Primary;
         page.disabled_at = match kek.state {
             State::Disabled | State::Destroyed => page.disabled_at.or(Some(now)),
@@ -356,10 +360,11 @@ impl Book {
         });
         let wraps = making.wraps.entry(root.to_owned()).or_default();
         *wraps += 1;
-        // One that was away when the KEK was made makes up for it.
+        // One that was away when the KEK was made makes up for it, and once more where it is not known
+        // whether its wrap was stored.
         let stored = self.keks.get(&id).and_then(|page| page.kek.as_ref());
         let lacks = stored.is_some_and(|kek| kek.wraps.iter().all(|wrap| wrap.root != root));
-        let once = *wraps == 1 || lacks;
+        let once = *wraps == 1 || lacks || self.doubted.contains(&id);
         self.note(now, || format!("{process} has {root} wrap {id}"));
         self.check(now, once, || format!("{root} wraps {id} again"));
     }
@@ -370,6 +375,11 @@ impl Book {
         if let Some(making) = self.made.get_mut(&id) {
             making.put = Some(put);
         }
+    }
+
+    /// A process heard nothing of its writing these KEKs.
+    pub(super) fn doubt(&mut self, keks: Vec<KekId>) {
+        self.doubted.extend(keks);
     }
 
     /// The store is what an old copy of it was.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep};
 
 use super::Rng;
-use super::checks::Put;
+use super::checks::{LATE, Put};
 use super::hub::{Hub, lost};
 use super::watch::Slow;
 use crate::id::KekId;
@@ -127,7 +127,7 @@ impl Net {
             _ => {
                 // Other writes come before it.
                 let (net, txn) = (self.clone(), txn.clone());
-                let late = self.rng.up_to(Duration::from_secs(40));
+                let late = self.rng.up_to(LATE);
                 tokio::spawn(async move {
                     sleep(late).await;
                     let _ = net.hub.apply(&net, history, txn).await;
@@ -157,10 +157,18 @@ impl Net {
 fn new_kek(txn: &Txn) -> Option<KekId> {
     txn.compares.iter().find_map(|compare| {
         let Compare::Absent(key) = compare else { return None };
-        let Some((_, Part::Kek(id))) = record::parse_key(key) else { return None };
+        let id = kek_of(key)?;
         let (_, value) = txn.puts.iter().find(|(put, _)| put == key)?;
         (Kek::decode(key, value).ok()?.state == State::Standby).then_some(id)
     })
+}
+
+/// The KEK whose record is at `key`.
+fn kek_of(key: &str) -> Option<KekId> {
+    match record::parse_key(key) {
+        Some((_, Part::Kek(id))) => Some(id),
+        _ => None,
+    }
 }
 
 #[async_trait]
@@ -210,7 +218,11 @@ impl Store for Net {
     async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
         let asked = self.hub.now();
         let new_kek = new_kek(&txn);
+        let keks: Vec<_> = txn.puts.iter().filter_map(|(key, _)| kek_of(key)).collect();
         let committed = self.commit_and_tell(asked, txn).await;
+        if committed.is_err() {
+            self.hub.book().doubt(keks);
+        }
         if let Some(id) = new_kek {
             self.hub.book().put_heard(
                 self.hub.now(),
