@@ -10,8 +10,9 @@ use crate::service::Kind;
 use crate::store::record::State;
 
 /// After the last fault every process serves again within this time: a claim of a process that is
-/// gone runs out after 20 s, a failed call of a root is tried again after 40 s at most.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(150);
+/// gone runs out after 20 s, a failed call of a root is tried again after 40 s at most, and after a
+/// restore each process that knew more than the one before it repairs the chain once more.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(240);
 
 impl Sim {
     /// Nothing fails from now on: every process serves again, soon.
