@@ -15,8 +15,9 @@ $(PROTOX):
 
 # Cargo makes a dependency once for each set of its features, and the tests need some more. With the example,
 # which is of their kind, the service is built from what they are built from.
-KMS_PROXY := $${CARGO_TARGET_DIR:-target}/release/kms-proxy
-BUILD := $(CARGO) build --release --locked --bin kms-proxy --example client
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+KMS_PROXY := "$(TARGET)/release/kms-proxy"
+BUILD := $(CARGO) build --release --locked --target-dir "$(TARGET)" --bin kms-proxy --example client
 
 .PHONY: run
 run: $(PROTOX) ## build and start the service on http://127.0.0.1:8080 with the embedded default

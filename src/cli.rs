@@ -39,7 +39,7 @@ Exit codes:
   1  the service said no or can't be reached, the input is no envelope, or a store has a problem
   2  wrong usage, or a configuration that can't be used";
 
-/// Encryption as a service under a key chain: one call of the root key pays for two million
+/// Encryption as a service under a key chain: one call of the root key pays for up to two million
 /// encryptions.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES, max_term_width = 100)]

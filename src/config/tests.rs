@@ -286,7 +286,7 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[store]\nkind = 'etcd'", "store.endpoints: it is missing"),
         ("[store]\nkind = 'etcd'\nendpoints = []", "store.endpoints: there must be one"),
         ("root = 1", "root: expected a list"),
-        ("[root]\nkind = 'local'\nname = 'a'", "root: expected a list: in the file a table in [["),
+        ("[root]\nkind = 'local'\nname = 'a'", "root: expected a list: of values in [br"),
         ("root = []", "root: there must be one"),
         ("[[root]]\nname = 'a'", "root.0.kind: it is missing"),
         ("[[root]]\nkind = 'local'", "root.0.name: it is missing"),
@@ -334,7 +334,7 @@ fn errors_name_the_variable() {
         ("CHAIN__SUITE", "x", "chain.suite (KMS_PROXY__CHAIN__SUITE): expected aes-128-gcm or"),
         ("CHAIN__NAMES", "a,B", "chain.names.1: a chain name is"),
         ("ROOT__1__KIND", "local", "root.1 (KMS_PROXY__ROOT__1__KIND): the next index is 0"),
-        ("ROOT__X__KIND", "local", "root: expected a list: in the file a table"),
+        ("ROOT__X__KIND", "local", "root: expected a list: of values in"),
         ("", "x", "(KMS_PROXY__): no such key"),
     ] {
         let found = load("", [(&*format!("KMS_PROXY__{name}"), value)]).unwrap_err();

@@ -27,9 +27,9 @@ macro_rules! parse_text {
     )*};
 }
 
-/// A table stands where a list of tables does.
-const ONE_OF_MANY: &str = "expected a list: in the file a table in [[double brackets]], in the environment a \
-                           number after the name";
+/// What is said of a table where a list belongs.
+const EXPECTED_LIST: &str = "expected a list: of values in [brackets], of tables each under [[double brackets]]; \
+                             in the environment with commas, or a number after the name";
 
 impl<'de> Deserializer<'de> for Tree {
     type Error = Error;
@@ -78,7 +78,7 @@ impl<'de> Deserializer<'de> for Tree {
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let text = match self {
             Self::Text(text) => text,
-            Self::Table(_) => return Err(Error::new(ONE_OF_MANY)),
+            Self::Table(_) => return Err(Error::new(EXPECTED_LIST)),
             other => return other.deserialize_any(visitor),
         };
         let items = if text.trim_start().starts_with('[') {

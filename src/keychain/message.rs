@@ -23,14 +23,18 @@ impl Plaintext {
         Self(vec![0; MAX_STORED_HEADER_LEN + len + TAG_LEN])
     }
 
-    /// The bytes, about `len`, that `append` adds to the buffer.
+    /// The bytes, at most `len`, that `append` adds to the buffer.
     pub(crate) fn appended<E>(
         len: usize,
         append: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<Self, E> {
         let mut plaintext = Self(Vec::with_capacity(MAX_STORED_HEADER_LEN + len + TAG_LEN));
         plaintext.0.extend_from_slice(&[0; MAX_STORED_HEADER_LEN]);
-        append(&mut plaintext.0)?;
+        if let Err(error) = append(&mut plaintext.0) {
+            // Some of it may lie behind the end, and is wiped with the rest.
+            plaintext.0.resize(plaintext.0.capacity(), 0);
+            return Err(error);
+        }
         plaintext.0.extend_from_slice(&[0; TAG_LEN]);
         Ok(plaintext)
     }

@@ -116,32 +116,37 @@ impl Ledger {
     /// Reads head, primary and standby: one after the other, so again when others wrote in between, or
     /// put back an old copy of the store.
     async fn read_all(&mut self) -> Result<Read, Error> {
-        let mut last = None;
+        let (mut unfit_at, mut damaged_at) = (None, None);
         loop {
             let head = match read_head(&*self.store, &self.chain).await? {
                 Some(head) => head,
                 None => self.put_head_again().await?,
             };
-            let primary = self.read_held(head.record.primary).await;
-            let standby = self.read_held(head.record.standby).await;
-            let is_primary = |held: &Held| held.kek.record.state == State::Primary;
-            let fits = !matches!(&primary, Ok(Some(held)) if !is_primary(held));
-            let damaged =
-                [&primary, &standby].map(|held| matches!(held, Err(Error::Corrupt { .. })));
-            if (!fits || damaged.contains(&true)) && last != Some(head.revision) {
-                last = Some(head.revision);
+            let mut is_news = |damage: &Option<Error>| {
+                damage.is_some() && damaged_at.replace(head.revision) != Some(head.revision)
+            };
+            let (primary, damage) = apart(self.read_held(head.record.primary).await)?;
+            if is_news(&damage) {
+                continue;
+            }
+            if let Some(damage) = damage {
+                return Err(damage);
+            }
+            // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
+            let (standby, damage) = apart(self.read_held(head.record.standby).await)?;
+            if is_news(&damage) {
+                continue;
+            }
+            let state = primary.as_ref().map(|primary| primary.kek.record.state);
+            let fits = state.is_none_or(|state| state == State::Primary);
+            if !fits && unfit_at.replace(head.revision) != Some(head.revision) {
                 continue;
             }
             if !fits {
                 // No write makes it so, but one that met a revision of another history.
                 self.set_restored();
             }
-            // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
-            let (standby, damage) = match standby {
-                Err(error @ Error::Corrupt { .. }) => (None, Some(error)),
-                standby => (standby?, None),
-            };
-            return Ok(Read { head, primary: primary?, standby, damage });
+            return Ok(Read { head, primary, standby, damage });
         }
     }
 
@@ -350,5 +355,13 @@ impl Ledger {
     fn keys(&self, id: KekId) -> (String, String, String) {
         let chain = &self.chain;
         (record::head_key(chain), record::kek_key(chain, id), record::uses_key(chain, id))
+    }
+}
+
+/// A KEK's records, and what is wrong with them where they are damaged.
+fn apart(read: Result<Option<Held>, Error>) -> Result<(Option<Held>, Option<Error>), Error> {
+    match read {
+        Err(damage @ Error::Corrupt { .. }) => Ok((None, Some(damage))),
+        read => Ok((read?, None)),
     }
 }

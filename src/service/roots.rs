@@ -217,21 +217,17 @@ pub(super) async fn complete(core: &Core, chain: &Chain) {
     // Whoever makes a KEK holds the claim, and it is this process's as well.
     let Ok(_rotator) = chain.rotator.try_lock() else { return };
     if !core.shared {
-        complete_claimed(core, chain).await;
-        return;
+        return complete_claimed(core, chain).await;
     }
     let claim = chain.reserver.lock().await.ledger.claim(core.clock.now()).await;
     // Another process is at it, or the store is away, which is told where it is observed.
     let Ok(Some(claim)) = claim else { return };
-    if complete_claimed(core, chain).await {
-        let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
-    }
+    complete_claimed(core, chain).await;
+    // Where this fails the claim runs out.
+    let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
 }
 
-/// The same under a claim. False when the store failed: what was written may come late, so the claim
-/// is to run out.
-async fn complete_claimed(core: &Core, chain: &Chain) -> bool {
-    let mut stored = true;
+async fn complete_claimed(core: &Core, chain: &Chain) {
     let held: Vec<_> = {
         let ledger = &chain.reserver.lock().await.ledger;
         ledger.primary.iter().chain(&ledger.standby).map(|held| held.id).collect()
@@ -244,15 +240,11 @@ async fn complete_claimed(core: &Core, chain: &Chain) -> bool {
                     tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK lacks a wrap");
                 }
                 // The root or the store is away, which is logged already.
-                Err(Failed::All(error)) => {
-                    stored &= error.kind() != Kind::StoreUnavailable;
-                    break;
-                }
+                Err(Failed::All(_)) => break,
             }
         }
     }
     chain.need_uses.notify_one();
-    stored
 }
 
 /// Replaces a standby and a primary that a `local` root ever wrapped, unless they still need the

@@ -164,10 +164,8 @@ pub(super) async fn make_standby(
         return Ok(());
     };
     let made = make_claimed(core, chain, instead_of).await;
-    let root_failed = |error: &Error| error.kind() != Kind::StoreUnavailable;
-    if made.as_ref().is_err_and(root_failed) {
-        // Its root may be reached from elsewhere. Where this fails, the claim runs out: so it does
-        // where the store failed, since what was written may come late.
+    if made.is_err() {
+        // Its root may be reached from elsewhere. Where this fails, the claim runs out.
         let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
     }
     made

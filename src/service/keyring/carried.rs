@@ -51,8 +51,10 @@ pub(super) struct Carried {
     /// Of roots that derive a key for it: of what is made up no more than one is ever ahead of the
     /// chains' own KEKs.
     derivations: Semaphore,
-    /// A wrap that is wrong is told of once a minute: callers can make it up.
-    told: Bucket,
+    /// What did not open is told of once a minute. Callers can make up a wrap that is wrong: it takes
+    /// the place of no root that is away, or says no.
+    told_wrong: Bucket,
+    told_closed: Bucket,
     /// The calls in vain of each chain: those of one can't use up another's. A chain that is not there
     /// gets no further than its name, so there are not many.
     in_vain: Mutex<HashMap<ChainName, Arc<Bucket>>>,
@@ -75,7 +77,8 @@ impl Carried {
             failures: Cache::new(FAILURES),
             unwraps: Semaphore::new(CONCURRENT),
             derivations: Semaphore::new(1),
-            told: Bucket::new(1, Duration::from_secs(60)),
+            told_wrong: Bucket::new(1, Duration::from_secs(60)),
+            told_closed: Bucket::new(1, Duration::from_secs(60)),
             in_vain: Mutex::default(),
         }
     }
@@ -236,9 +239,14 @@ impl Keyring {
                 Err(error) => {
                     // It says nothing of the root: whoever made up the record may have been at it.
                     let (root, why) = (&state.named.name, error.to_string());
-                    let is_wrong = matches!(error, root::Error::Wrong(_));
-                    if is_wrong && self.carried.told.take(self.clock.now()) {
-                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along: the wrap is of another key, or made up");
+                    let (told, hint) = match error {
+                        root::Error::Wrong(_) => {
+                            (&self.carried.told_wrong, ": it is of another key, or made up")
+                        }
+                        _ => (&self.carried.told_closed, ""),
+                    };
+                    if told.take(self.clock.now()) {
+                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along{hint}");
                     } else {
                         tracing::debug!(%root, %chain, kek_id = %id, why, "a root did not open a KEK that travelled along");
                     }

@@ -29,8 +29,8 @@ pub(super) struct Book {
     pub(super) keks: BTreeMap<KekId, Page>,
     processes: Vec<Process>,
     made: BTreeMap<KekId, Making>,
-    /// KEKs of which a writer does not know whether their records were written.
-    doubted: BTreeSet<KekId>,
+    /// KEKs whose writers heard nothing, and how often a root may wrap them once more for that.
+    unheard: BTreeMap<KekId, u32>,
     /// When a new KEK was stored whose maker had given it up.
     late: Vec<Duration>,
     pub(super) broken: Vec<String>,
@@ -210,10 +210,11 @@ impl Book {
             // One KEK may be promoted once in each history.
             same &= restored || kek.promoted_at == old.promoted_at || kek.state == State::Primary;
         }
-        // The clocks of two machines are up to 20 s apart each, and its record may have come late.
+        // The clocks of two machines are up to 20 s apart each, and a record may have come late.
+        let late = if self.unheard.contains_key(&id) { LATE } else { Duration::ZERO };
         let early = kek.state == State::Destroyed
             && !restored
-            && page.disabled_at.is_none_or(|at| now + LATE - at < Duration::from_secs(120 - 40));
+            && page.disabled_at.is_none_or(|at| now + late - at < Duration::from_secs(120 - 40));
         page.was_primary |= kek.state == State::Primary;
         page.disabled_at = match kek.state {
             State::Disabled | State::Destroyed => page.disabled_at.or(Some(now)),
@@ -364,7 +365,11 @@ impl Book {
         // whether its wrap was stored.
         let stored = self.keks.get(&id).and_then(|page| page.kek.as_ref());
         let lacks = stored.is_some_and(|kek| kek.wraps.iter().all(|wrap| wrap.root != root));
-        let once = *wraps == 1 || lacks || self.doubted.contains(&id);
+        let mut once = *wraps == 1 || lacks;
+        if let Some(left) = self.unheard.get_mut(&id).filter(|left| !once && **left > 0) {
+            *left -= 1;
+            once = true;
+        }
         self.note(now, || format!("{process} has {root} wrap {id}"));
         self.check(now, once, || format!("{root} wraps {id} again"));
     }
@@ -378,8 +383,10 @@ impl Book {
     }
 
     /// A process heard nothing of its writing these KEKs.
-    pub(super) fn doubt(&mut self, keks: Vec<KekId>) {
-        self.doubted.extend(keks);
+    pub(super) fn unheard(&mut self, keks: Vec<KekId>) {
+        for id in keks {
+            *self.unheard.entry(id).or_default() += 1;
+        }
     }
 
     /// The store is what an old copy of it was.

@@ -10,9 +10,10 @@ use crate::service::Kind;
 use crate::store::record::State;
 
 /// After the last fault every process serves again within this time: a claim of a process that is
-/// gone runs out after 20 s, a failed call of a root is tried again after 40 s at most, and after a
-/// restore each process that knew more than the one before it repairs the chain once more.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(240);
+/// gone runs out after 20 s, a failed call of a root is tried again after 40 s at most.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(150);
+/// After a restore each process that knew more than the one before it repairs the chain once more.
+const REPAIRS_WITHIN: Duration = Duration::from_secs(90);
 
 impl Sim {
     /// Nothing fails from now on: every process serves again, soon.
@@ -21,7 +22,10 @@ impl Sim {
             return;
         }
         self.hub.set_calm();
-        let until = Instant::now() + RECOVERS_WITHIN;
+        let mut until = Instant::now() + RECOVERS_WITHIN;
+        if self.hub.book().history > 0 {
+            until += REPAIRS_WITHIN;
+        }
         for process in &self.processes {
             process.mend();
         }

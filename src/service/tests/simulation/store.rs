@@ -220,8 +220,8 @@ impl Store for Net {
         let new_kek = new_kek(&txn);
         let keks: Vec<_> = txn.puts.iter().filter_map(|(key, _)| kek_of(key)).collect();
         let committed = self.commit_and_tell(asked, txn).await;
-        if committed.is_err() {
-            self.hub.book().doubt(keks);
+        if let Err(Error::Unavailable { maybe_applied: true, .. }) = committed {
+            self.hub.book().unheard(keks);
         }
         if let Some(id) = new_kek {
             self.hub.book().put_heard(
