@@ -86,6 +86,9 @@ async fn a_replica_that_encrypts_nothing_follows_a_name_whose_kek_it_never_saw_c
     assert_eq!((named(&service).await, named(&idle).await), (first.clone(), first.clone()));
     let chain = chain_of(&idle);
     let away = chain.reserver.lock().await;
+    for _ in 0..2 {
+        service.rotate(None).await.unwrap();
+    }
     change_root(&service, "new", RootChange::Rewrap).await;
     let second = becomes_another(&service, &first).await;
     drop(away);
