@@ -366,14 +366,20 @@ async fn a_thousand_commits_at_once_share_a_few_syncs() {
     let store = Arc::new(open_on(dir.path(), &disk).await);
     let before = disk.syncs.load(SeqCst);
     let held = disk.gate.lock().unwrap();
+    let begun = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..1000)
         .map(|i| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move { applied(&*store, put(&format!("k{i}"), b"")).await })
+            let (store, begun) = (Arc::clone(&store), Arc::clone(&begun));
+            tokio::spawn(async move {
+                begun.fetch_add(1, SeqCst);
+                applied(&*store, put(&format!("k{i}"), b"")).await
+            })
         })
         .collect();
-    // All of them are queued when this task runs again.
-    tokio::task::yield_now().await;
+    // On one thread whoever has begun is queued.
+    while begun.load(SeqCst) < 1000 {
+        tokio::task::yield_now().await;
+    }
     drop(held);
     let mut revisions = Vec::new();
     for task in tasks {
