@@ -161,6 +161,9 @@ async fn send_largest(target: Arc<Target>, together: Arc<tokio::sync::Barrier>) 
                 return refused;
             }
             Ok((429, _)) => refused += 1,
+            // Refused while it waited for the others, for longer than the rest of a body is read: then
+            // the answer may be lost with the connection.
+            Err(_) if sent.is_err() => refused += 1,
             other => panic!("{other:?} after {sent:?}"),
         }
         let pause = Random(random_seed()).below(300);
