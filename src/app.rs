@@ -17,7 +17,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::http::Listeners;
 use crate::metrics::Metrics;
-use crate::service::KeyService;
+use crate::service::{KeyService, names_root};
 use crate::{http, kubernetes, root, store, tls};
 
 mod reload;
@@ -102,7 +102,10 @@ impl App {
         let data_dir = config.store.data_dir();
         let mut roots = Vec::new();
         for config in &config.roots {
-            roots.push(root::open(config, data_dir).await?);
+            // A missing key file is made on a first start alone, not beside a store that needs it.
+            let is_needed = config.is_new(data_dir) && names_root(&*store, config.name()).await?;
+            let if_missing = if is_needed { root::IfMissing::Wait } else { root::IfMissing::Make };
+            roots.push(root::open_if(config, data_dir, if_missing).await?);
         }
         let auth = Auth::start(config.auth, Arc::clone(&clock) as _, Arc::clone(&metrics)).await;
         let service = KeyService::start(config.service, store, roots, clock, metrics).await?;

@@ -195,6 +195,7 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(keks::disable))
         .routes(routes!(keks::enable))
         .routes(routes!(keks::destroy))
+        .routes(routes!(keks::missing))
         .routes(routes!(roots::rewrap))
         .routes(routes!(roots::remove))
 }

@@ -95,6 +95,11 @@ pub struct Metrics {
     pub root_up: IntGaugeVec,
     /// Always 1; the labels tell a root's kind, so that `local` outside development can alert.
     pub root_info: IntGaugeVec,
+    /// KEKs whose wrap by the root does not open with its key.
+    pub root_wrong_wraps: IntGaugeVec,
+    unknown_keks: IntGaugeVec,
+    unopenable_keks: IntGaugeVec,
+    store_rollbacks: IntCounterVec,
     /// 1 when the store's last answer was a good one.
     pub store_up: IntGauge,
     auth_failures: IntCounterVec,
@@ -210,6 +215,26 @@ impl Metrics {
                 "Always 1; the kind of the root is a label. A local root is for development.",
                 &["root", "kind"],
             )?,
+            root_wrong_wraps: register.int_gauge_vec(
+                "kms_proxy_root_wrong_wraps",
+                "KEKs that name the root and do not open with its key, of those that were tried.",
+                &["root"],
+            )?,
+            unknown_keks: register.int_gauge_vec(
+                "kms_proxy_unknown_keks",
+                "Distinct KEK ids that callers asked for and that the chain does not have; at most 1,000.",
+                &["chain"],
+            )?,
+            unopenable_keks: register.int_gauge_vec(
+                "kms_proxy_unopenable_keks",
+                "Stored KEKs that were needed and that no configured root opens; at most 1,000.",
+                &["chain"],
+            )?,
+            store_rollbacks: register.counter_vec(
+                "kms_proxy_store_rollbacks_total",
+                "Times that the store went back to an earlier state, as this process saw it.",
+                &["chain"],
+            )?,
             store_up: register
                 .int_gauge("kms_proxy_store_up", "Whether the store's last answer was a good one.")?,
             auth_failures: register.counter_vec(
@@ -244,6 +269,9 @@ impl Metrics {
             max_uses: self.kek_max_uses.with_label_values(&[chain]),
             age: self.kek_age.with_label_values(&[chain]),
             rotation_failures: self.rotation_failures.with_label_values(&[chain]),
+            unknown_keks: self.unknown_keks.with_label_values(&[chain]),
+            unopenable_keks: self.unopenable_keks.with_label_values(&[chain]),
+            store_rollbacks: self.store_rollbacks.with_label_values(&[chain]),
         }
     }
 
@@ -323,6 +351,12 @@ pub struct ChainMetrics {
     pub age: Gauge,
     /// Steps of a rotation that failed.
     pub rotation_failures: IntCounter,
+    /// KEK ids that callers asked for and that the chain does not have.
+    pub unknown_keks: IntGauge,
+    /// Stored KEKs that no configured root opens.
+    pub unopenable_keks: IntGauge,
+    /// Times that the store went back to an earlier state.
+    pub store_rollbacks: IntCounter,
 }
 
 /// Makes a metric and registers it.

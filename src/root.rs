@@ -23,6 +23,8 @@ mod sealed;
 pub(crate) mod testing;
 pub mod vault_transit;
 
+pub use local::IfMissing;
+
 /// What a wrap is bound to: a wrap made with one context does not open with another.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -231,6 +233,18 @@ fn is_name(name: &str) -> bool {
 /// # Errors
 /// [`OpenError`]; a root that is only away at the moment is none.
 pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> {
+    open_if(config, data_dir, IfMissing::Make).await
+}
+
+/// The same with a choice of what a `local` root does without its key file.
+///
+/// # Errors
+/// Those of [`open`].
+pub async fn open_if(
+    config: &Config,
+    data_dir: &Path,
+    if_missing: IfMissing,
+) -> Result<Named, OpenError> {
     let failed = |detail| OpenError { root: config.name().to_owned(), detail };
     if !is_name(config.name()) {
         return Err(failed("a root's name is 1 to 63 of a-z 0-9 . _ -".to_owned()));
@@ -238,7 +252,7 @@ pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> 
     let root: Result<Arc<dyn RootKey>, String> = match config {
         Config::AwsKms(config) => aws_kms::Root::open(config).map(|root| Arc::new(root) as _),
         Config::Local(config) => {
-            local::Root::open(config, data_dir).map(|root| Arc::new(root) as _)
+            local::Root::open_if(config, data_dir, if_missing).map(|root| Arc::new(root) as _)
         }
         Config::Passphrase(config) => {
             passphrase::Root::open(config).await.map(|root| Arc::new(root) as _)
@@ -259,10 +273,14 @@ pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> 
 pub async fn init(config: &Config, data_dir: &Path) -> Result<String, OpenError> {
     config.check(data_dir)?;
     match config {
-        Config::Local(config) => Ok(format!(
-            "nothing is to be done: the service makes the key in {} at its first start",
-            config.path(data_dir).display()
-        )),
+        Config::Local(own) => match local::init(own, data_dir) {
+            Ok(true) => Ok(format!("a new key is in {}", own.path(data_dir).display())),
+            Ok(false) => Ok(format!(
+                "nothing is to be done: the key is in {}",
+                own.path(data_dir).display()
+            )),
+            Err(detail) => Err(OpenError { root: config.name().to_owned(), detail }),
+        },
         Config::Passphrase(_) => {
             Ok("nothing is to be done: the passphrase is all there is".to_owned())
         }

@@ -28,6 +28,7 @@ pub mod answer;
 mod bootstrap;
 mod bucket;
 mod chain;
+mod continuity;
 mod core;
 pub mod error;
 mod follower;
@@ -49,15 +50,17 @@ pub mod verify;
 mod tests;
 
 pub use allowance::Allowance;
+pub use continuity::names_root;
 pub use answer::{
-    ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health, KekInfo, Page,
-    Readiness, Rewrapped, RootProgress, Rotated,
+    Absence, ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health,
+    KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
 pub use error::{Error, Kind};
 pub use roots::RootChange;
 
 use chain::{Chain, exhausted};
 use core::Core;
+use rotator::Trust;
 
 /// The chain that always exists, and that calls without a chain mean.
 pub const DEFAULT_CHAIN: &str = "default";
@@ -229,17 +232,30 @@ impl KeyService {
         self.finish(Operation::Datakey, &chain, started, result)
     }
 
-    /// Makes a new primary KEK now.
+    /// Makes a new primary KEK now. A root must open a KEK that the chain has, if it has one.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
     pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+        self.rotate_with(chain, Trust::Proven).await
+    }
+
+    /// The same by any root that answers, whatever the chain's older KEKs are: for an operator whose
+    /// root key is lost for good. Other replicas encrypt again only if their roots open the new KEK.
+    ///
+    /// # Errors
+    /// Those of [`rotate`](Self::rotate).
+    pub async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+        self.rotate_with(chain, Trust::Any).await
+    }
+
+    async fn rotate_with(&self, chain: Option<&str>, trust: Trust) -> Result<Rotated, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Rotate, chain).await?;
         let work = {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
-            async move { rotator::rotate_by_hand(&core, &chain).await }
+            async move { rotator::rotate_by_hand(&core, &chain, trust).await }
         };
         let result = core::run_to_end(work).await;
         self.finish(Operation::Rotate, &chain, started, result)
@@ -258,6 +274,12 @@ impl KeyService {
         let missing: Vec<_> =
             self.chains.load().values().map(|chain| chain.missing_wraps.load_full()).collect();
         self.core.keyring.roots.report_missing(missing.iter().map(|chain| chain.as_slice()));
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for chain in self.chains.load().values() {
+            let count = |absence| gauge(self.core.keyring.count_missing(&chain.name, absence));
+            chain.metrics.unknown_keks.set(count(Absence::Unknown));
+            chain.metrics.unopenable_keks.set(count(Absence::Unopenable));
+        }
     }
 
     /// How well the service stands, from memory alone.
@@ -281,13 +303,7 @@ impl KeyService {
             can_encrypt |= snapshot.budget().is_some_and(|budget| {
                 budget.left(now) > 0 || store.is_up() && chain.trouble().is_none()
             });
-            if let Some(error) = chain.trouble().or_else(|| failure.as_deref().cloned()) {
-                checks.push(Check {
-                    name: format!("chain:{}", chain.name),
-                    health: Health::Degraded,
-                    detail: Some(error.detail().to_owned()),
-                });
-            }
+            checks.extend(self.check_chain(chain));
         }
         if self.is_draining() {
             let detail = Some("shutting down".to_owned());
@@ -301,6 +317,50 @@ impl KeyService {
             Health::Ok
         };
         Readiness { health, checks }
+    }
+
+    /// What an operator should know of a chain.
+    fn check_chain(&self, chain: &Chain) -> Option<Check> {
+        /// KEKs that are named.
+        const NAMED: usize = 3;
+        let failure = chain.root_failure.load();
+        let error = chain.trouble().or_else(|| failure.as_deref().cloned());
+        let mut details: Vec<_> = error.iter().map(Error::for_operators).collect();
+        let missing = self.core.keyring.missing(&chain.name);
+        let [unopenable, unknown] = [Absence::Unopenable, Absence::Unknown].map(|absence| {
+            let ids = missing.iter().filter(|kek| kek.absence == absence);
+            ids.map(|kek| kek.kek_id.to_string()).collect::<Vec<_>>()
+        });
+        let list = |ids: &[String]| ids.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        if !unopenable.is_empty() {
+            let (count, ids) = (unopenable.len(), list(&unopenable));
+            details.push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
+        }
+        // Callers can forge ids, so this alone is no fault.
+        let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
+        if !unknown.is_empty() {
+            let (count, ids) = (unknown.len(), list(&unknown));
+            details.push(format!(
+                "ciphertexts name {count} KEKs that it does not have ({ids}): kms-proxy kek missing"
+            ));
+        }
+        (!details.is_empty()).then(|| Check {
+            name: format!("chain:{}", chain.name),
+            health,
+            detail: Some(details.join("; ")),
+        })
+    }
+
+    /// The KEKs of `chain` that callers asked this process for and that can't be used, the longest
+    /// missed first: ids that the chain does not have, and KEKs that no root opens.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
+    pub async fn missing_keks(&self, chain: &str) -> Result<Vec<MissingKek>, Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Read, Some(chain)).await?;
+        let missing = Ok(self.core.keyring.missing(&chain.name));
+        self.finish(Operation::Read, &chain, started, missing)
     }
 
     /// From now on [`readiness`](Self::readiness) is down; requests are still answered.
@@ -500,7 +560,11 @@ impl KeyService {
                     (Err(error), Version::Carried(record)) if error.kind() == Kind::UnknownKek => {
                         keyring.carried(&chain.name, header.suite, id, record).await?
                     }
-                    (stored, _) => stored?,
+                    (stored, _) => stored.inspect_err(|error| {
+                        if error.kind() == Kind::UnknownKek {
+                            keyring.note_unknown(&chain.name, id);
+                        }
+                    })?,
                 };
                 // It may have been disabled meanwhile: then it must not stay in memory.
                 snapshot = chain.snapshot();
@@ -518,9 +582,7 @@ impl KeyService {
 
     /// Reads the record of a KEK that is not in memory.
     async fn fetch(&self, chain: &Chain, id: KekId, now: Monotonic) -> Result<record::Kek, Error> {
-        let unknown = || {
-            Error::new(Kind::UnknownKek, "the ciphertext names a KEK that this chain does not have")
-        };
+        let unknown = || decrypt_error(DecryptError::UnknownKek(id));
         let name = (chain.name.clone(), id);
         if self.core.unknown.contains(&name, now) {
             return Err(unknown());
@@ -533,6 +595,7 @@ impl KeyService {
             self.core.unknown.insert(name, now);
             return Err(unknown());
         };
+        self.core.keyring.note_known(&chain.name, id);
         if states::refusal(read.record.state).is_none() {
             return Ok(read.record);
         }
@@ -561,7 +624,10 @@ fn encrypt_error(error: EncryptError) -> Error {
 fn decrypt_error(error: DecryptError) -> Error {
     match error {
         DecryptError::Invalid => Error::invalid_ciphertext(),
-        DecryptError::UnknownKek(_) => Error::new(Kind::UnknownKek, error.to_string()),
+        DecryptError::UnknownKek(id) => Error::new(
+            Kind::UnknownKek,
+            format!("the ciphertext names KEK {id}, which this chain does not have"),
+        ),
         DecryptError::Refused(..) => Error::new(Kind::KekDisabled, error.to_string()),
     }
 }

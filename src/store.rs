@@ -266,6 +266,20 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     }
 }
 
+/// The same, and makes a file store also where one was and disappeared: for a command that fills it.
+///
+/// # Errors
+/// Those of [`open`].
+pub async fn open_or_make(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
+    match config {
+        Config::File(config) => match file::Store::open_or_make(&config.path).await {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(detail) => Err(OpenError { kind: "file", detail }),
+        },
+        Config::Etcd(_) | Config::Inline(_) => open(config).await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

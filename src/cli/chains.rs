@@ -10,11 +10,18 @@ use super::{Failure, Result};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Older KEKs go on decrypting. The id of the new primary KEK is printed.
+Older KEKs continue to decrypt. The id of the new primary KEK is printed.
+
+A service that can't open the primary KEK refuses: its roots may be configured wrongly, and other \
+replicas could not open the new KEK. With --force it rotates all the same, by the roots that it has. \
+That is for a root whose key is lost for good; it needs the permission `manage`.
 
 Example:
   kms-proxy rotate --chain orders")]
 pub(super) struct RotateArgs {
+    /// Rotate although no root opens the KEKs of the chain
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     chain: ChainArgs,
     #[command(flatten)]
@@ -69,7 +76,10 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
         primary: String,
     }
     let client = Client::new(args.client)?;
-    let body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
+    let mut body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
+    if let (true, Value::Object(fields)) = (args.force, &mut body) {
+        fields.insert("force".to_owned(), true.into());
+    }
     let rotated: Rotated =
         client.call_json(client.request(Method::POST, "/v1/rotate").json(&body)).await?;
     print(format!("{}\n", rotated.primary).as_bytes())

@@ -1,22 +1,53 @@
-//! `kek`: a KEK disabled, enabled or destroyed.
+//! `kek`: a KEK disabled, enabled or destroyed, and those that are missing.
 
-use kms_proxy::id::KekId;
+use kms_proxy::id::{ChainName, KekId};
 use reqwest::Method;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Result;
 use super::client::{self, ChainArgs, Client};
 use super::stdio::print;
+use super::{Result, chains};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// Let a retired KEK decrypt nothing until it is enabled again
-    Disable(Args),
+    Disable(DisableArgs),
     /// Let a disabled KEK decrypt again
     Enable(Args),
     /// Destroy a disabled KEK for ever, with everything that was encrypted under it
     Destroy(DestroyArgs),
+    /// List KEKs that callers asked for and that are not there, or that no root opens
+    Missing(MissingArgs),
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+In a chain that a Kubernetes cluster encrypts with it is refused without --force: kube-apiserver could \
+not read the Secrets that it wrote under the KEK, and may not start. docs/kubernetes.md says how to \
+re-encrypt them first.")]
+pub(super) struct DisableArgs {
+    #[command(flatten)]
+    of: Args,
+    /// Even though a Kubernetes cluster encrypts with this chain
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+REASON is `unknown` where the chain has no such KEK: it was lost with the store, or the ciphertext is \
+forged. It is `unopenable` where the KEK is stored and no configured root opens it. A process lists \
+what it was asked for since it started.")]
+pub(super) struct MissingArgs {
+    /// The key chain; may be given several times [default: all of them]
+    #[arg(long, value_name = "NAME")]
+    chain: Vec<ChainName>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    client: client::Args,
 }
 
 #[derive(clap::Args)]
@@ -49,10 +80,11 @@ pub(super) struct DestroyArgs {
     force: bool,
 }
 
-/// Changes the KEK, and prints the state that it is in then.
+/// Does what is asked for: changes a KEK and prints its state then, or lists KEKs.
 pub(super) async fn run(command: Command) -> Result {
     let (args, change, body) = match command {
-        Command::Disable(args) => (args, "disable", json!({})),
+        Command::Missing(args) => return missing(args).await,
+        Command::Disable(DisableArgs { of, force }) => (of, "disable", json!({ "force": force })),
         Command::Enable(args) => (args, "enable", json!({})),
         Command::Destroy(DestroyArgs { of, yes: _, force }) => {
             let body = json!({ "confirm": of.id.to_string(), "force": force });
@@ -72,4 +104,41 @@ async fn call(args: Args, change: &str, body: &Value) -> Result {
     let path = format!("/v1/chains/{chain}/keks/{}/{change}", args.id);
     let kek: Kek = client.call_json(client.request(Method::POST, &path).json(body)).await?;
     print(format!("{}\n", kek.state).as_bytes())
+}
+
+async fn missing(args: MissingArgs) -> Result {
+    #[derive(Deserialize, Serialize)]
+    struct Page {
+        chain: String,
+        items: Vec<Kek>,
+    }
+    #[derive(Deserialize, Serialize)]
+    struct Kek {
+        kek_id: String,
+        reason: String,
+        first_seen: String,
+        last_seen: String,
+    }
+    let client = Client::new(args.client)?;
+    let chains = match args.chain.is_empty() {
+        true => chains::names(&client).await?,
+        false => args.chain.iter().map(ToString::to_string).collect(),
+    };
+    let mut pages: Vec<Page> = Vec::new();
+    for chain in chains {
+        let path = format!("/v1/chains/{chain}/missing");
+        pages.push(client.call_json(client.request(Method::GET, &path)).await?);
+    }
+    pages.retain(|page| !page.items.is_empty());
+    if args.json {
+        return print(format!("{:#}\n", json!({ "chains": pages })).as_bytes());
+    }
+    let header = ["CHAIN", "KEK", "REASON", "FIRST SEEN", "LAST SEEN"];
+    let mut rows = vec![header.map(str::to_owned)];
+    for Page { chain, items } in pages {
+        rows.extend(items.into_iter().map(|kek| {
+            [chain.clone(), kek.kek_id, kek.reason, kek.first_seen, kek.last_seen]
+        }));
+    }
+    print(chains::table(&rows).as_bytes())
 }

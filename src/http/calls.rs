@@ -56,7 +56,7 @@ fn codes(operation: &str) -> Option<&'static [&'static [Kind]]> {
         "batch_encrypt" | "batch_decrypt" | "batch_rewrap" => &[ANY, BODY],
         "rotate" => &[ANY, BODY, CHAIN, WRAP],
         "list_chains" => &[ANY, &[Kind::StoreUnavailable]],
-        "read_chain" => &[ANY, PATH, CHAIN],
+        "read_chain" | "missing_keks" => &[ANY, PATH, CHAIN],
         "put_chain" => &[ANY, PATH, BODY, &[Kind::Conflict, Kind::StoreUnavailable]],
         "disable_kek" | "enable_kek" | "destroy_kek" => &[ANY, PATH, BODY, CHAIN, KEK],
         "rewrap_root" | "remove_root" => &[ANY, PATH, BODY, CHAIN, WRAP],

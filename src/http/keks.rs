@@ -74,6 +74,17 @@ impl From<KekInfo> for KekBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
+/// How to disable.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = DisableRequest)]
+pub(super) struct Disabling {
+    /// Disables it in a chain that a Kubernetes cluster encrypts with, too.
+    #[serde(default)]
+    #[schema(example = false)]
+    force: bool,
+}
+
 /// A word of confirmation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -100,9 +111,11 @@ pub(super) struct KekPath {
 }
 
 /// Disables a retired KEK: nothing decrypts under it until it is enabled again.
+///
+/// In a chain that a Kubernetes cluster encrypts with it takes `force`.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek", tag = "keys",
     params(KekPath),
-    request_body = Nothing,
+    request_body = Disabling,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
 pub(super) async fn disable(
     State(app): State<Arc<App>>,
@@ -111,8 +124,8 @@ pub(super) async fn disable(
     request: Request,
 ) -> Result<Response, Problem> {
     let kek = Named::parse(&app, &caller, path)?;
-    kek.body::<Nothing>(&app, request).await?;
-    kek.change(Change::Disable).await
+    let said = kek.body::<Disabling>(&app, request).await?;
+    kek.change(if said.force { Change::ForceDisable } else { Change::Disable }).await
 }
 
 /// Enables a disabled KEK again.
@@ -153,6 +166,59 @@ pub(super) async fn destroy(
         return Err(app.access.refuse(Operation::Manage, error).into());
     }
     kek.change(if said.force { Change::ForceDestroy } else { Change::Destroy }).await
+}
+
+/// KEKs of a chain that were asked for and can't be used.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MissingKeks)]
+pub(super) struct MissingBody {
+    /// The key chain.
+    #[schema(example = "orders")]
+    chain: String,
+    /// The KEKs, the longest missed first: at most 1,000.
+    items: Vec<MissingKekBody>,
+}
+
+/// A KEK that was asked for and can't be used.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MissingKek)]
+pub(super) struct MissingKekBody {
+    /// Its id.
+    #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
+    kek_id: String,
+    /// `unknown`: the chain does not have it. `unopenable`: it is stored, and no root opens it.
+    #[schema(example = "unknown")]
+    reason: &'static str,
+    /// When this process first missed it (RFC 3339).
+    #[schema(format = DateTime, example = "2026-11-24T08:00:00Z")]
+    first_seen: String,
+    /// When it last did (RFC 3339).
+    #[schema(format = DateTime, example = "2026-11-24T08:10:00Z")]
+    last_seen: String,
+}
+
+/// Lists the KEKs of a chain that callers asked this process for and that can't be used.
+///
+/// Ids come from ciphertexts, and a ciphertext can be forged. The list is in memory: each process
+/// has its own, and it starts empty.
+#[utoipa::path(get, path = "/v1/chains/{name}/missing", operation_id = "missing_keks", tag = "keys",
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    responses((status = 200, description = "The KEKs.", body = MissingBody), ProblemBody))]
+pub(super) async fn missing(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let name = path(name).map_err(|error| app.access.refuse(Operation::Read, error))?;
+    let service = app.access.enter(&caller, Operation::Read, Some(&name))?;
+    let missing = service.missing_keks(&name).await?;
+    let items = missing.into_iter().map(|kek| MissingKekBody {
+        kek_id: kek.kek_id.to_string(),
+        reason: kek.absence.as_str(),
+        first_seen: rfc3339(kek.first_seen),
+        last_seen: rfc3339(kek.last_seen),
+    });
+    Ok(answer::json(&MissingBody { chain: name, items: items.collect() })?)
 }
 
 /// The KEK that a path names.

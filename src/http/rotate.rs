@@ -23,6 +23,11 @@ pub(super) struct RotateRequest<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
+    /// Rotates although no root opens the chain's KEKs: what is under them stays closed, and other
+    /// replicas must open the new KEK. It needs the permission `manage` too.
+    #[serde(default)]
+    #[schema(example = false)]
+    force: bool,
 }
 
 /// A rotation that was made.
@@ -42,7 +47,7 @@ pub(super) struct RotateResponse {
 /// Makes a new primary KEK now.
 ///
 /// What was encrypted before goes on decrypting. One rotation at a time, and at most ten within a
-/// minute for each chain.
+/// minute for each chain. It is refused while this process can't open the primary KEK.
 #[utoipa::path(post, path = "/v1/rotate", tag = "keys", request_body = RotateRequest,
     responses((status = 200, description = "The new primary.", body = RotateResponse), ProblemBody))]
 pub(super) async fn rotate(
@@ -54,7 +59,12 @@ pub(super) async fn rotate(
     let body = body::read_json(request, app.body()).await.map_err(refuse)?;
     let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
     let chain = request.chain.as_ref().map(Text::as_str);
-    let rotated = app.access.enter(&caller, Operation::Rotate, chain)?.rotate(chain).await?;
+    let service = app.access.enter(&caller, Operation::Rotate, chain)?;
+    let rotated = if request.force {
+        app.access.enter(&caller, Operation::Manage, chain)?.force_rotate(chain).await?
+    } else {
+        service.rotate(chain).await?
+    };
     Ok(answer::json(&RotateResponse {
         chain: rotated.chain.to_string(),
         primary: rotated.primary.to_string(),

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -57,9 +58,20 @@ impl Config {
     }
 }
 
+/// What to do where the key file is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfMissing {
+    /// Make one.
+    Make,
+    /// Wait until an operator puts it in its place, or makes one: the store has KEKs that it wrapped.
+    Wait,
+}
+
 /// A root key in memory.
 pub struct Root {
-    cipher: Cipher,
+    /// Where it is, unless it is in memory alone.
+    path: PathBuf,
+    cipher: OnceLock<Cipher>,
 }
 
 impl Root {
@@ -70,20 +82,60 @@ impl Root {
     /// What is wrong, for an operator: the file can't be read or made, others may read or replace
     /// it, or its contents are damaged.
     pub fn open(config: &Config, data_dir: &Path) -> Result<Self, String> {
+        Self::open_if(config, data_dir, IfMissing::Make)
+    }
+
+    /// The same with a choice. A root that waits for its file is away until it is there.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_if(
+        config: &Config,
+        data_dir: &Path,
+        if_missing: IfMissing,
+    ) -> Result<Self, String> {
         let path = config.path(data_dir);
         if config.key_file.is_none() {
             files::make_private_dir(data_dir).map_err(|error| at(data_dir, &error))?;
         }
-        if !path.try_exists().map_err(|error| at(&path, &error))? {
-            make(&path)?;
-        }
-        let key = read(&path)?;
         tracing::warn!(
             root = config.name,
             file = %path.display(),
             "this root keeps its key in a file: it is for development"
         );
-        Ok(Self { cipher: Cipher::new(&key) })
+        let root = Self { path, cipher: OnceLock::new() };
+        let is_missing = !root.path.try_exists().map_err(|error| at(&root.path, &error))?;
+        match (is_missing, if_missing) {
+            (true, IfMissing::Wait) => {
+                tracing::error!(root = config.name, detail = root.missing(), "the key is missing");
+                return Ok(root);
+            }
+            (true, IfMissing::Make) => make(&root.path).map(drop)?,
+            (false, _) => {}
+        }
+        let key = read(&root.path)?;
+        _ = root.cipher.set(Cipher::new(&key));
+        Ok(root)
+    }
+
+    /// The key, read now if it was missing before.
+    fn cipher(&self) -> Result<&Cipher, Error> {
+        if let Some(cipher) = self.cipher.get() {
+            return Ok(cipher);
+        }
+        if !self.path.try_exists().map_err(|error| Error::Away(at(&self.path, &error)))? {
+            return Err(Error::Away(self.missing()));
+        }
+        let key = read(&self.path).map_err(Error::Away)?;
+        Ok(self.cipher.get_or_init(|| Cipher::new(&key)))
+    }
+
+    fn missing(&self) -> String {
+        format!(
+            "the key file {} is missing, and the store has KEKs that it wrapped: put a copy of it in \
+             its place. Where it is lost for good, `kms-proxy root init` makes a new one",
+            self.path.display()
+        )
     }
 
     /// A root with a fresh key that is nowhere else: for tests, and for key chains that need not
@@ -92,19 +144,21 @@ impl Root {
     /// # Errors
     /// [`random::Unavailable`] when the operating system gives no randomness.
     pub fn generate() -> Result<Self, random::Unavailable> {
-        Ok(Self { cipher: Cipher::new(&KeyBytes::random(Suite::Aes256Gcm)?) })
+        let key = KeyBytes::random(Suite::Aes256Gcm)?;
+        Ok(Self { path: PathBuf::new(), cipher: Cipher::new(&key).into() })
     }
 }
 
 #[async_trait]
 impl super::RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
-        sealed::seal(&self.cipher, context, &[FORMAT], kek)
+        sealed::seal(self.cipher()?, context, &[FORMAT], kek)
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
+        let cipher = self.cipher()?;
         let sealed = sealed::after_format(wrapped, FORMAT)?;
-        sealed::open(&self.cipher, context, sealed, "the key file is another one")
+        sealed::open(cipher, context, sealed, "the key file is another one")
     }
 
     fn kind(&self) -> &'static str {
@@ -116,12 +170,21 @@ fn at(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
-fn make(path: &Path) -> Result<(), String> {
+/// Makes the key file of a root; false when there is one already.
+pub(super) fn init(config: &Config, data_dir: &Path) -> Result<bool, String> {
+    if config.key_file.is_none() {
+        files::make_private_dir(data_dir).map_err(|error| at(data_dir, &error))?;
+    }
+    make(&config.path(data_dir))
+}
+
+fn make(path: &Path) -> Result<bool, String> {
     let key = KeyBytes::random(Suite::Aes256Gcm).map_err(|error| error.to_string())?;
-    if files::write_new(path, render(&key).as_bytes()).map_err(|error| at(path, &error))? {
+    let made = files::write_new(path, render(&key).as_bytes()).map_err(|error| at(path, &error))?;
+    if made {
         tracing::info!(file = %path.display(), "a new root key was made");
     }
-    Ok(())
+    Ok(made)
 }
 
 fn read(path: &Path) -> Result<KeyBytes, String> {

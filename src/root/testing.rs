@@ -1,6 +1,6 @@
 //! A root for tests.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,8 @@ pub(crate) struct TestRoot {
     pub(crate) away: AtomicBool,
     pub(crate) denied: AtomicBool,
     pub(crate) slow: AtomicBool,
+    /// Which key it has: another one opens none of its wraps.
+    pub(crate) key: AtomicU8,
 }
 
 #[async_trait]
@@ -23,14 +25,14 @@ impl RootKey for TestRoot {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         self.wraps.fetch_add(1, SeqCst);
         self.answer().await?;
-        Ok([&context.aad(), kek.expose()].concat())
+        Ok([&self.prefix(context)[..], kek.expose()].concat())
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
         self.unwraps.fetch_add(1, SeqCst);
         self.answer().await?;
-        let kek = wrapped.strip_prefix(&*context.aad()).and_then(KeyBytes::from_slice);
-        kek.ok_or_else(|| Error::Wrong("another context".to_owned()))
+        let kek = wrapped.strip_prefix(&*self.prefix(context)).and_then(KeyBytes::from_slice);
+        kek.ok_or_else(|| Error::Wrong("another key or context".to_owned()))
     }
 
     fn kind(&self) -> &'static str {
@@ -39,6 +41,17 @@ impl RootKey for TestRoot {
 }
 
 impl TestRoot {
+    /// A root with another key.
+    pub(crate) fn with_key(key: u8) -> Self {
+        Self { key: key.into(), ..Self::default() }
+    }
+
+    fn prefix(&self, context: Context<'_>) -> Vec<u8> {
+        // Key 0 leaves none: wraps are as long as those of real roots at most.
+        let key = Some(self.key.load(SeqCst)).filter(|key| *key != 0);
+        key.into_iter().chain(context.aad()).collect()
+    }
+
     async fn answer(&self) -> Result<(), Error> {
         if self.slow.load(SeqCst) {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -100,6 +100,39 @@ pub struct KekInfo {
     pub roots: Vec<String>,
 }
 
+/// Why a KEK that was asked for can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Absence {
+    /// The chain has no KEK of this id: it was lost with the store, or the id is forged.
+    Unknown,
+    /// The chain has it, and no configured root opens it.
+    Unopenable,
+}
+
+impl Absence {
+    /// The word that users read.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Unopenable => "unopenable",
+        }
+    }
+}
+
+/// A KEK that was asked for and can't be used. Times are seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingKek {
+    /// Its id.
+    pub kek_id: KekId,
+    /// Why.
+    pub absence: Absence,
+    /// When this process first missed it.
+    pub first_seen: u64,
+    /// When it last did.
+    pub last_seen: u64,
+}
+
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T, N> {
@@ -125,8 +158,10 @@ pub struct ChainSettings {
 /// What to do with a KEK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// `retired` to `disabled`.
+    /// `retired` to `disabled`; not where Kubernetes depends on the chain.
     Disable,
+    /// The same, whatever depends on the chain.
+    ForceDisable,
     /// `disabled` to `retired`.
     Enable,
     /// `disabled` to `destroyed`, for ever; not where Kubernetes depends on the chain.

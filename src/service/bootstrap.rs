@@ -18,6 +18,7 @@ use crate::root;
 use crate::store::record::{Head, Limits};
 use crate::store::{self, Store};
 
+use super::bucket::Bucket;
 use super::chain::Chain;
 use super::core::{self, CONCURRENT_LOOKUPS, Core, Unknown};
 use super::error::Error;
@@ -25,7 +26,7 @@ use super::keyring::Keyring;
 use super::ledger::{self, Ledger};
 use super::observed::Observed;
 use super::reserver::{self, Reserver};
-use super::{Config, DEFAULT_CHAIN, KeyService, internal, rotator};
+use super::{Config, DEFAULT_CHAIN, KeyService, internal, recovery, rotator, upkeep};
 
 /// How long a start waits for the chains that it names: a call of a root, and a little.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -63,6 +64,8 @@ impl KeyService {
             in_doubt: false.into(),
             owner: u64::from_le_bytes(owner),
             stopping: watch::Sender::new(false),
+            retries: Bucket::new(1, upkeep::RETRY),
+            rollbacks: recovery::Summary::default(),
         });
         let (chains, damaged) = core.load_chains().await?;
         let named: Vec<_> =
@@ -129,6 +132,7 @@ impl Core {
             generation: 1,
             roots_generation: 1,
             named_root: None,
+            repair: None,
         }
     }
 

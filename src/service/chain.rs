@@ -19,6 +19,7 @@ use super::error::{Error, Kind};
 use super::ledger::Tidings;
 use super::reserver::Reserver;
 use super::rotator::Backoff;
+use super::states::Disabled;
 
 /// A chain.
 pub(super) struct Chain {
@@ -60,6 +61,8 @@ pub(super) struct Chain {
     /// KEKs whose stored state is in doubt, and until when that must be read again; held by
     /// whoever changes the state of a KEK.
     pub(super) doubts: tokio::sync::Mutex<HashMap<KekId, Monotonic>>,
+    /// Since when this process has seen KEKs disabled.
+    pub(super) disabled: Disabled,
 }
 
 impl Chain {
@@ -85,6 +88,7 @@ impl Chain {
             wants_name: AtomicBool::new(false),
             named_root: ArcSwapOption::empty(),
             doubts: tokio::sync::Mutex::default(),
+            disabled: Disabled::default(),
         }
     }
 

@@ -15,11 +15,12 @@ use crate::metrics::Metrics;
 use crate::store;
 
 use super::Config;
+use super::bucket::Bucket;
 use super::chain::Chain;
 use super::error::{Error, Kind};
 use super::keyring::Keyring;
 use super::observed::Observed;
-use super::{reserver, rotator, states};
+use super::{recovery, reserver, rotator, states};
 
 /// How often a chain is looked at when nobody asks.
 const TICK: Duration = Duration::from_secs(1);
@@ -54,6 +55,10 @@ pub(super) struct Core {
     /// A random number for this process, in the records that it writes.
     pub(super) owner: u64,
     pub(super) stopping: watch::Sender<bool>,
+    /// How often KEKs are tried again that no root opened.
+    pub(super) retries: Bucket,
+    /// What was done about a rollback of the store and is not logged yet.
+    pub(super) rollbacks: recovery::Summary,
 }
 
 impl Core {

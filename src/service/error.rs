@@ -121,6 +121,8 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     detail: Cow<'static, str>,
+    /// For operators alone: in the log and in readiness, never in a response.
+    advice: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
 }
 
@@ -129,7 +131,14 @@ impl Error {
     /// second.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = kind.retryable().then_some(Duration::from_secs(1));
-        Self { kind, detail: detail.into(), retry_after }
+        Self { kind, detail: detail.into(), advice: None, retry_after }
+    }
+
+    /// The same with a sentence that only operators read.
+    #[must_use]
+    pub fn with_advice(mut self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.advice = Some(advice.into());
+        self
     }
 
     /// The same with another time to wait before a retry.
@@ -158,6 +167,15 @@ impl Error {
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// The sentence for the client, followed by the one for operators.
+    #[must_use]
+    pub fn for_operators(&self) -> String {
+        match &self.advice {
+            Some(advice) => format!("{}: {advice}", self.detail),
+            None => self.detail.clone().into_owned(),
+        }
     }
 
     /// How long to wait before a retry, in whole seconds of at least one; `None` when it won't help.

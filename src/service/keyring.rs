@@ -12,23 +12,26 @@ use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
 use crate::clock::{Clock, Monotonic};
-use crate::id::{ChainName, KekId};
+use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
 use crate::root::{self, Context};
 use crate::secret::KeyBytes;
 use crate::store::record;
 
+use super::answer::{Absence, MissingKek};
 use super::chain::Chain;
 use super::error::{Error, Kind};
 
 mod carried;
 mod flights;
+mod missing;
 mod roots;
 
 use carried::Carried;
 use flights::Flights;
-pub(super) use roots::ROOT_DEADLINE;
+use missing::Missing;
+pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState};
 use roots::Roots;
 
 /// How many KEKs may be on their way from a root at once.
@@ -77,6 +80,7 @@ pub(super) struct Keyring {
     failures: Cache<CacheKey, Failure>,
     unwraps: Semaphore,
     carried: Carried,
+    missing: Missing,
     clock: Arc<dyn Clock>,
 }
 
@@ -96,6 +100,7 @@ impl Keyring {
             failures: Cache::new(FAILURES),
             unwraps: Semaphore::new(CONCURRENT_UNWRAPS),
             carried: Carried::new(keks),
+            missing: Missing::new(),
             clock,
         }
     }
@@ -135,6 +140,7 @@ impl Keyring {
 
     /// Remembers the record of a KEK that is stored, and that roots wrapped or opened just now.
     pub(super) fn remember(&self, chain: &ChainName, id: KekId, record: &record::Kek) {
+        self.missing.remove(chain, id);
         self.records.insert((chain.clone(), id), Arc::new(record.clone()));
         self.checked(chain, id, self.clock.now());
     }
@@ -166,6 +172,36 @@ impl Keyring {
     /// Forgets the wraps of a KEK that was destroyed.
     pub(super) fn forget(&self, chain: &ChainName, id: KekId) {
         self.records.remove(&(chain.clone(), id));
+        self.missing.remove(chain, id);
+        self.roots.forget(chain, id);
+    }
+
+    /// A caller named a KEK that `chain` does not have.
+    pub(super) fn note_unknown(&self, chain: &ChainName, id: KekId) {
+        let now = self.clock.now();
+        if self.missing.note(chain, id, Absence::Unknown, self.clock.unix_now(), now) {
+            tracing::error!(%chain, kek_id = %id, "a ciphertext names a KEK that this chain does not have: it was lost with the store, or the ciphertext is forged");
+        }
+    }
+
+    /// A KEK that was missing is there again.
+    pub(super) fn note_known(&self, chain: &ChainName, id: KekId) {
+        self.missing.remove(chain, id);
+    }
+
+    /// The KEKs of `chain` that were asked for and can't be used, the longest missed first.
+    pub(super) fn missing(&self, chain: &ChainName) -> Vec<MissingKek> {
+        self.missing.of(chain)
+    }
+
+    /// How many they are.
+    pub(super) fn count_missing(&self, chain: &ChainName, absence: Absence) -> usize {
+        self.missing.count(chain, absence)
+    }
+
+    /// Stored KEKs that no root opened: at most `most`.
+    pub(super) fn unopenable(&self, most: usize) -> Vec<(ChainName, KekId)> {
+        self.missing.unopenable(most)
     }
 
     /// The records of `chain` that are remembered.
@@ -264,35 +300,50 @@ impl Keyring {
         id: KekId,
         record: &record::Kek,
     ) -> Result<Arc<Kek>, Error> {
-        let context = Context { chain, kek_id: id, suite: record.suite };
         let candidates = self.roots.candidates(record);
         let wrapped_by = record.wraps.iter().map(|wrap| &*wrap.root).collect::<Vec<_>>().join(", ");
-        if candidates.is_empty() {
-            let detail =
-                format!("KEK {id} was wrapped by {wrapped_by}: no root of that name is configured");
-            tracing::error!(%chain, detail, "a KEK can not be opened");
-            return Err(self.failed(chain, id, detail, REFUSED_FOR));
-        }
-        let mut forgotten = REFUSED_FOR;
-        for (state, wrap) in candidates {
-            let opened =
-                async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
-            match self.roots.call(state, "unwrap", opened).await {
-                Ok(key) => {
+        let (mut forgotten, mut is_away) = (REFUSED_FOR, false);
+        for &(state, wrap) in &candidates {
+            match self.open_by(state, chain, id, record.suite, &wrap.bytes).await {
+                Ok(kek) => {
                     self.failures.remove(&(chain.clone(), id));
                     self.remember(chain, id, record);
-                    return Ok(Arc::new(Kek::new(chain, key)));
+                    return Ok(kek);
                 }
-                Err(error) => {
-                    if matches!(error, root::Error::Away(_)) {
-                        forgotten = AWAY_FOR;
-                    }
-                    tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
-                }
+                Err(root::Error::Away(_)) => (forgotten, is_away) = (AWAY_FOR, true),
+                Err(_) => {}
             }
         }
-        let detail = format!("KEK {id} was wrapped by {wrapped_by}: no root opens it now");
+        let why = match candidates.is_empty() {
+            true => "no root of that name is configured",
+            false => "no root opens it now",
+        };
+        let detail = format!("KEK {id} was wrapped by {wrapped_by}: {why}");
+        if !is_away {
+            let (unix_now, now) = (self.clock.unix_now(), self.clock.now());
+            if self.missing.note(chain, id, Absence::Unopenable, unix_now, now) {
+                tracing::error!(%chain, kek_id = %id, detail, "a KEK can not be opened");
+            }
+        }
         Err(self.failed(chain, id, detail, forgotten))
+    }
+
+    /// Opens a KEK by one root.
+    pub(super) async fn open_by(
+        &self,
+        state: &RootState,
+        chain: &ChainName,
+        id: KekId,
+        suite: Suite,
+        wrap: &[u8],
+    ) -> Result<Arc<Kek>, root::Error> {
+        let context = Context { chain, kek_id: id, suite };
+        let opened = async { check(state.named.root.unwrap(context, wrap).await?, &context) };
+        let opened = self.roots.call(state, "unwrap", opened).await;
+        self.roots.note_opened(state, chain, id, opened.as_ref().err());
+        opened.map(|key| Arc::new(Kek::new(chain, key))).inspect_err(|error| {
+            tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
+        })
     }
 }
 

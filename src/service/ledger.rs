@@ -18,7 +18,7 @@ mod records;
 mod tidings;
 
 use history::Known;
-pub(super) use history::{Retired, retire_all};
+pub(super) use history::{Retired, Rollback, retire_all};
 pub(super) use records::{Held, Versioned, chains, create, head, put_kek, read};
 use records::{decode, missing, read_head, read_held};
 pub(super) use tidings::Tidings;
@@ -30,6 +30,8 @@ struct Read {
     standby: Option<Held>,
     /// What is wrong with the standby's records.
     damage: Option<Error>,
+    /// Whether the primary is in the state that the head says.
+    fits: bool,
 }
 
 /// The records of one chain.
@@ -49,8 +51,10 @@ pub(super) struct Ledger {
     tidings: Arc<Tidings>,
     /// The claim of another process, and since when it is known.
     foreign_claim: Option<(Revision, Monotonic)>,
-    /// The store went back to an earlier state.
-    restored: bool,
+    /// The store went back to an earlier state, and what is left to do about it.
+    rollback: Option<Rollback>,
+    /// Somebody else noticed that it did; the next read tells.
+    suspected: bool,
     /// The highest generation that was ever read.
     seen_generation: u64,
     /// The newest set of roots that was ever read, and what the keys were called by it.
@@ -84,7 +88,8 @@ impl Ledger {
             stale: true,
             tidings: Arc::default(),
             foreign_claim: None,
-            restored: false,
+            rollback: None,
+            suspected: false,
             seen_generation: 0,
             seen_roots: (0, None),
             known: VecDeque::new(),
@@ -97,15 +102,22 @@ impl Ledger {
         Arc::clone(&self.tidings)
     }
 
+    /// The primary and the standby, as they were last read.
+    pub(super) fn held(&self) -> Vec<(KekId, Kek)> {
+        let held = self.primary.iter().chain(&self.standby);
+        held.map(|held| (held.id, held.kek.record.clone())).collect()
+    }
+
     /// Reads everything again if it may be out of date.
     pub(super) async fn refresh(&mut self) -> Result<(), Error> {
         if !self.tidings.take_outdated() && !self.stale {
             return Ok(());
         }
         self.stale = true;
-        let Read { head, primary, standby, damage } = self.read_all().await?;
+        let read = self.read_all().await?;
         self.seen_generation = self.seen_generation.max(self.head.record.generation);
-        self.notice_restore(&head, primary.as_ref(), standby.as_ref());
+        self.notice_rollback(&read);
+        let Read { head, primary, standby, damage, .. } = read;
         self.head = head;
         (self.primary, self.standby, self.standby_damage) = (primary, standby, damage);
         self.stale = false;
@@ -142,11 +154,7 @@ impl Ledger {
             if !fits && unfit_at.replace(head.revision) != Some(head.revision) {
                 continue;
             }
-            if !fits {
-                // No write makes it so, but one that met a revision of another history.
-                self.set_restored();
-            }
-            return Ok(Read { head, primary, standby, damage });
+            return Ok(Read { head, primary, standby, damage, fits });
         }
     }
 

@@ -1,7 +1,12 @@
 //! What a process does when the store went back to an earlier state: the primary and the standby that
-//! stand there encrypt no more, since their counters are too low, and the records that this process
-//! holds and the store lacks are put back.
+//! it names encrypt no more, since their counters are too low, and the records that this process holds
+//! and the store lacks are restored. Of several processes one retires the KEKs; the others only add
+//! what they hold.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::keychain::Refusal;
 use crate::store::record::{self, Kek, State, Uses};
@@ -10,21 +15,62 @@ use crate::store::{Error, Store};
 use super::chain::Chain;
 use super::core::Core;
 use super::follower::PAGE;
-use super::ledger::{self, Ledger};
+use super::ledger::{self, Ledger, Rollback};
+
+/// The log names a rollback once, when no further chain was repaired for this long.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// What this process did about a rollback, for one line of the log.
+#[derive(Default)]
+pub(super) struct Summary(Mutex<Option<Done>>);
+
+struct Done {
+    chains: u32,
+    retired: u32,
+    restored: u32,
+    last: Monotonic,
+}
+
+impl Summary {
+    fn add(&self, retired: u32, restored: u32, now: Monotonic) {
+        let mut done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = done.take();
+        let before = before.map_or((0, 0, 0), |it| (it.chains, it.retired, it.restored));
+        *done = Some(Done {
+            chains: before.0 + 1,
+            retired: before.1 + retired,
+            restored: before.2 + restored,
+            last: now,
+        });
+    }
+
+    /// Logs what was done, when it is over.
+    pub(super) fn report(&self, now: Monotonic) {
+        let mut done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |done: &Done| now.since(done.last) >= SETTLED;
+        if !done.as_ref().is_some_and(is_over) {
+            return;
+        }
+        if let Some(Done { chains, retired, restored, .. }) = done.take() {
+            tracing::error!(chains, retired, restored, "the store went back to an earlier state: an old copy was restored. Primary and standby KEKs of the copy are retired, and KEKs that it lacked and this process held are restored. Values under KEKs that no process held answer unknown_kek: kms-proxy kek missing");
+        }
+    }
+}
 
 /// Does it, or finds that others did meanwhile; then it is to be looked at again.
 pub(super) async fn recover(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Result<(), Error> {
-    tracing::error!(
-        chain = %chain.name,
-        "the store went back to an earlier state: somebody restored an old copy. Its primary and \
-         standby KEKs are retired, and KEKs that it lacks are put back"
-    );
-    let mut put_back = 0;
+    let mut restored = 0;
     for (id, kek, uses) in missing(&*core.store, &chain.name, held(core, chain, ledger)).await? {
-        put_back += u32::from(ledger.put_back(id, kek, uses).await?);
+        restored += u32::from(ledger.put_back(id, kek, uses).await?);
     }
-    if !ledger.retire_restored().await? {
-        return Ok(());
+    let mut retired = 0;
+    if ledger.rollback() == Some(Rollback::Repaired) {
+        ledger.end_rollback();
+    } else {
+        retired = u32::try_from(ledger.held().len()).unwrap_or(u32::MAX);
+        if !ledger.retire_restored().await? {
+            return Ok(());
+        }
     }
     // Only now: the head must not name a tombstone. What is left to do is noticed again, since a
     // KEK that is refused here as destroyed lives in the store.
@@ -33,7 +79,9 @@ pub(super) async fn recover(core: &Core, chain: &Chain, ledger: &mut Ledger) -> 
             bury(core, chain, ledger, id).await?;
         }
     }
-    tracing::error!(chain = %chain.name, put_back, "the chain is repaired after a restore");
+    chain.metrics.store_rollbacks.inc();
+    core.rollbacks.add(retired, restored, core.clock.now());
+    tracing::info!(chain = %chain.name, retired, restored, "a chain is repaired after a restore");
     Ok(())
 }
 

@@ -83,7 +83,10 @@ impl Reserver {
                 // Uses are left: where a block is as large as the limit, each new KEK would be
                 // replaced as soon as it has its first block, without an end.
                 Some(Step::Promote(Reason::Uses)) if !wanted => {}
-                Some(Step::Promote(reason)) if self.holds_standby(&snapshot) => {
+                // A process that does not open the primary may have other roots than the rest.
+                Some(Step::Promote(reason))
+                    if self.holds_standby(&snapshot) && self.holds_primary(&snapshot) =>
+                {
                     self.promote(core, chain, reason).await?;
                     continue;
                 }
@@ -152,6 +155,11 @@ impl Reserver {
 
     pub(super) fn holds_standby(&self, snapshot: &KeyChain) -> bool {
         self.ledger.standby.as_ref().is_some_and(|held| snapshot.kek(held.id).is_some())
+    }
+
+    /// Whether the stored primary is in memory, or there is none.
+    fn holds_primary(&self, snapshot: &KeyChain) -> bool {
+        self.primary_id().is_none_or(|id| snapshot.kek(id).is_some())
     }
 
     /// Whether a standby is stored that this process, which encrypts, does not hold yet.

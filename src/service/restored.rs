@@ -105,6 +105,7 @@ mod tests {
             generation: 5,
             roots_generation: 1,
             named_root: None,
+            repair: None,
         };
         put(store, record::head_key(chain), head.encode().unwrap()).await;
         ids

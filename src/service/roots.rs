@@ -14,7 +14,8 @@ use super::answer::RootProgress;
 use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
-use super::{KeyService, core, ledger, names, rotator};
+use super::rotator::Trust;
+use super::{KeyService, continuity, core, ledger, names, rotator};
 
 /// How often a change is tried when others change the same record.
 const TRIES: usize = 4;
@@ -34,7 +35,9 @@ impl KeyService {
     /// Does `change` for `root` to the KEKs after `after`, in the order of their ids: at most
     /// `limit` (and at most 1,000), and no more than half of the request's time allows.
     ///
-    /// At the end of a removal, a primary or a standby that a `local` root ever wrapped is replaced.
+    /// A removal starts with the primary and the standby: those that the root wrapped are replaced,
+    /// so that nothing encrypted later opens with the root and an old copy of the store. Those that a
+    /// `local` root ever wrapped are replaced at the end.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] when no such root is configured to wrap by,
@@ -83,6 +86,14 @@ async fn change_page(
         _ => {}
     }
     let failed = |error| core.store_error(&chain.name, error);
+    match change {
+        RootChange::Rewrap => {
+            let held = chain.reserver.lock().await.ledger.held();
+            continuity::may_add(core, &chain.name, root, &held).await?;
+        }
+        // Before its wraps are erased: they tell which KEKs it can open.
+        RootChange::Remove => replace_wrapped(core, chain, root).await?,
+    }
     let end = core.clock.now() + core.config.wait / 2;
     let prefix = record::keks_prefix(&chain.name);
     let start = after.map(|id| record::kek_key(&chain.name, id));
@@ -114,10 +125,10 @@ async fn change_page(
         && progress.looked_at == u64::try_from(entries.len()).unwrap_or(u64::MAX);
     progress.next = last.filter(|_| more || !all);
     if progress.next.is_none() {
-        if change == RootChange::Remove && !core.keyring.roots.has_local() {
-            replace_exposed(core, chain, root).await?;
+        if change == RootChange::Remove {
+            replace_wrapped(core, chain, root).await?;
         }
-        // Last: whoever hears that the roots changed encrypts anew, under what is primary then. What
+        // Last: a cluster that sees another key id encrypts again, under what is primary then. What
         // was done on the pages before is not known here.
         names::note_change(core, chain, progress.changed > 0 || after.is_some()).await?;
     }
@@ -228,12 +239,14 @@ pub(super) async fn complete(core: &Core, chain: &Chain) {
 }
 
 async fn complete_claimed(core: &Core, chain: &Chain) {
-    let held: Vec<_> = {
-        let ledger = &chain.reserver.lock().await.ledger;
-        ledger.primary.iter().chain(&ledger.standby).map(|held| held.id).collect()
-    };
+    let held = chain.reserver.lock().await.ledger.held();
     for root in core.keyring.roots.lacking(&chain.missing_wraps.load()) {
-        for &id in &held {
+        if let Err(error) = continuity::may_add(core, &chain.name, &root, &held).await {
+            let detail = error.detail();
+            tracing::warn!(chain = %chain.name, root, detail, "KEKs lack wraps, and this root may not make them");
+            continue;
+        }
+        for &(id, _) in &held {
             match change_one(core, chain, id, &root, RootChange::Rewrap).await {
                 Ok(_) => {}
                 Err(Failed::One(detail)) => {
@@ -247,34 +260,40 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
     chain.need_uses.notify_one();
 }
 
-/// Replaces a standby and a primary that a `local` root ever wrapped, unless they still need the
-/// root that was to be removed: then nothing was gained yet.
-async fn replace_exposed(core: &Core, chain: &Chain, removed: &str) -> Result<(), Error> {
+/// Replaces the primary and the standby if `removed`, which is no longer configured, has wrapped
+/// them, or a `local` root ever did and none is configured any more. One that has no other wrap stays:
+/// no root that is left opens it.
+async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<(), Error> {
     let _rotator = chain.rotator.lock().await;
+    let has_local = core.keyring.roots.has_local();
     for _ in 0..TRIES {
         let (primary, standby) = {
             let ledger = &mut chain.reserver.lock().await.ledger;
             ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
-            let exposed = |held: &Option<ledger::Held>| {
+            let is_open_to_removed = |held: &Option<ledger::Held>| {
                 held.as_ref().map(|held| {
                     let kek = &held.kek.record;
-                    let needed = kek.wraps.iter().any(|wrap| wrap.root == removed);
-                    (held.id, kek.exposed && !needed)
+                    let others = kek.wraps.iter().any(|wrap| wrap.root != removed);
+                    let wrapped = kek.wraps.iter().any(|wrap| wrap.root == removed);
+                    (held.id, others && (wrapped || kek.exposed && !has_local))
                 })
             };
-            (exposed(&ledger.primary), exposed(&ledger.standby))
+            (is_open_to_removed(&ledger.primary), is_open_to_removed(&ledger.standby))
         };
-        let exposed = |held: Option<(KekId, bool)>| held.is_some_and(|(_, exposed)| exposed);
-        match (exposed(primary), standby) {
-            (_, Some((id, true))) => rotator::make_standby(core, chain, Some(id)).await?,
-            (true, None) => rotator::make_standby(core, chain, None).await?,
-            (true, Some(_)) => {
-                rotator::supply_standby(core, chain, None).await?;
+        match (primary, standby) {
+            (_, Some((id, true))) => {
+                rotator::make_standby(core, chain, Some(id), Trust::Proven).await?;
+            }
+            (Some((_, true)), None) => {
+                rotator::make_standby(core, chain, None, Trust::Proven).await?;
+            }
+            (Some((_, true)), Some(_)) => {
+                rotator::supply_standby(core, chain, None, Trust::Proven).await?;
                 let mut reserver = chain.reserver.lock().await;
                 reserver.promote(core, chain, Reason::Root).await?;
             }
-            (false, _) => return Ok(()),
+            (None | Some((_, false)), _) => return Ok(()),
         }
     }
-    Err(Error::new(Kind::Conflict, "an exposed KEK is still to be replaced; try again"))
+    Err(Error::new(Kind::Conflict, "KEKs that the root wrapped are still to be replaced; try again"))
 }

@@ -16,7 +16,7 @@ use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Held;
-use super::recovery;
+use super::{continuity, recovery};
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
 const BY_HAND_BURST: usize = 10;
@@ -75,14 +75,23 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
         (reserver.ledger.primary.clone(), reserver.plan(core, chain))
     };
     let opened = match &primary {
-        Some(primary) => open(core, chain, primary).await.map_err(unusable),
+        Some(primary) => open(core, chain, primary).await.map_err(|error| unusable(error, chain)),
         None => Ok(()),
     };
     // Without the primary nothing new is made: roots that were left out of the configuration must
     // not start a new history by themselves. A standby of the old one may be opened all the same.
     let step = step.filter(|_| opened.is_ok());
-    let supplied = supply_standby(core, chain, step).await;
+    let supplied = supply_standby(core, chain, step, Trust::Proven).await;
     opened.and(supplied)
+}
+
+/// Which roots wrap a new KEK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Those that open a KEK which is there.
+    Proven,
+    /// Any that answers: an operator says that the old KEKs are lost.
+    Any,
 }
 
 /// Opens the standby. Makes one where it is due, and another where it is due to be primary and
@@ -91,6 +100,7 @@ pub(super) async fn supply_standby(
     core: &Core,
     chain: &Chain,
     step: Option<Step>,
+    trust: Trust,
 ) -> Result<(), Error> {
     let (stored, standby, damage) = {
         let ledger = &chain.reserver.lock().await.ledger;
@@ -98,7 +108,7 @@ pub(super) async fn supply_standby(
     };
     let Some(id) = stored else {
         let due = step == Some(Step::MakeStandby);
-        return if due { make_standby(core, chain, None).await } else { Ok(()) };
+        return if due { make_standby(core, chain, None, trust).await } else { Ok(()) };
     };
     let opened = match (standby, damage) {
         (Some(standby), _) => open(core, chain, &standby).await,
@@ -108,26 +118,25 @@ pub(super) async fn supply_standby(
     match (opened, step) {
         (Err(error), Some(Step::Promote(_))) => {
             tracing::error!(chain = %chain.name, standby = %id, %error, "the standby KEK can't be opened, and it is due: another one takes its place");
-            make_standby(core, chain, Some(id)).await
+            make_standby(core, chain, Some(id), trust).await
         }
         (opened, _) => opened,
     }
 }
 
-/// What a client and an operator hear when no root opens the primary.
-fn unusable(error: Error) -> Error {
+/// The error of requests that need the primary while no root opens it.
+fn unusable(error: Error, chain: &Chain) -> Error {
     if error.kind() != Kind::RootUnavailable {
         return error;
     }
-    Error::new(
-        Kind::RootUnavailable,
-        format!(
-            "the primary {}. Give a root the key or the passphrase that wrapped it, or wait until it \
-             answers; where that is lost for good, and with it what was encrypted, POST /v1/rotate \
-             starts a new KEK",
-            error.detail()
-        ),
-    )
+    let advice = format!(
+        "the primary {}. Give a root the key or the passphrase that wrapped it, or wait until it \
+         answers. Where that is lost for good, and with it the data under it: kms-proxy rotate \
+         --force --chain {}",
+        error.detail(),
+        chain.name
+    );
+    Error::new(Kind::RootUnavailable, "no root opens the primary KEK now").with_advice(advice)
 }
 
 /// Holds a stored KEK in memory.
@@ -148,9 +157,10 @@ pub(super) async fn make_standby(
     core: &Core,
     chain: &Chain,
     instead_of: Option<KekId>,
+    trust: Trust,
 ) -> Result<(), Error> {
     if !core.shared {
-        return make_claimed(core, chain, instead_of).await;
+        return make_claimed(core, chain, instead_of, trust).await;
     }
     let claim = {
         let ledger = &mut chain.reserver.lock().await.ledger;
@@ -163,7 +173,7 @@ pub(super) async fn make_standby(
     let Some(claim) = claim.map_err(|error| core.store_error(&chain.name, error))? else {
         return Ok(());
     };
-    let made = make_claimed(core, chain, instead_of).await;
+    let made = make_claimed(core, chain, instead_of, trust).await;
     if made.is_err() {
         // Its root may be reached from elsewhere. Where this fails, the claim runs out.
         let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
@@ -172,11 +182,24 @@ pub(super) async fn make_standby(
 }
 
 /// Makes a KEK, has it wrapped, stores it, and only then holds it.
-async fn make_claimed(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> Result<(), Error> {
-    let suite = chain.reserver.lock().await.ledger.head.record.suite;
+async fn make_claimed(
+    core: &Core,
+    chain: &Chain,
+    instead_of: Option<KekId>,
+    trust: Trust,
+) -> Result<(), Error> {
+    let (suite, primary, held) = {
+        let ledger = &chain.reserver.lock().await.ledger;
+        (ledger.head.record.suite, ledger.head.record.primary, ledger.held())
+    };
+    let roots = &core.keyring.roots;
+    let allowed = match trust {
+        Trust::Proven => continuity::allowed(core, &chain.name, &held).await?,
+        Trust::Any => roots.all_allowed(),
+    };
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
-    let wraps = core.keyring.roots.wrap(&chain.name, &kek).await?;
+    let wraps = roots.wrap(&chain.name, &kek, &allowed).await?;
     let stored = record::Kek {
         suite,
         state: State::Standby,
@@ -192,8 +215,8 @@ async fn make_claimed(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> 
         let mut reserver = chain.reserver.lock().await;
         let ledger = &mut reserver.ledger;
         ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
-        if ledger.head.record.standby != instead_of {
-            // Somebody else was first.
+        if (ledger.head.record.standby, ledger.head.record.primary) != (instead_of, primary) {
+            // Another process was first. What the roots were compared with is no longer in force.
             return Ok(());
         }
         let put = match instead_of {
@@ -202,6 +225,7 @@ async fn make_claimed(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> 
         };
         if put.map_err(|error| core.store_error(&chain.name, error))? {
             core.keyring.remember(&chain.name, kek.id(), &stored);
+            roots.note_wrapped(&chain.name, &stored.wraps);
             chain.publish(|next| next.hold(Arc::clone(&kek)));
             return Ok(());
         }
@@ -209,8 +233,13 @@ async fn make_claimed(core: &Core, chain: &Chain, instead_of: Option<KekId>) -> 
     Err(changed_by_others())
 }
 
-/// Rotates now. One at a time for a chain, and not too often.
-pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated, Error> {
+/// Rotates now. One at a time for a chain, and not too often. A primary that this process can't
+/// open is replaced only where `trust` is [`Trust::Any`]: other replicas may open it.
+pub(super) async fn rotate_by_hand(
+    core: &Core,
+    chain: &Chain,
+    trust: Trust,
+) -> Result<Rotated, Error> {
     let Ok(mut lately) = chain.by_hand.try_lock() else {
         return Err(Error::new(Kind::Overloaded, "a rotation of this chain by hand is under way"));
     };
@@ -228,7 +257,7 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
     let mut rotator = chain.rotator.lock().await;
     // Another replica may be at it as well: what it does counts, and is done again if need be.
     for _ in 0..TRIES {
-        let step = {
+        let (primary, step) = {
             let ledger = &mut chain.reserver.lock().await.ledger;
             ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
             if ledger.is_restored() {
@@ -237,12 +266,16 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
                 repaired.map_err(|error| core.store_error(&chain.name, error))?;
                 continue;
             }
-            match ledger.head.record.standby {
+            let step = match ledger.head.record.standby {
                 Some(_) => Step::Promote(Reason::Manual),
                 None => Step::MakeStandby,
-            }
+            };
+            (ledger.primary.clone(), step)
         };
-        supply_standby(core, chain, Some(step)).await?;
+        if let (Trust::Proven, Some(primary)) = (trust, &primary) {
+            open(core, chain, primary).await.map_err(not_rotated)?;
+        }
+        supply_standby(core, chain, Some(step), trust).await.map_err(not_rotated)?;
         let mut reserver = chain.reserver.lock().await;
         if !reserver.holds_standby(&chain.snapshot()) {
             continue;
@@ -252,6 +285,12 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
             continue;
         }
         let previous = reserver.ledger.head.record.primary;
+        if trust == Trust::Proven && previous != primary.as_ref().map(|held| held.id) {
+            continue;
+        }
+        if trust == Trust::Any {
+            tracing::warn!(chain = %chain.name, previous = previous.map(|id| id.to_string()), "a rotation is forced: the roots were not compared with the older KEKs");
+        }
         if reserver.promote(core, chain, Reason::Manual).await?
             && let Some(primary) = reserver.ledger.head.record.primary
         {
@@ -264,6 +303,17 @@ pub(super) async fn rotate_by_hand(core: &Core, chain: &Chain) -> Result<Rotated
         }
     }
     Err(changed_by_others())
+}
+
+/// Whoever rotates by hand may read what operators read.
+fn not_rotated(error: Error) -> Error {
+    match error.kind() {
+        Kind::RootUnavailable => Error::new(
+            Kind::RootUnavailable,
+            format!("the chain is not rotated: {}", error.for_operators()),
+        ),
+        _ => error,
+    }
 }
 
 fn changed_by_others() -> Error {

@@ -4,8 +4,11 @@
 //! The changes of a chain come one after the other, each with its read, its commit and what memory
 //! makes of it. What a lost answer leaves in doubt is read again until it is certain.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::clock::Monotonic;
 use crate::id::KekId;
 use crate::keychain::Refusal;
 use crate::store;
@@ -40,16 +43,10 @@ pub(super) async fn change(
     change: Change,
 ) -> Result<Kek, Error> {
     let failed = |error| core.store_error(&chain.name, error);
-    if change == Change::Destroy {
+    if matches!(change, Change::Destroy | Change::Disable) {
         let head = ledger::head(&*core.store, &chain.name).await.map_err(failed)?;
         if head.named_root.is_some() {
-            return Err(Error::new(
-                Kind::Conflict,
-                "a Kubernetes cluster encrypts with this chain: every Secret that it wrote under \
-                 this KEK would be lost for ever, and kube-apiserver may not start again. Encrypt \
-                 them anew first (a storage migration, after `root rewrap`); `force` destroys it \
-                 all the same",
-            ));
+            return Err(needed_by_kubernetes(change));
         }
     }
     let mut doubts = chain.doubts.lock().await;
@@ -57,7 +54,7 @@ pub(super) async fn change(
         let Some(read) = read(core, chain, id).await.map_err(failed)? else {
             return Err(Error::new(Kind::UnknownKek, "this chain has no such KEK"));
         };
-        let next = match changed(core, &read.record, change) {
+        let next = match changed(core, chain, id, &read.record, change) {
             Ok(next) => next,
             Err(conflict) => {
                 follow(core, chain, id, read.record.state);
@@ -73,6 +70,9 @@ pub(super) async fn change(
             Ok(true) => {
                 doubts.remove(&id);
                 follow(core, chain, id, next.state);
+                if next.state == State::Disabled {
+                    chain.disabled.witness(id, core.clock.now());
+                }
                 tracing::warn!(chain = %chain.name, kek_id = %id, state = next.state.as_str(), "a KEK was changed by hand");
                 return Ok(next);
             }
@@ -148,34 +148,119 @@ fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
         core.keyring.drop_kek(&chain.name, id);
         core.deks.forget(&chain.name, id);
     }
+    match state {
+        State::Disabled => _ = chain.disabled.seen(id, core.clock.now()),
+        _ => chain.disabled.remove(id),
+    }
     if state == State::Destroyed {
         core.keyring.forget(&chain.name, id);
     }
 }
 
 /// The KEK's record after `change`.
-fn changed(core: &Core, kek: &Kek, change: Change) -> Result<Kek, Error> {
+fn changed(
+    core: &Core,
+    chain: &Chain,
+    id: KekId,
+    kek: &Kek,
+    change: Change,
+) -> Result<Kek, Error> {
     let now = core.clock.unix_now();
     let conflict = |detail: String| Err(Error::new(Kind::Conflict, detail));
     match (change, kek.state) {
-        (Change::Disable, State::Retired) => {
+        (Change::Disable | Change::ForceDisable, State::Retired) => {
             Ok(Kek { state: State::Disabled, disabled_at: Some(now), ..kek.clone() })
         }
         (Change::Enable, State::Disabled) => Ok(Kek { state: State::Retired, ..kek.clone() }),
         (Change::Destroy | Change::ForceDestroy, State::Disabled) => {
-            let delay = core.config.destroy_delay.max(MIN_DESTROY_DELAY).as_secs();
-            let from = kek.disabled_at.unwrap_or(now).saturating_add(delay);
-            if now < from {
+            let wait = until_destroyable(core, chain, id, kek.disabled_at);
+            if !wait.is_zero() {
+                let from = now.saturating_add(wait.as_secs()).saturating_add(1);
                 return conflict(format!("it can be destroyed from {} on", rfc3339(from)));
             }
             Ok(Kek { state: State::Destroyed, wraps: Vec::new(), ..kek.clone() })
         }
-        (Change::Disable, State::Primary) => {
+        (Change::Disable | Change::ForceDisable, State::Primary) => {
             conflict("it is the primary KEK: rotate the chain first".to_owned())
         }
         (Change::Destroy | Change::ForceDestroy, State::Retired) => {
             conflict("it must be disabled before it can be destroyed".to_owned())
         }
         (_, state) => conflict(format!("the KEK is {}", state.as_str())),
+    }
+}
+
+/// How long a disabled KEK must wait before it can be destroyed.
+///
+/// Other processes may encrypt under it for [`MIN_DESTROY_DELAY`] at most after it was disabled. A
+/// wall clock that is ahead must not shorten that, so it is measured by the monotonic clock of this
+/// process. A process that disabled the KEK itself measures all of `destroy_delay` so. One that
+/// started later has the wall clock for what came before it.
+fn until_destroyable(
+    core: &Core,
+    chain: &Chain,
+    id: KekId,
+    disabled_at: Option<u64>,
+) -> Duration {
+    let (now, unix_now) = (core.clock.now(), core.clock.unix_now());
+    let delay = core.config.destroy_delay.max(MIN_DESTROY_DELAY);
+    let seen = chain.disabled.seen(id, now);
+    let disabled_at = disabled_at.unwrap_or(unix_now);
+    let is_future = disabled_at > unix_now;
+    if is_future {
+        let at = rfc3339(disabled_at);
+        tracing::warn!(chain = %chain.name, kek_id = %id, at, "a KEK was disabled in the future: a clock is or was wrong, so it counts as disabled when this process first saw it");
+    }
+    let measured = if seen.is_witness || is_future { delay } else { MIN_DESTROY_DELAY };
+    let measured = measured.saturating_sub(now.since(seen.at));
+    let by_wall_clock = delay.saturating_sub(Duration::from_secs(unix_now - disabled_at.min(unix_now)));
+    if is_future { measured } else { measured.max(by_wall_clock) }
+}
+
+fn needed_by_kubernetes(change: Change) -> Error {
+    let detail = match change {
+        Change::Disable => {
+            "a Kubernetes cluster encrypts with this chain: it could not read the Secrets that it \
+             wrote under this KEK, and kube-apiserver may not start again. Re-encrypt them first \
+             (a storage migration, after `root rewrap`); `force` disables it all the same"
+        }
+        _ => {
+            "a Kubernetes cluster encrypts with this chain: every Secret that it wrote under this \
+             KEK would be lost permanently, and kube-apiserver may not start again. Re-encrypt them \
+             first (a storage migration, after `root rewrap`); `force` destroys it all the same"
+        }
+    };
+    Error::new(Kind::Conflict, detail)
+}
+
+/// Since when this process has seen KEKs disabled, by its monotonic clock.
+#[derive(Default)]
+pub(super) struct Disabled(Mutex<HashMap<KekId, Seen>>);
+
+/// When a KEK was seen disabled.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Monotonic,
+    /// This process disabled it.
+    is_witness: bool,
+}
+
+impl Disabled {
+    /// When the KEK was first seen disabled: `now`, if it was not seen before.
+    fn seen(&self, id: KekId, now: Monotonic) -> Seen {
+        *self.lock().entry(id).or_insert(Seen { at: now, is_witness: false })
+    }
+
+    /// This process disabled the KEK.
+    fn witness(&self, id: KekId, now: Monotonic) {
+        self.lock().insert(id, Seen { at: now, is_witness: true });
+    }
+
+    fn remove(&self, id: KekId) {
+        self.lock().remove(&id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<KekId, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

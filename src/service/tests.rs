@@ -14,6 +14,7 @@ use crate::store::memory::{self, Fault};
 use crate::store::record::State;
 use crate::store::{self, Store};
 
+mod continuity;
 mod inline;
 mod names;
 mod replicas;

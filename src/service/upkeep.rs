@@ -9,15 +9,18 @@ use std::time::Duration;
 
 use crate::clock::Monotonic;
 use crate::id::KekId;
+use crate::keychain::Form;
 use crate::store::record::{self, Kek};
 
 use super::chain::Chain;
 use super::core::{Core, proceed};
 use super::keyring::Standing;
-use super::{KeyService, ledger, roots};
+use super::{KeyService, continuity, ledger, roots};
 
 /// How often it is looked at what is due.
 const TICK: Duration = Duration::from_secs(5);
+/// How often the roots are asked again for KEKs that none of them opened.
+pub(super) const RETRY: Duration = Duration::from_secs(5 * 60);
 /// KEKs whose roots are asked in one tick.
 const AT_ONCE: usize = 32;
 
@@ -35,6 +38,9 @@ impl KeyService {
     /// Does what is due.
     pub(super) async fn look_after_keks(&self) {
         let core = &self.core;
+        core.rollbacks.report(core.clock.now());
+        self.sample_roots().await;
+        self.retry_unopenable().await;
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {
             if !core.keyring.roots.lacking(&chain.missing_wraps.load()).is_empty() {
@@ -68,6 +74,40 @@ impl KeyService {
             }
         }
         self.look_after_travellers(now, AT_ONCE - asked, away).await;
+    }
+
+    /// Has each root that opened nothing yet open a KEK that names it: readiness reports a root with
+    /// another key before it is needed.
+    async fn sample_roots(&self) {
+        if self.core.form == Form::Carried {
+            return;
+        }
+        let chains: Vec<_> = self.chains.load().values().cloned().collect();
+        for state in self.core.keyring.roots.iter() {
+            if state.opened_any() || state.wrong().is_some() || !state.is_up() {
+                continue;
+            }
+            for chain in &chains {
+                if continuity::sample(&self.core, chain, state).await {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Now and then asks the roots again for KEKs that none of them opened.
+    async fn retry_unopenable(&self) {
+        let core = &self.core;
+        if !core.retries.take(core.clock.now()) {
+            return;
+        }
+        let chains = self.chains.load_full();
+        for (name, id) in core.keyring.unopenable(AT_ONCE) {
+            if let Some(chain) = chains.get(&name) {
+                // What comes of it is noted by the keyring.
+                check(core, chain, id).await;
+            }
+        }
     }
 
     /// Has the roots asked of those that are due among the KEKs that travelled along.

@@ -24,7 +24,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use database::Database;
+use database::{Database, IfMissing};
 use layout::RECORDS;
 use open::Opener;
 use writer::Writer;
@@ -61,20 +61,32 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `directory`; makes both when they are missing. It reads the whole file,
-    /// to verify it.
+    /// Opens the store in `directory`; makes both when they are missing, but no second store where
+    /// one disappeared. It reads the whole file, to verify it.
     ///
     /// # Errors
     /// What is wrong, for an operator: another process uses the directory, the file is damaged or
-    /// of a newer format, or it can't be read and written.
+    /// of a newer format, it disappeared, or it can't be read and written.
     pub async fn open(directory: &Path) -> Result<Self, String> {
-        Self::open_with(directory, Box::new(open::plain)).await
+        Self::open_with(directory, IfMissing::MakeFirst, Box::new(open::plain)).await
     }
 
-    async fn open_with(directory: &Path, opener: Box<Opener>) -> Result<Self, String> {
+    /// The same, and makes a store also where one disappeared.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub async fn open_or_make(directory: &Path) -> Result<Self, String> {
+        Self::open_with(directory, IfMissing::Make, Box::new(open::plain)).await
+    }
+
+    async fn open_with(
+        directory: &Path,
+        if_missing: IfMissing,
+        opener: Box<Opener>,
+    ) -> Result<Self, String> {
         let directory = directory.to_owned();
         let open = move || {
-            let database = Arc::new(Database::open(&directory, opener)?);
+            let database = Arc::new(Database::open(&directory, if_missing, opener)?);
             let writer = Writer::start(Arc::clone(&database))?;
             Ok(Self { writer: Some(writer), database })
         };

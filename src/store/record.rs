@@ -76,6 +76,10 @@ pub struct Head {
     /// What the chain's keys are called outside; only in a chain that Kubernetes encrypts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named_root: Option<NamedRoot>,
+    /// A random number of the last repair after a restore of an old copy. A replica that notices the
+    /// restore later sees by it that the chain is repaired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<u64>,
 }
 
 /// The root that the keys of a chain are named after, where something outside must be told when the

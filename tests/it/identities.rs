@@ -172,6 +172,7 @@ fn calls() -> Vec<Call> {
         call(post(), "/v1/chains/{name}/keks/{id}/disable", Operation::Manage, nothing),
         call(post(), "/v1/chains/{name}/keks/{id}/enable", Operation::Manage, nothing),
         call(post(), "/v1/chains/{name}/keks/{id}/destroy", Operation::Manage, nothing),
+        call(get(), "/v1/chains/{name}/missing", Operation::Read, nothing),
         call(post(), "/v1/chains/{name}/roots/{root}/rewrap", Operation::Manage, nothing),
         call(post(), "/v1/chains/{name}/roots/{root}/remove", Operation::Manage, nothing),
     ]

@@ -104,7 +104,7 @@ fn must_be_one(config: &store::Config) -> Result {
 /// Opens a store, and makes it when it is missing.
 pub(super) async fn open_or_make(config: &store::Config) -> Result<Arc<dyn Store>> {
     must_be_one(config)?;
-    store::open(config).await.map_err(|error| Failure::refused(error.to_string()))
+    store::open_or_make(config).await.map_err(|error| Failure::refused(error.to_string()))
 }
 
 #[cfg(test)]

@@ -98,6 +98,13 @@ pub(super) fn of(operation: &str) -> (Option<Value>, Option<Value>) {
         "destroy_kek" => {
             (Some(json!({"confirm": KEK_ID})), kek("destroyed", json!("2026-11-24T08:00:00Z")))
         }
+        "missing_keks" => (
+            None,
+            json!({"chain": "orders", "items": [{
+                "kek_id": OTHER_ID, "reason": "unknown",
+                "first_seen": "2026-11-24T08:00:00Z", "last_seen": "2026-11-24T08:10:00Z",
+            }]}),
+        ),
         "rewrap_root" => (
             Some(json!({"limit": 100})),
             json!({"looked_at": 100, "changed": 12, "failed": [], "next": OTHER_ID}),
@@ -130,7 +137,9 @@ pub(super) fn problem(kind: Kind) -> Value {
         Kind::InvalidCiphertext => {
             return problem_of(&Error::invalid_ciphertext());
         }
-        Kind::UnknownKek => "the ciphertext names a KEK that this chain does not have",
+        Kind::UnknownKek => {
+            "the ciphertext names KEK 0a3f5b7c9d1e2f40516273849506a7b8, which this chain does not have"
+        }
         Kind::Unauthenticated => "the request has no credentials that are known here",
         Kind::Forbidden => "requests from pages of other origins are refused",
         Kind::NotFound => "there is nothing at this path; /openapi.json lists what is",

@@ -1,12 +1,13 @@
 //! The configured roots: each call of one bounded, counted and judged, and how they stand. It knows no
 //! KEK in memory.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::Clock;
-use crate::id::ChainName;
+use crate::clock::{Clock, Monotonic};
+use crate::id::{ChainName, KekId};
 use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
 use crate::root::{self, Context};
@@ -30,8 +31,33 @@ pub(in crate::service) struct Roots {
 
 pub(in crate::service) struct RootState {
     pub(in crate::service) named: root::Named,
-    /// The last answer, if it was not a good one, and since when they are so.
+    /// The last answer, if it was an outage, and since when they are so.
     trouble: Mutex<Option<(root::Error, u64)>>,
+    /// What it made of the wraps in the store.
+    evidence: Mutex<Evidence>,
+}
+
+/// Whether a root is the one that wrapped the KEKs of the store.
+#[derive(Default)]
+struct Evidence {
+    /// When it last opened, or wrapped, a stored KEK of a chain.
+    opened: HashMap<ChainName, Monotonic>,
+    /// KEKs whose wraps by it did not open, and why: the wrap is of another key, or damaged.
+    wrong: BTreeMap<(ChainName, KekId), String>,
+}
+
+/// KEKs with wrong wraps that are remembered of a root.
+const MAX_WRONG: usize = 1_000;
+/// Of these, those that readiness names.
+const NAMED: usize = 3;
+
+/// The roots that may wrap a new KEK of a chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::service) struct Allowed {
+    /// Those that open KEKs which the chain has: one of them must wrap it.
+    pub(in crate::service) proven: Vec<Arc<str>>,
+    /// Those that have wrapped nothing yet.
+    pub(in crate::service) new: Vec<Arc<str>>,
 }
 
 impl Roots {
@@ -42,10 +68,12 @@ impl Roots {
     ) -> Self {
         for root in &roots {
             metrics.root_up.with_label_values(&[&root.name]).set(1);
+            metrics.root_wrong_wraps.with_label_values(&[&root.name]).set(0);
             metrics.keks_missing_wraps.with_label_values(&[&root.name]).set(0);
             metrics.root_info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
         }
-        let state = |named| RootState { named, trouble: Mutex::new(None) };
+        let state =
+            |named| RootState { named, trouble: Mutex::default(), evidence: Mutex::default() };
         Self {
             states: roots.into_iter().map(state).collect(),
             recoveries: AtomicU64::new(0),
@@ -77,15 +105,20 @@ impl Roots {
         self.states.iter().find(|state| *state.named.name == *name)
     }
 
-    /// Wraps a KEK by every root that answers; one is enough.
+    /// Wraps a KEK by every root that is allowed to and answers; one that is proven is enough.
     pub(in crate::service) async fn wrap(
         &self,
         chain: &ChainName,
         kek: &Kek,
+        allowed: &Allowed,
     ) -> Result<Vec<Wrap>, Error> {
         let context = Context { chain, kek_id: kek.id(), suite: kek.suite() };
         let mut wraps = Vec::new();
         for state in &self.states {
+            let name = &state.named.name;
+            if !allowed.proven.contains(name) && !allowed.new.contains(name) {
+                continue;
+            }
             let call = state.named.root.wrap(context, kek.key());
             match self.call(state, "wrap", call).await {
                 Ok(bytes) => wraps.push(Wrap { root: state.named.name.to_string(), bytes }),
@@ -94,7 +127,67 @@ impl Roots {
                 }
             }
         }
-        if wraps.is_empty() { Err(unavailable("no root wraps a new KEK")) } else { Ok(wraps) }
+        let is_proven = |wrap: &Wrap| allowed.proven.iter().any(|name| **name == *wrap.root);
+        if wraps.iter().any(is_proven) {
+            Ok(wraps)
+        } else {
+            Err(unavailable("no root wraps a new KEK"))
+        }
+    }
+
+    /// Every configured root, the preferred one first.
+    pub(in crate::service) fn iter(&self) -> impl Iterator<Item = &RootState> {
+        self.states.iter()
+    }
+
+    /// All of them may wrap.
+    pub(in crate::service) fn all_allowed(&self) -> Allowed {
+        let proven = self.states.iter().map(|state| Arc::clone(&state.named.name)).collect();
+        Allowed { proven, new: Vec::new() }
+    }
+
+    /// Notes whether a root opened a stored KEK; an outage says nothing of it.
+    pub(super) fn note_opened(
+        &self,
+        state: &RootState,
+        chain: &ChainName,
+        id: KekId,
+        error: Option<&root::Error>,
+    ) {
+        let mut evidence = state.evidence();
+        match error {
+            None => {
+                evidence.opened.insert(chain.clone(), self.clock.now());
+                evidence.wrong.remove(&(chain.clone(), id));
+            }
+            Some(root::Error::Wrong(why)) if evidence.wrong.len() < MAX_WRONG => {
+                evidence.wrong.insert((chain.clone(), id), why.clone());
+            }
+            Some(_) => {}
+        }
+        self.report_wrong(state, &evidence);
+    }
+
+    /// Notes that the roots of `wraps` wrapped a KEK that is stored by now.
+    pub(in crate::service) fn note_wrapped(&self, chain: &ChainName, wraps: &[Wrap]) {
+        for state in wraps.iter().filter_map(|wrap| self.find(&wrap.root)) {
+            state.evidence().opened.insert(chain.clone(), self.clock.now());
+        }
+    }
+
+    /// A KEK was destroyed: no wrap of it will ever be asked for.
+    pub(super) fn forget(&self, chain: &ChainName, id: KekId) {
+        for state in &self.states {
+            let mut evidence = state.evidence();
+            if evidence.wrong.remove(&(chain.clone(), id)).is_some() {
+                self.report_wrong(state, &evidence);
+            }
+        }
+    }
+
+    fn report_wrong(&self, state: &RootState, evidence: &Evidence) {
+        let count = i64::try_from(evidence.wrong.len()).unwrap_or(i64::MAX);
+        self.metrics.root_wrong_wraps.with_label_values(&[&state.named.name]).set(count);
     }
 
     /// Whether one of `wraps` is by a `local` root: such a KEK is exposed for ever.
@@ -225,18 +318,18 @@ impl Roots {
         result
     }
 
-    /// Notes how a root stands by its last answer.
+    /// Notes whether a root is up, by its last answer.
     fn judge(&self, state: &RootState, error: Option<&root::Error>) {
+        let error = error.filter(|error| is_outage(error));
         let mut trouble = state.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let before = trouble.take();
-        let was_out = before.as_ref().is_some_and(|(error, _)| is_outage(error));
-        let is_out = error.is_some_and(is_outage);
-        if was_out && !is_out {
+        let is_out = error.is_some();
+        if before.is_some() && !is_out {
             self.recoveries.fetch_add(1, Ordering::Relaxed);
         }
         *trouble = error.map(|error| {
-            let before = before.filter(|_| was_out == is_out);
-            (error.clone(), before.map_or_else(|| self.clock.unix_now(), |(_, since)| since))
+            let since = before.map_or_else(|| self.clock.unix_now(), |(_, since)| since);
+            (error.clone(), since)
         });
         self.metrics.root_up.with_label_values(&[&state.named.name]).set(i64::from(!is_out));
     }
@@ -278,8 +371,26 @@ impl Roots {
 
 impl RootState {
     pub(in crate::service) fn is_up(&self) -> bool {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.as_ref().is_none_or(|(error, _)| !is_outage(error))
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// When it last opened or wrapped a stored KEK of `chain`.
+    pub(in crate::service) fn opened_at(&self, chain: &ChainName) -> Option<Monotonic> {
+        self.evidence().opened.get(chain).copied()
+    }
+
+    /// Whether it opened or wrapped any stored KEK.
+    pub(in crate::service) fn opened_any(&self) -> bool {
+        !self.evidence().opened.is_empty()
+    }
+
+    /// Whether a wrap that names it did not open, and why.
+    pub(in crate::service) fn wrong(&self) -> Option<String> {
+        describe(&self.evidence().wrong)
+    }
+
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn described(&self) -> [String; 3] {
@@ -289,28 +400,35 @@ impl RootState {
 
     fn check(&self) -> Check {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let detail = match &*trouble {
-            Some((error, since)) => {
-                Some(format!("{error}, since {}", crate::service::rfc3339(*since)))
-            }
-            None if self.named.root.kind() == "local" => {
-                Some("a key file on this machine: for development".to_owned())
-            }
-            None => None,
-        };
+        let outage = trouble
+            .as_ref()
+            .map(|(error, since)| format!("{error}, since {}", crate::service::rfc3339(*since)));
+        let faults: Vec<_> = outage.into_iter().chain(self.wrong()).collect();
+        let is_local = self.named.root.kind() == "local";
+        let development =
+            is_local.then(|| "a key file on this machine: for development".to_owned());
         Check {
             name: format!("root:{}", self.named.name),
-            health: match &*trouble {
-                Some((error, _)) if is_outage(error) => Health::Degraded,
-                _ => Health::Ok,
-            },
-            detail,
+            health: if faults.is_empty() { Health::Ok } else { Health::Degraded },
+            detail: if faults.is_empty() { development } else { Some(faults.join("; ")) },
         }
     }
 }
 
-/// A root that says that a wrap is wrong does what it is there for; what it said is worth telling
-/// all the same.
+/// The KEKs whose wraps by a root are wrong: their number, and some of them by id.
+fn describe(wrong: &BTreeMap<(ChainName, KekId), String>) -> Option<String> {
+    let (_, why) = wrong.first_key_value()?;
+    let ids: Vec<_> = wrong.keys().take(NAMED).map(|(chain, id)| format!("{chain}/{id}")).collect();
+    let more = if wrong.len() > NAMED { ", ..." } else { "" };
+    let keks = if wrong.len() == 1 { "KEK" } else { "KEKs" };
+    Some(format!(
+        "it does not open {} {keks} that name it ({}{more}): {why}",
+        wrong.len(),
+        ids.join(", ")
+    ))
+}
+
+/// A wrap that is wrong is no outage: the root answered.
 fn is_outage(error: &root::Error) -> bool {
     !matches!(error, root::Error::Wrong(_))
 }

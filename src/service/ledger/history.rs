@@ -6,7 +6,7 @@ use crate::id::{ChainName, KekId};
 use crate::store::record::{self, Head, Kek, NamedRoot, Record, State, Uses};
 use crate::store::{Committed, Compare, Error, Revision, Store, Txn};
 
-use super::{Held, Ledger, Versioned, create, missing, read_head, read_held};
+use super::{Held, Ledger, Read, Versioned, create, missing, read_head, read_held};
 
 /// How many KEKs are remembered: a copy of the store that is older than the last so many rotations
 /// has a generation that is lower.
@@ -45,26 +45,38 @@ impl Known {
     }
 }
 
+/// What a process that notices a rollback of the store has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::service) enum Rollback {
+    /// Retire the primary and the standby, whose counters are too low, and put back what the store
+    /// lacks.
+    Unrepaired,
+    /// Another process retired them. Only put back what the store lacks.
+    Repaired,
+}
+
 impl Ledger {
-    /// Whether the store went back to an earlier state, and nothing was done about it yet.
+    /// Whether the store went back to an earlier state, and something is left to do about it.
     pub(in crate::service) fn is_restored(&self) -> bool {
-        self.restored
+        self.suspected || self.rollback.is_some()
+    }
+
+    /// What is left to do about it.
+    pub(in crate::service) fn rollback(&self) -> Option<Rollback> {
+        self.rollback
     }
 
     /// Somebody else noticed it.
     pub(in crate::service) fn set_restored(&mut self) {
-        self.restored = true;
+        self.suspected = true;
         self.stale = true;
     }
 
     /// Compares what is read with what was read before. Revisions, generations and counters only
     /// grow within one history, and no KEK goes back in its life.
-    pub(super) fn notice_restore(
-        &mut self,
-        head: &Versioned<Head>,
-        primary: Option<&Held>,
-        standby: Option<&Held>,
-    ) {
+    pub(super) fn notice_rollback(&mut self, read: &Read) {
+        let Read { head, primary, standby, fits, .. } = read;
+        let (primary, standby) = (primary.as_ref(), standby.as_ref());
         let older_head = head.revision < self.head.revision
             || head.record.generation < self.head.record.generation
             || head.revision == self.head.revision && head.record != self.head.record;
@@ -74,9 +86,28 @@ impl Ledger {
             let known = self.known.iter().find(|known| known.id == held.id);
             known.is_some_and(|known| known.is_ahead_of(held, role))
         });
-        if older_head || older_kek {
+        // No write makes a head and a primary that do not fit, but one that met a revision of another
+        // history.
+        let is_certain = older_kek || !fits;
+        if std::mem::take(&mut self.suspected) || older_head || is_certain {
             self.remember_lost();
+            self.rollback = Some(Rollback::Unrepaired);
         }
+        if self.rollback.is_some() && !is_certain && self.is_repaired(&head.record) {
+            self.rollback = Some(Rollback::Repaired);
+        }
+    }
+
+    /// Whether another process repaired the chain, and knew of no less than this one: then the KEKs
+    /// that the head names were made after the rollback.
+    fn is_repaired(&self, head: &Head) -> bool {
+        let named = |named: &Option<NamedRoot>| named.as_ref().map(|named| named.generation);
+        let (seen_roots, seen_named) = &self.seen_roots;
+        head.repair.is_some()
+            && head.repair != self.head.record.repair
+            && head.generation > self.seen_generation
+            && head.roots_generation >= *seen_roots
+            && named(&head.named_root) >= named(seen_named)
     }
 
     /// Notes how far the KEKs are that encrypt now or next.
@@ -108,6 +139,7 @@ impl Ledger {
     /// The head is gone, and it was there: puts one without KEKs in its place.
     pub(super) async fn put_head_again(&mut self) -> Result<Versioned<Head>, Error> {
         self.remember_lost();
+        self.suspected = true;
         let head = Head {
             primary: None,
             standby: None,
@@ -121,7 +153,6 @@ impl Ledger {
     }
 
     fn remember_lost(&mut self) {
-        self.restored = true;
         for held in self.primary.iter().chain(&self.standby) {
             if self.lost.iter().all(|(id, ..)| *id != held.id) {
                 self.lost.push((held.id, held.kek.record.clone(), held.uses.record));
@@ -138,14 +169,20 @@ impl Ledger {
         let mut before = self.head.clone();
         before.record.roots_generation = roots_generation;
         before.record.named_root = named_root;
+        before.record.repair = Some(self.owner ^ before.record.generation.max(seen).rotate_left(32));
         let (txn, head) = retire(&self.chain, &before, &self.primary, &self.standby, seen)?;
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
         (self.primary, self.standby, self.standby_damage) = (None, None, None);
-        self.restored = false;
-        self.lost.clear();
+        self.end_rollback();
         self.tell();
         Ok(true)
+    }
+
+    /// Nothing is left to do about a rollback.
+    pub(in crate::service) fn end_rollback(&mut self) {
+        self.rollback = None;
+        self.lost.clear();
     }
 
     /// The KEKs that were primary or standby before a restore.

@@ -124,7 +124,10 @@ async fn a_chain_that_others_depend_on_loses_no_kek_without_force() {
     named(service).await;
     let (_, id) = encrypt(service).await.unwrap();
     service.rotate(None).await.unwrap();
-    service.change_kek(DEFAULT_CHAIN, id, Change::Disable).await.unwrap();
+    let refused = service.change_kek(DEFAULT_CHAIN, id, Change::Disable).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Conflict);
+    assert!(refused.detail().contains("Kubernetes") && refused.detail().contains("force"));
+    service.change_kek(DEFAULT_CHAIN, id, Change::ForceDisable).await.unwrap();
     replicas.clock.advance(Duration::from_secs(86_400));
     // One that does not serve Kubernetes knows it too.
     let other = on(&replicas, &["main"]).await;
@@ -133,6 +136,10 @@ async fn a_chain_that_others_depend_on_loses_no_kek_without_force() {
         assert_eq!(refused.kind(), Kind::Conflict);
         assert!(refused.detail().contains("Kubernetes") && refused.detail().contains("force"));
     }
+    // It has only the wall clock for what was before it started, so it waits a little.
+    let early = other.change_kek(DEFAULT_CHAIN, id, Change::ForceDestroy).await.unwrap_err();
+    assert!(early.detail().contains("it can be destroyed from"), "{early}");
+    replicas.clock.advance(Duration::from_secs(121));
     let destroyed = other.change_kek(DEFAULT_CHAIN, id, Change::ForceDestroy).await.unwrap();
     assert_eq!(destroyed.state, State::Destroyed);
 }

@@ -128,7 +128,7 @@ async fn a_standby_whose_record_is_damaged_stops_nothing_and_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_primary_that_no_root_opens_is_replaced_by_hand_alone() {
+async fn a_primary_that_no_root_opens_is_replaced_by_force_alone() {
     let world = World::new(LOW).await;
     let (_, first) = world.encrypt().await.unwrap();
     world.service.stop().await;
@@ -143,14 +143,18 @@ async fn a_primary_that_no_root_opens_is_replaced_by_hand_alone() {
     assert_eq!(states(&service).await, HashMap::from([(first, State::Primary)]));
     let error = encrypt(&service).await.unwrap_err();
     assert_eq!(error.kind(), Kind::RootUnavailable);
-    for told in [error.detail(), &chain_check(&service).unwrap().detail.unwrap()] {
-        for word in [&first.to_string(), "wrapped by main", "configured", "/v1/rotate"] {
-            assert!(told.contains(word), "{word}: {told}");
-        }
+    let readiness = chain_check(&service).unwrap().detail.unwrap();
+    for word in [&first.to_string(), "wrapped by main", "configured", "rotate --force"] {
+        assert!(readiness.contains(word), "{word}: {readiness}");
     }
+    assert_eq!(error.detail(), "no root opens the primary KEK now", "callers get no advice");
     assert_eq!(service.readiness().health, Health::Down, "it can do nothing");
-    let rotated = service.rotate(None).await.unwrap();
-    assert_eq!(service.readiness().health, Health::Ok);
+    let refused = service.rotate(None).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::RootUnavailable);
+    assert_eq!(states(&service).await, HashMap::from([(first, State::Primary)]));
+    let rotated = service.force_rotate(None).await.unwrap();
+    assert_eq!(service.readiness().health, Health::Degraded, "the first KEK stays closed");
+    assert!(chain_check(&service).unwrap().detail.unwrap().contains(&first.to_string()));
     assert_eq!(rotated.previous, Some(first));
     assert_eq!(encrypt(&service).await, Ok(rotated.primary));
 }

@@ -127,6 +127,8 @@ struct Counts {
     lost: u64,
     crashes: u64,
     restores: u64,
+    /// Processes whose roots were configured wrongly.
+    mistakes: u64,
     /// Writes that met a revision of another history under the same number.
     confused: u64,
     failures: u64,
@@ -142,6 +144,7 @@ impl std::ops::AddAssign for Counts {
         self.lost += more.lost;
         self.crashes += more.crashes;
         self.restores += more.restores;
+        self.mistakes += more.mistakes;
         self.confused += more.confused;
         self.failures += more.failures;
     }

@@ -1,6 +1,6 @@
 //! States of KEKs while answers are lost, callers hang up and changes meet.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -229,4 +229,78 @@ async fn a_rotation_whose_caller_hung_up_is_made_to_its_end() {
     let done = chain.by_hand.lock().await;
     assert_ne!(chain.snapshot().primary_id(), before);
     drop(done);
+}
+
+/// A clock whose wall time is moved by itself.
+struct Skewed {
+    inner: Arc<ManualClock>,
+    ahead: AtomicU64,
+}
+
+impl crate::clock::Clock for Skewed {
+    fn unix_now(&self) -> u64 {
+        self.inner.unix_now() + self.ahead.load(SeqCst)
+    }
+
+    fn now(&self) -> Monotonic {
+        self.inner.now()
+    }
+}
+
+/// Two processes of one store; the clock of the first is `ahead`.
+async fn skewed(ahead: u64) -> (Arc<KeyService>, Arc<KeyService>, Arc<Skewed>) {
+    let (store, root, inner): (Arc<memory::Store>, Arc<TestRoot>, Arc<ManualClock>) =
+        Default::default();
+    let clock = Arc::new(Skewed { inner: Arc::clone(&inner), ahead: ahead.into() });
+    let make = async |clock: Arc<dyn crate::clock::Clock>| {
+        let config = Config { limits: LOW, ..Config::default() };
+        let roots = vec![root::Named { name: "main".into(), root: Arc::clone(&root) as _ }];
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        KeyService::start(config, Arc::clone(&store) as _, roots, clock, metrics).await.unwrap()
+    };
+    (make(Arc::clone(&clock) as _).await, make(inner as _).await, clock)
+}
+
+async fn disabled_by(service: &KeyService) -> KekId {
+    let id = service.encrypt(None, b"hello"[..].into(), b"").await.unwrap().kek_id;
+    service.rotate(None).await.unwrap();
+    service.change_kek(DEFAULT_CHAIN, id, Change::Disable).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_jumps_does_not_shorten_the_delay_of_a_destroy() {
+    let (service, _, clock) = skewed(0).await;
+    let id = disabled_by(&service).await;
+    clock.ahead.store(10 * 86_400, SeqCst);
+    let destroy = async || service.change_kek(DEFAULT_CHAIN, id, Change::Destroy).await;
+    for wait in [0, 60, 86_000] {
+        clock.inner.advance(Duration::from_secs(wait));
+        assert_eq!(kind(destroy().await), Kind::Conflict);
+    }
+    clock.inner.advance(Duration::from_secs(400));
+    assert_eq!(destroy().await.unwrap().state, State::Destroyed);
+}
+
+#[tokio::test]
+async fn a_replica_whose_clock_is_ahead_waits_until_no_block_is_left() {
+    let (ahead, other, clock) = skewed(2 * 86_400).await;
+    let id = disabled_by(&other).await;
+    let destroy = async || ahead.change_kek(DEFAULT_CHAIN, id, Change::Destroy).await;
+    assert_eq!(kind(destroy().await), Kind::Conflict);
+    clock.inner.advance(MIN_DESTROY_DELAY - Duration::from_secs(1));
+    assert_eq!(kind(destroy().await), Kind::Conflict);
+    clock.inner.advance(Duration::from_secs(2));
+    assert_eq!(destroy().await.unwrap().state, State::Destroyed);
+}
+
+/// The clock was ahead when the KEK was disabled, and is right again.
+#[tokio::test]
+async fn a_kek_that_was_disabled_in_the_future_can_be_destroyed_after_the_delay() {
+    let (ahead, other, clock) = skewed(30 * 86_400).await;
+    let id = disabled_by(&ahead).await;
+    let destroy = async || other.change_kek(DEFAULT_CHAIN, id, Change::Destroy).await;
+    assert_eq!(kind(destroy().await), Kind::Conflict);
+    clock.inner.advance(Duration::from_secs(86_401));
+    assert_eq!(destroy().await.unwrap().state, State::Destroyed);
 }

@@ -84,6 +84,7 @@ impl World {
             generation: 1,
             roots_generation: 1,
             named_root: None,
+            repair: None,
         };
         self.put(record::head_key(&self.chain), head.encode().unwrap()).await;
     }

@@ -20,6 +20,7 @@ async fn store() -> memory::Store {
             generation: 2,
             roots_generation: 1,
             named_root: None,
+            repair: None,
         };
         let kek = Kek {
             suite,

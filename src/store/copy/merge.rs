@@ -204,6 +204,7 @@ mod tests {
             generation,
             roots_generation: 1,
             named_root: None,
+            repair: None,
         };
         assert_eq!(copied_head(&at(3, Some(id)), Primaries::Keep), at(3, Some(id)));
         assert_eq!(copied_head(&at(3, Some(id)), Primaries::Retire), at(4, None));

@@ -4,6 +4,7 @@
 //! disk that was full for a while costs no restart.
 
 use std::fs::{File, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -15,6 +16,19 @@ use super::open::{self, Failure, Opener, guarded};
 /// The name of the file whose lock says that a process uses the directory. It is never removed:
 /// two processes must not lock two files of one name.
 const LOCK_NAME: &str = "store.lock";
+
+/// What the lock's file holds once a store was made in the directory. A store that disappears is not
+/// replaced by an empty one without a word.
+const MADE: &[u8] = b"kms-proxy: a store was made in this directory\n";
+
+/// What to do where the database is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IfMissing {
+    /// Make one.
+    Make,
+    /// Make one, unless there was one before.
+    MakeFirst,
+}
 
 /// How long after a failed attempt the file is opened again at the earliest: the open reads all
 /// of it.
@@ -39,14 +53,28 @@ struct State {
 }
 
 impl Database {
-    /// Opens the database in `directory`; makes both when they are missing.
-    pub(super) fn open(directory: &Path, opener: Box<Opener>) -> Result<Self, String> {
+    /// Opens the database in `directory`; makes both when they are missing, as `if_missing` allows.
+    pub(super) fn open(
+        directory: &Path,
+        if_missing: IfMissing,
+        opener: Box<Opener>,
+    ) -> Result<Self, String> {
         let at = |error: std::io::Error| format!("{}: {error}", directory.display());
         files::make_private_dir(directory).map_err(at)?;
-        let lock = lock(directory)?;
+        let mut lock = lock(directory)?;
+        let was_made = was_made(&mut lock).map_err(at)?;
+        if was_made && if_missing == IfMissing::MakeFirst {
+            refuse_missing(directory)?;
+        }
         let database = open::open(directory, &*opener).map_err(|failure| match failure {
             Failure::Refused(detail) | Failure::Io(detail) => detail,
         })?;
+        if !was_made {
+            // Without it a lost store is not noticed, which is no reason not to serve this one.
+            if let Err(error) = lock.write_all(MADE).and_then(|()| lock.sync_all()) {
+                tracing::warn!(directory = %directory.display(), %error, "store.lock can't be written");
+            }
+        }
         let state = State { open: Some(database), generation: 0, failed: None, lock: Some(lock) };
         Ok(Self { directory: directory.to_owned(), opener, state: RwLock::new(state) })
     }
@@ -131,6 +159,30 @@ fn close(state: &mut State) {
     if let Some(database) = state.open.take() {
         // All that was answered is on disk; what closing could add is a faster next open.
         let _ = guarded(|| Ok(database.close()?));
+    }
+}
+
+/// Whether a store was made in the directory before.
+fn was_made(lock: &mut File) -> std::io::Result<bool> {
+    let mut contents = Vec::new();
+    lock.take(MADE.len() as u64).read_to_end(&mut contents)?;
+    lock.rewind()?;
+    Ok(contents == MADE)
+}
+
+/// A store that was there is missing.
+fn refuse_missing(directory: &Path) -> Result<(), String> {
+    let path = directory.join(open::FILE_NAME);
+    match path.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "{} is missing, and {} says that there was one: put it back, or restore a backup with \
+             `kms-proxy store copy`. To start with an empty store, where nothing decrypts that was \
+             encrypted before, remove {LOCK_NAME}",
+            path.display(),
+            directory.join(LOCK_NAME).display()
+        )),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
 

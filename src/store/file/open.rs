@@ -76,8 +76,8 @@ impl Trouble {
         let path = path.display();
         match self {
             Self::Damaged(detail) => Failure::Refused(format!(
-                "{path} is damaged ({detail}); put a backup in its place, or move it away to start \
-                 with an empty store"
+                "{path} is damaged ({detail}); put a backup in its place, or move it and store.lock \
+                 away to start with an empty store"
             )),
             Self::Refused(detail) => Failure::Refused(format!("{path}: {detail}")),
             Self::Io(detail) => Failure::Io(format!("{path}: {detail}")),

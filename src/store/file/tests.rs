@@ -272,7 +272,7 @@ async fn open_on(dir: &Path, disk: &Arc<Disk>) -> Store {
     let opener = move |builder: &redb::Builder, file| -> Result<_, DatabaseError> {
         builder.create_with_backend(Faulty(FileBackend::new(file)?, Arc::clone(&disk)))
     };
-    Store::open_with(dir, Box::new(opener)).await.unwrap()
+    Store::open_with(dir, IfMissing::MakeFirst, Box::new(opener)).await.unwrap()
 }
 
 /// Asks until it answers again.

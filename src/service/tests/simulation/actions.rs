@@ -8,11 +8,11 @@ use tokio::time::{Instant, sleep};
 
 use super::client::{Client, Letter};
 use super::hub::Hub;
-use super::world::{Birth, Process};
+use super::world::{Birth, Mistake, Process};
 use super::{Counts, Rng, Weather};
 use crate::id::KekId;
 use crate::service::answer::{ChainSettings, Change};
-use crate::service::{DEFAULT_CHAIN, Kind};
+use crate::service::{DEFAULT_CHAIN, Health, Kind};
 use crate::store::memory::Snapshot;
 use crate::store::record::State;
 
@@ -45,6 +45,7 @@ pub(super) async fn simulate(seed: u64, log: bool) -> Result<(Counts, u64), Stri
         kept: BTreeSet::new(),
     };
     sim.trouble().await;
+    sim.correction().await;
     sim.recovery().await;
     sim.quiet().await;
     sim.ending().await;
@@ -100,13 +101,14 @@ impl Sim {
             std::mem::take(&mut self.births).into_iter().partition(Birth::is_over);
         self.births = births;
         for birth in over {
+            let mistake = birth.mistake;
             match birth.born().await {
                 Ok(process) => self.processes.push(process),
                 Err(error) => {
                     if error.kind() != Kind::StoreUnavailable {
                         self.broken(format!("a start failed: {error}"));
                     }
-                    self.births.push(Birth::new(&self.hub, self.rng.fork()));
+                    self.births.push(Birth::with(&self.hub, self.rng.fork(), mistake));
                 }
             }
         }
@@ -115,7 +117,7 @@ impl Sim {
     async fn step(&mut self) {
         let (rng, weather) = (self.rng.clone(), &self.hub.weather);
         let one = rng.index(self.processes.len());
-        let faults = if weather.is_calm { 80 } else { 110 };
+        let faults = if weather.is_calm { 80 } else { 114 };
         match rng.below(faults) {
             0..40 => self.encrypt(one, 1 + rng.below(60)),
             40..55 => self.decrypt(one),
@@ -142,15 +144,74 @@ impl Sim {
             100..102 if self.processes.len() < 6 => {
                 self.births.push(Birth::new(&self.hub, rng.fork()));
             }
-            102..105 if weather.restores => self.old = Some(self.hub.store.snapshot()),
+            // Whoever starts on a store without KEKs founds it, be its roots right or wrong.
+            102..105 if weather.restores && self.has_keks() => {
+                self.old = Some(self.hub.store.snapshot());
+            }
             105..110 if weather.restores => self.restore().await,
+            110..114 if self.has_keks() => self.misconfigure(),
             _ => {}
         }
     }
 
     fn crash(&mut self, one: usize) {
-        self.processes.remove(one).kill();
-        self.births.push(Birth::new(&self.hub, self.rng.fork()));
+        let process = self.processes.remove(one);
+        let mistake = process.mistake;
+        process.kill();
+        self.births.push(Birth::with(&self.hub, self.rng.fork(), mistake));
+    }
+
+    /// Whether the chain has a KEK that a root must open.
+    fn has_keks(&self) -> bool {
+        let book = self.hub.book();
+        book.keks.values().any(|page| page.kek.as_ref().is_some_and(|kek| !kek.wraps.is_empty()))
+    }
+
+    /// An operator starts one more process, with a mistake in its configuration.
+    fn misconfigure(&mut self) {
+        let wrong = self.processes.iter().filter(|process| process.mistake.is_some()).count()
+            + self.births.iter().filter(|birth| birth.mistake.is_some()).count();
+        if wrong >= 2 {
+            return;
+        }
+        let mistakes = [Mistake::AllWrong, Mistake::FirstWrong, Mistake::Swapped];
+        let mistake = mistakes[self.rng.index(mistakes.len())];
+        self.hub.book().counts.mistakes += 1;
+        self.births.push(Birth::with(&self.hub, self.rng.fork(), Some(mistake)));
+    }
+
+    /// The operator corrects the configuration of every process, which said all the while that
+    /// something is wrong.
+    async fn correction(&mut self) {
+        if self.is_broken() {
+            return;
+        }
+        for process in self.processes.iter().filter(|process| process.mistake.is_some()) {
+            process.mend();
+        }
+        // A process looks at its roots every 5 s, and waits up to 15 s for a call.
+        sleep(Duration::from_secs(60)).await;
+        for process in self.processes.iter().filter(|process| process.mistake.is_some()) {
+            let health = process.service.readiness().health;
+            if health == Health::Ok && process.must_complain() {
+                let number = process.net.process;
+                self.broken(format!("{number} has {:?} and says ok", process.mistake));
+            }
+        }
+        let (wrong, right): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.processes).into_iter().partition(|it| it.mistake.is_some());
+        self.processes = right;
+        for process in wrong {
+            process.kill();
+            self.births.push(Birth::new(&self.hub, self.rng.fork()));
+        }
+        let (wrong, right): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.births).into_iter().partition(|it| it.mistake.is_some());
+        self.births = right;
+        for birth in wrong {
+            birth.abandon();
+            self.births.push(Birth::new(&self.hub, self.rng.fork()));
+        }
     }
 
     /// An operator puts an old copy in the place of the store.

@@ -9,6 +9,7 @@ use crate::store::record::{self, Head, Kek, Part, Record, State, Uses};
 use crate::store::{Entry, Txn};
 
 use super::Counts;
+use super::world::is_right;
 
 /// A block is void this long after it was asked for.
 const BLOCK_LIFE: Duration = Duration::from_secs(60);
@@ -215,6 +216,7 @@ impl Book {
         let early = kek.state == State::Destroyed
             && !restored
             && page.disabled_at.is_none_or(|at| now + late - at < Duration::from_secs(120 - 40));
+        let opens = kek.wraps.is_empty() || kek.wraps.iter().any(is_right);
         page.was_primary |= kek.state == State::Primary;
         page.disabled_at = match kek.state {
             State::Disabled | State::Destroyed => page.disabled_at.or(Some(now)),
@@ -230,6 +232,7 @@ impl Book {
         self.check(now, allowed, || format!("{id} goes from {before:?} to {state:?}"));
         self.check(now, same, || format!("another field of {id} changes"));
         self.check(now, !early, || format!("{id} is destroyed too early"));
+        self.check(now, opens, || format!("no root that is meant opens {id}"));
     }
 
     fn put_uses(&mut self, now: Duration, id: KekId, uses: Uses) -> Option<(KekId, u64)> {

@@ -16,6 +16,7 @@ use crate::id::KekId;
 use crate::metrics::Metrics;
 use crate::root::{self, Context, RootKey};
 use crate::secret::KeyBytes;
+use crate::store::record::Wrap;
 use crate::service::tests::chain_of;
 use crate::service::{Config, Error, KeyService, MIN_DESTROY_DELAY};
 
@@ -40,9 +41,39 @@ impl Clock for SimClock {
     }
 }
 
+/// What an operator got wrong in the configuration of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mistake {
+    /// Every root has another key.
+    AllWrong,
+    /// The first root has another key.
+    FirstWrong,
+    /// Each root has the key of the next one.
+    Swapped,
+}
+
+/// The key of a root; the right one has the root's name.
+fn key_of(roots: &[&str], index: usize, mistake: Option<Mistake>) -> String {
+    let wrong = format!("not {}", roots[index]);
+    match mistake {
+        None => roots[index].to_owned(),
+        Some(Mistake::AllWrong) => wrong,
+        Some(Mistake::FirstWrong) if index == 0 => wrong,
+        Some(Mistake::FirstWrong) => roots[index].to_owned(),
+        Some(Mistake::Swapped) if roots.len() == 1 => wrong,
+        Some(Mistake::Swapped) => roots[(index + 1) % roots.len()].to_owned(),
+    }
+}
+
+/// Whether the right key of its root made a wrap.
+pub(super) fn is_right(wrap: &Wrap) -> bool {
+    wrap.bytes.starts_with(format!("{}kms-proxy kek v1", wrap.root).as_bytes())
+}
+
 /// One root as one process reaches it.
 pub(super) struct Root {
     name: Arc<str>,
+    key: String,
     net: Net,
     away: Mutex<Instant>,
 }
@@ -74,17 +105,17 @@ impl RootKey for Root {
         self.way().await?;
         let hub = &self.net.hub;
         hub.book().wrapped(self.net.process, hub.now(), context.kek_id, &self.name);
-        let wrap = [self.name.as_bytes(), &context.aad(), kek.expose()].concat();
+        let wrap = [self.key.as_bytes(), &context.aad(), kek.expose()].concat();
         self.way().await?;
         Ok(wrap)
     }
 
     async fn unwrap(&self, context: Context<'_>, wrap: &[u8]) -> Result<KeyBytes, root::Error> {
         self.way().await?;
-        let before = [self.name.as_bytes(), &context.aad()].concat();
+        let before = [self.key.as_bytes(), &context.aad()].concat();
         let kek = wrap.strip_prefix(&*before).and_then(KeyBytes::from_slice);
         self.way().await?;
-        kek.ok_or_else(|| root::Error::Wrong("another context".to_owned()))
+        kek.ok_or_else(|| root::Error::Wrong("another key or context".to_owned()))
     }
 
     fn kind(&self) -> &'static str {
@@ -96,6 +127,7 @@ impl RootKey for Root {
 pub(super) struct Process {
     pub(super) net: Net,
     pub(super) roots: Vec<Arc<Root>>,
+    pub(super) mistake: Option<Mistake>,
     pub(super) service: Arc<KeyService>,
     /// The calls of its clients.
     pub(super) calls: Vec<JoinHandle<()>>,
@@ -105,20 +137,28 @@ pub(super) struct Process {
 pub(super) struct Birth {
     net: Net,
     roots: Vec<Arc<Root>>,
+    pub(super) mistake: Option<Mistake>,
     starting: JoinHandle<Result<Arc<KeyService>, Error>>,
 }
 
 impl Birth {
     pub(super) fn new(hub: &Arc<Hub>, rng: super::Rng) -> Self {
+        Self::with(hub, rng, None)
+    }
+
+    /// A process whose roots are not those that are meant.
+    pub(super) fn with(hub: &Arc<Hub>, rng: super::Rng, mistake: Option<Mistake>) -> Self {
         let number = hub.book().process(hub.now());
         let net = Net::new(Arc::clone(hub), number, rng);
         let roots: Vec<_> = hub
             .weather
             .roots
             .iter()
-            .map(|&name| {
+            .enumerate()
+            .map(|(index, &name)| {
+                let key = key_of(hub.weather.roots, index, mistake);
                 let away = Mutex::new(Instant::now());
-                Arc::new(Root { name: name.into(), net: net.clone(), away })
+                Arc::new(Root { name: name.into(), key, net: net.clone(), away })
             })
             .collect();
         let named = roots
@@ -142,17 +182,26 @@ impl Birth {
             let metrics = Metrics::new(&Registry::new()).unwrap();
             KeyService::start(config, store, named, Arc::new(clock), metrics).await
         });
-        Self { net, roots, starting }
+        Self { net, roots, mistake, starting }
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.starting.is_finished()
     }
 
+    /// It is given up.
+    pub(super) fn abandon(self) {
+        self.net.kill();
+        self.starting.abort();
+        let hub = &self.net.hub;
+        hub.book().crashed(self.net.process, hub.now());
+    }
+
     /// The process; an error when the store did not answer it.
     pub(super) async fn born(self) -> Result<Process, Error> {
         let service = self.starting.await.expect("a start panicked")?;
-        Ok(Process { net: self.net, roots: self.roots, service, calls: Vec::new() })
+        let Self { net, roots, mistake, .. } = self;
+        Ok(Process { net, roots, mistake, service, calls: Vec::new() })
     }
 }
 
@@ -185,6 +234,15 @@ impl Process {
     pub(super) fn mend(&self) {
         self.net.mend();
         self.lose_roots(Instant::now());
+    }
+
+    /// Whether it has a root that is said to have wrapped the primary, and has another key.
+    pub(super) fn must_complain(&self) -> bool {
+        let book = self.net.hub.book();
+        let primary = book.head.as_ref().and_then(|head| head.primary);
+        let kek = primary.and_then(|id| book.keks.get(&id)?.kek.as_ref());
+        let is_named = |root: &str| kek.is_some_and(|kek| kek.wraps.iter().any(|w| w.root == root));
+        self.roots.iter().any(|root| *root.name != *root.key && is_named(&root.name))
     }
 
     /// None of its tasks ended, as one that panicked does.

@@ -67,6 +67,7 @@ impl History {
                 generation: 1,
                 roots_generation: 1,
                 named_root: None,
+                repair: None,
             };
             self.put(record::head_key(chain), &head).await;
         }

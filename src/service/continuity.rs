@@ -1,0 +1,292 @@
+//! Which roots may wrap a new KEK of a chain: those that open a KEK which the chain has already.
+//!
+//! A wrong passphrase, a key file of another machine, two roots swapped, an alias that names
+//! another key: each makes KEKs that nobody opens once the configuration is corrected. So a root is
+//! asked to open what it is said to have wrapped before it wraps more. What it opened is remembered
+//! for `cache.kek_max_age`, so a rotation rarely costs a call for it.
+//!
+//! A chain without KEKs has nothing to open; there the other chains of the store count. A store
+//! without KEKs takes any root: that is a first start.
+
+use std::sync::Arc;
+
+use crate::id::{ChainName, KekId};
+use crate::keychain::Form;
+use crate::root;
+use crate::store::record::{self, Kek, Record};
+use crate::store::{self, Store};
+
+use super::chain::Chain;
+use super::core::Core;
+use super::error::{Error, Kind};
+use super::keyring::{Allowed, RootState};
+use super::ledger;
+
+/// KEKs that a root may fail to open before it counts as another root.
+const TRIES: usize = 8;
+/// Records of one read, and the most that are read of a chain.
+const PAGE: usize = 500;
+const MOST: usize = 100_000;
+
+/// What a root makes of the KEKs that it is said to have wrapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It opens one of them.
+    Opens,
+    /// There is none.
+    Unused,
+    /// It answers, and opens none.
+    Other,
+    /// It does not answer, or denies access.
+    Silent,
+}
+
+/// The roots that may wrap the next KEK of `chain`, whose primary and standby are `held`.
+///
+/// # Errors
+/// [`Kind::RootUnavailable`] when no root opens a KEK that is there, [`Kind::StoreUnavailable`].
+pub(super) async fn allowed(
+    core: &Core,
+    chain: &ChainName,
+    held: &[(KekId, Kek)],
+) -> Result<Allowed, Error> {
+    let roots = &core.keyring.roots;
+    if core.form == Form::Carried {
+        // Every KEK that is stored here was made by this process.
+        return Ok(roots.all_allowed());
+    }
+    let mut keks = Keks::new(chain, held);
+    let mut allowed = Allowed::default();
+    for state in roots.iter() {
+        let verdict = match judge(core, state, &mut keks).await? {
+            Verdict::Unused if is_another(state) => Verdict::Other,
+            verdict => verdict,
+        };
+        match verdict {
+            Verdict::Opens => allowed.proven.push(Arc::clone(&state.named.name)),
+            Verdict::Unused => allowed.new.push(Arc::clone(&state.named.name)),
+            Verdict::Other | Verdict::Silent => {}
+        }
+    }
+    if !allowed.proven.is_empty() {
+        return Ok(allowed);
+    }
+    if !keks.is_empty(core).await? {
+        return Err(refused(core, chain));
+    }
+    found(core, chain).await
+}
+
+/// The roots that may wrap the first KEK of `chain`.
+async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
+    let (mut allowed, mut is_first) = (Allowed::default(), true);
+    let mut undecided: Vec<_> = Vec::new();
+    for state in core.keyring.roots.iter() {
+        match state.opened_any() {
+            true => allowed.proven.push(Arc::clone(&state.named.name)),
+            false => undecided.push((state, Verdict::Unused)),
+        }
+    }
+    if !undecided.is_empty() {
+        let others = ledger::chains(&*core.store).await;
+        for other in others.map_err(|error| core.store_error(chain, error))? {
+            let mut keks = Keks::new(&other, &[]);
+            for (state, verdict) in &mut undecided {
+                if matches!(verdict, Verdict::Unused | Verdict::Silent) {
+                    *verdict = match judge(core, state, &mut keks).await? {
+                        Verdict::Unused => verdict.clone(),
+                        seen => seen,
+                    };
+                }
+            }
+            is_first &= keks.is_empty(core).await?;
+            if !is_first && undecided.iter().all(|(_, verdict)| *verdict != Verdict::Unused) {
+                break;
+            }
+        }
+    }
+    let mut unused = Vec::new();
+    for (state, verdict) in undecided {
+        match verdict {
+            Verdict::Opens => allowed.proven.push(Arc::clone(&state.named.name)),
+            Verdict::Unused => unused.push(Arc::clone(&state.named.name)),
+            Verdict::Other | Verdict::Silent => {}
+        }
+    }
+    match allowed.proven.is_empty() {
+        false => Ok(Allowed { new: unused, ..allowed }),
+        true if is_first => Ok(Allowed { proven: unused, new: Vec::new() }),
+        true => Err(refused(core, chain)),
+    }
+}
+
+/// Whether a KEK in `store` has a wrap by a root of this name.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn names_root(store: &dyn Store, root: &str) -> Result<bool, store::Error> {
+    for chain in ledger::chains(store).await? {
+        let (prefix, mut after) = (record::keks_prefix(&chain), None::<String>);
+        loop {
+            let page = store.list(&prefix, after.as_deref(), PAGE).await?;
+            let mut keks = page.iter().filter_map(|it| Kek::decode(&it.key, &it.value).ok());
+            if keks.any(|kek| kek.wraps.iter().any(|wrap| wrap.root == root)) {
+                return Ok(true);
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
+                _ => break,
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Whether `root` may wrap KEKs which the chain has: it opens one that it wrapped, or wrapped none.
+///
+/// # Errors
+/// [`Kind::Conflict`] when its key is another one, [`Kind::RootUnavailable`] when it does not answer,
+/// [`Kind::StoreUnavailable`].
+pub(super) async fn may_add(
+    core: &Core,
+    chain: &ChainName,
+    root: &str,
+    held: &[(KekId, Kek)],
+) -> Result<(), Error> {
+    let state = core.keyring.roots.iter().find(|state| *state.named.name == *root);
+    let Some(state) = state else { return Ok(()) };
+    match judge(core, state, &mut Keks::new(chain, held)).await? {
+        Verdict::Unused if is_another(state) => Err(another(state)),
+        Verdict::Opens | Verdict::Unused => Ok(()),
+        Verdict::Other => Err(another(state)),
+        Verdict::Silent => {
+            Err(Error::new(Kind::RootUnavailable, format!("root {root} does not answer")))
+        }
+    }
+}
+
+/// Has a root that has opened nothing yet open a KEK, so that readiness knows whether its key is the
+/// right one.
+pub(super) async fn sample(core: &Core, chain: &Chain, state: &RootState) -> bool {
+    let held = chain.reserver.lock().await.ledger.held();
+    for (id, kek) in held {
+        if let Some(wrap) = kek.wraps.iter().find(|wrap| *wrap.root == *state.named.name) {
+            let opened = core.keyring.open_by(state, &chain.name, id, kek.suite, &wrap.bytes).await;
+            return !matches!(opened, Err(root::Error::Away(_)));
+        }
+    }
+    false
+}
+
+/// A root that opens nothing of the store, and not because it wrapped nothing.
+fn is_another(state: &RootState) -> bool {
+    !state.opened_any() && state.wrong().is_some()
+}
+
+fn another(state: &RootState) -> Error {
+    let why = state.wrong().unwrap_or_else(|| "it opens none of its wraps".to_owned());
+    let detail = format!("root {} has another key than before: {why}", state.named.name);
+    Error::new(Kind::Conflict, detail)
+}
+
+/// The KEKs of a chain: those that are known, and all others where these do not tell.
+struct Keks<'a> {
+    chain: &'a ChainName,
+    held: &'a [(KekId, Kek)],
+    listed: Option<Vec<(KekId, Kek)>>,
+}
+
+impl<'a> Keks<'a> {
+    fn new(chain: &'a ChainName, held: &'a [(KekId, Kek)]) -> Self {
+        Self { chain, held, listed: None }
+    }
+
+    /// The wraps by `root` among KEKs that are known, the newest first; else among all.
+    async fn wrapped_by(&mut self, core: &Core, root: &str) -> Result<Vec<(KekId, Kek)>, Error> {
+        let of = |keks: &[(KekId, Kek)]| -> Vec<_> {
+            let wrapped = |(_, kek): &&(KekId, Kek)| kek.wraps.iter().any(|it| it.root == root);
+            keks.iter().filter(wrapped).cloned().collect()
+        };
+        let mut keks = of(self.held);
+        // One that is known may be the exception.
+        keks.extend(of(self.listed.as_deref().unwrap_or_default()));
+        if keks.is_empty() && self.listed.is_none() {
+            keks = of(self.list(core).await?);
+        }
+        keks.sort_by_key(|(_, kek)| std::cmp::Reverse(kek.promoted_at.unwrap_or(kek.created_at)));
+        Ok(keks)
+    }
+
+    /// Whether no KEK is there that could be opened.
+    async fn is_empty(&mut self, core: &Core) -> Result<bool, Error> {
+        let is_alive = |(_, kek): &(KekId, Kek)| !kek.wraps.is_empty();
+        Ok(!self.held.iter().any(is_alive) && !self.list(core).await?.iter().any(is_alive))
+    }
+
+    /// Reads all KEKs once. A damaged record is left out: whatever reads it reports it.
+    async fn list(&mut self, core: &Core) -> Result<&[(KekId, Kek)], Error> {
+        if self.listed.is_none() {
+            let (prefix, mut keks, mut after) =
+                (record::keks_prefix(self.chain), Vec::new(), None::<String>);
+            loop {
+                let page = core.store.list(&prefix, after.as_deref(), PAGE).await;
+                let page = page.map_err(|error| core.store_error(self.chain, error))?;
+                keks.extend(page.iter().filter_map(|entry| {
+                    let id = entry.key.strip_prefix(&prefix)?.parse().ok()?;
+                    Some((id, Kek::decode(&entry.key, &entry.value).ok()?))
+                }));
+                match page.last() {
+                    Some(last) if page.len() == PAGE && keks.len() < MOST => {
+                        after = Some(last.key.clone());
+                    }
+                    _ => break,
+                }
+            }
+            self.listed = Some(keks);
+        }
+        Ok(self.listed.as_deref().unwrap_or_default())
+    }
+}
+
+/// What a root makes of the KEKs of a chain.
+async fn judge(core: &Core, state: &RootState, keks: &mut Keks<'_>) -> Result<Verdict, Error> {
+    let chain = keks.chain;
+    let is_fresh = |at| core.clock.now().since(at) < core.config.kek_max_age;
+    if state.opened_at(chain).is_some_and(is_fresh) {
+        return Ok(Verdict::Opens);
+    }
+    let wrapped = keks.wrapped_by(core, &state.named.name).await?;
+    let mut verdict = Verdict::Unused;
+    for (id, kek) in wrapped.iter().take(TRIES) {
+        let wraps = kek.wraps.iter().filter(|wrap| *wrap.root == *state.named.name);
+        for wrap in wraps {
+            match core.keyring.open_by(state, chain, *id, kek.suite, &wrap.bytes).await {
+                Ok(_) => return Ok(Verdict::Opens),
+                Err(root::Error::Wrong(_)) => verdict = Verdict::Other,
+                Err(_) => return Ok(Verdict::Silent),
+            }
+        }
+    }
+    if verdict == Verdict::Other && keks.listed.is_none() {
+        // The primary and the standby alone do not tell: one of them may be damaged.
+        keks.list(core).await?;
+        return Box::pin(judge(core, state, keks)).await;
+    }
+    Ok(verdict)
+}
+
+/// No KEK is made.
+fn refused(core: &Core, chain: &ChainName) -> Error {
+    let wrong = core.keyring.roots.iter().filter_map(|state| {
+        state.wrong().map(|why| format!("root {}: {why}", state.named.name))
+    });
+    let wrong: Vec<_> = wrong.collect();
+    let why = match wrong.is_empty() {
+        true => "no configured root wrapped them, or none that did answers".to_owned(),
+        false => wrong.join("; "),
+    };
+    Error::new(Kind::RootUnavailable, "no root opens the KEKs of this chain").with_advice(format!(
+        "no new KEK is made, since nothing under it would decrypt once the roots are corrected ({why}). \
+         Where the key of the old root is lost for good: kms-proxy rotate --force --chain {chain}"
+    ))
+}
