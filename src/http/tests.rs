@@ -382,7 +382,7 @@ async fn names_of_fields_are_repeated_once_and_not_without_end() {
     let said = problem["detail"].as_str().unwrap();
     assert!(said.starts_with("items[1]: unknown field `y`, expected one of"), "{said}");
     let name = format!("{long}`, there are no fields");
-    let path = "/v1/chains/default/keks/00000000000000000000000000000000/disable";
+    let path = "/v1/chains/default/keks/00000000000000000000000000000000/enable";
     let (_, problem) = server.post(path, json!({ name: 1 })).await;
     let said = problem["detail"].as_str().unwrap();
     assert!(said.starts_with(&format!("unknown field `{sixty_four}...`, there are no fields (")));
