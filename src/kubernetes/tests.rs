@@ -97,7 +97,9 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
     let plugin = |policy| Plugin::new(Arc::clone(&service), chain(), policy);
     let (coast, enforce) = (plugin(OnRootOutage::Coast), plugin(OnRootOutage::Enforce));
     let (stop, stopped) = watch::channel(());
-    let watching = tokio::spawn(plugin::watch_roots(Arc::clone(&service), chain(), stopped));
+    let policy = OnRootOutage::Enforce;
+    let watching = plugin::watch_roots(Arc::clone(&service), chain(), policy, stopped);
+    let watching = tokio::spawn(watching);
     let key_id = enforce.status(StatusRequest {}).unwrap().key_id;
     root.1.store(true, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(62)).await;
@@ -112,6 +114,58 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
     assert_eq!(enforce.status(StatusRequest {}).unwrap().healthz, "ok");
     drop(stop);
     watching.await.unwrap();
+}
+
+/// No call of kube-apiserver needs a root for days.
+#[tokio::test(start_paused = true)]
+async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
+    let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
+    let service = start_on(&Arc::default(), &root).await;
+    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Coast);
+    let (stop, stopped) = watch::channel(());
+    let policy = OnRootOutage::Coast;
+    let watching = plugin::watch_roots(Arc::clone(&service), chain(), policy, stopped);
+    let watching = tokio::spawn(watching);
+    let root_up = || service.metrics().root_up.with_label_values(&["main"]).get();
+    root.1.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_eq!(root_up(), 0);
+    let status = plugin.status(StatusRequest {}).unwrap();
+    assert!(status.healthz.contains("somebody took the permission away"), "{status:?}");
+    root.1.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_eq!(root_up(), 1);
+    assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok");
+    drop(stop);
+    watching.await.unwrap();
+}
+
+/// kube-apiserver is not ready while a plugin reports a failure, and an idle plugin writes nothing.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_back_is_noticed_without_a_write_by_any_caller() {
+    for outage in [&[][..], &[memory::Fault::NotSent], &[memory::Fault::AnswerLost]] {
+        let store = Arc::<memory::Store>::default();
+        let (service, plugin) = start(&store, Duration::ZERO).await;
+        if outage.is_empty() {
+            store.set_down(true);
+        } else {
+            store.fail_next(outage.iter().copied());
+        }
+        service.rotate(Some("kubernetes")).await.unwrap_err();
+        let status = plugin.status(StatusRequest {}).unwrap();
+        assert!(status.healthz.starts_with("store: "), "{status:?}");
+        if outage.is_empty() {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_ne!(plugin.status(StatusRequest {}).unwrap().healthz, "ok", "it is down still");
+        }
+        store.set_down(false);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok", "{outage:?}");
+        assert_eq!(service.metrics().store_up.get(), 1);
+        // The probe leaves nothing in the store.
+        let claim = crate::store::record::claim_key(&ChainName::new("default").unwrap());
+        assert_eq!(crate::store::Store::get(&*store, &claim).await.unwrap(), None);
+    }
 }
 
 #[test]
