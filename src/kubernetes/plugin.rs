@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::Status;
@@ -27,8 +27,10 @@ use super::{DEADLINE, MAX_CIPHERTEXT, MAX_KEY_ID, OnRootOutage, VERSION};
 const MAX_PLAINTEXT: usize = 946;
 /// As much of a uid as the log shows, in characters. Kubernetes' have 36.
 const MAX_UID: usize = 64;
-/// How often the roots are asked where their outage must stop writes within three minutes.
-const ASK_ROOTS: std::time::Duration = std::time::Duration::from_secs(60);
+/// How often the roots are checked where their outage must stop writes within four minutes.
+const CHECK_TO_ENFORCE: Duration = Duration::from_secs(60);
+/// How often they are checked where an outage only has to be reported: 8,640 calls in 30 days.
+const CHECK_TO_REPORT: Duration = Duration::from_secs(5 * 60);
 
 /// The plugin of one chain.
 pub(super) struct Plugin {
@@ -161,17 +163,27 @@ struct Made {
     kek_id: KekId,
 }
 
-/// Asks the roots now and then whether they still open the primary KEK.
+/// Checks at an interval whether the roots still open the primary KEK. No call of kube-apiserver
+/// needs a root for days, so nothing else would notice an outage or a revoked key.
 pub(super) async fn watch_roots(
     service: Arc<KeyService>,
     chain: ChainName,
+    on_root_outage: OnRootOutage,
     mut stop: watch::Receiver<()>,
 ) {
+    let every = match on_root_outage {
+        OnRootOutage::Coast => CHECK_TO_REPORT,
+        OnRootOutage::Enforce => CHECK_TO_ENFORCE,
+    };
     loop {
+        let check = async {
+            tokio::time::sleep(every).await;
+            service.check_primary(&chain).await;
+        };
         tokio::select! {
             biased;
             _ = stop.changed() => return,
-            () = tokio::time::sleep(ASK_ROOTS) => service.check_primary(&chain).await,
+            () = check => {}
         }
     }
 }

@@ -89,8 +89,8 @@ impl KeyService {
         }
     }
 
-    /// Asks the roots of the primary KEK whether one of them opens it: one call of a root. What they
-    /// say is in [`key_state`](Self::key_state) from then on.
+    /// Asks each root of the primary KEK whether it opens it: one call of each. The result is in
+    /// [`key_state`](Self::key_state), readiness and the metrics from then on.
     pub async fn check_primary(&self, chain: &ChainName) {
         let chain = self.chains.load().get(chain).cloned();
         let primary = chain.as_ref().and_then(|chain| chain.snapshot().primary_id());

@@ -154,3 +154,24 @@ async fn an_outage_of_all_roots_is_told_once_they_were_asked() {
     service.check_primary(&default()).await;
     assert_eq!(service.key_state(&default()).root_outage, None);
 }
+
+#[tokio::test]
+async fn a_check_asks_every_root_so_one_that_is_away_is_noticed_beside_one_that_is_not() {
+    let clock = Arc::<ManualClock>::default();
+    let (first, second) = (Arc::<TestRoot>::default(), Arc::<TestRoot>::default());
+    let roots = [("first", &first), ("second", &second)];
+    let store = Arc::<memory::Store>::default();
+    let service = start(store as _, &roots, &clock).await;
+    named(&service).await;
+    let up = |root: &str| service.metrics().root_up.with_label_values(&[root]).get();
+    for root in [&first, &second] {
+        root.away.store(true, SeqCst);
+        service.check_primary(&default()).await;
+        let expected = if Arc::ptr_eq(root, &first) { (0, 1) } else { (1, 0) };
+        assert_eq!((up("first"), up("second")), expected);
+        assert_eq!(service.key_state(&default()).root_outage, None, "one root is enough");
+        root.away.store(false, SeqCst);
+        service.check_primary(&default()).await;
+        assert_eq!((up("first"), up("second")), (1, 1));
+    }
+}
