@@ -12,11 +12,19 @@ use super::{Failure, Result};
 #[command(after_help = "\
 Older KEKs go on decrypting. The id of the new primary KEK is printed.
 
-Example:
-  kms-proxy rotate --chain orders")]
+With --new-key-id the new Kubernetes key id is printed on a second line. kube-apiserver then makes \
+a new seed within a minute, and a storage migration encrypts every object again: \
+docs/kubernetes.md has the procedure.
+
+Examples:
+  kms-proxy rotate --chain orders
+  kms-proxy rotate --chain kubernetes --new-key-id")]
 pub(super) struct RotateArgs {
     #[command(flatten)]
     chain: ChainArgs,
+    /// Give the chain a new Kubernetes key id as well
+    #[arg(long)]
+    new_key_id: bool,
     #[command(flatten)]
     client: client::Args,
 }
@@ -67,12 +75,17 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
     #[derive(Deserialize)]
     struct Rotated {
         primary: String,
+        key_id: Option<String>,
     }
     let client = Client::new(args.client)?;
-    let body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
+    let mut body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
+    if args.new_key_id {
+        body["new_key_id"] = true.into();
+    }
     let rotated: Rotated =
         client.call_json(client.request(Method::POST, "/v1/rotate").json(&body)).await?;
-    print(format!("{}\n", rotated.primary).as_bytes())
+    let key_id = rotated.key_id.map(|key_id| format!("{key_id}\n")).unwrap_or_default();
+    print(format!("{}\n{key_id}", rotated.primary).as_bytes())
 }
 
 /// Tells how the service stands.

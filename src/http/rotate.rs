@@ -23,6 +23,11 @@ pub(super) struct RotateRequest<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
     chain: Option<Text<'a>>,
+    /// Whether the chain also gets a new Kubernetes key id: then kube-apiserver makes a new seed, and
+    /// a storage migration encrypts every object again. Only for a chain that serves Kubernetes.
+    #[serde(default)]
+    #[schema(required = false)]
+    new_key_id: bool,
 }
 
 /// A rotation that was made.
@@ -37,6 +42,10 @@ pub(super) struct RotateResponse {
     /// The KEK that encrypted before; null for a chain's first.
     #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
     previous: Option<String>,
+    /// The new Kubernetes key id, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "kms-proxy/kubernetes/7-5c4f0a9d27b1e8c3/aws-kms/main")]
+    key_id: Option<String>,
 }
 
 /// Makes a new primary KEK now.
@@ -54,10 +63,17 @@ pub(super) async fn rotate(
     let body = body::read_json(request, app.body()).await.map_err(refuse)?;
     let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
     let chain = request.chain.as_ref().map(Text::as_str);
-    let rotated = app.access.enter(&caller, Operation::Rotate, chain)?.rotate(chain).await?;
+    let service = app.access.enter(&caller, Operation::Rotate, chain)?;
+    let (rotated, key_id) = if request.new_key_id {
+        let (rotated, key_id) = service.rotate_key_id(chain).await?;
+        (rotated, Some(key_id))
+    } else {
+        (service.rotate(chain).await?, None)
+    };
     Ok(answer::json(&RotateResponse {
         chain: rotated.chain.to_string(),
         primary: rotated.primary.to_string(),
         previous: rotated.previous.map(|id| id.to_string()),
+        key_id,
     })?)
 }

@@ -175,3 +175,23 @@ async fn a_check_asks_every_root_so_one_that_is_away_is_noticed_beside_one_that_
         assert_eq!((up("first"), up("second")), (1, 1));
     }
 }
+
+#[tokio::test]
+async fn a_new_name_on_request_comes_with_a_new_kek_and_reaches_every_replica() {
+    let replicas = Replicas::new(2).await;
+    let (a, b) = (&replicas.services[0], &replicas.services[1]);
+    let refused = a.rotate_key_id(None).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
+    let first = named(a).await;
+    assert_eq!(named(b).await, first);
+    let (_, before) = encrypt(a).await.unwrap();
+    let (rotated, second) = a.rotate_key_id(None).await.unwrap();
+    assert_eq!(rotated.previous, Some(before));
+    assert_ne!(second, first);
+    for service in [a, b] {
+        assert_eq!(becomes_another(service, &first).await, second);
+        assert_eq!(encrypt(service).await.unwrap().1, rotated.primary);
+    }
+    let (_, third) = b.rotate_key_id(None).await.unwrap();
+    assert!(![first, second].contains(&third));
+}
