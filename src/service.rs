@@ -122,6 +122,8 @@ pub struct KeyService {
     damaged: HashMap<ChainName, String>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     draining: AtomicBool,
+    /// The checks of parts beside the service.
+    reports: Mutex<Vec<Check>>,
 }
 
 impl KeyService {
@@ -289,6 +291,7 @@ impl KeyService {
                 });
             }
         }
+        checks.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         if self.is_draining() {
             let detail = Some("shutting down".to_owned());
             checks.push(Check { name: "service".to_owned(), health: Health::Down, detail });
@@ -301,6 +304,13 @@ impl KeyService {
             Health::Ok
         };
         Readiness { health, checks }
+    }
+
+    /// Sets the check of a part beside the service, such as a listener: readiness has it from now on.
+    pub fn report(&self, check: Check) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.retain(|other| other.name != check.name);
+        reports.push(check);
     }
 
     /// From now on [`readiness`](Self::readiness) is down; requests are still answered.

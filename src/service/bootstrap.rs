@@ -74,6 +74,7 @@ impl KeyService {
             damaged,
             tasks: Mutex::new(tasks),
             draining: false.into(),
+            reports: Mutex::default(),
         });
         for chain in service.chains.load().values() {
             service.spawn(chain);
