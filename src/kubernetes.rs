@@ -15,6 +15,7 @@ use crate::service::{Error, KeyService};
 
 mod carried;
 mod config;
+mod connection;
 pub mod doctor;
 mod plugin;
 mod proto;
@@ -22,6 +23,7 @@ mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 pub use config::{Address, Config, OnRootOutage, Owner, SocketMode};
 pub use socket::{Bound, Error as BindError, bind};
@@ -56,14 +58,12 @@ pub async fn serve(
 ) -> Result<Serving, Error> {
     service.name_keys(config.chain.as_str()).await?;
     let stop = watch::Sender::new(());
-    let mut tasks = Vec::new();
-    if config.on_root_outage == OnRootOutage::Enforce {
-        let (service, chain) = (Arc::clone(&service), config.chain.clone());
-        tasks.push(tokio::spawn(plugin::watch_roots(service, chain, stop.subscribe())));
-    }
+    let (chain, policy) = (config.chain.clone(), config.on_root_outage);
+    let watching = plugin::watch_roots(Arc::clone(&service), chain, policy, stop.subscribe());
+    let mut tasks = vec![tokio::spawn(watching)];
     tracing::info!(socket = %config.socket, chain = %config.chain, "Kubernetes is served");
-    let plugin = Arc::new(Plugin::new(service, config.chain, config.on_root_outage));
-    tasks.push(tokio::spawn(server::run(bound, config.allowed_uids, plugin, stop.subscribe())));
+    let plugin = Arc::new(Plugin::new(service, config.chain.clone(), config.on_root_outage));
+    tasks.push(tokio::spawn(server::run(bound, config, plugin, stop.subscribe())));
     Ok(Serving { stop, tasks })
 }
 

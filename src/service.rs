@@ -125,6 +125,8 @@ pub struct KeyService {
     damaged: HashMap<ChainName, String>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     draining: AtomicBool,
+    /// The checks of parts beside the service.
+    reports: Mutex<Vec<Check>>,
 }
 
 impl KeyService {
@@ -305,6 +307,7 @@ impl KeyService {
             });
             checks.extend(self.check_chain(chain));
         }
+        checks.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         if self.is_draining() {
             let detail = Some("shutting down".to_owned());
             checks.push(Check { name: "service".to_owned(), health: Health::Down, detail });
@@ -361,6 +364,13 @@ impl KeyService {
         let chain = self.find(Operation::Read, Some(chain)).await?;
         let missing = Ok(self.core.keyring.missing(&chain.name));
         self.finish(Operation::Read, &chain, started, missing)
+    }
+
+    /// Sets the check of a part beside the service, such as a listener: readiness has it from now on.
+    pub fn report(&self, check: Check) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.retain(|other| other.name != check.name);
+        reports.push(check);
     }
 
     /// From now on [`readiness`](Self::readiness) is down; requests are still answered.

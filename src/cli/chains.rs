@@ -16,14 +16,22 @@ A service that can't open the primary KEK refuses: its roots may be configured w
 replicas could not open the new KEK. With --force it rotates all the same, by the roots that it has. \
 That is for a root whose key is lost for good; it needs the permission `manage`.
 
-Example:
-  kms-proxy rotate --chain orders")]
+With --new-key-id the new Kubernetes key id is printed on a second line. kube-apiserver then makes \
+a new seed within a minute, and a storage migration encrypts every object again: \
+docs/kubernetes.md has the procedure.
+
+Examples:
+  kms-proxy rotate --chain orders
+  kms-proxy rotate --chain kubernetes --new-key-id")]
 pub(super) struct RotateArgs {
     /// Rotate although no root opens the KEKs of the chain
-    #[arg(long)]
+    #[arg(long, conflicts_with = "new_key_id")]
     force: bool,
     #[command(flatten)]
     chain: ChainArgs,
+    /// Give the chain a new Kubernetes key id as well
+    #[arg(long)]
+    new_key_id: bool,
     #[command(flatten)]
     client: client::Args,
 }
@@ -74,15 +82,19 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
     #[derive(Deserialize)]
     struct Rotated {
         primary: String,
+        key_id: Option<String>,
     }
     let client = Client::new(args.client)?;
     let mut body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
-    if let (true, Value::Object(fields)) = (args.force, &mut body) {
-        fields.insert("force".to_owned(), true.into());
+    for (flag, is_set) in [("force", args.force), ("new_key_id", args.new_key_id)] {
+        if let (true, Value::Object(fields)) = (is_set, &mut body) {
+            fields.insert(flag.to_owned(), true.into());
+        }
     }
     let rotated: Rotated =
         client.call_json(client.request(Method::POST, "/v1/rotate").json(&body)).await?;
-    print(format!("{}\n", rotated.primary).as_bytes())
+    let key_id = rotated.key_id.map(|key_id| format!("{key_id}\n")).unwrap_or_default();
+    print(format!("{}\n{key_id}", rotated.primary).as_bytes())
 }
 
 /// Tells how the service stands.

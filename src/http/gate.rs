@@ -135,7 +135,8 @@ impl Gate {
         }
         if let Some((started, method, uri)) = started {
             let (path, status) = (uri.path(), response.status().as_u16());
-            let took_us = started.elapsed().as_micros();
+            // As u64: the JSON log writes u128 as text.
+            let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             let client = client.as_deref().map(Client::name);
             let request_id = id_text(&id);
             tracing::debug!(request_id, client, %method, path, status, took_us, "a request");

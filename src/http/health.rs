@@ -33,7 +33,7 @@ pub(super) struct ReadinessBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Check)]
 pub(super) struct CheckBody {
-    /// `store`, `root:{name}`, `chain:{name}`, `tls`, `config`, `jwks` or `service`.
+    /// `store`, `root:{name}`, `chain:{name}`, `kubernetes`, `tls`, `config`, `jwks` or `service`.
     #[schema(example = "root:main")]
     name: String,
     /// `ok`, `degraded` or `unavailable`.

@@ -28,6 +28,11 @@ pub(super) struct RotateRequest<'a> {
     #[serde(default)]
     #[schema(example = false)]
     force: bool,
+    /// Whether the chain also gets a new Kubernetes key id: then kube-apiserver makes a new seed, and
+    /// a storage migration encrypts every object again. Only for a chain that serves Kubernetes.
+    #[serde(default)]
+    #[schema(required = false)]
+    new_key_id: bool,
 }
 
 /// A rotation that was made.
@@ -42,6 +47,10 @@ pub(super) struct RotateResponse {
     /// The KEK that encrypted before; null for a chain's first.
     #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
     previous: Option<String>,
+    /// The new Kubernetes key id, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "kms-proxy/kubernetes/7-5c4f0a9d27b1e8c3/aws-kms/main")]
+    key_id: Option<String>,
 }
 
 /// Makes a new primary KEK now.
@@ -60,14 +69,25 @@ pub(super) async fn rotate(
     let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
     let chain = request.chain.as_ref().map(Text::as_str);
     let service = app.access.enter(&caller, Operation::Rotate, chain)?;
-    let rotated = if request.force {
-        app.access.enter(&caller, Operation::Manage, chain)?.force_rotate(chain).await?
-    } else {
-        service.rotate(chain).await?
+    let (rotated, key_id) = match (request.force, request.new_key_id) {
+        (true, true) => {
+            let error = body::invalid("force and new_key_id can't be given together");
+            return Err(refuse(error).into());
+        }
+        (true, false) => {
+            let service = app.access.enter(&caller, Operation::Manage, chain)?;
+            (service.force_rotate(chain).await?, None)
+        }
+        (false, true) => {
+            let (rotated, key_id) = service.rotate_key_id(chain).await?;
+            (rotated, Some(key_id))
+        }
+        (false, false) => (service.rotate(chain).await?, None),
     };
     Ok(answer::json(&RotateResponse {
         chain: rotated.chain.to_string(),
         primary: rotated.primary.to_string(),
         previous: rotated.previous.map(|id| id.to_string()),
+        key_id,
     })?)
 }

@@ -38,7 +38,7 @@ pub enum OnRootOutage {
     /// That something is wrong; it goes on writing.
     #[default]
     Coast,
-    /// An error, so that it stops writing within three minutes.
+    /// An error, so that it stops writing within about four minutes.
     Enforce,
 }
 

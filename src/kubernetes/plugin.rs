@@ -4,8 +4,8 @@
 //! nothing, and what any replica gave out, at any time, opens everywhere: no list of them is kept.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::Status;
@@ -15,7 +15,7 @@ use crate::keychain::message::Plaintext;
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
 use crate::service::names::{self, KeyState};
-use crate::service::{Decrypted, KeyService};
+use crate::service::{Check, Decrypted, Health, KeyService};
 
 use super::carried;
 use super::proto::{
@@ -27,14 +27,18 @@ use super::{DEADLINE, MAX_CIPHERTEXT, MAX_KEY_ID, OnRootOutage, VERSION};
 const MAX_PLAINTEXT: usize = 946;
 /// As much of a uid as the log shows, in characters. Kubernetes' have 36.
 const MAX_UID: usize = 64;
-/// How often the roots are asked where their outage must stop writes within three minutes.
-const ASK_ROOTS: std::time::Duration = std::time::Duration::from_secs(60);
+/// How often the roots are checked where their outage must stop writes within four minutes.
+const CHECK_TO_ENFORCE: Duration = Duration::from_secs(60);
+/// How often they are checked where an outage only has to be reported: 8,640 calls in 30 days.
+const CHECK_TO_REPORT: Duration = Duration::from_secs(5 * 60);
 
 /// The plugin of one chain.
 pub(super) struct Plugin {
     service: Arc<KeyService>,
     chain: ChainName,
     on_root_outage: OnRootOutage,
+    /// Why clients do not find the socket.
+    socket_trouble: Mutex<Option<String>>,
 }
 
 impl Plugin {
@@ -43,7 +47,23 @@ impl Plugin {
         chain: ChainName,
         on_root_outage: OnRootOutage,
     ) -> Self {
-        Self { service, chain, on_root_outage }
+        Self { service, chain, on_root_outage, socket_trouble: Mutex::default() }
+    }
+
+    /// Tells readiness and, when it changes, the log why clients do not find the socket.
+    pub(super) fn report_socket(&self, trouble: Option<String>) {
+        let health = if trouble.is_some() { Health::Degraded } else { Health::Ok };
+        let name = "kubernetes".to_owned();
+        self.service.report(Check { name, health, detail: trouble.clone() });
+        let mut before = self.socket_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*before, &trouble) {
+            (before, Some(detail)) if before.as_ref() != Some(detail) => {
+                tracing::error!(detail, "kube-apiserver does not find the socket");
+            }
+            (Some(_), None) => tracing::info!("kube-apiserver finds the socket again"),
+            _ => {}
+        }
+        *before = trouble;
     }
 
     /// How the plugin stands, from memory alone.
@@ -55,7 +75,7 @@ impl Plugin {
             }
             outage => outage.or(trouble),
         };
-        let key_id = key_id.ok_or_else(|| status(&not_ready(trouble.as_deref())))?;
+        let key_id = key_id.ok_or_else(|| status(&self.not_ready(trouble.as_deref())))?;
         let healthz = trouble.unwrap_or_else(|| "ok".to_owned());
         Ok(StatusResponse { version: VERSION.to_owned(), healthz, key_id })
     }
@@ -67,7 +87,7 @@ impl Plugin {
     ) -> Result<EncryptResponse, Status> {
         let (started, uid) = (Instant::now(), uid(&request.uid));
         let plugin = Arc::clone(&self);
-        let done = in_time(async move { plugin.seal(&request.plaintext).await }).await;
+        let done = self.in_time(async move { plugin.seal(&request.plaintext).await }).await;
         self.log("encrypt", &uid, started, done.as_ref().map(|made| made.kek_id));
         let made = done.map_err(|error| status(&error))?;
         let Made { ciphertext, annotations, key_id, .. } = made;
@@ -86,7 +106,7 @@ impl Plugin {
         }
         let key_id = key_id.ok_or_else(|| {
             let why = root_outage.or(trouble);
-            self.refuse(Operation::Encrypt, not_ready(why.as_deref()))
+            self.refuse(Operation::Encrypt, self.not_ready(why.as_deref()))
         })?;
         let (chain, plaintext) = (Some(self.chain.as_str()), Plaintext::from(plaintext));
         let made = self.service.encrypt(chain, plaintext, &aad(&key_id)).await?;
@@ -105,7 +125,7 @@ impl Plugin {
     ) -> Result<DecryptResponse, Status> {
         let (started, uid) = (Instant::now(), uid(&request.uid));
         let plugin = Arc::clone(&self);
-        let done = in_time(async move { plugin.open(request).await }).await;
+        let done = self.in_time(async move { plugin.open(request).await }).await;
         self.log("decrypt", &uid, started, done.as_ref().map(|opened| opened.kek_id));
         let opened = done.map_err(|error| status(&error))?;
         Ok(DecryptResponse { plaintext: opened.plaintext.as_slice().to_vec() })
@@ -131,6 +151,40 @@ impl Plugin {
         })
     }
 
+    /// Runs a call until it is done, but answers in time. What takes longer, such as a slow root,
+    /// continues: the next try finds the KEK in memory.
+    async fn in_time<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(DEADLINE, tokio::spawn(call)).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::new(Kind::Internal, "the service failed; its log says why")),
+            Err(_) => Err(match self.awaited() {
+                Kind::StoreUnavailable => {
+                    Error::new(Kind::StoreUnavailable, "the store did not answer in time")
+                }
+                kind => Error::new(kind, "a root or the store did not answer in time"),
+            }),
+        }
+    }
+
+    fn not_ready(&self, why: Option<&str>) -> Error {
+        let why = why.unwrap_or("it is being made");
+        Error::new(self.awaited(), format!("the chain has no KEK yet: {why}"))
+    }
+
+    /// What a call that can't continue waits for: the store, where it alone is known to be in
+    /// trouble, else a root.
+    fn awaited(&self) -> Kind {
+        let root_outage = self.service.key_state(&self.chain).root_outage;
+        if root_outage.is_none() && self.service.awaits_store(&self.chain) {
+            Kind::StoreUnavailable
+        } else {
+            Kind::RootUnavailable
+        }
+    }
+
     /// Counts a call that did not come to the service.
     fn refuse(&self, operation: Operation, error: Error) -> Error {
         self.service.metrics().failed(operation, self.chain.as_str(), error.kind().code());
@@ -139,7 +193,8 @@ impl Plugin {
 
     /// One line for each call, with kube-apiserver's uid: its audit log has the same.
     fn log(&self, call: &'static str, uid: &str, started: Instant, done: Result<KekId, &Error>) {
-        let took_us = started.elapsed().as_micros();
+        // As u64: the JSON log writes u128 as text.
+        let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let chain = &self.chain;
         match done {
             Ok(kek_id) => {
@@ -161,17 +216,27 @@ struct Made {
     kek_id: KekId,
 }
 
-/// Asks the roots now and then whether they still open the primary KEK.
+/// Checks at an interval whether the roots still open the primary KEK. No call of kube-apiserver
+/// needs a root for days, so nothing else would notice an outage or a revoked key.
 pub(super) async fn watch_roots(
     service: Arc<KeyService>,
     chain: ChainName,
+    on_root_outage: OnRootOutage,
     mut stop: watch::Receiver<()>,
 ) {
+    let every = match on_root_outage {
+        OnRootOutage::Coast => CHECK_TO_REPORT,
+        OnRootOutage::Enforce => CHECK_TO_ENFORCE,
+    };
     loop {
+        let check = async {
+            tokio::time::sleep(every).await;
+            service.check_primary(&chain).await;
+        };
         tokio::select! {
             biased;
             _ = stop.changed() => return,
-            () = tokio::time::sleep(ASK_ROOTS) => service.check_primary(&chain).await,
+            () = check => {}
         }
     }
 }
@@ -179,20 +244,6 @@ pub(super) async fn watch_roots(
 /// What a ciphertext is bound to, beside its chain.
 fn aad(key_id: &str) -> Vec<u8> {
     [b"kms-proxy kubernetes v1".as_slice(), key_id.as_bytes()].concat()
-}
-
-/// Runs a call until it is done, but answers in time. What takes longer, a slow root, goes on: the
-/// next try finds the KEK in memory.
-async fn in_time<T: Send + 'static>(
-    call: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::time::timeout(DEADLINE, tokio::spawn(call)).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(Error::new(Kind::Internal, "the service failed; its log says why")),
-        Err(_) => {
-            Err(Error::new(Kind::RootUnavailable, "a root or the store did not answer in time"))
-        }
-    }
 }
 
 /// A uid as the log shows it.
@@ -208,11 +259,6 @@ fn too_long() -> Error {
 
 fn no_envelope() -> Error {
     Error::new(Kind::Internal, "the service made no envelope")
-}
-
-fn not_ready(why: Option<&str>) -> Error {
-    let why = why.unwrap_or("it is being made");
-    Error::new(Kind::RootUnavailable, format!("the chain has no KEK yet: {why}"))
 }
 
 fn enforced(outage: &str) -> Error {

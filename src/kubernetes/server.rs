@@ -1,48 +1,46 @@
-//! Connections and streams: HTTP/2 on the socket, with room for all that kube-apiserver asks at
-//! once when it starts, and an end that finishes what is in flight.
+//! The listener: taking connections, who may connect, whether clients still find the socket, and an
+//! end that finishes what is in flight. What happens on a connection is `connection`'s.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::body::Body;
 use tonic::server::{Grpc, UnaryService};
 use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
+use super::config::Config;
 use super::plugin::Plugin;
 use super::socket::Bound;
-use super::{STOP_TIMEOUT, proto};
+use super::throttle::Throttle;
+use super::{STOP_TIMEOUT, connection, proto};
 
-/// Calls at once on one connection. kube-apiserver opens one, and may ask for thousands of seeds.
-const MAX_STREAMS: u32 = 10_000;
 /// Connections at once; a kube-apiserver has one or two.
-const MAX_CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: u32 = 128;
 /// The longest message that is read: what is too long for a plaintext is told so, within reason.
 const MAX_MESSAGE: usize = 256 << 10;
-/// A peer that does not answer a ping within this time is gone.
-const PING_EVERY: Duration = Duration::from_secs(60);
 /// How long no connection is taken after the machine refused one: no file descriptors, most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the socket's file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Serves until `stop` is closed, then finishes what is in flight, and removes the socket.
 pub(super) async fn run(
-    bound: Bound,
-    allowed_uids: Option<Vec<u32>>,
+    mut bound: Bound,
+    config: Config,
     plugin: Arc<Plugin>,
     mut stop: watch::Receiver<()>,
 ) {
-    let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+    let (refused, strangers) = (Throttle::default(), Arc::<Throttle>::default());
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let next = async {
             let permit = Arc::clone(&connections).acquire_owned().await;
@@ -51,16 +49,19 @@ pub(super) async fn run(
         let (permit, accepted) = tokio::select! {
             biased;
             _ = stop.changed() => break,
+            _ = look.tick() => {
+                plugin.report_socket(bound.keep(&config).err());
+                continue;
+            }
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) if is_allowed(&stream, allowed_uids.as_deref()) => {
-                let connection = serve(stream, Arc::clone(&plugin), graceful.watcher());
+            Ok((stream, _)) if is_allowed(&stream, config.allowed_uids.as_deref(), &refused) => {
+                let plugin = Arc::clone(&plugin);
+                let answer = move |request| answer(Arc::clone(&plugin), request);
+                let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
                 tokio::spawn(async move {
-                    // A client that goes away, or speaks something else, is no news.
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "a connection of Kubernetes ended badly");
-                    }
+                    connection::serve(stream, answer, strangers, stop).await;
                     drop(permit);
                 });
             }
@@ -73,41 +74,24 @@ pub(super) async fn run(
     }
     // From here on nobody finds the socket.
     drop(bound);
-    if tokio::time::timeout(STOP_TIMEOUT, graceful.shutdown()).await.is_err() {
+    if timeout(STOP_TIMEOUT, connections.acquire_many(MAX_CONNECTIONS)).await.is_err() {
         tracing::warn!("some calls of kube-apiserver were not done in time and are cut off");
     }
 }
 
 /// Whether the process at the other end may connect. The kernel says whose it is.
-fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>) -> bool {
+fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>, refused: &Throttle) -> bool {
     let Some(allowed) = allowed_uids else { return true };
     let uid = stream.peer_cred().map(|peer| peer.uid());
     let is_allowed = uid.as_ref().is_ok_and(|uid| allowed.contains(uid));
-    if !is_allowed {
+    if !is_allowed && let Some(count) = refused.count() {
         tracing::warn!(
             uid = uid.ok(),
+            count,
             "a process was refused: it is not of kubernetes.allowed_uids"
         );
     }
     is_allowed
-}
-
-/// Serves one connection; `graceful` ends it between two calls.
-async fn serve(
-    stream: UnixStream,
-    plugin: Arc<Plugin>,
-    graceful: Watcher,
-) -> Result<(), hyper::Error> {
-    let service = service_fn(move |request| {
-        let plugin = Arc::clone(&plugin);
-        async move { Ok::<_, Infallible>(answer(plugin, request).await) }
-    });
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(PING_EVERY);
-    graceful.watch(builder.serve_connection(TokioIo::new(stream), service)).await
 }
 
 /// Answers one call.

@@ -26,12 +26,34 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub struct Bound {
     listener: UnixListener,
-    _place: Option<Place>,
+    place: Option<Place>,
 }
 
 impl Bound {
     pub(super) fn listener(&self) -> &UnixListener {
         &self.listener
+    }
+
+    /// Checks that clients find the socket, and creates its file again if somebody removed it.
+    /// Connections that are open are not affected.
+    ///
+    /// # Errors
+    /// Why clients do not find it now.
+    pub(super) fn keep(&mut self, config: &Config) -> Result<(), String> {
+        let Some(place) = &mut self.place else { return Ok(()) };
+        let path = place.path.display().to_string();
+        match fs::symlink_metadata(&place.path) {
+            Ok(found) if inode(&found) == place.inode => Ok(()),
+            Ok(_) => Err(format!("something else is at {path}: remove it")),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!(socket = path, "the socket's file was removed; it is created again");
+                self.listener = place.restore(config).map_err(|error| {
+                    format!("{path} was removed, and can't be created: {error}")
+                })?;
+                Ok(())
+            }
+            Err(error) => Err(format!("{path}: {error}")),
+        }
     }
 }
 
@@ -40,7 +62,23 @@ impl Bound {
 struct Place {
     path: PathBuf,
     inode: (u64, u64),
-    _lock: File,
+    lock: File,
+}
+
+impl Place {
+    /// Creates the socket's file again. The file of the lock may be gone too: then another process
+    /// may hold a new one.
+    fn restore(&mut self, config: &Config) -> Result<UnixListener, String> {
+        check_directories(self.path.parent().unwrap_or(Path::new("/")))?;
+        let shown = |error: io::Error| error.to_string();
+        let held = inode(&self.lock.metadata().map_err(shown)?);
+        if !fs::symlink_metadata(lock_path(&self.path)).is_ok_and(|now| inode(&now) == held) {
+            self.lock = lock(&self.path)?;
+        }
+        let (listener, inode) = make(&self.path, config).map_err(shown)?;
+        self.inode = inode;
+        Ok(listener)
+    }
 }
 
 impl Drop for Place {
@@ -72,7 +110,7 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
                     _ => format!("{}: {error}", config.socket),
                 })
             })?;
-            return Ok(Bound { listener, _place: None });
+            return Ok(Bound { listener, place: None });
         }
     };
     let failed = |detail: String| Error(format!("{}: {detail}", path.display()));
@@ -81,7 +119,7 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
     let lock = lock(path).map_err(&failed)?;
     check_stale(path).map_err(&failed)?;
     let (listener, inode) = make(path, config).map_err(|error| failed(error.to_string()))?;
-    Ok(Bound { listener, _place: Some(Place { path: path.clone(), inode, _lock: lock }) })
+    Ok(Bound { listener, place: Some(Place { path: path.clone(), inode, lock }) })
 }
 
 /// Every directory and every link on the way to the socket, one step after the other, belongs to root
@@ -153,9 +191,7 @@ fn check_directory(path: &Path, found: &Metadata) -> Result<(), String> {
 
 /// Takes the lock beside `path`. Its file stays: to remove it would let two hold it.
 fn lock(path: &Path) -> Result<File, String> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".lock");
-    let at = path.with_file_name(name);
+    let at = lock_path(path);
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     // In a directory such as /tmp somebody may have put a link there.
@@ -166,6 +202,12 @@ fn lock(path: &Path) -> Result<File, String> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err("another kms-proxy has this socket".to_owned()),
         Err(error) => Err(format!("{}: {error}", at.display())),
     }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    path.with_file_name(name)
 }
 
 /// What stands at `path` is nothing, or a socket that nobody listens on.
@@ -324,6 +366,37 @@ mod tests {
             lchown(&inner, Some(65534), None).unwrap();
             assert!(refused(&path).contains("belongs to user 65534"));
         }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_created_again_unless_something_is_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kms.sock");
+        let config = config(&path);
+        let mut bound = bind(&config).unwrap();
+        assert_eq!(bound.keep(&config), Ok(()));
+        for lock_goes_too in [false, true] {
+            fs::remove_file(&path).unwrap();
+            if lock_goes_too {
+                fs::remove_file(lock_path(&path)).unwrap();
+            }
+            assert_eq!(bound.keep(&config), Ok(()));
+            tokio::net::UnixStream::connect(&path).await.unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+            assert_eq!(entries(dir.path()), ["kms.sock", "kms.sock.lock"]);
+            assert!(refused(&path).contains("another kms-proxy has this socket"));
+        }
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert!(bound.keep(&config).unwrap_err().contains("something else is at"));
+        fs::remove_file(&path).unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        let error = bound.keep(&config).unwrap_err();
+        assert!(error.contains("was removed") && error.contains("has mode 0777"), "{error}");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(bound.keep(&config), Ok(()));
+        drop(bound);
+        assert_eq!(entries(dir.path()), ["kms.sock.lock"]);
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::root::{self, Context, RootKey};
 use crate::secret::KeyBytes;
 use crate::service;
-use crate::store::memory;
+use crate::store::{self, Committed, Entry, Store, Txn, memory};
 
 /// Opens a KEK after this long, if at all.
 struct Slow(Duration, AtomicBool);
@@ -52,11 +52,18 @@ async fn start(store: &Arc<memory::Store>, root: Duration) -> (Arc<KeyService>, 
 }
 
 async fn start_on(store: &Arc<memory::Store>, root: &Arc<Slow>) -> Arc<KeyService> {
+    start_at(Arc::clone(store) as _, root, Arc::default()).await
+}
+
+async fn start_at(
+    store: Arc<dyn Store>,
+    root: &Arc<Slow>,
+    clock: Arc<ManualClock>,
+) -> Arc<KeyService> {
     let chain = chain();
     let config = service::Config { names: vec![chain.clone()], ..service::Config::default() };
     let root = root::Named { name: "main".into(), root: Arc::clone(root) as _ };
     let metrics = Metrics::new(&Registry::new()).unwrap();
-    let (store, clock) = (Arc::clone(store) as _, Arc::new(ManualClock::default()) as _);
     let service = KeyService::start(config, store, vec![root], clock, metrics).await.unwrap();
     service.name_keys(chain.as_str()).await.unwrap();
     service
@@ -85,6 +92,7 @@ async fn an_answer_comes_in_time_and_a_slow_root_is_waited_for_all_the_same() {
     };
     let error = decrypt().await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
+    assert!(error.message().starts_with("root_unavailable: "), "{error}");
     assert_eq!(decrypt().await.unwrap().plaintext, vec![7; 32], "it was under way");
     assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok");
 }
@@ -97,7 +105,9 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
     let plugin = |policy| Plugin::new(Arc::clone(&service), chain(), policy);
     let (coast, enforce) = (plugin(OnRootOutage::Coast), plugin(OnRootOutage::Enforce));
     let (stop, stopped) = watch::channel(());
-    let watching = tokio::spawn(plugin::watch_roots(Arc::clone(&service), chain(), stopped));
+    let policy = OnRootOutage::Enforce;
+    let watching = plugin::watch_roots(Arc::clone(&service), chain(), policy, stopped);
+    let watching = tokio::spawn(watching);
     let key_id = enforce.status(StatusRequest {}).unwrap().key_id;
     root.1.store(true, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(62)).await;
@@ -112,6 +122,190 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
     assert_eq!(enforce.status(StatusRequest {}).unwrap().healthz, "ok");
     drop(stop);
     watching.await.unwrap();
+}
+
+/// No call of kube-apiserver needs a root for days.
+#[tokio::test(start_paused = true)]
+async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
+    let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
+    let service = start_on(&Arc::default(), &root).await;
+    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Coast);
+    let (stop, stopped) = watch::channel(());
+    let policy = OnRootOutage::Coast;
+    let watching = plugin::watch_roots(Arc::clone(&service), chain(), policy, stopped);
+    let watching = tokio::spawn(watching);
+    let root_up = || service.metrics().root_up.with_label_values(&["main"]).get();
+    root.1.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_eq!(root_up(), 0);
+    let status = plugin.status(StatusRequest {}).unwrap();
+    assert!(status.healthz.contains("somebody took the permission away"), "{status:?}");
+    root.1.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_eq!(root_up(), 1);
+    assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok");
+    drop(stop);
+    watching.await.unwrap();
+}
+
+/// kube-apiserver is not ready while a plugin reports a failure, and an idle plugin writes nothing.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_back_is_noticed_without_a_write_by_any_caller() {
+    for outage in [&[][..], &[memory::Fault::NotSent], &[memory::Fault::AnswerLost]] {
+        let store = Arc::<memory::Store>::default();
+        let (service, plugin) = start(&store, Duration::ZERO).await;
+        if outage.is_empty() {
+            store.set_down(true);
+        } else {
+            store.fail_next(outage.iter().copied());
+        }
+        service.rotate(Some("kubernetes")).await.unwrap_err();
+        let status = plugin.status(StatusRequest {}).unwrap();
+        assert!(status.healthz.starts_with("store: "), "{status:?}");
+        if outage.is_empty() {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_ne!(plugin.status(StatusRequest {}).unwrap().healthz, "ok", "it is down still");
+        }
+        store.set_down(false);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok", "{outage:?}");
+        assert_eq!(service.metrics().store_up.get(), 1);
+        // The probe leaves nothing in the store.
+        let claim = crate::store::record::claim_key(&ChainName::new("default").unwrap());
+        assert_eq!(store.get(&claim).await.unwrap(), None);
+    }
+}
+
+/// A store that takes calls and, for a while, answers none.
+#[derive(Default)]
+struct Stuck {
+    inner: memory::Store,
+    is_stuck: AtomicBool,
+}
+
+impl Stuck {
+    async fn pass(&self) {
+        if self.is_stuck.load(Ordering::SeqCst) {
+            std::future::pending().await
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Stuck {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, store::Error> {
+        self.pass().await;
+        self.inner.get(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, store::Error> {
+        self.pass().await;
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, store::Error> {
+        self.pass().await;
+        self.inner.count(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, store::Error> {
+        self.pass().await;
+        self.inner.commit(txn).await
+    }
+
+    fn kind(&self) -> &'static str {
+        "stuck"
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_encrypt_that_waits_for_the_store_alone_says_so() {
+    let (store, clock) = (Arc::<Stuck>::default(), Arc::<ManualClock>::default());
+    let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
+    let service = start_at(Arc::clone(&store) as _, &root, Arc::clone(&clock)).await;
+    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Enforce);
+    let plugin = Arc::new(plugin);
+    // The reserved uses are void, and no others can be had.
+    clock.advance(Duration::from_secs(61));
+    store.is_stuck.store(true, Ordering::SeqCst);
+    let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
+    let error = plugin.encrypt(request).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable);
+    assert!(error.message().starts_with("store_unavailable: "), "{error}");
+}
+
+/// A plugin on a socket in `dir`.
+async fn serving(dir: &tempfile::TempDir) -> (Config, Arc<KeyService>, Serving) {
+    let socket = dir.path().join("kms.sock");
+    let config: Config =
+        toml::from_str(&format!("socket = 'unix://{}'", socket.display())).unwrap();
+    let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
+    let service = start_on(&Arc::default(), &root).await;
+    let bound = bind(&config).unwrap();
+    let serving = serve(config.clone(), bound, Arc::clone(&service)).await.unwrap();
+    (config, service, serving)
+}
+
+fn path(config: &Config) -> &std::path::Path {
+    let Address::Path(path) = &config.socket else { panic!("it has a path") };
+    path
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_make_no_call_do_not_block_the_socket() {
+    use tokio::io::AsyncWriteExt;
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // The head of an Encrypt: POST, http, the path, the authority. Its message never comes.
+    let head = [&b"\x83\x86\x04\x20"[..], proto::ENCRYPT.as_bytes(), b"\x01\x09localhost"].concat();
+    let len = u8::try_from(head.len()).unwrap();
+    let call = [HELLO, &[0, 0, len, 1, 4, 0, 0, 0, 1], &head].concat();
+    assert_eq!(proto::ENCRYPT.len(), 0x20);
+    for sent in [&b""[..], b"PRI * HTTP/2.0", HELLO, &call] {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, _service, serving) = serving(&dir).await;
+        let mut silent = Vec::new();
+        for _ in 0..128 {
+            let mut stream = tokio::net::UnixStream::connect(path(&config)).await.unwrap();
+            stream.write_all(sent).await.unwrap();
+            silent.push(stream);
+        }
+        let report = doctor::examine(&config.socket).await;
+        assert!(!report.is_good, "all places are taken: {report:?}");
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        let report = doctor::examine(&config.socket).await;
+        assert!(report.is_good, "{}: {report:?}", sent.len());
+        drop(silent);
+        serving.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_socket_is_reported_by_readiness_until_clients_find_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, service, serving) = serving(&dir).await;
+    let look = async || {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let readiness = service.readiness();
+        let check = readiness.checks.into_iter().find(|check| check.name == "kubernetes");
+        (readiness.health, check.unwrap().detail)
+    };
+    assert_eq!(look().await, (service::Health::Ok, None));
+    std::fs::remove_file(path(&config)).unwrap();
+    std::fs::write(path(&config), "something").unwrap();
+    let (health, detail) = look().await;
+    assert_eq!(health, service::Health::Degraded);
+    assert!(detail.unwrap().contains("something else is at"));
+    std::fs::remove_file(path(&config)).unwrap();
+    assert_eq!(look().await, (service::Health::Ok, None));
+    let report = doctor::examine(&config.socket).await;
+    assert!(report.is_good, "{report:?}");
+    serving.stop().await;
+    assert!(!path(&config).exists());
 }
 
 #[test]

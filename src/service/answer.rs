@@ -197,7 +197,7 @@ pub enum Health {
 /// One thing that was looked at for readiness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// `store`, `root:{name}`, `chain:{name}` or `service`.
+    /// `store`, `root:{name}`, `chain:{name}`, `kubernetes` or `service`.
     pub name: String,
     /// How well it stands.
     pub health: Health,

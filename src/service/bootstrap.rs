@@ -70,13 +70,14 @@ impl KeyService {
         let (chains, damaged) = core.load_chains().await?;
         let named: Vec<_> =
             core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
-        let sweep = core::spawn_sweep(&core);
+        let tasks = vec![core::spawn_sweep(&core), core::spawn_probe(&core)];
         let service = Arc::new(Self {
             core,
             chains: ArcSwap::from_pointee(chains),
             damaged,
-            tasks: Mutex::new(vec![sweep]),
+            tasks: Mutex::new(tasks),
             draining: false.into(),
+            reports: Mutex::default(),
         });
         for chain in service.chains.load().values() {
             service.spawn(chain);

@@ -28,6 +28,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often DEKs are wiped whose time is over.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// How often a store that failed is asked whether it is back.
+const PROBE: Duration = Duration::from_secs(2);
+
 /// How many names that are not known here may be looked up in the store at once.
 pub(super) const CONCURRENT_LOOKUPS: usize = 64;
 
@@ -126,6 +129,19 @@ pub(super) fn spawn_sweep(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         while proceed(&mut stop, tokio::time::sleep(SWEEP)).await {
             core.deks.expire(core.clock.now());
+        }
+    })
+}
+
+/// Starts the task that asks a store that failed whether it is back.
+pub(super) fn spawn_probe(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
+    let (core, mut stop) = (Arc::clone(core), core.stopping.subscribe());
+    tokio::spawn(async move {
+        let Ok(chain) = ChainName::new(super::DEFAULT_CHAIN) else { return };
+        while proceed(&mut stop, tokio::time::sleep(PROBE)).await {
+            if !core.store.is_up() {
+                core.store.probe(&chain, core.owner).await;
+            }
         }
     })
 }

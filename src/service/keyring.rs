@@ -292,6 +292,33 @@ impl Keyring {
         }
     }
 
+    /// Has each root that wrapped a KEK open it; true when one does. So the state of every root is
+    /// known, also of those that [`open`](Self::open) does not need.
+    pub(super) async fn ask_each(
+        &self,
+        chain: &ChainName,
+        id: KekId,
+        record: &record::Kek,
+    ) -> bool {
+        let context = Context { chain, kek_id: id, suite: record.suite };
+        let mut opens = false;
+        for (state, wrap) in self.roots.candidates(record) {
+            let opened =
+                async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
+            match self.roots.call(state, "unwrap", opened).await {
+                Ok(_) => opens = true,
+                Err(error) => {
+                    tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a check of a root failed");
+                }
+            }
+        }
+        if opens {
+            self.failures.remove(&(chain.clone(), id));
+            self.remember(chain, id, record);
+        }
+        opens
+    }
+
     /// Opens a KEK by any root that wrapped it, now: those whose last answer was good come first.
     /// The chains' own KEKs come this way, and never wait behind those of callers.
     pub(super) async fn open(

@@ -1,6 +1,6 @@
 //! What the keys of a chain are called where something outside must be told when the roots change:
 //! the key id of Kubernetes. It is kept in the chain's head, so every replica says the same, and it
-//! changes when an operator changes the roots, and with nothing else.
+//! changes when an operator changes the roots or asks for a new one, and with nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,8 +12,9 @@ use crate::metrics::Operation;
 use crate::store::Store as _;
 use crate::store::record::{Kek, NamedRoot};
 
+use super::answer::Rotated;
 use super::chain::Chain;
-use super::core::Core;
+use super::core::{self, Core};
 use super::error::{Error, Kind};
 use super::ledger::Ledger;
 use super::{KeyService, internal, reserver, upkeep};
@@ -75,7 +76,11 @@ impl KeyService {
         let record = primary.and_then(|id| keyring.remembered(&chain.name, id));
         let root_outage = match &record {
             Some(record) => keyring.roots.outage(record),
-            None => chain.root_failure.load().as_ref().map(|error| error.detail().to_owned()),
+            None => {
+                let failure = chain.root_failure.load();
+                let failure = failure.as_ref().filter(|it| it.kind() == Kind::RootUnavailable);
+                failure.map(|error| error.detail().to_owned())
+            }
         };
         let store = self.core.store.check();
         let away = (!self.core.store.is_up())
@@ -89,8 +94,45 @@ impl KeyService {
         }
     }
 
-    /// Asks the roots of the primary KEK whether one of them opens it: one call of a root. What they
-    /// say is in [`key_state`](Self::key_state) from then on.
+    /// Rotates a chain whose keys have a name, and then gives them a new one: those who follow it
+    /// encrypt again, under the new KEK. The new name comes with the result.
+    ///
+    /// # Errors
+    /// Those of [`rotate`](Self::rotate). [`Kind::Conflict`] for a chain whose keys have no name, and
+    /// where nothing is stored: there the name stands for the configured roots.
+    pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
+        let chain = self.find(Operation::Rotate, chain).await?;
+        if let Err(error) = self.check_named(&chain).await {
+            self.core.metrics.failed(Operation::Rotate, chain.name.as_str(), error.kind().code());
+            return Err(error);
+        }
+        let rotated = self.rotate(Some(chain.name.as_str())).await?;
+        let core = Arc::clone(&self.core);
+        let named = core::run_to_end(async move {
+            note_change(&core, &chain, true).await?;
+            let head = &chain.reserver.lock().await.ledger.head;
+            Ok(head.record.named_root.as_ref().map(|root| key_id(&chain.name, root)))
+        });
+        Ok((rotated, named.await?.ok_or_else(no_name)?))
+    }
+
+    async fn check_named(&self, chain: &Chain) -> Result<(), Error> {
+        self.core.needs_store("a key id can't be renewed by hand")?;
+        let ledger = &mut chain.reserver.lock().await.ledger;
+        ledger.refresh().await.map_err(|error| self.core.store_error(&chain.name, error))?;
+        ledger.head.record.named_root.is_some().then_some(()).ok_or_else(no_name)
+    }
+
+    /// Whether the store is down, or has not answered yet what the tasks of `chain` asked.
+    #[must_use]
+    pub fn awaits_store(&self, chain: &ChainName) -> bool {
+        // The lock is held for calls of the store alone.
+        let is_asking = |chain: &Arc<Chain>| chain.reserver.try_lock().is_err();
+        !self.core.store.is_up() || self.chains.load().get(chain).is_some_and(is_asking)
+    }
+
+    /// Asks each root of the primary KEK whether it opens it: one call of each. The result is in
+    /// [`key_state`](Self::key_state), readiness and the metrics from then on.
     pub async fn check_primary(&self, chain: &ChainName) {
         let chain = self.chains.load().get(chain).cloned();
         let primary = chain.as_ref().and_then(|chain| chain.snapshot().primary_id());
@@ -150,6 +192,10 @@ pub(super) async fn note_change(core: &Core, chain: &Chain, changed: bool) -> Re
         }
     }
     Err(Error::new(Kind::Conflict, "others changed the chain at the same time; try again"))
+}
+
+fn no_name() -> Error {
+    Error::new(Kind::Conflict, "this chain has no key id: no Kubernetes plugin has served it yet")
 }
 
 /// Whether nothing is kept of a chain: then a name must come out the same in every process.

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 
 use crate::clock::Clock;
+use crate::id::ChainName;
 use crate::metrics::Metrics;
-use crate::store::{Committed, Entry, Error, Store, Txn, Watch};
+use crate::store::record::{self, Claim, Record as _};
+use crate::store::{Committed, Compare, Entry, Error, Store, Txn, Watch};
 
 use super::answer::{Check, Health};
 
@@ -52,6 +54,33 @@ impl Observed {
             detail: trouble.as_ref().map(|Trouble { detail, since, .. }| {
                 format!("{detail} since {}", super::rfc3339(*since))
             }),
+        }
+    }
+
+    /// Asks a store that failed whether it is back: a read and, where a write failed, a write. Without
+    /// this a service that nobody uses would never find out.
+    ///
+    /// It writes a claim of `chain` and removes it again: no promise depends on a claim.
+    pub(super) async fn probe(&self, chain: &ChainName, owner: u64) {
+        let key = record::claim_key(chain);
+        // `note` records every failure. There is nothing else to do about one here.
+        let Ok(found) = self.get(&key).await else { return };
+        if self.is_up() {
+            return;
+        }
+        let (compare, value) = match &found {
+            None => (Compare::Absent(key.clone()), Claim { owner }.encode()),
+            Some(entry) => {
+                (Compare::Unchanged(key.clone(), entry.revision), Ok(entry.value.clone()))
+            }
+        };
+        let Ok(value) = value else { return };
+        let puts = vec![(key.clone(), value)];
+        let claim = Txn { compares: vec![compare], puts, deletes: Vec::new() };
+        if let (Ok(Committed::Applied(revision)), None) = (self.commit(claim).await, found) {
+            let compares = vec![Compare::Unchanged(key.clone(), revision)];
+            // If this fails, the claim expires.
+            let _ = self.commit(Txn { compares, puts: Vec::new(), deletes: vec![key] }).await;
         }
     }
 

@@ -154,24 +154,30 @@ impl KeyService {
     }
 }
 
-/// Asks the roots of a KEK whether one of them opens it, and notes it when one does.
+/// Asks each root of a KEK whether it opens it, and notes it when one does.
 pub(super) async fn ask(core: &Core, chain: &Chain, id: KekId) {
-    if check(core, chain, id).await == Standing::Opens {
+    if let Some(kek) = stored(core, chain, id).await
+        && core.keyring.ask_each(&chain.name, id, &kek).await
+    {
         core.keyring.checked(&chain.name, id, core.clock.now());
     }
 }
 
 /// Asks the roots of a KEK whether one of them opens it.
 async fn check(core: &Core, chain: &Chain, id: KekId) -> Standing {
+    match stored(core, chain, id).await {
+        Some(kek) => core.keyring.standing(&chain.name, id, &kek).await,
+        None => Standing::Away,
+    }
+}
+
+/// The record of a KEK: as it is stored or, if that can't be read, as it was last known.
+async fn stored(core: &Core, chain: &Chain, id: KekId) -> Option<Arc<Kek>> {
     let key = record::kek_key(&chain.name, id);
-    let stored = match ledger::read::<Kek>(&*core.store, &key).await {
+    match ledger::read::<Kek>(&*core.store, &key).await {
         Ok(Some(read)) => Some(Arc::new(read.record)),
         // What is stored is not known now; what was stored has to do.
         Ok(None) | Err(_) => core.keyring.remembered(&chain.name, id),
-    };
-    match stored {
-        Some(kek) => core.keyring.standing(&chain.name, id, &kek).await,
-        None => Standing::Away,
     }
 }
 

@@ -83,7 +83,7 @@ pub struct Head {
 }
 
 /// The root that the keys of a chain are named after, where something outside must be told when the
-/// roots change. It changes with them, and with nothing else.
+/// roots change. It changes with them, or when an operator asks for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamedRoot {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::etcd::Etcd;
 use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::kube::{Client, hex};
 use crate::support::{Service, Setup, run, until};
@@ -201,6 +202,7 @@ async fn the_uid_of_each_call_is_in_the_log_and_no_plaintext_is() {
         let line: Value = serde_json::from_str(line).unwrap();
         assert_eq!(line["uid"], uid(of), "{line}");
         assert_eq!(line["chain"], "kubernetes", "{line}");
+        assert!(line["took_us"].is_u64(), "{line}");
     }
     assert!(!log.contains(plaintext) && !log.contains(&hex(plaintext.as_bytes())));
 }
@@ -297,12 +299,14 @@ async fn the_key_id_changes_when_the_root_does_and_what_was_written_before_stays
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_path_as_authority_is_refused_and_an_abstract_socket_takes_it() {
     let (setup, socket) = plugin(Setup::new());
-    let _service = setup.start().await;
+    let service = setup.start().await;
     // What kube-apiserver sends before 1.32.
     let path = socket.display().to_string();
     let mut old = Client::start(&format!("unix:{path}"), &path);
     let refused = old.tell(&json!({"do": "status"}));
     assert!(refused["error"].is_string(), "{refused}");
+    service.logged("kube-apiserver before 1.32 sends the path of the socket as :authority").await;
+    service.stop().await;
 
     let name = format!("kms-proxy-test-{}", std::process::id());
     let uid = rustix::process::geteuid().as_raw();
@@ -320,11 +324,98 @@ async fn a_socket_path_as_authority_is_refused_and_an_abstract_socket_takes_it()
     let service = setup(uid + 1).start().await;
     let mut client = Client::start(&format!("unix-abstract:{name}"), &format!("@{name}"));
     assert_eq!(client.tell(&json!({"do": "status"}))["error"], "UNAVAILABLE");
-    let log = service.logged("it is not of kubernetes.allowed_uids").await;
+    let refused = "it is not of kubernetes.allowed_uids";
+    let log = service.logged(refused).await;
     assert!(log.contains(&format!(r#""uid":{uid}"#)), "{log}");
+    // However often it connects, that is a line in 10 seconds.
+    let began = std::time::Instant::now();
+    for _ in 0..500 {
+        connect(&name);
+    }
+    let most = 2 + began.elapsed().as_secs() / 10;
+    let log = service.logged(refused).await;
+    let lines = log.matches(refused).count();
+    assert!(u64::try_from(lines).unwrap() <= most, "{lines} lines: {log}");
     let doctor = run(&["doctor", "--socket", &format!("unix:///@{name}")], b"");
     let said = String::from_utf8(doctor.stdout).unwrap();
     assert!(said.contains("is this user in kubernetes.allowed_uids?"), "{said}");
+}
+
+/// Connects to an abstract socket, and waits until the other side ends it.
+fn connect(name: &str) {
+    use std::io::Read;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    let mut stream = UnixStream::connect_addr(&address).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "nothing is said to it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_speak_http_2_leaves_a_line_in_the_log() {
+    use std::io::Write;
+    let (setup, socket) = plugin(Setup::new());
+    let service = setup.start().await;
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    service.logged("a client of the socket does not speak HTTP/2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_store_is_named_and_over_without_a_write_by_kube_apiserver() {
+    let etcd = Etcd::start().await;
+    let setup = Setup::new().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
+    let (setup, socket) = plugin(setup);
+    let service = setup.start().await;
+    let mut client = Client::of(&[&socket]);
+    client.key_id();
+    etcd.signal(Signal::STOP);
+    // Until the reserved uses are spent.
+    let failed = until("an Encrypt that needs the store", async || {
+        Some(client.encrypt(&seed())).filter(|answer| answer["error"].is_string())
+    });
+    let failed = failed.await;
+    assert_eq!(failed["error"], "UNAVAILABLE", "{failed}");
+    assert!(failed["detail"].as_str().unwrap().starts_with("store_unavailable: "), "{failed}");
+    let healthz = |client: &mut Client| {
+        client.good(&json!({"do": "status"}))["healthz"].as_str().unwrap().to_owned()
+    };
+    until("a Status that names the store", async || {
+        healthz(&mut client).contains("store").then_some(())
+    })
+    .await;
+    etcd.signal(Signal::CONT);
+    until("a Status that says ok", async || (healthz(&mut client) == "ok").then_some(())).await;
+    assert!(service.metrics().await.contains("kms_proxy_store_up 1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotate_with_a_new_key_id_gives_the_cluster_a_reason_to_encrypt_again() {
+    let (setup, socket) = plugin(Setup::new());
+    let service = setup.start().await;
+    let mut client = Client::of(&[&socket]);
+    let (first, made) = (client.key_id(), client.encrypt(&seed()));
+    let url = service.url();
+    let rotate = |chain: &str| {
+        let output = run(&["rotate", "--chain", chain, "--new-key-id", "--server", &url], b"");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (code, said) = rotate("kubernetes");
+    let [primary, second] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert_eq!(code, Some(0), "{said}");
+    until("the new key id", async || (client.key_id() == second).then_some(())).await;
+    assert_ne!(first, second);
+    let again = client.encrypt(&seed());
+    assert_eq!(key_id_of(&again), second);
+    assert_eq!(&bytes(again["ciphertext"].as_str().unwrap())[2..18], bytes(primary));
+    for made in [&made, &again] {
+        assert_eq!(client.decrypt(made, &[])["plaintext"], hex(&seed()));
+    }
+    let (code, said) = rotate("default");
+    assert!(code == Some(1) && said.contains("conflict: this chain has no key id"), "{said}");
+    let (_, chain) = service.get("/v1/chains/default").await;
+    assert_eq!(chain["items"].as_array().unwrap().len(), 1, "it was not rotated: {chain}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -473,6 +564,9 @@ async fn with_the_store_inline_the_kek_travels_in_an_annotation() {
 
     assert_eq!(other.decrypt(&made, &[])["plaintext"], hex(&seed()));
     rotate(&on_a).await;
+    let body = json!({"chain": "kubernetes", "new_key_id": true});
+    let (status, refused) = on_a.post("/v1/rotate", body).await;
+    assert_eq!((status.as_u16(), &refused["code"]), (409, &json!("conflict")), "{refused}");
     assert_eq!(client.key_id(), name);
     on_a.stop().await;
     let _on_a = a.start().await;

@@ -161,3 +161,44 @@ async fn an_outage_of_all_roots_is_told_once_they_were_asked() {
     service.check_primary(&default()).await;
     assert_eq!(service.key_state(&default()).root_outage, None);
 }
+
+#[tokio::test]
+async fn a_check_asks_every_root_so_one_that_is_away_is_noticed_beside_one_that_is_not() {
+    let clock = Arc::<ManualClock>::default();
+    let (first, second) = (Arc::<TestRoot>::default(), Arc::<TestRoot>::default());
+    let roots = [("first", &first), ("second", &second)];
+    let store = Arc::<memory::Store>::default();
+    let service = start(store as _, &roots, &clock).await;
+    named(&service).await;
+    let up = |root: &str| service.metrics().root_up.with_label_values(&[root]).get();
+    for root in [&first, &second] {
+        root.away.store(true, SeqCst);
+        service.check_primary(&default()).await;
+        let expected = if Arc::ptr_eq(root, &first) { (0, 1) } else { (1, 0) };
+        assert_eq!((up("first"), up("second")), expected);
+        assert_eq!(service.key_state(&default()).root_outage, None, "one root is enough");
+        root.away.store(false, SeqCst);
+        service.check_primary(&default()).await;
+        assert_eq!((up("first"), up("second")), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_new_name_on_request_comes_with_a_new_kek_and_reaches_every_replica() {
+    let replicas = Replicas::new(2).await;
+    let (a, b) = (&replicas.services[0], &replicas.services[1]);
+    let refused = a.rotate_key_id(None).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Conflict, "{refused}");
+    let first = named(a).await;
+    assert_eq!(named(b).await, first);
+    let (_, before) = encrypt(a).await.unwrap();
+    let (rotated, second) = a.rotate_key_id(None).await.unwrap();
+    assert_eq!(rotated.previous, Some(before));
+    assert_ne!(second, first);
+    for service in [a, b] {
+        assert_eq!(becomes_another(service, &first).await, second);
+        assert_eq!(encrypt(service).await.unwrap().1, rotated.primary);
+    }
+    let (_, third) = b.rotate_key_id(None).await.unwrap();
+    assert!(![first, second].contains(&third));
+}
