@@ -57,6 +57,7 @@ const CRATES: &str = "
     anyhow:      app cli
     prometheus:  metrics http app
     jsonwebtoken: auth
+    sd_notify:   app
     prost:       kubernetes
     tonic:       store kubernetes
     tonic_prost: kubernetes
