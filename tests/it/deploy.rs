@@ -11,6 +11,7 @@ use crate::support::tools::printed;
 mod compose;
 mod helm;
 mod image;
+mod options;
 mod systemd;
 
 /// Runs `kms-proxy check-config` on a configuration that was made for other places: each file that
