@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::service::{KeyService, names_root};
 use crate::{http, kubernetes, root, store, tls};
 
+mod notify;
 mod reload;
 
 pub use reload::Load;
@@ -56,6 +57,7 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
             tracing::info!(signal = name, "finishing what is in flight; a second signal ends at once");
             // Whoever sends requests here is told first, and gets time to hear it.
             service.drain();
+            notify::stopping();
             let waited = tokio::time::timeout(drain_delay, signals.next()).await;
             if waited.is_err() {
                 _ = stop.send(());
@@ -127,6 +129,7 @@ impl App {
             None => None,
         };
         announce(&listeners)?;
+        notify::ready();
         let serving = http::serve(config, listeners, Arc::clone(&service), auth, registry, stopped);
         let served = serving.await;
         // To the last: without it a kube-apiserver can't start.

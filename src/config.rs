@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::id::{ChainName, Suite};
 use crate::secret::SecretBytes;
 use crate::store::record::Limits;
-use crate::{auth, http, kubernetes, root, service, store, telemetry, units};
+use crate::{auth, files, http, kubernetes, root, service, store, telemetry, units};
 
 mod check;
 mod source;
@@ -100,7 +100,8 @@ impl Config {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
     pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Self, Error> {
         let text = file.map(|path| {
-            std::fs::read_to_string(path)
+            files::open(path)
+                .and_then(std::io::read_to_string)
                 .map_err(|source| Error::Unreadable { path: path.to_owned(), source })
         });
         Self::from_sources(file.zip(text.transpose()?.as_deref()), std::env::vars_os(), flags)

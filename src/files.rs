@@ -1,19 +1,30 @@
 //! Private files and directories that survive a crash, and secrets read from files.
 //!
-//! A leaf: it knows nothing of what stands in them.
+//! A leaf: it knows nothing of their contents.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
-use crate::random;
+use rustix::fs::OFlags;
+
 use crate::secret::SecretBytes;
 
-/// Makes the directory `path`, and those above it, with mode 0700; one that is there stays as it is.
+mod access;
+mod mount;
+mod place;
+
+pub(crate) use access::{Access, check_dir};
+pub(crate) use mount::lock_failure;
+pub(crate) use place::{keep_as, sync_parent, write_new};
+
+/// Makes the directory `path`, and those above it, with mode 0700. One that exists stays as it is.
+///
+/// It fails if other users can replace files in it.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     if path.is_dir() {
-        return Ok(());
+        return check_dir(path);
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     sync_parent(path)
@@ -26,45 +37,71 @@ pub(crate) fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Makes the file `path` with `contents` unless there is one; false when there is.
+/// Opens the file `path` for reading.
 ///
-/// Of several processes that try at once, one makes it. A crash leaves the whole file or none, and
-/// at worst a temporary file beside it that nobody reads.
-pub(crate) fn write_new(path: &Path, contents: &[u8]) -> io::Result<bool> {
-    let temporary = temporary(path)?;
-    let written = create_private(&temporary).and_then(|mut file| {
-        file.write_all(contents)?;
-        file.sync_all()?;
-        // A link, not a rename: it never replaces what is there.
-        match std::fs::hard_link(&temporary, path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(error),
-        }
-    });
-    match (std::fs::remove_file(&temporary), written) {
-        (Ok(()), Ok(written)) => sync_parent(path).map(|()| written),
-        (Err(error), Ok(_)) | (_, Err(error)) => Err(error),
+/// It fails for what may never answer or never end: a named pipe waits for a writer, and devices
+/// have no end, except `/dev/null`. A pipe that this process inherited (`/dev/stdin`,
+/// `<(command)` of a shell) is read, since it has a writer.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok(file);
     }
+    if kind.is_fifo() && is_inherited(path)? {
+        rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+        return Ok(file);
+    }
+    let is_null = || std::fs::metadata("/dev/null").is_ok_and(|it| it.rdev() == metadata.rdev());
+    if kind.is_char_device() && is_null() {
+        return Ok(file);
+    }
+    Err(not_regular(&metadata))
+}
+
+/// Fails if `file` is a pipe, a device or a directory.
+pub(crate) fn check_regular(file: &File) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() { Ok(()) } else { Err(not_regular(&metadata)) }
+}
+
+fn not_regular(metadata: &std::fs::Metadata) -> io::Error {
+    let kind = metadata.file_type();
+    let kind = match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_fifo() => "named pipe",
+        () => "device",
+    };
+    io::Error::other(format!("it is a {kind}, not a regular file"))
+}
+
+/// Whether a pipe has no name of its own: what resolves to it is a descriptor of this process.
+fn is_inherited(path: &Path) -> io::Result<bool> {
+    // Linux shows such a descriptor as a link to `pipe:[4711]`, which is no path.
+    Ok(match std::fs::canonicalize(path) {
+        Ok(resolved) => resolved.starts_with("/dev/fd"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error),
+    })
+}
+
+/// The whole contents of the file `path`, if [`open`] opens it.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The largest file that [`read_secret`] takes, in bytes.
 const MAX_SECRET: usize = 64 << 10;
 
-/// Who may do what with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Access {
-    /// The id of the user that it belongs to.
-    pub(crate) owner: u32,
-    /// The bits of its mode.
-    pub(crate) mode: u32,
-}
-
 /// The contents of a file that holds a secret, and who may read it.
 pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, Access)> {
-    let mut file = File::open(path)?;
-    let metadata = file.metadata()?;
-    let access = Access { owner: metadata.uid(), mode: metadata.mode() & 0o7777 };
+    let mut file = open(path)?;
+    let access = Access::of(&file.metadata()?);
     // It never grows, so no copy is left behind; a pipe's length is not known beforehand.
     let mut bytes = zeroize::Zeroizing::new(vec![0; MAX_SECRET + 1]);
     let mut len = 0;
@@ -87,26 +124,12 @@ pub(crate) fn check_parent(path: &Path) -> io::Result<()> {
     std::fs::read_dir(parent(path)).map(drop)
 }
 
-/// Makes names in the directory of `path` durable.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(parent(path))?.sync_all()
-}
-
 /// The directory of `path`; `.` for a bare name.
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
-}
-
-/// A name beside `path` that no one else has.
-fn temporary(path: &Path) -> io::Result<PathBuf> {
-    let mut unique = [0; 8];
-    random::fill(&mut unique).map_err(io::Error::other)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{:016x}.new", u64::from_le_bytes(unique)));
-    Ok(path.with_file_name(name))
 }
 
 #[cfg(test)]
@@ -148,18 +171,45 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_never_replaced_and_nothing_is_left_over() {
+    fn a_named_pipe_and_a_device_are_refused_and_never_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        let made: Vec<bool> = std::thread::scope(|scope| {
-            let path = &path;
-            let attempt = |i| scope.spawn(move || write_new(path, &[i]).unwrap());
-            let tries: Vec<_> = (0..8u8).map(attempt).collect();
-            tries.into_iter().map(|made| made.join().unwrap()).collect()
-        });
-        assert_eq!(made.iter().filter(|&&made| made).count(), 1);
-        assert_eq!(std::fs::read(&path).unwrap().len(), 1);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(write_new(&dir.path().join("missing/file"), b"").is_err());
+        let pipe = dir.path().join("pipe");
+        mkfifo(&pipe);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        for (path, kind) in [
+            (&*pipe, "a named pipe"),
+            (&*link, "a named pipe"),
+            (Path::new("/dev/zero"), "a device"),
+            (dir.path(), "a directory"),
+        ] {
+            let error = read_secret(path).err().expect("refused").to_string();
+            assert!(error.contains(kind), "{error}");
+            assert_eq!(read(path).unwrap_err().to_string(), error);
+        }
+        assert_eq!(read(Path::new("/dev/null")).unwrap(), b"");
     }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_pipe_that_the_process_inherited_is_read_to_its_end() {
+        use std::io::Write;
+        use std::os::fd::AsRawFd;
+        let (pipe, mut writer) = std::io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+        let reader = std::thread::spawn(move || read(Path::new(&path)).unwrap());
+        // More than a pipe holds, so that both sides wait for each other.
+        for _ in 0..3 {
+            writer.write_all(&[7; 50_000]).unwrap();
+        }
+        drop(writer);
+        assert_eq!(reader.join().unwrap(), [7; 150_000]);
+    }
+}
+
+/// Makes a named pipe.
+#[cfg(test)]
+pub(crate) fn mkfifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }

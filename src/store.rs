@@ -225,6 +225,15 @@ impl Config {
         }
     }
 
+    /// Whether the directory of a store on this machine is safe to use. Nothing is made.
+    ///
+    /// # Errors
+    /// What is wrong with it, for an operator.
+    pub fn check(&self) -> Result<(), OpenError> {
+        let Self::File(config) = self else { return Ok(()) };
+        file::check(&config.path).map_err(|detail| OpenError { kind: "file", detail })
+    }
+
     /// Whether to open it would make it, because nothing is there.
     #[must_use]
     pub fn is_missing(&self) -> bool {

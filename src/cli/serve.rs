@@ -105,6 +105,7 @@ pub(super) fn check(args: &Args) -> Result {
     }
     let clients = config.auth.check_files();
     clients.map_err(|(key, why)| Failure::Usage(format!("{key}: {why}")))?;
+    config.store.check().map_err(|error| Failure::Usage(error.to_string()))?;
     for root in &config.roots {
         let checked = root.check(config.store.data_dir());
         checked.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -47,6 +47,9 @@ impl Config {
     /// Whether the key file, or the place where it is going to be made, is as it should be.
     pub(super) fn check(&self, data_dir: &Path) -> Result<(), String> {
         let path = self.path(data_dir);
+        if self.key_file.is_none() && data_dir.is_dir() {
+            files::check_dir(data_dir).map_err(|error| at(data_dir, &error))?;
+        }
         if path.try_exists().map_err(|error| at(&path, &error))? {
             return read(&path).map(drop);
         }
@@ -190,8 +193,8 @@ fn make(path: &Path) -> Result<bool, String> {
 fn read(path: &Path) -> Result<KeyBytes, String> {
     let (contents, access) = files::read_secret(path).map_err(|error| at(path, &error))?;
     let path = path.display();
-    let files::Access { owner, mode } = access;
-    if mode & 0o077 != 0 {
+    let files::Access { owner, mode, .. } = access;
+    if access.of_others() != 0 {
         return Err(format!(
             "{path}: its mode is {mode:04o}, so others may read the key; run `chmod 600 {path}`"
         ));
@@ -331,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_file_that_others_may_read_is_refused() {
-        for mode in [0o640, 0o604, 0o660, 0o601] {
+        for mode in [0o644, 0o604, 0o666, 0o601] {
             let error = refused(FILE.as_bytes(), mode);
             assert!(
                 error.contains(&format!("{mode:04o}")) && error.contains("chmod 600"),
@@ -340,6 +343,40 @@ mod tests {
         }
         let (dir, path) = file(FILE.as_bytes(), 0o400);
         assert!(Root::open(&config(Some(path)), dir.path()).is_ok());
+    }
+
+    /// kubelet gives the files of a volume to `fsGroup`: 0440 in a Secret, 0660 in a claim.
+    #[test]
+    fn a_file_that_the_group_of_this_process_may_read_is_taken_and_that_of_another_is_not() {
+        for mode in [0o440, 0o640, 0o660] {
+            let (dir, path) = file(FILE.as_bytes(), mode);
+            assert!(Root::open(&config(Some(path.clone())), dir.path()).is_ok(), "{mode:o}");
+            // Only root can give it to a group that this process is not a member of.
+            if std::os::unix::fs::chown(&path, None, Some(12_345)).is_ok() {
+                let error = read(&path).err().expect("refused");
+                assert!(error.contains("chmod 600"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_data_directory_that_others_can_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o1777] {
+            std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let error = Root::open(&config(None), dir.path()).err().expect("refused");
+            assert!(error.contains(&format!("{mode:04o}")), "{error}");
+            assert_eq!(config(None).check(dir.path()).unwrap_err(), error);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no key is made");
+        }
+    }
+
+    #[test]
+    fn a_named_pipe_in_place_of_the_key_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        files::mkfifo(&dir.path().join(FILE_NAME));
+        let error = Root::open(&config(None), dir.path()).err().expect("refused");
+        assert!(error.contains("root.key: it is a named pipe"), "{error}");
     }
 
     #[test]
@@ -365,7 +402,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made");
         let missing = config(Some(dir.path().join("not-mounted/key")));
         assert_eq!(missing.check(&data).err(), Root::open(&missing, &data).err());
-        let (_dir, path) = file(FILE.as_bytes(), 0o640);
+        let (_dir, path) = file(FILE.as_bytes(), 0o644);
         let open = config(Some(path));
         assert_eq!(open.check(&data).err(), Root::open(&open, &data).err());
         assert!(missing.check(&data).is_err() && open.check(&data).is_err());

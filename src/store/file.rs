@@ -13,6 +13,8 @@ use async_trait::async_trait;
 use redb::ReadableDatabase;
 use serde::Deserialize;
 
+use crate::files;
+
 use super::{Committed, Entry, Error, Revision, Txn};
 
 mod database;
@@ -50,6 +52,14 @@ impl Default for Config {
 #[must_use]
 pub fn is_in(directory: &Path) -> bool {
     directory.join(open::FILE_NAME).exists()
+}
+
+/// Fails if `directory` exists and other users could replace the store in it.
+pub(super) fn check(directory: &Path) -> Result<(), String> {
+    if !directory.is_dir() {
+        return Ok(());
+    }
+    files::check_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))
 }
 
 /// A store in a directory that no other process may use meanwhile.

@@ -60,7 +60,7 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn read(config: &Config) -> Result<Self, Error> {
         let public = |setting, path: &Path| {
-            std::fs::read(path).map_err(|error| Error::new(setting, path, error.to_string()))
+            files::read(path).map_err(|error| Error::new(setting, path, error.to_string()))
         };
         let cert = public("cert", &config.cert)?;
         let (key, access) = files::read_secret(&config.key)

@@ -34,7 +34,7 @@ const MODULES: &str = "
     http:      auth clock envelope id keychain metrics random secret service tls units
     kubernetes: envelope id keychain metrics random secret service
 
-    config:    auth http id keychain kubernetes root secret service store telemetry tls units
+    config:    auth files http id keychain kubernetes root secret service store telemetry tls units
     app:       auth clock config http id kubernetes metrics root secret service store telemetry tls units
     cli:       aead app auth clock config envelope http id kubernetes root secret service store telemetry tls units
 ";
@@ -57,6 +57,7 @@ const CRATES: &str = "
     anyhow:      app cli
     prometheus:  metrics http app
     jsonwebtoken: auth
+    sd_notify:   app
     prost:       kubernetes
     tonic:       store kubernetes
     tonic_prost: kubernetes

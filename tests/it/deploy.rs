@@ -11,6 +11,8 @@ use crate::support::tools::printed;
 mod compose;
 mod helm;
 mod image;
+mod options;
+mod systemd;
 
 /// Runs `kms-proxy check-config` on a configuration that was made for other places: each file that
 /// it names is made in `dir`, where the configuration then finds it. Gives the paths as they were.

@@ -18,6 +18,8 @@ mod deploy;
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
+mod files;
+#[cfg(test)]
 mod graceful;
 #[cfg(test)]
 mod identities;

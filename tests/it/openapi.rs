@@ -38,6 +38,15 @@ async fn the_document_is_valid_and_its_examples_fit_their_schemas() {
     assert!(count.parse::<u32>().unwrap() > 100, "{said}");
 }
 
+#[test]
+fn the_document_begins_with_encrypt_and_decrypt() {
+    let text = std::fs::read_to_string(document()).unwrap();
+    let paths = text.lines().filter_map(|line| line.strip_prefix("    \"/")?.strip_suffix("\": {"));
+    let paths: Vec<_> = paths.collect();
+    assert_eq!(paths[..3], ["v1/encrypt", "v1/decrypt", "v1/rewrap"]);
+    assert_eq!(paths[paths.len() - 3..], ["healthz", "readyz", "metrics"]);
+}
+
 #[tokio::test]
 async fn a_fuzzer_that_knows_the_document_finds_no_other_answer() {
     let service = Setup::new().set("CHAIN__NAMES", "orders").start().await;

@@ -116,6 +116,29 @@
 {{- fail (printf "config.client: %s is known by a certificate, and none is asked for without tls.clientCASecret" $client.name) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.backup.enabled (ne $store "etcd") -}}
+{{- fail "backup.enabled is for the store etcd: the process has a store `file` to itself, so take a snapshot of its volume; `inline` stores nothing" -}}
+{{- end -}}
+{{- if .Values.restore.enabled -}}
+{{- if eq $store "inline" -}}
+{{- fail "restore.enabled: with config.store.kind = inline there is no store to restore into" -}}
+{{- end -}}
+{{- if ne .Values.kind "Deployment" -}}
+{{- fail "restore.enabled needs kind = Deployment, which can have no replicas meanwhile" -}}
+{{- end -}}
+{{- if not .Values.restore.file -}}
+{{- fail "restore.enabled needs restore.file, the name of the backup in its claim" -}}
+{{- end -}}
+{{- if not (or .Values.restore.existingClaim .Values.backup.enabled .Values.backup.existingClaim) -}}
+{{- fail "restore.enabled needs restore.existingClaim, the claim with the backup" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.service.enabled) -}}
+{{- fail "ingress.enabled needs service.enabled" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.enabled needs ingress.hosts" -}}
+{{- end -}}
 {{- if and .Values.plugin.enabled (ne .Values.kind "DaemonSet") -}}
 {{- fail "plugin.enabled needs kind = DaemonSet: kube-apiserver finds the socket on its own node" -}}
 {{- end -}}

@@ -24,6 +24,9 @@ app.kubernetes.io/name: {{ include "kms-proxy.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "kms-proxy.serviceAccountName" -}}
@@ -53,6 +56,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- /* Whether more than one process may run at once. */ -}}
 {{- define "kms-proxy.isReplicated" -}}
 {{- if or (eq .Values.kind "DaemonSet") .Values.autoscaling.enabled (gt (int .Values.replicas) 1) -}}true{{- end -}}
+{{- end -}}
+
+{{- define "kms-proxy.backupClaim" -}}
+{{- default (printf "%s-backup" (include "kms-proxy.fullname" .)) .Values.backup.existingClaim -}}
+{{- end -}}
+
+{{- define "kms-proxy.podSecurityContext" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+{{- with .Values.podSecurityContext }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Where the admin port is asked, as a probe of kubelet has it; more of it comes from the values. */ -}}
+{{- define "kms-proxy.probe" -}}
+{{- $ask := dict "path" .path "port" "admin" -}}
+{{- if include "kms-proxy.isLocal" .top -}}
+{{- $_ := set $ask "host" .top.Values.listen.address -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite (dict "httpGet" $ask) .defaults (default dict .values)) -}}
 {{- end -}}
 
 {{- define "kms-proxy.containerSecurityContext" -}}

@@ -8,8 +8,8 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
-    # Other settings make other pods.
-    checksum/config: {{ include "kms-proxy.config" . | sha256sum }}
+    # Other settings make other pods. Clients do not: the service reads them again when the file changes.
+    checksum/config: {{ include "kms-proxy.config" (dict "Values" (merge (dict "config" (omit .Values.config "client")) (omit .Values "config"))) | sha256sum }}
     {{- with .Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -22,17 +22,24 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   securityContext:
-    runAsNonRoot: true
-    seccompProfile:
-      type: RuntimeDefault
-    {{- toYaml .Values.podSecurityContext | nindent 4 }}
+    {{- include "kms-proxy.podSecurityContext" . | nindent 4 }}
   terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
   {{- with .Values.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
   {{- if .Values.hostNetwork }}
   hostNetwork: true
-  dnsPolicy: ClusterFirstWithHostNet
+  {{- end }}
+  {{- with default (ternary "ClusterFirstWithHostNet" "" .Values.hostNetwork) .Values.dnsPolicy }}
+  dnsPolicy: {{ . }}
+  {{- end }}
+  {{- with .Values.dnsConfig }}
+  dnsConfig:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.hostAliases }}
+  hostAliases:
+    {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .Values.nodeSelector }}
   nodeSelector:
@@ -65,7 +72,17 @@ spec:
     - name: kms-proxy
       image: {{ include "kms-proxy.image" . }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
-      args: [serve, --config, /etc/kms-proxy/config/kms-proxy.toml]
+      args:
+        - serve
+        - --config
+        - /etc/kms-proxy/config/kms-proxy.toml
+        {{- with .Values.extraArgs }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with .Values.lifecycle }}
+      lifecycle:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       securityContext:
         {{- include "kms-proxy.containerSecurityContext" . | nindent 8 }}
       {{- with .Values.env }}
@@ -83,25 +100,15 @@ spec:
           containerPort: {{ .Values.listen.adminPort }}
       # It answers as soon as it listens; readiness may wait for a store or a root.
       startupProbe:
-        httpGet: {path: /healthz, port: admin{{ if include "kms-proxy.isLocal" . }}, host: {{ .Values.listen.address }}{{ end }}}
-        periodSeconds: 2
-        failureThreshold: 60
+        {{- include "kms-proxy.probe" (dict "top" . "path" "/healthz" "values" .Values.startupProbe "defaults" (dict "periodSeconds" 2 "failureThreshold" 60)) | nindent 8 }}
       livenessProbe:
-        httpGet: {path: /healthz, port: admin{{ if include "kms-proxy.isLocal" . }}, host: {{ .Values.listen.address }}{{ end }}}
-        periodSeconds: 10
-        timeoutSeconds: 5
-        failureThreshold: 6
+        {{- include "kms-proxy.probe" (dict "top" . "path" "/healthz" "values" .Values.livenessProbe "defaults" (dict "periodSeconds" 10 "timeoutSeconds" 5 "failureThreshold" 6)) | nindent 8 }}
       readinessProbe:
-        httpGet: {path: /readyz, port: admin{{ if include "kms-proxy.isLocal" . }}, host: {{ .Values.listen.address }}{{ end }}}
-        periodSeconds: 5
-        timeoutSeconds: 5
-        failureThreshold: 2
+        {{- include "kms-proxy.probe" (dict "top" . "path" "/readyz" "values" .Values.readinessProbe "defaults" (dict "periodSeconds" 5 "timeoutSeconds" 5 "failureThreshold" 2)) | nindent 8 }}
       resources:
         {{- toYaml .Values.resources | nindent 8 }}
       volumeMounts:
-        - name: config
-          mountPath: /etc/kms-proxy/config
-          readOnly: true
+        {{- include "kms-proxy.mounts" . | nindent 8 }}
         {{- if .Values.tls.enabled }}
         - name: tls
           mountPath: /etc/kms-proxy/tls
@@ -120,18 +127,11 @@ spec:
         - name: plugin
           mountPath: /run/kms-proxy
         {{- end }}
-        {{- range .Values.secretMounts }}
-        - name: {{ .name }}
-          mountPath: {{ .mountPath }}
-          readOnly: true
-        {{- end }}
-        {{- with .Values.extraVolumeMounts }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+    {{- with .Values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
-    - name: config
-      configMap:
-        name: {{ include "kms-proxy.fullname" . }}
+    {{- include "kms-proxy.volumes" . | nindent 4 }}
     {{- if .Values.tls.enabled }}
     - name: tls
       secret:
@@ -157,18 +157,5 @@ spec:
       hostPath:
         path: {{ .Values.plugin.hostPath }}
         type: Directory
-    {{- end }}
-    {{- range .Values.secretMounts }}
-    - name: {{ .name }}
-      secret:
-        secretName: {{ .secretName }}
-        defaultMode: 0440
-        {{- with .items }}
-        items:
-          {{- toYaml . | nindent 10 }}
-        {{- end }}
-    {{- end }}
-    {{- with .Values.extraVolumes }}
-    {{- toYaml . | nindent 4 }}
     {{- end }}
 {{- end -}}

@@ -142,7 +142,7 @@ impl Config {
     pub(super) fn authorities(&self) -> Result<Option<Vec<Certificate>>, String> {
         let Some(path) = &self.ca else { return Ok(None) };
         let wrong = |error: &dyn fmt::Display| format!("ca, {}: {error}", path.display());
-        let pem = std::fs::read(path).map_err(|error| wrong(&error))?;
+        let pem = crate::files::read(path).map_err(|error| wrong(&error))?;
         match Certificate::from_pem_bundle(&pem) {
             Ok(found) if !found.is_empty() => Ok(Some(found)),
             _ => Err(wrong(&"it holds no certificate in PEM")),

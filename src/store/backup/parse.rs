@@ -1,12 +1,13 @@
 //! A backup read back: all of it is checked before anything of it is used.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use crate::files;
 use crate::id::hex;
 use crate::store::record::{Head, Kek, Part, Record, Uses, parse_key};
 use crate::store::{Txn, memory};
@@ -53,12 +54,21 @@ pub enum ReadError {
     },
 }
 
+/// A header is about 100 bytes; what is longer is not one.
+const MAX_FIRST_LINE: u64 = 4 << 10;
+
 /// Reads the backup at `path` and checks all of it.
 ///
 /// # Errors
 /// [`ReadError`].
 pub fn read(path: &Path) -> Result<Backup, ReadError> {
-    parse(&std::fs::read(path)?)
+    let mut file = files::open(path)?;
+    let mut bytes = Vec::new();
+    file.by_ref().take(MAX_FIRST_LINE).read_to_end(&mut bytes)?;
+    // Now, since what comes from a pipe and is not a backup may have no end.
+    check_format(bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default())?;
+    file.read_to_end(&mut bytes)?;
+    parse(&bytes)
 }
 
 /// The SHA-256 of `bytes` in hex.
@@ -67,17 +77,22 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     digest.iter().flat_map(|&byte| hex(byte)).map(char::from).collect()
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
+fn check_format(first: &[u8]) -> Result<(), ReadError> {
     #[derive(serde::Deserialize)]
     struct Probe {
         kms_proxy_backup: u32,
     }
+    let probe: Probe = serde_json::from_slice(first).map_err(|_| ReadError::NoBackup)?;
+    match probe.kms_proxy_backup {
+        FORMAT => Ok(()),
+        other => Err(ReadError::Format(other)),
+    }
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
     let lines: Vec<&[u8]> = bytes.split_inclusive(|&byte| byte == b'\n').collect();
     let Some((first, rest)) = lines.split_first() else { return Err(ReadError::NoBackup) };
-    let probe: Probe = serde_json::from_slice(first).map_err(|_| ReadError::NoBackup)?;
-    if probe.kms_proxy_backup != FORMAT {
-        return Err(ReadError::Format(probe.kms_proxy_backup));
-    }
+    check_format(first)?;
     let cut_off = || ReadError::CutOff(lines.len());
     let (last, records) = rest.split_last().ok_or_else(cut_off)?;
     let footer: Footer = match last.last() {

@@ -72,6 +72,17 @@ fn refused(text: &str) -> String {
     parse(text.as_bytes()).err().expect("it is no good backup").to_string()
 }
 
+#[test]
+fn what_never_ends_is_not_read_as_a_backup() {
+    let error = super::read(Path::new("/dev/zero")).err().unwrap().to_string();
+    assert!(error.contains("it is a device, not a regular file"), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    files::mkfifo(&pipe);
+    let error = super::read(&pipe).err().unwrap().to_string();
+    assert!(error.contains("it is a named pipe, not a regular file"), "{error}");
+}
+
 #[tokio::test]
 async fn records_come_back_byte_by_byte() {
     let store = store().await;

@@ -97,9 +97,8 @@ impl Config {
     }
 
     fn tls_options(&self) -> Result<TlsOptions, String> {
-        let pem = |path: &Path| {
-            std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
-        };
+        let pem =
+            |path: &Path| files::read(path).map_err(|error| format!("{}: {error}", path.display()));
         let tls = self.tls.as_ref();
         let options = match tls.and_then(|tls| tls.ca.as_deref()) {
             Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem(ca)?)),

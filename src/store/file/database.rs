@@ -203,6 +203,8 @@ fn lock(directory: &Path) -> Result<File, String> {
              the other or give this one a directory of its own",
             directory.display()
         )),
-        Err(TryLockError::Error(error)) => Err(at(error)),
+        Err(TryLockError::Error(error)) => {
+            Err(format!("{}: {}", path.display(), files::lock_failure(&path, &error)))
+        }
     }
 }

@@ -128,6 +128,7 @@ pub(super) fn guarded<T>(act: impl FnOnce() -> Result<T, redb::Error>) -> Result
 
 fn open_existing(path: &Path, opener: &Opener) -> Result<redb::Database, Trouble> {
     let file = File::options().read(true).write(true).open(path)?;
+    files::check_regular(&file).map_err(|error| Trouble::Refused(error.to_string()))?;
     if file.metadata()?.len() == 0 {
         // Ours never is: a new one gets its name when it is complete.
         return Err(Trouble::Damaged("it is empty".to_owned()));

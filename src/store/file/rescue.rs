@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Builder, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 
+use crate::files;
 use crate::store::Revision;
 
 use super::layout::{self, Damage, RECORDS, STATE};
@@ -79,7 +80,7 @@ fn keep(path: &Path) -> io::Result<PathBuf> {
     let mut number = 1u32;
     loop {
         let kept = path.with_extension(format!("redb.damaged-{number}"));
-        match std::fs::hard_link(path, &kept) {
+        match files::keep_as(path, &kept) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(error),
             Ok(()) => return Ok(kept),

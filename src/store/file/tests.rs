@@ -79,6 +79,36 @@ async fn what_it_makes_is_private() {
 }
 
 #[tokio::test]
+async fn a_directory_that_others_can_write_to_is_refused_and_left_as_it_is() {
+    let dir = tempdir().unwrap();
+    let set = |mode| std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(mode)).unwrap();
+    for (mode, repair) in [(0o777, "chmod go-w"), (0o1777, "use a dedicated directory")] {
+        set(mode);
+        let error = refused(dir.path()).await;
+        assert!(error.contains(&format!("{mode:04o}")) && error.contains(repair), "{error}");
+        assert!(error.contains(&dir.path().display().to_string()), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(super::check(dir.path()).unwrap_err(), error);
+    }
+    set(0o770);
+    let _store = open(dir.path()).await;
+    assert_eq!(super::check(&dir.path().join("missing")), Ok(()));
+}
+
+#[tokio::test]
+async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    crate::files::mkfifo(&path);
+    let error = refused(dir.path()).await;
+    assert!(error.contains("store.redb: it is a named pipe"), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    let error = refused(dir.path()).await;
+    assert!(error.contains("it is a device"), "{error}");
+}
+
+#[tokio::test]
 async fn a_second_process_is_refused_until_the_first_has_closed() {
     let dir = tempdir().unwrap();
     let store = open(dir.path()).await;

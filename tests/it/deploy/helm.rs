@@ -17,7 +17,7 @@ const KUBERNETES: [&str; 3] = ["1.27", "1.32", "1.37"];
 /// What every container must have.
 const CONFINED: &str = r#"{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]},"readOnlyRootFilesystem":true}"#;
 
-fn helm(arguments: &[&str]) -> Output {
+pub(super) fn helm(arguments: &[&str]) -> Output {
     // Without a home it looks at nothing that somebody has set up on this machine.
     let home = tempfile::tempdir().unwrap();
     let mut helm = Command::new(test_env("helm"));
@@ -32,22 +32,22 @@ fn examples() -> Vec<PathBuf> {
     files
 }
 
-fn example(name: &str) -> String {
+pub(super) fn example(name: &str) -> String {
     format!("helm/examples/{name}.yaml")
 }
 
 /// What `helm template` makes of an example; `more` are further arguments.
-fn template(example: &str, more: &[&str]) -> Output {
+pub(super) fn template(example: &str, more: &[&str]) -> Output {
     let chart = ["template", "proxy", "helm/kms-proxy", "--namespace", "crypto", "-f", example];
     helm(&[&chart[..], more].concat())
 }
 
 /// The manifests of an example, all of them valid.
-fn render(example: &str, more: &[&str]) -> Vec<Value> {
+pub(super) fn render(example: &str, more: &[&str]) -> Vec<Value> {
     valid(&printed(template(example, more)))
 }
 
-fn valid(manifests: &str) -> Vec<Value> {
+pub(super) fn valid(manifests: &str) -> Vec<Value> {
     let script = root().join("tests/deploy/manifests.py");
     let json =
         printed(piped(Command::new(test_env("python")).arg(script).args(KUBERNETES), manifests));
@@ -55,7 +55,7 @@ fn valid(manifests: &str) -> Vec<Value> {
 }
 
 /// The one manifest of this kind whose name ends like that.
-fn one<'a>(manifests: &'a [Value], kind: &str, name: &str) -> &'a Value {
+pub(super) fn one<'a>(manifests: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let is_it = |manifest: &&Value| {
         manifest["kind"] == kind && manifest["metadata"]["name"].as_str().unwrap().ends_with(name)
     };
@@ -64,16 +64,16 @@ fn one<'a>(manifests: &'a [Value], kind: &str, name: &str) -> &'a Value {
     found[0]
 }
 
-fn has(manifests: &[Value], kind: &str) -> bool {
+pub(super) fn has(manifests: &[Value], kind: &str) -> bool {
     manifests.iter().any(|manifest| manifest["kind"] == kind)
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
 /// Whether everything in `part` stands in `whole`.
-fn includes(whole: &Value, part: &Value) -> bool {
+pub(super) fn includes(whole: &Value, part: &Value) -> bool {
     part.as_object().unwrap().iter().all(|(key, value)| whole[key] == *value)
 }
 
@@ -187,6 +187,12 @@ fn wrong_values_are_refused() {
         (&file, "autoscaling.enabled=true", "for one process"),
         (&file, "kind=\"DaemonSet\"", "for one process"),
         (&file, "persistence.enabled=false", "loses all keys"),
+        (&file, "backup.enabled=true", "is for the store etcd"),
+        (&file, "restore.enabled=true", "needs restore.file"),
+        (&file, "restore={\"enabled\":true,\"file\":\"a\"}", "needs restore.existingClaim"),
+        (&etcd, "backup.schedule=\"daily\"", "schedule"),
+        (&etcd, "ingress.enabled=true", "needs ingress.hosts"),
+        (&etcd, "livenessProbe.httpGet={}", "httpGet"),
     ] {
         let (key, value) = change.split_once('=').unwrap();
         // A bare word is a string too.
@@ -299,6 +305,10 @@ fn other_settings_make_other_pods_and_the_same_ones_do_not() {
     };
     assert_eq!(sum(&[]), sum(&["--set", "replicas=5"]));
     assert_ne!(sum(&[]), sum(&["--set", "config.cache.dek_entries=7"]));
+    // The service reads its clients again by itself.
+    let client = r#"config.client=[{"name":"more","token_sha256":"TOKEN","allow":[{"chains":["*"],"operations":["read"]}]}]"#;
+    let client = client.replace("TOKEN", &"1".repeat(64));
+    assert_eq!(sum(&[]), sum(&["--set-json", &client]));
 }
 
 #[test]

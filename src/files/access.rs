@@ -1,0 +1,105 @@
+//! Who can read or replace a file: its owner, its group and everyone else.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Who may do what with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// The id of the user that it belongs to.
+    pub(crate) owner: u32,
+    /// The bits of its mode.
+    pub(crate) mode: u32,
+    /// The id of the group that it belongs to.
+    group: u32,
+}
+
+impl Access {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        let (owner, group) = (metadata.uid(), metadata.gid());
+        Self { owner, mode: metadata.mode() & 0o7777, group }
+    }
+
+    /// The bits of the mode that give rights to other users.
+    ///
+    /// The bits of the group do not count if this process is a member of it: kubelet gives the
+    /// files of a volume to the group of the pod (`fsGroup`) and makes them accessible to it.
+    pub(crate) fn of_others(self) -> u32 {
+        let mut own = rustix::process::getgroups().unwrap_or_default();
+        own.push(rustix::process::getegid());
+        self.beyond(|group| own.iter().any(|own| own.as_raw() == group))
+    }
+
+    fn beyond(self, is_own: impl Fn(u32) -> bool) -> u32 {
+        self.mode & if is_own(self.group) { 0o007 } else { 0o077 }
+    }
+}
+
+/// Fails if other users can replace files in the directory `path`.
+pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
+    let access = Access::of(&std::fs::metadata(path)?);
+    if access.of_others() & 0o022 == 0 {
+        return Ok(());
+    }
+    let (mode, path) = (access.mode, path.display());
+    // A shared directory such as /tmp must stay as it is.
+    let repair = match mode & 0o1000 {
+        0 => format!("run `chmod go-w {path}`"),
+        _ => format!("use a dedicated directory, such as {path}/kms-proxy"),
+    };
+    let detail = format!("its mode is {mode:04o}, so other users can replace its files; {repair}");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn rights_of_a_group_of_this_process_are_not_rights_of_others() {
+        for (mode, group, others) in [
+            (0o600, 7, 0),
+            (0o440, 7, 0),
+            (0o660, 7, 0),
+            (0o2770, 7, 0),
+            (0o440, 8, 0o040),
+            (0o660, 8, 0o060),
+            (0o604, 7, 0o004),
+            (0o1777, 7, 0o007),
+            (0o1777, 8, 0o077),
+        ] {
+            let access = Access { owner: 0, mode, group };
+            assert_eq!(access.beyond(|group| group == 7), others, "{mode:o} {group}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_with_its_repair() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let set = |mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        for mode in [0o700, 0o755, 0o770, 0o2770] {
+            set(mode);
+            check_dir(path).unwrap_or_else(|error| panic!("{mode:o}: {error}"));
+        }
+        for (mode, repair) in [
+            (0o777, format!("chmod go-w {}", path.display())),
+            (0o702, format!("chmod go-w {}", path.display())),
+            (0o1777, format!("such as {}/kms-proxy", path.display())),
+        ] {
+            set(mode);
+            let error = check_dir(path).unwrap_err().to_string();
+            assert!(error.contains(&format!("{mode:04o}")) && error.contains(&repair), "{error}");
+        }
+        set(0o770);
+        // Only root can give it to a group that this process is not a member of.
+        if chown(path, None, Some(12_345)).is_ok() {
+            let error = check_dir(path).unwrap_err().to_string();
+            assert!(error.contains("chmod go-w"), "{error}");
+        }
+    }
+}
