@@ -132,6 +132,13 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Makes a named pipe.
+#[cfg(test)]
+pub(crate) fn mkfifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -205,11 +212,4 @@ mod tests {
         drop(writer);
         assert_eq!(reader.join().unwrap(), [7; 150_000]);
     }
-}
-
-/// Makes a named pipe.
-#[cfg(test)]
-pub(crate) fn mkfifo(path: &Path) {
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
-    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }

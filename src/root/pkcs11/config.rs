@@ -134,7 +134,7 @@ impl Config {
     pub(super) fn open_pin_file(&self) -> Option<(&Path, u32)> {
         let path = self.pin_file.as_deref()?;
         let (_, access) = read(path).ok()?;
-        (access.mode & 0o077 != 0).then_some((path, access.mode))
+        (access.of_others() != 0).then_some((path, access.mode))
     }
 
     /// The token, as messages name it.
