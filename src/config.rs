@@ -214,6 +214,7 @@ struct Chain {
     rotate_after_age: Duration,
     #[serde(deserialize_with = "units::duration::deserialize")]
     destroy_delay: Duration,
+    max_chains: usize,
 }
 
 /// `[cache]`.
@@ -239,10 +240,19 @@ struct Auth {
 
 impl Default for Chain {
     fn default() -> Self {
-        let service::Config { names, suite, limits, destroy_delay, .. } = Default::default();
+        let service::Config { names, suite, limits, destroy_delay, max_chains, .. } =
+            Default::default();
         let Limits { rotate_after_uses, max_uses, rotate_after_age } = limits;
         let rotate_after_age = Duration::from_secs(rotate_after_age);
-        Self { names, suite, rotate_after_uses, max_uses, rotate_after_age, destroy_delay }
+        Self {
+            names,
+            suite,
+            rotate_after_uses,
+            max_uses,
+            rotate_after_age,
+            destroy_delay,
+            max_chains,
+        }
     }
 }
 
@@ -277,6 +287,7 @@ impl Settings {
             suite: chain.suite,
             limits,
             destroy_delay: chain.destroy_delay,
+            max_chains: chain.max_chains,
             wait: server.request_timeout,
             dek_entries: cache.dek_entries,
             dek_max_age: cache.dek_max_age,

@@ -191,7 +191,7 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(batch::rewrap))
         .routes(routes!(rotate::rotate))
         .routes(routes!(chains::list))
-        .routes(routes!(chains::read, chains::put))
+        .routes(routes!(chains::read, chains::put, chains::delete))
         .routes(routes!(keks::disable))
         .routes(routes!(keks::enable))
         .routes(routes!(keks::destroy))

@@ -275,6 +275,28 @@ impl Metrics {
         }
     }
 
+    /// Removes what is labelled with a chain that was deleted.
+    pub fn forget(&self, chain: &ChainName) {
+        let chain = [chain.as_str()];
+        // What was never set is not there to be removed.
+        for gauges in [
+            &self.kek_uses,
+            &self.kek_rotate_after_uses,
+            &self.kek_max_uses,
+            &self.unknown_keks,
+            &self.unopenable_keks,
+        ] {
+            _ = gauges.remove_label_values(&chain);
+        }
+        _ = self.kek_age.remove_label_values(&chain);
+        for counters in [&self.rotation_failures, &self.store_rollbacks] {
+            _ = counters.remove_label_values(&chain);
+        }
+        for operation in Operation::ALL {
+            _ = self.operations.remove_label_values(&[operation.as_str(), chain[0], "ok"]);
+        }
+    }
+
     /// Counts a success on `chain`, and what it spared or paid of the root's calls.
     #[inline]
     pub fn succeeded(&self, chain: &ChainMetrics, operation: Operation) {

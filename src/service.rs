@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -50,11 +50,11 @@ pub mod verify;
 mod tests;
 
 pub use allowance::Allowance;
-pub use continuity::names_root;
 pub use answer::{
     Absence, ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health,
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
+pub use continuity::names_root;
 pub use error::{Error, Kind};
 pub use roots::RootChange;
 
@@ -81,6 +81,8 @@ pub struct Config {
     /// How long a KEK must be disabled before it can be destroyed: 24 h, and never less than
     /// [`MIN_DESTROY_DELAY`].
     pub destroy_delay: Duration,
+    /// Chains at most; those beyond are not made.
+    pub max_chains: usize,
     /// How long a request waits for an empty budget to be filled: `server.request_timeout`.
     pub wait: Duration,
     /// How many requests may wait so at once.
@@ -106,6 +108,7 @@ impl Default for Config {
             suite: Suite::default(),
             limits: Limits::default(),
             destroy_delay: Duration::from_secs(24 * 60 * 60),
+            max_chains: 10_000,
             wait: Duration::from_secs(10),
             max_waiting: 20_000,
             dek_entries: 10_000,
@@ -122,7 +125,7 @@ pub struct KeyService {
     core: Arc<Core>,
     chains: ArcSwap<HashMap<ChainName, Arc<Chain>>>,
     /// Chains whose records are damaged, with what is wrong.
-    damaged: HashMap<ChainName, String>,
+    damaged: Mutex<HashMap<ChainName, String>>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     draining: AtomicBool,
     /// The checks of parts beside the service.
@@ -259,7 +262,11 @@ impl KeyService {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
             async move { rotator::rotate_by_hand(&core, &chain, trust).await }
         };
-        let result = core::run_to_end(work).await;
+        // Each costs a call of every root, and the KEK stays in the store.
+        let result = match allowance::charge(started) {
+            Ok(()) => core::run_to_end(work).await,
+            Err(error) => Err(error),
+        };
         self.finish(Operation::Rotate, &chain, started, result)
     }
 
@@ -289,7 +296,7 @@ impl KeyService {
     pub fn readiness(&self) -> Readiness {
         let mut checks = vec![self.core.store.check()];
         checks.extend(self.core.keyring.roots.checks());
-        checks.extend(self.damaged.iter().map(|(chain, detail)| Check {
+        checks.extend(self.damaged_chains().iter().map(|(chain, detail)| Check {
             name: format!("chain:{chain}"),
             health: Health::Degraded,
             detail: Some(detail.clone()),
@@ -329,6 +336,8 @@ impl KeyService {
         let failure = chain.root_failure.load();
         let error = chain.trouble().or_else(|| failure.as_deref().cloned());
         let mut details: Vec<_> = error.iter().map(Error::for_operators).collect();
+        details.extend(chain.clock_fault.load().as_deref().cloned());
+        details.extend(self.core.damage_of(&chain.name));
         let missing = self.core.keyring.missing(&chain.name);
         let [unopenable, unknown] = [Absence::Unopenable, Absence::Unknown].map(|absence| {
             let ids = missing.iter().filter(|kek| kek.absence == absence);
@@ -337,7 +346,8 @@ impl KeyService {
         let list = |ids: &[String]| ids.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
         if !unopenable.is_empty() {
             let (count, ids) = (unopenable.len(), list(&unopenable));
-            details.push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
+            details
+                .push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
         }
         // Callers can forge ids, so this alone is no fault.
         let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
@@ -394,6 +404,10 @@ impl KeyService {
         }
     }
 
+    fn damaged_chains(&self) -> MutexGuard<'_, HashMap<ChainName, String>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The chain that a caller means; a failure is counted.
     async fn find(&self, operation: Operation, chain: Option<&str>) -> Result<Arc<Chain>, Error> {
         let name = chain.unwrap_or(DEFAULT_CHAIN);
@@ -412,7 +426,7 @@ impl KeyService {
     async fn look_up(&self, name: &str) -> Result<Arc<Chain>, Error> {
         let name = ChainName::new(name)
             .map_err(|error| Error::new(Kind::InvalidRequest, error.to_string()))?;
-        if self.damaged.contains_key(&name) {
+        if self.damaged_chains().contains_key(&name) {
             return Err(Error::new(Kind::Internal, "the stored record of this chain is damaged"));
         }
         let unknown = || Error::new(Kind::UnknownChain, "there is no chain of this name");

@@ -25,7 +25,10 @@ impl Config {
             let checked = kubernetes.check();
             checked.map_err(|(key, detail)| wrong(&format!("kubernetes.{key}"), detail))?;
         }
-        let service::Config { names, limits, destroy_delay, .. } = &self.service;
+        let service::Config { names, limits, destroy_delay, max_chains, .. } = &self.service;
+        if *max_chains == 0 {
+            return Err(wrong("chain.max_chains", "it is 1 or more"));
+        }
         limits.validate().map_err(|detail| wrong("chain", detail))?;
         if let Some(index) = first_repeated(names) {
             return Err(wrong(&format!("chain.names.{index}"), "this name is there already"));

@@ -94,6 +94,7 @@ fn view(config: &Config) -> Value {
             "max_uses": service.limits.max_uses,
             "rotate_after_age": format(std::time::Duration::from_secs(service.limits.rotate_after_age)),
             "destroy_delay": format(service.destroy_delay),
+            "max_chains": service.max_chains,
         },
         "cache": {
             "dek_entries": service.dek_entries,

@@ -217,6 +217,23 @@ pub(super) async fn put(
     Ok((status, answer::json(&ChainBody::from(chain))?).into_response())
 }
 
+/// Deletes a key chain that has no KEK.
+///
+/// `default` and the chains that the configuration names stay.
+#[utoipa::path(delete, path = "/v1/chains/{name}", operation_id = "delete_chain", tag = "keys",
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    responses((status = 204, description = "It is deleted."), ProblemBody))]
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let name = path(name).map_err(|error| app.access.refuse(Operation::Manage, error))?;
+    let service = app.access.enter(&caller, Operation::Manage, Some(&name))?;
+    service.delete_chain(&name).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 /// What stands in the path.
 pub(super) fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Error> {
     path.map(|Path(parts)| parts).map_err(|_| body::invalid("the path is not UTF-8"))

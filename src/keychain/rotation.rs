@@ -50,9 +50,16 @@ pub struct Primary {
     pub reserved: u64,
     /// Those of them that this process has not spent.
     pub unspent: u64,
-    /// Time since its promotion.
+    /// Time since its promotion, by the wall clock.
     pub age: Duration,
+    /// How long this process has known it as primary, by the monotonic clock.
+    pub known_for: Duration,
 }
+
+/// A rotation by age waits until the primary is known for this long, or for half of
+/// `rotate_after_age` if that is less: all replicas together rotate by age once in this time, however
+/// wrong their wall clocks are.
+pub const AGE_ROTATIONS_APART: Duration = Duration::from_secs(60 * 60);
 
 /// The next step of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +74,15 @@ pub enum Step {
 /// uses or of its age, so an idle chain costs nothing and a promotion waits for no root.
 #[must_use]
 pub fn plan(thresholds: &Thresholds, primary: Option<&Primary>, has_standby: bool) -> Option<Step> {
+    let apart = AGE_ROTATIONS_APART.min(thresholds.rotate_after_age / 2);
     let due = match primary {
         None => Some(Reason::First),
         Some(primary) if primary.reserved >= thresholds.rotate_after_uses => Some(Reason::Uses),
-        Some(primary) if primary.age >= thresholds.rotate_after_age => Some(Reason::Age),
+        Some(primary)
+            if primary.age >= thresholds.rotate_after_age && primary.known_for >= apart =>
+        {
+            Some(Reason::Age)
+        }
         Some(_) => None,
     };
     match (due, has_standby, primary) {
@@ -113,7 +125,8 @@ mod tests {
         Thresholds { rotate_after_uses: 100, max_uses: 200, rotate_after_age: DAY };
 
     fn next(reserved: u64, age: Duration, has_standby: bool) -> Option<Step> {
-        plan(&LIMITS, Some(&Primary { reserved, unspent: 0, age }), has_standby)
+        let known_for = AGE_ROTATIONS_APART;
+        plan(&LIMITS, Some(&Primary { reserved, unspent: 0, age, known_for }), has_standby)
     }
 
     #[test]
@@ -129,9 +142,25 @@ mod tests {
 
     #[test]
     fn uses_that_are_only_reserved_do_not_count_towards_a_standby() {
-        let primary = |unspent| Primary { reserved: 60, unspent, age: Duration::ZERO };
+        let zero = Duration::ZERO;
+        let primary = |unspent| Primary { reserved: 60, unspent, age: zero, known_for: zero };
         assert_eq!(plan(&LIMITS, Some(&primary(10)), false), None);
         assert_eq!(plan(&LIMITS, Some(&primary(9)), false), Some(Step::MakeStandby));
+    }
+
+    #[test]
+    fn a_primary_that_seems_old_is_rotated_by_age_once_an_hour() {
+        let step = |known_for| {
+            let primary = Primary { reserved: 0, unspent: 0, age: 91 * DAY, known_for };
+            plan(&LIMITS, Some(&primary), true)
+        };
+        assert_eq!(step(Duration::ZERO), None);
+        assert_eq!(step(AGE_ROTATIONS_APART - Duration::from_secs(1)), None);
+        assert_eq!(step(AGE_ROTATIONS_APART), Some(Step::Promote(Reason::Age)));
+        let fast = Thresholds { rotate_after_age: Duration::from_secs(60), ..LIMITS };
+        let known_for = Duration::from_secs(30);
+        let primary = Primary { reserved: 0, unspent: 0, age: DAY, known_for };
+        assert_eq!(plan(&fast, Some(&primary), true), Some(Step::Promote(Reason::Age)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! names, and starts their tasks. A root that is away delays nothing.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,17 +65,21 @@ impl KeyService {
             in_doubt: false.into(),
             owner: u64::from_le_bytes(owner),
             stopping: watch::Sender::new(false),
+            damage: Mutex::default(),
             retries: Bucket::new(1, upkeep::RETRY),
             rollbacks: recovery::Summary::default(),
         });
         let (chains, damaged) = core.load_chains().await?;
         let named: Vec<_> =
             core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
+        for chain in &named {
+            chain.is_named.store(true, Ordering::Relaxed);
+        }
         let tasks = vec![core::spawn_sweep(&core), core::spawn_probe(&core)];
         let service = Arc::new(Self {
             core,
             chains: ArcSwap::from_pointee(chains),
-            damaged,
+            damaged: Mutex::new(damaged),
             tasks: Mutex::new(tasks),
             draining: false.into(),
             reports: Mutex::default(),

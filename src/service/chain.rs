@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
-use crate::keychain::KeyChain;
+use crate::keychain::{Form, KeyChain};
 use crate::metrics::ChainMetrics;
 use crate::store::record::NamedRoot;
 
@@ -35,6 +35,12 @@ pub(super) struct Chain {
     pub(super) rotator: tokio::sync::Mutex<Backoff>,
     /// Somebody wanted uses since the start.
     pub(super) was_wanted: AtomicBool,
+    /// It is `default`, or the configuration names it: it is ready before somebody wants it.
+    pub(super) is_named: AtomicBool,
+    /// It is deleted: its tasks end.
+    pub(super) is_deleted: AtomicBool,
+    /// What is wrong with the clock of this machine or of another one.
+    pub(super) clock_fault: ArcSwapOption<String>,
     /// Somebody wants uses.
     pub(super) need_uses: Notify,
     /// Somebody wants a KEK to be made or opened.
@@ -75,6 +81,9 @@ impl Chain {
             reserver: tokio::sync::Mutex::new(reserver),
             rotator: tokio::sync::Mutex::default(),
             was_wanted: false.into(),
+            is_named: false.into(),
+            is_deleted: false.into(),
+            clock_fault: ArcSwapOption::empty(),
             need_uses: Notify::new(),
             need_kek: Notify::new(),
             low_water: AtomicU64::new(0),
@@ -131,6 +140,15 @@ impl Chain {
         };
         turn.forget();
         Ok(())
+    }
+
+    /// Whether its first KEK is worth a call of the root. One that ends with the process is not before
+    /// it is used.
+    pub(super) fn is_wanted(&self, form: Form) -> bool {
+        self.was_wanted.load(Ordering::Relaxed)
+            || form == Form::Stored
+                && (self.is_named.load(Ordering::Relaxed)
+                    || self.wants_name.load(Ordering::Relaxed))
     }
 
     /// Why no uses come, if that is known.

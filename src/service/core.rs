@@ -1,7 +1,8 @@
 //! What the parts of a running service share, and the tasks in the background.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -12,7 +13,8 @@ use crate::id::{ChainName, KekId};
 use crate::keychain::Form;
 use crate::keychain::dek_cache::DekCache;
 use crate::metrics::Metrics;
-use crate::store;
+use crate::store::record::{self, Head, Kek, Part, Record as _, Uses};
+use crate::store::{self, Store as _};
 
 use super::Config;
 use super::bucket::Bucket;
@@ -58,6 +60,8 @@ pub(super) struct Core {
     /// A random number for this process, in the records that it writes.
     pub(super) owner: u64,
     pub(super) stopping: watch::Sender<bool>,
+    /// Stored records that are damaged, by their keys, with their chains.
+    pub(super) damage: Mutex<BTreeMap<String, ChainName>>,
     /// How often KEKs are tried again that no root opened.
     pub(super) retries: Bucket,
     /// What was done about a rollback of the store and is not logged yet.
@@ -85,9 +89,59 @@ impl Core {
             }
             store::Error::Corrupt { key, detail } => {
                 tracing::error!(%chain, key, detail, "a stored record is damaged");
+                self.note_damage(chain, &key);
                 Error::new(Kind::Internal, format!("the stored record {key} is damaged"))
             }
         }
+    }
+}
+
+/// Damaged records that are remembered of all chains.
+const MAX_DAMAGED: usize = 1_000;
+
+impl Core {
+    /// A record was read that is damaged: readiness names it until it is read whole.
+    pub(super) fn note_damage(&self, chain: &ChainName, key: &str) {
+        let mut damage = self.damage();
+        if damage.len() < MAX_DAMAGED {
+            damage.insert(key.to_owned(), chain.clone());
+        }
+    }
+
+    /// The damaged records of a chain, for readiness.
+    pub(super) fn damage_of(&self, chain: &ChainName) -> Option<String> {
+        const NAMED: usize = 3;
+        let damage = self.damage();
+        let keys: Vec<_> =
+            damage.iter().filter(|(_, of)| *of == chain).map(|(key, _)| key).collect();
+        let named: Vec<_> = keys.iter().take(NAMED).map(|key| key.as_str()).collect();
+        (!keys.is_empty())
+            .then(|| format!("{} of its records are damaged ({})", keys.len(), named.join(", ")))
+    }
+
+    /// Reads records again that were damaged.
+    pub(super) async fn check_damage(&self) {
+        let keys: Vec<_> = self.damage().keys().take(MAX_DAMAGED / 10).cloned().collect();
+        for key in keys {
+            let is_whole = match self.store.get(&key).await {
+                Ok(Some(entry)) => match record::parse_key(&key).map(|(_, part)| part) {
+                    Some(Part::Head) => Head::decode(&key, &entry.value).is_ok(),
+                    Some(Part::Kek(_)) => Kek::decode(&key, &entry.value).is_ok(),
+                    Some(Part::Uses(_)) => Uses::decode(&key, &entry.value).is_ok(),
+                    Some(Part::Claim) | None => true,
+                },
+                // One that is missing is damage too.
+                Ok(None) | Err(_) => false,
+            };
+            if is_whole {
+                tracing::info!(key, "a stored record that was damaged is whole again");
+                self.damage().remove(&key);
+            }
+        }
+    }
+
+    fn damage(&self) -> MutexGuard<'_, BTreeMap<String, ChainName>> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,7 +159,9 @@ pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinH
         let (core, chain, mut stop) =
             (Arc::clone(core), Arc::clone(chain), core.stopping.subscribe());
         async move {
-            while proceed(&mut stop, next(chain.need_uses.notified())).await {
+            while proceed(&mut stop, next(chain.need_uses.notified())).await
+                && !chain.is_deleted.load(Ordering::Relaxed)
+            {
                 states::settle(&core, &chain).await;
                 reserver::drive(&core, &chain).await;
             }
@@ -115,7 +171,9 @@ pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinH
         let (core, chain, mut stop) =
             (Arc::clone(core), Arc::clone(chain), core.stopping.subscribe());
         async move {
-            while proceed(&mut stop, chain.need_kek.notified()).await {
+            while proceed(&mut stop, chain.need_kek.notified()).await
+                && !chain.is_deleted.load(Ordering::Relaxed)
+            {
                 rotator::drive(&core, &chain).await;
             }
         }

@@ -127,6 +127,7 @@ impl KeyService {
                     }
                     Some(Err(error)) => {
                         tracing::error!(chain = %chain.name, kek_id = %id, %error, "a stored record is damaged");
+                        self.core.note_damage(&chain.name, &record::kek_key(&chain.name, *id));
                     }
                     None if self.core.keyring.has_traveller(&chain.name, *id) => {}
                     // A record is never deleted. Where nothing is known that could be put in its
@@ -213,6 +214,12 @@ impl super::core::Core {
     /// Every state in memory was as the store says, at `when`.
     pub(super) fn confirm(&self, when: Monotonic) {
         self.confirmed.store(when.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether every state in memory was as the store says within `time`, where others can write.
+    pub(super) fn confirmed_within(&self, now: Monotonic, time: Duration) -> bool {
+        self.shared
+            && now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))) < time
     }
 
     /// Whether states in memory may still be relied on: where others can change them, they are read

@@ -55,6 +55,10 @@ pub(super) struct Ledger {
     rollback: Option<Rollback>,
     /// Somebody else noticed that it did; the next read tells.
     suspected: bool,
+    /// A head that is missing is put again, also where the chain never had a KEK.
+    keeps_head: bool,
+    /// The head is gone, and no KEK is with it.
+    deleted: bool,
     /// The highest generation that was ever read.
     seen_generation: u64,
     /// The newest set of roots that was ever read, and what the keys were called by it.
@@ -90,6 +94,8 @@ impl Ledger {
             foreign_claim: None,
             rollback: None,
             suspected: false,
+            keeps_head: true,
+            deleted: false,
             seen_generation: 0,
             seen_roots: (0, None),
             known: VecDeque::new(),
@@ -131,7 +137,14 @@ impl Ledger {
         let (mut unfit_at, mut damaged_at) = (None, None);
         loop {
             let head = match read_head(&*self.store, &self.chain).await? {
-                Some(head) => head,
+                Some(head) => {
+                    self.deleted = false;
+                    head
+                }
+                None if !self.keeps_head && self.has_no_kek() => {
+                    self.deleted = true;
+                    return Err(missing(&record::head_key(&self.chain)));
+                }
                 None => self.put_head_again().await?,
             };
             let mut is_news = |damage: &Option<Error>| {
@@ -334,6 +347,37 @@ impl Ledger {
         let mut head = self.head.record.clone();
         head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
         self.put_head(head, None).await
+    }
+
+    /// Whether a missing head is put again where the chain never had a KEK: a chain that the
+    /// configuration names always exists.
+    pub(super) fn keep_head(&mut self, keep: bool) {
+        self.keeps_head = keep;
+    }
+
+    /// Whether the chain was deleted.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.deleted
+    }
+
+    /// Whether no KEK of the chain was ever read here.
+    fn has_no_kek(&self) -> bool {
+        let Head { primary, standby, .. } = &self.head.record;
+        primary.or(*standby).is_none() && self.known.is_empty() && self.lost.is_empty()
+    }
+
+    /// Deletes the head of a chain without KEKs. Compares: head unchanged. A KEK that another process
+    /// makes meanwhile conflicts, since it changes the head.
+    pub(super) async fn delete(&mut self) -> Result<bool, Error> {
+        let key = record::head_key(&self.chain);
+        let txn = Txn {
+            compares: vec![Compare::Unchanged(key.clone(), self.head.revision)],
+            puts: Vec::new(),
+            deletes: vec![key, record::claim_key(&self.chain)],
+        };
+        let deleted = self.commit(txn).await?.is_some();
+        self.deleted |= deleted;
+        Ok(deleted)
     }
 
     /// Stores the head alone. Compares: head unchanged, and what else is given.

@@ -1,6 +1,7 @@
 //! Chains and KEKs looked at and changed: what `/v1/chains` does.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
@@ -10,7 +11,7 @@ use crate::store::{self, Store};
 use super::answer::{ChainInfo, ChainSettings, Change, KekInfo, Page};
 use super::chain::Chain;
 use super::error::{Error, Kind};
-use super::{KeyService, core, ledger, states};
+use super::{KeyService, allowance, core, ledger, states};
 
 /// The most items of a page.
 const MAX_PAGE: usize = 1000;
@@ -154,16 +155,25 @@ impl KeyService {
     }
 
     /// Makes a chain (then the first of the answer is true), or changes the limits of one. A new
-    /// chain gets its first KEK within a second, or at its first use.
+    /// chain gets its first KEK at its first use. To make one costs the caller a look-up.
     ///
     /// # Errors
     /// [`Kind::InvalidRequest`] for a name or limits that can not be, [`Kind::Conflict`] for another
-    /// suite or limits below what is reserved, and where there is no store, [`Kind::StoreUnavailable`].
+    /// suite or limits below what is reserved, beyond [`Config::max_chains`], and where there is no
+    /// store, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
+    ///
+    /// [`Config::max_chains`]: super::Config::max_chains
     pub async fn put_chain(
         self: &Arc<Self>,
         name: &str,
         settings: ChainSettings,
     ) -> Result<(bool, ChainInfo), Error> {
+        if !self.chains.load().contains_key(name)
+            && let Err(error) = allowance::charge(self.core.clock.now())
+        {
+            self.core.metrics.failed(Operation::Manage, "", error.kind().code());
+            return Err(error);
+        }
         let (service, name) = (Arc::clone(self), name.to_owned());
         core::run_to_end(async move { service.put_chain_now(&name, settings).await }).await
     }
@@ -198,6 +208,69 @@ impl KeyService {
         self.finish(Operation::Manage, &chain, started, result)
     }
 
+    /// Deletes a chain that has no KEK.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownChain`], [`Kind::Conflict`] when it has a KEK, when the configuration names it,
+    /// and where there is no store, [`Kind::StoreUnavailable`].
+    pub async fn delete_chain(self: &Arc<Self>, name: &str) -> Result<(), Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Manage, Some(name)).await?;
+        let work = {
+            let (service, chain) = (Arc::clone(self), Arc::clone(&chain));
+            async move { service.delete_now(&chain).await }
+        };
+        let result = core::run_to_end(work).await;
+        self.finish(Operation::Manage, &chain, started, result)
+    }
+
+    async fn delete_now(&self, chain: &Chain) -> Result<(), Error> {
+        self.core.needs_store("a chain can't be deleted")?;
+        if chain.is_named.load(Ordering::Relaxed) {
+            let detail = "the configuration names this chain, or it is the default one";
+            return Err(Error::new(Kind::Conflict, detail));
+        }
+        let failed = |error| self.core.store_error(&chain.name, error);
+        for _ in 0..TRIES {
+            let ledger = &mut chain.reserver.lock().await.ledger;
+            ledger.refresh().await.map_err(failed)?;
+            let keks = self.core.store.count(&record::keks_prefix(&chain.name)).await;
+            let keks = keks.map_err(failed)?;
+            if keks > 0 {
+                let detail =
+                    format!("the chain has {keks} KEKs; only a chain without any is deleted");
+                return Err(Error::new(Kind::Conflict, detail));
+            }
+            if ledger.delete().await.map_err(failed)? {
+                tracing::warn!(chain = %chain.name, "a chain without KEKs was deleted by hand");
+                chain.is_deleted.store(true, Ordering::Relaxed);
+                self.drop_deleted();
+                return Ok(());
+            }
+        }
+        Err(busy())
+    }
+
+    /// Forgets chains that are deleted, here or elsewhere.
+    pub(super) fn drop_deleted(&self) {
+        let is_deleted = |chain: &Arc<Chain>| chain.is_deleted.load(Ordering::Relaxed);
+        let deleted: Vec<_> =
+            self.chains.load().values().filter(|it| is_deleted(it)).cloned().collect();
+        if deleted.is_empty() {
+            return;
+        }
+        self.chains.rcu(|chains| {
+            let mut chains = (**chains).clone();
+            chains.retain(|_, chain| !is_deleted(chain));
+            chains
+        });
+        for chain in deleted {
+            self.core.metrics.forget(&chain.name);
+            chain.need_uses.notify_one();
+            chain.need_kek.notify_one();
+        }
+    }
+
     /// The chain of this name, and whether it was made here.
     async fn create_chain(
         &self,
@@ -209,10 +282,15 @@ impl KeyService {
         }
         let name = ChainName::new(name)
             .map_err(|error| Error::new(Kind::InvalidRequest, error.to_string()))?;
-        if self.damaged.contains_key(&name) {
+        if self.damaged_chains().contains_key(&name) {
             return Err(Error::new(Kind::Internal, "the stored record of this chain is damaged"));
         }
         let config = &self.core.config;
+        let chains = self.chains.load().len();
+        if chains >= config.max_chains {
+            let detail = format!("there are {chains} chains, and chain.max_chains allows no more");
+            return Err(Error::new(Kind::Conflict, detail));
+        }
         let limits = merge(config.limits, settings)?;
         let head = self.core.new_head(settings.suite.unwrap_or(config.suite), limits);
         let failed = |error| self.core.store_error(&name, error);

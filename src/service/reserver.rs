@@ -11,7 +11,7 @@ use crate::id::KekId;
 use crate::keychain::budget::{BLOCK_LIFE, Budget};
 use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{self, Primary, Reason, Step, Thresholds};
-use crate::keychain::{Carried, Form, KeyChain};
+use crate::keychain::{Carried, KeyChain};
 use crate::store;
 
 use super::chain::{Chain, exhausted};
@@ -24,6 +24,8 @@ use super::{names, recovery};
 const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// While there is traffic, the next block is there this long before the last one is void.
 const RENEW_BEFORE: Duration = Duration::from_secs(15);
+/// While the store answers, a promotion elsewhere is seen within this time.
+const SEEN_WITHIN: Duration = Duration::from_secs(60);
 /// How far the clocks of two machines may be apart.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60 * 60);
 /// Rounds of one drive: more conflicts than this are left to the next one.
@@ -41,6 +43,8 @@ pub(super) struct Reserver {
     /// Uses spent at the last look, and when that number last changed.
     seen: u64,
     active: Option<Monotonic>,
+    /// The stored primary, and since when it is known as such.
+    known: Option<(KekId, Monotonic)>,
 }
 
 /// Does what is due for `chain`, then lets the requests try that wait.
@@ -62,17 +66,25 @@ impl Reserver {
             since: Monotonic::default(),
             seen: 0,
             active: None,
+            known: None,
         }
     }
 
     async fn drive(&mut self, core: &Core, chain: &Chain) -> Result<(), Error> {
+        self.ledger.keep_head(chain.is_named.load(Ordering::Relaxed));
         for _ in 0..ROUNDS {
-            self.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
+            let read = self.ledger.refresh().await;
+            if self.ledger.is_deleted() {
+                chain.is_deleted.store(true, Ordering::Relaxed);
+                return Err(Error::new(Kind::UnknownChain, "the chain was deleted"));
+            }
+            read.map_err(|error| core.store_error(&chain.name, error))?;
             if self.ledger.is_restored() {
                 let repaired = recovery::recover(core, chain, &mut self.ledger).await;
                 repaired.map_err(|error| core.store_error(&chain.name, error))?;
                 continue;
             }
+            self.know_primary(core, chain);
             self.report(core, chain);
             self.catch_up(core, chain);
             names::keep(core, chain, &mut self.ledger).await?;
@@ -114,9 +126,9 @@ impl Reserver {
 
     /// The next step of a rotation.
     pub(super) fn plan(&self, core: &Core, chain: &Chain) -> Option<Step> {
-        // A KEK that nobody encrypts with, and that ends with the process, is worth no root call.
+        // A KEK that nobody encrypts with is worth no root call.
         let is_first = self.ledger.primary.is_none();
-        if is_first && core.form == Form::Carried && !chain.was_wanted.load(Ordering::Relaxed) {
+        if is_first && !chain.is_wanted(core.form) {
             return None;
         }
         let limits = self.ledger.head.record.limits;
@@ -130,16 +142,54 @@ impl Reserver {
         let primary = self.ledger.primary.as_ref().map(|held| Primary {
             reserved: held.uses.record.reserved,
             unspent: if snapshot.primary_id() == Some(held.id) { left } else { 0 },
-            age: match held.kek.record.promoted_at {
-                at if is_ahead(core, at) => Duration::MAX,
-                at => self.age(core, at),
-            },
+            age: self.age(core, held.kek.record.promoted_at),
+            known_for: self.known_for(core),
         });
         rotation::plan(&thresholds, primary.as_ref(), self.ledger.head.record.standby.is_some())
     }
 
+    /// The age of the primary since its promotion. One that was promoted in the future, by a clock
+    /// that was wrong, is as old as it is known here.
     fn age(&self, core: &Core, promoted_at: Option<u64>) -> Duration {
-        Duration::from_secs(promoted_at.map_or(0, |at| core.clock.unix_now().saturating_sub(at)))
+        let now = core.clock.unix_now();
+        match promoted_at {
+            Some(at) if at <= now => Duration::from_secs(now - at),
+            Some(_) => self.known_for(core),
+            None => Duration::ZERO,
+        }
+    }
+
+    fn known_for(&self, core: &Core) -> Duration {
+        self.known.map_or(Duration::ZERO, |(_, since)| core.clock.now().since(since))
+    }
+
+    /// Notes since when the primary is known, and whether the clock of its promotion and the clock of
+    /// this process agree.
+    fn know_primary(&mut self, core: &Core, chain: &Chain) {
+        let Some(held) = &self.ledger.primary else { return };
+        let (id, promoted_at) = (held.id, held.kek.record.promoted_at);
+        let before = self.known;
+        if before.is_some_and(|(known, _)| known == id) {
+            return;
+        }
+        let now = core.clock.now();
+        self.known = Some((id, now));
+        let Some(at) = promoted_at else { return };
+        let unix_now = core.clock.unix_now();
+        let is_ahead = at.saturating_sub(unix_now) > CLOCKS_DIFFER.as_secs();
+        // A promotion that was just seen did not happen long ago. At a start, and after the store was
+        // away, it may have.
+        let is_recent = before.is_some() && core.confirmed_within(now, SEEN_WITHIN);
+        let is_behind = is_recent && unix_now.saturating_sub(at) > CLOCKS_DIFFER.as_secs();
+        let detail = (is_ahead || is_behind).then(|| {
+            let promoted = super::rfc3339(at);
+            let here = super::rfc3339(unix_now);
+            format!("its primary KEK was promoted at {promoted} by one clock, and the clock of this machine says {here}: one of them is wrong")
+        });
+        if let Some(detail) = &detail {
+            tracing::error!(chain = %chain.name, primary = %id, detail, "clocks disagree");
+        }
+        chain.clock_fault.store(detail.map(Arc::new));
     }
 
     /// Whether a KEK failed, or may fail, that nobody asks for at the moment.
@@ -238,11 +288,6 @@ impl Reserver {
         let Some(kek) = self.ledger.standby.as_ref().and_then(|held| snapshot.kek(held.id)) else {
             return Ok(false);
         };
-        let promoted_at = self.ledger.primary.as_ref().and_then(|held| held.kek.record.promoted_at);
-        if is_ahead(core, promoted_at) {
-            let at = super::rfc3339(promoted_at.unwrap_or_default());
-            tracing::warn!(chain = %chain.name, at, "the primary KEK was promoted in the future: a clock is or was wrong, so it is replaced");
-        }
         let now = core.clock.now();
         let rate = self.rate(&snapshot, now);
         let max_uses = self.ledger.head.record.limits.max_uses;
@@ -368,17 +413,13 @@ fn record_of(kek: &store::record::Kek) -> CarriedRecord<'_> {
     CarriedRecord { wraps: wraps.collect() }
 }
 
-/// Whether a KEK was promoted later than clocks that differ can explain: its age would be zero until
-/// then, so it counts as due.
-fn is_ahead(core: &Core, promoted_at: Option<u64>) -> bool {
-    promoted_at.is_some_and(|at| at.saturating_sub(core.clock.unix_now()) > CLOCKS_DIFFER.as_secs())
-}
-
 impl Chain {
     /// No use can be had until the rotator is done; an error when it is known to have failed.
     fn root_trouble(&self, kind: Kind) -> Result<(), Error> {
         match (&*self.root_failure.load(), kind) {
             (None, _) => Ok(()),
+            // Another process changed the chain: it is tried again, so the request waits.
+            (Some(error), _) if error.kind() == Kind::Conflict => Ok(()),
             (Some(_), Kind::KekExhausted) => {
                 Err(exhausted("no use of the KEK is left, and the next one could not be made yet"))
             }

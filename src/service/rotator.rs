@@ -60,7 +60,11 @@ pub(super) async fn drive(core: &Core, chain: &Chain) {
     let result = work(core, chain).await;
     backoff.note(&result, core.clock.now());
     core.in_doubt.store(result.is_err(), Ordering::Relaxed);
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && error.kind() == Kind::Conflict
+    {
+        tracing::info!(chain = %chain.name, "other processes changed the chain while a KEK was made; it will be tried again");
+    } else if let Err(error) = &result {
         chain.metrics.rotation_failures.inc();
         tracing::error!(chain = %chain.name, %error, "a KEK could not be made or opened; it will be tried again");
     }

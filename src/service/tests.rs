@@ -16,6 +16,7 @@ use crate::store::{self, Store};
 
 mod continuity;
 mod inline;
+mod manage;
 mod names;
 mod replicas;
 mod restores;

@@ -39,6 +39,9 @@ impl KeyService {
     pub(super) async fn look_after_keks(&self) {
         let core = &self.core;
         core.rollbacks.report(core.clock.now());
+        core.check_damage().await;
+        self.load_repaired().await;
+        self.drop_deleted();
         self.sample_roots().await;
         self.retry_unopenable().await;
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
@@ -74,6 +77,17 @@ impl KeyService {
             }
         }
         self.look_after_travellers(now, AT_ONCE - asked, away).await;
+    }
+
+    /// Takes chains into service whose records were damaged at the start and are whole now.
+    async fn load_repaired(&self) {
+        let damaged: Vec<_> = self.damaged_chains().keys().cloned().collect();
+        for name in damaged {
+            if let Ok(Some(_)) = self.load_chain(&name).await {
+                tracing::info!(chain = %name, "the record of a chain that was damaged is whole again");
+                self.damaged_chains().remove(&name);
+            }
+        }
     }
 
     /// Has each root that opened nothing yet open a KEK that names it: readiness reports a root with

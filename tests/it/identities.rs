@@ -169,6 +169,7 @@ fn calls() -> Vec<Call> {
         call(get(), "/v1/chains", Operation::Read, nothing),
         call(get(), "/v1/chains/{name}", Operation::Read, nothing),
         call(put(), "/v1/chains/{name}", Operation::Manage, nothing),
+        call(Method::DELETE, "/v1/chains/{name}", Operation::Manage, nothing),
         call(post(), "/v1/chains/{name}/keks/{id}/disable", Operation::Manage, nothing),
         call(post(), "/v1/chains/{name}/keks/{id}/enable", Operation::Manage, nothing),
         call(post(), "/v1/chains/{name}/keks/{id}/destroy", Operation::Manage, nothing),

@@ -119,3 +119,35 @@ async fn a_head_that_names_a_kek_which_is_not_primary_is_repaired() {
     assert_eq!(reserved().await, before, "no use of a retired KEK is reserved");
     decrypt(service, &envelope).await.unwrap();
 }
+
+/// Each of three replicas notices it, and one of them repairs the chain.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_costs_one_new_kek_however_many_replicas_notice_it() {
+    let replicas = Replicas::new(3).await;
+    let early = replicas.store.snapshot();
+    for service in &replicas.services {
+        service.rotate(None).await.unwrap();
+        encrypt(service).await.unwrap();
+    }
+    let before: Vec<_> = replicas.keks().await.into_iter().map(|kek| kek.0).collect();
+    replicas.store.restore(early);
+    // All is read again every 20 s, by each of them.
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let mut envelopes = Vec::new();
+    for service in &replicas.services {
+        envelopes.push(encrypt(service).await.unwrap().0);
+    }
+    let keks = replicas.keks().await;
+    let new = keks.iter().filter(|kek| !before.contains(&kek.0)).count();
+    assert_eq!(new, 1, "{keks:?}");
+    for id in before {
+        assert!(keks.iter().any(|kek| kek.0 == id), "{id} is restored");
+    }
+    for service in &replicas.services {
+        let noticed = chain_of(service).metrics.store_rollbacks.get();
+        assert!((1..=2).contains(&noticed), "{noticed}");
+        for envelope in &envelopes {
+            decrypt(service, envelope).await.unwrap();
+        }
+    }
+}

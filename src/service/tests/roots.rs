@@ -123,7 +123,8 @@ async fn a_standby_whose_record_is_damaged_stops_nothing_and_is_replaced() {
         assert_eq!(rotated.previous, Some(first));
         assert_ne!(rotated.primary, standby);
         world.drive(&service).await;
-        assert_eq!(chain_check(&service), None);
+        let detail = chain_check(&service).unwrap().detail.unwrap();
+        assert!(detail.contains(&key(&default_chain(), standby)), "it stays as it is: {detail}");
     }
 }
 
@@ -532,4 +533,29 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
     world.service.core.confirm(world.clock.now());
     world.service.look_after_keks().await;
     assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
+}
+
+/// Whatever its kind: an old copy of the store still has the wraps, and the root opens them.
+#[tokio::test]
+async fn what_is_encrypted_after_a_root_was_removed_opens_with_it_no_more() {
+    let world = TwoRoots::new();
+    let service = world.start().await;
+    encrypt(&service).await.unwrap();
+    let (_, page) = service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+    let old = page.items[0].kek_id;
+    service.stop().await;
+    let one = [("b", &world.b)];
+    let service = start(Arc::clone(&world.store) as _, &one, &world.clock).await;
+    let progress = service.change_root(DEFAULT_CHAIN, "a", RootChange::Remove, None, 100).await;
+    assert!(progress.unwrap().failed.is_empty());
+    let new = encrypt(&service).await.unwrap();
+    assert_ne!(new, old, "the primary was replaced");
+    let (_, page) = service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+    for kek in page.items {
+        assert_eq!(kek.roots, ["b"], "{}", kek.kek_id);
+    }
+    // Nothing is left to do.
+    let again = service.change_root(DEFAULT_CHAIN, "a", RootChange::Remove, None, 100).await;
+    assert_eq!(again.unwrap().changed, 0);
+    assert_eq!(encrypt(&service).await.unwrap(), new);
 }
