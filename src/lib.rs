@@ -158,6 +158,7 @@ pub mod id;
 pub mod keychain;
 pub mod kubernetes;
 pub mod metrics;
+mod pem;
 pub mod random;
 pub mod root;
 pub mod saved;

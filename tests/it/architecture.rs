@@ -18,12 +18,13 @@ const MODULES: &str = "
     aead:      secret
     files:     random secret
     metrics:   id
+    pem:
     telemetry: units
-    tls:       clock files secret
+    tls:       clock files pem secret
 
     envelope:  aead id
     root:      aead files id random secret units
-    store:     files id random secret units
+    store:     clock files id pem random secret units
 
     keychain:  aead clock envelope id random secret
     saved:     id keychain root
@@ -60,9 +61,9 @@ const CRATES: &str = "
     prost:       kubernetes
     tonic:       store kubernetes
     tonic_prost: kubernetes
-    rustls:      tls
+    rustls:      tls pem
     tokio_rustls: tls
-    x509_parser: tls
+    x509_parser: tls pem
     tokio:       root store service tls auth http kubernetes app cli
 ";
 
