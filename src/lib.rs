@@ -159,6 +159,7 @@ pub mod keychain;
 pub mod kubernetes;
 pub mod metrics;
 mod pem;
+mod proxy;
 pub mod random;
 pub mod root;
 pub mod saved;
