@@ -2,9 +2,9 @@
 //! and checked [`Config`].
 //!
 //! It nests the parts' own `Config`s and adds what none of them can know alone. This is the one
-//! place that reads the environment. `KMS_PROXY__SECTION__KEY` is `key` of `[section]`, and
-//! `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list of words is written as
-//! `default,orders` or as a TOML array. No error holds a value, since any may be a misplaced secret.
+//! place that reads the environment, but for the proxies in `proxy`. `KMS_PROXY__SECTION__KEY` is
+//! `key` of `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list of
+//! words is written as `default,orders` or as a TOML array. No error holds a value, since any may be a misplaced secret.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;

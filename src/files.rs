@@ -119,6 +119,28 @@ pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, Access)> {
     Ok((SecretBytes::new(bytes.get(..len).unwrap_or_default().to_vec()), access))
 }
 
+/// The largest file that [`read_regular`] takes, in bytes: bundles of authorities have some 250 KB.
+const MAX_REGULAR: u64 = 4 << 20;
+
+/// The contents of a regular file without secrets. Others, such as a pipe, could block permanently.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    check_regular(path)?;
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_REGULAR + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_REGULAR {
+        return Err(io::Error::other("it is longer than 4 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// Fails when `path` is not a regular file.
+pub(crate) fn check_regular(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path)?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::other("it is not a regular file, and it is read more than once"))
+}
+
 /// Fails when there is no directory for the file `path`.
 pub(crate) fn check_parent(path: &Path) -> io::Result<()> {
     std::fs::read_dir(parent(path)).map(drop)

@@ -158,6 +158,8 @@ pub mod id;
 pub mod keychain;
 pub mod kubernetes;
 pub mod metrics;
+mod pem;
+mod proxy;
 pub mod random;
 pub mod root;
 pub mod saved;

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::id::{ChainName, KekId, Suite};
 use crate::secret::{KeyBytes, SecretBytes};
 
+mod authorities;
 pub mod aws_kms;
 #[cfg(test)]
 mod contract;

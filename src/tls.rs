@@ -193,7 +193,7 @@ impl Server {
     pub fn standing(&self) -> Standing {
         let now = i64::try_from(self.clock.unix_now()).unwrap_or(i64::MAX);
         let loaded = self.loaded.load();
-        let expires_in = loaded.not_after.saturating_sub(now);
+        let expires_in = loaded.validity.not_after.saturating_sub(now);
         let trouble = self.seen.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone();
         let trouble =
             trouble.map(|trouble| format!("{trouble}; the certificate before it serves on"));

@@ -15,6 +15,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Monotonic};
+use crate::pem;
+use crate::proxy::{Proxies, Proxy};
 
 use super::config::Place;
 use super::jwks::KeySet;
@@ -227,26 +229,32 @@ async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<
         .timeout(FETCH_TIMEOUT);
     if let Some(path) = ca {
         let wrong = |error: String| format!("jwks_ca, {}: {error}", path.display());
-        let pem = bounded(path).map_err(wrong)?;
-        let authorities = Certificate::from_pem_bundle(&pem).ok().filter(|all| !all.is_empty());
-        http = http.tls_certs_only(
-            authorities.ok_or_else(|| wrong("it holds no certificate in PEM".to_owned()))?,
-        );
+        let authorities = pem::authorities(&bounded(path).map_err(wrong)?).map_err(wrong)?;
+        let authorities = authorities.iter().map(|der| Certificate::from_der(der));
+        let authorities: Result<Vec<_>, _> = authorities.collect();
+        http = http.tls_certs_only(authorities.map_err(|error| wrong(error.to_string()))?);
     } else if plain {
         // A machine without any certificates is no hindrance.
         http = http.tls_certs_only([]);
     }
+    let proxies = Proxies::from_env()?;
+    let proxy = proxies.of(url.as_str());
+    if let Some(proxy) = proxy {
+        let proxy = reqwest::Proxy::all(proxy.url());
+        http = http.proxy(proxy.map_err(|_| "the proxy is not supported".to_owned())?);
+    }
+    let via = proxy.map(Proxy::via).unwrap_or_default();
     let http = http.build().map_err(|error| format!("no TLS: {}", causes(&error)))?;
     let mut request = http.get(url).header("accept", "application/jwk-set+json, application/json");
     if let Some(path) = token {
         request = request.header(AUTHORIZATION, bearer(path)?);
     }
-    let mut response = request.send().await.map_err(|error| causes(&error))?;
+    let mut response = request.send().await.map_err(|error| causes(&error) + &via)?;
     if response.status() != 200 {
         return Err(format!("it answers {}", response.status()));
     }
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| causes(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| causes(&error) + &via)? {
         if body.len() + chunk.len() > MAX_BYTES {
             return Err(too_long());
         }

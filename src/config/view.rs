@@ -151,6 +151,7 @@ fn root(config: &root::Config, data_dir: &Path) -> Value {
             "key_id": config.key_id,
             "region": config.region,
             "endpoint": config.endpoint,
+            "ca": config.ca,
             "timeout": format(config.timeout),
         }),
         root::Config::Local(config) => {

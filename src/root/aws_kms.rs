@@ -5,27 +5,33 @@
 //! is judged in `failure`.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::IdentityCache;
+use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
+use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::primitives::Blob;
 use serde::Deserialize;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
 use crate::units;
 
+use super::authorities::{self, Authorities, Ca, is_same};
 use super::{Context, Error, sealed};
 
 mod failure;
 mod key_id;
+mod outgoing;
 
 /// The first byte of a wrap. Then follows what KMS made of the KEK, as it is.
 const FORMAT: u8 = 1;
@@ -48,6 +54,8 @@ pub struct Config {
     pub region: Option<String>,
     /// Where KMS is, if not where the region's is; `http://` or `https://`.
     pub endpoint: Option<String>,
+    /// A PEM file with the certificates to trust, in place of the system's.
+    pub ca: Option<PathBuf>,
     /// How long a call may take with all its retries.
     #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
     pub timeout: Duration,
@@ -74,6 +82,8 @@ impl Config {
         if let Some(endpoint) = &self.endpoint {
             host(endpoint).ok_or("endpoint: it is written like https://kms.example.com:4566")?;
         }
+        self.ca.as_deref().map(authorities::read).transpose()?;
+        Proxies::from_env()?;
         // Whoever waits for a root gives up after 15 s.
         if !(Duration::from_millis(100)..=Duration::from_secs(14)).contains(&self.timeout) {
             return Err("timeout: it is 100ms to 14s".to_owned());
@@ -107,10 +117,18 @@ fn host(endpoint: &str) -> Option<String> {
 /// A key of KMS, used by its name.
 pub struct Root {
     config: Config,
+    ca: Ca,
+    proxies: Proxies,
     /// Made by the first call: to find the region may mean to ask the machine's metadata service.
-    client: OnceCell<Client>,
+    connected: Mutex<Option<Connected>>,
     /// The ARN of the key that answered first. An alias can be moved to another key meanwhile.
     key: OnceLock<String>,
+}
+
+/// A client, and the authorities that it was made with.
+struct Connected {
+    client: Client,
+    authorities: Option<Arc<Authorities>>,
 }
 
 impl Root {
@@ -127,14 +145,47 @@ impl Root {
                 "KEKs are sent to this endpoint without TLS: whoever sees the traffic reads them"
             );
         }
-        Ok(Self { config: config.clone(), client: OnceCell::new(), key: OnceLock::new() })
+        Ok(Self {
+            ca: Ca::open(&config.name, config.ca.as_deref())?,
+            proxies: Proxies::from_env()?,
+            config: config.clone(),
+            connected: Mutex::default(),
+            key: OnceLock::new(),
+        })
     }
 
-    async fn client(&self) -> Result<&Client, Error> {
-        let sdk = || aws_config::defaults(BehaviorVersion::latest());
-        let connect = self.client.get_or_try_init(|| connect(&self.config, sdk()));
+    async fn client(&self) -> Result<Client, Error> {
+        let authorities = self.ca.current().await;
+        let connect = async {
+            let mut connected = self.connected.lock().await;
+            match &*connected {
+                Some(one) if is_same(&one.authorities, &authorities) => Ok(one.client.clone()),
+                _ => {
+                    let http = outgoing::client(authorities.as_deref(), &self.proxies)?;
+                    let sdk = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+                    let client = connect(&self.config, sdk).await?;
+                    let made = Connected { client, authorities: authorities.clone() };
+                    Ok(connected.insert(made).client.clone())
+                }
+            }
+        };
         let connected = tokio::time::timeout(self.config.timeout, connect).await;
         connected.unwrap_or_else(|_| Err(failure::no_region()))
+    }
+
+    /// Why a call failed; where KMS did not answer, with the way to it and `ca`.
+    fn failed<E>(&self, error: &SdkError<E, HttpResponse>, failure: Error) -> Error {
+        let is_answer = matches!(error, SdkError::ServiceError(_));
+        let detail = match failure {
+            Error::Away(detail) if !is_answer => detail,
+            failure => return failure,
+        };
+        let url = self.config.endpoint.clone().unwrap_or_else(|| {
+            format!("https://kms.{}.amazonaws.com", self.config.region().unwrap_or_default())
+        });
+        let via = self.proxies.of(&url).map(Proxy::via).unwrap_or_default();
+        let about_ca = self.ca.explain(&detail);
+        Error::Away(format!("{detail}{via}{about_ca}"))
     }
 
     /// Whether an answer is by the key that is meant: the configured one, and where that is an
@@ -206,7 +257,7 @@ impl super::RootKey for Root {
         let call = self.client().await?.encrypt().key_id(&self.config.key_id);
         let call = call.set_encryption_context(Some(encryption_context(context)));
         let answer = call.plaintext(Blob::new(kek.expose())).send().await;
-        let answer = answer.map_err(|error| failure::of_wrap(&error))?;
+        let answer = answer.map_err(|error| self.failed(&error, failure::of_wrap(&error)))?;
         self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Denied)?;
         let sealed = answer.ciphertext_blob().map(AsRef::as_ref).unwrap_or_default();
         if sealed.is_empty() || sealed.len() >= LONGEST_WRAP {
@@ -224,7 +275,7 @@ impl super::RootKey for Root {
         let call = self.client().await?.decrypt().key_id(&self.config.key_id);
         let call = call.set_encryption_context(Some(encryption_context(context)));
         let answer = call.ciphertext_blob(Blob::new(sealed)).send().await;
-        let mut answer = answer.map_err(|error| failure::of_unwrap(&error))?;
+        let mut answer = answer.map_err(|error| self.failed(&error, failure::of_unwrap(&error)))?;
         let kek = answer.plaintext.take().map(Blob::into_inner).unwrap_or_default();
         let kek = Zeroizing::new(kek);
         self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Wrong)?;

@@ -15,18 +15,22 @@ use etcd_client::{Compare as EtcdCompare, CompareOp, GetOptions, KeyValue, TxnOp
 use serde::Deserialize;
 
 use crate::secret::SecretBytes;
-use crate::{files, units};
+use crate::units;
 
 use super::{Committed, Compare, Entry, Error, Revision, Txn};
 
+mod credentials;
+mod failure;
 mod members;
+mod refresh;
 mod setup;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
-use members::{Failure, Members};
+use failure::Failure;
+use members::Members;
 
 /// Keys of one read: etcd takes 128 operations in a txn by default.
 const KEYS: usize = 64;
@@ -100,6 +104,13 @@ impl fmt::Debug for Config {
     }
 }
 
+impl Config {
+    /// What all keys start with; it ends with a `/`.
+    fn prefix(&self) -> String {
+        format!("{}/", self.prefix.trim_end_matches('/'))
+    }
+}
+
 /// A store in an etcd cluster.
 pub struct Store {
     members: Arc<Members>,
@@ -114,9 +125,12 @@ impl Store {
     /// # Errors
     /// What is wrong, for an operator.
     pub async fn open(config: &Config) -> Result<Self, String> {
-        let members = setup::members(config)?;
-        let prefix = format!("{}/", config.prefix.trim_end_matches('/'));
-        let store = Self { members: Arc::new(members), prefix: prefix.into() };
+        let (members, digest) = setup::members(config)?;
+        let members = Arc::new(members);
+        if config.has_files() {
+            tokio::spawn(refresh::follow(config.clone(), digest, Arc::downgrade(&members)));
+        }
+        let store = Self { members, prefix: config.prefix().into() };
         setup::first_read(&store).await?;
         Ok(store)
     }

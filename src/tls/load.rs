@@ -5,11 +5,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
@@ -17,6 +16,7 @@ use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
 
 use crate::files;
+use crate::pem::{self, Validity, rfc3339};
 use crate::secret::SecretBytes;
 
 use super::{ClientCert, Config, HTTP_1, HTTP_2};
@@ -80,9 +80,7 @@ impl Files {
 pub(super) struct Loaded {
     pub(super) config: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
-    /// Unix time in seconds.
-    not_before: i64,
-    pub(super) not_after: i64,
+    pub(super) validity: Validity,
 }
 
 /// Tickets let a client resume its session: a handshake without signatures.
@@ -97,16 +95,12 @@ impl Loaded {
         files: &Files,
         ticketer: Arc<dyn ProducesTickets>,
     ) -> Result<Self, Error> {
-        let certs = certificates("cert", &config.cert, &files.cert)?;
         let wrong_cert = |detail: &str| Error::new("cert", &config.cert, detail);
-        let first = certs.first().ok_or_else(|| wrong_cert("it has no certificate"))?;
-        let (_, first) = x509_parser::parse_x509_certificate(first)
-            .map_err(|_| wrong_cert("its first certificate is malformed"))?;
-        let (not_before, not_after) =
-            (first.validity().not_before.timestamp(), first.validity().not_after.timestamp());
-        let wrong_key = |detail: &str| Error::new("key", &config.key, detail);
-        let key = PrivateKeyDer::from_pem_slice(files.key.expose())
-            .map_err(|_| wrong_key("it has no private key in PEM"))?;
+        let pair = pem::pair(&files.cert, files.key.expose()).map_err(|wrong| match wrong {
+            pem::Wrong::Cert(detail) => Error::new("cert", &config.cert, detail),
+            pem::Wrong::Key(detail) => Error::new("key", &config.key, detail),
+        })?;
+        let pem::Pair { certs, key, validity } = pair;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = match (&config.client_ca, &files.client_ca) {
             (Some(path), Some(pem)) => {
@@ -121,30 +115,24 @@ impl Loaded {
             Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
             None => builder.with_no_client_auth(),
         };
-        let mut server = builder.with_single_cert(certs, key).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => wrong_key("it is not the key of the certificate"),
-            // Of version 1, most likely, as `openssl x509 -req` makes it without extensions.
-            rustls::Error::InvalidCertificate(_) => wrong_cert(
-                "its first certificate can't be used: it must be of X.509 version 3, with a \
-                 subjectAltName",
-            ),
-            error => wrong_key(&error.to_string()),
-        })?;
+        let mut server = builder
+            .with_single_cert(certs, key)
+            .map_err(|error| Error::new("key", &config.key, error.to_string()))?;
         server.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
         server.ticketer = ticketer;
         // Sessions are in tickets alone: no memory for clients that never come back.
         server.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { config: Arc::new(server), verifier, not_before, not_after })
+        Ok(Self { config: Arc::new(server), verifier, validity })
     }
 
     /// Whether a certificate that is to replace another is valid at `now`.
     pub(super) fn check_time(&self, config: &Config, now: u64) -> Result<(), Error> {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let wrong = |detail: String| Err(Error::new("cert", &config.cert, detail));
-        if now > self.not_after {
-            wrong(format!("it expired at {}", rfc3339(self.not_after)))
-        } else if now < self.not_before {
-            wrong(format!("it is valid from {} on", rfc3339(self.not_before)))
+        if now > self.validity.not_after {
+            wrong(format!("it expired at {}", rfc3339(self.validity.not_after)))
+        } else if now < self.validity.not_before {
+            wrong(format!("it is valid from {} on", rfc3339(self.validity.not_before)))
         } else {
             Ok(())
         }
@@ -153,11 +141,11 @@ impl Loaded {
     /// What is to be said of it at `now`: less than a tenth of its life is left, and nobody has
     /// replaced it yet.
     pub(super) fn warning(&self, now: i64) -> Option<String> {
-        let life = self.not_after.saturating_sub(self.not_before);
+        let life = self.validity.not_after.saturating_sub(self.validity.not_before);
         let until = self.until();
-        if now > self.not_after {
+        if now > self.validity.not_after {
             Some(format!("the certificate expired at {until}"))
-        } else if self.not_after.saturating_sub(now) < life / 10 {
+        } else if self.validity.not_after.saturating_sub(now) < life / 10 {
             Some(format!("the certificate expires at {until}"))
         } else {
             None
@@ -166,7 +154,7 @@ impl Loaded {
 
     /// When it expires.
     pub(super) fn until(&self) -> String {
-        rfc3339(self.not_after)
+        rfc3339(self.validity.not_after)
     }
 
     /// Verifies the certificate of a client again.
@@ -188,16 +176,13 @@ impl Loaded {
 fn verifier(
     asked: ClientCert,
     path: &Path,
-    pem: &[u8],
+    text: &[u8],
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let wrong = |detail: &str| Error::new("client_ca", path, detail);
     let mut roots = RootCertStore::empty();
-    for authority in certificates("client_ca", path, pem)? {
+    for authority in pem::authorities(text).map_err(|detail| wrong(&detail))? {
         roots.add(authority).map_err(|_| wrong("one of its certificates is malformed"))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong("it has no certificate"));
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let builder = match asked {
@@ -205,21 +190,4 @@ fn verifier(
         ClientCert::Required => builder,
     };
     builder.build().map_err(|error| wrong(&error.to_string()))
-}
-
-fn certificates(
-    setting: &'static str,
-    path: &Path,
-    pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, Error> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|_| Error::new(setting, path, "it is no PEM"))
-}
-
-fn rfc3339(unix: i64) -> String {
-    let since = Duration::from_secs(u64::try_from(unix).unwrap_or_default());
-    // Years beyond 9999 can't be written, nor added to some.
-    let time = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));
-    humantime::format_rfc3339_seconds(time.unwrap_or(UNIX_EPOCH)).to_string()
 }

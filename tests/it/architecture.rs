@@ -18,18 +18,20 @@ const MODULES: &str = "
     aead:      secret
     files:     random secret
     metrics:   id
+    pem:
+    proxy:
     telemetry: units
-    tls:       clock files secret
+    tls:       clock files pem secret
 
     envelope:  aead id
-    root:      aead files id random secret units
-    store:     files id random secret units
+    root:      aead files id pem proxy random secret units
+    store:     clock files id pem random secret units
 
     keychain:  aead clock envelope id random secret
     saved:     id keychain root
     service:   clock envelope id keychain metrics random root secret store units
 
-    auth:      clock files id metrics random service tls units
+    auth:      clock files id metrics pem proxy random service tls units
 
     http:      auth clock envelope id keychain metrics random secret service tls units
     kubernetes: envelope id keychain metrics random secret service
@@ -45,11 +47,12 @@ const CRATES: &str = "
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root
+    aws_smithy_http_client: root
     getrandom:   random
     redb:        store
     axum:        http app
     hyper:       http kubernetes app
-    hyper_util:  http kubernetes app
+    hyper_util:  http kubernetes app proxy
     utoipa:      http
     utoipa_axum: http
     reqwest:     root auth cli
@@ -61,9 +64,9 @@ const CRATES: &str = "
     prost:       kubernetes
     tonic:       store kubernetes
     tonic_prost: kubernetes
-    rustls:      tls
+    rustls:      tls pem
     tokio_rustls: tls
-    x509_parser: tls
+    x509_parser: tls pem
     tokio:       root store service tls auth http kubernetes app cli
 ";
 

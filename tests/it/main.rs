@@ -38,6 +38,8 @@ mod monitoring;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
+mod outgoing;
+#[cfg(test)]
 mod package;
 #[cfg(test)]
 mod passphrase;

@@ -29,6 +29,7 @@ pub(crate) mod proxy;
 pub(crate) mod random;
 mod service;
 pub(crate) mod tools;
+pub(crate) mod tunnel;
 
 pub(crate) use bao::Bao;
 pub(crate) use service::{Service, read_until, talk};

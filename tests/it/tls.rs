@@ -245,7 +245,7 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
         ((good_cert.clone(), other_key), "it is not the key of the certificate"),
         (past, "it expired at "),
         ((garbage.clone(), good_key.clone()), "tls.crt: "),
-        ((good_cert.clone(), garbage), "tls.key: it has no private key in PEM"),
+        ((good_cert.clone(), garbage), "tls.key: the PEM of its private key is damaged"),
     ] {
         https.install(&broken);
         let detail = until("it is refused", async || {
@@ -268,6 +268,62 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
     let service = Arc::into_inner(service).unwrap();
     let log = service.stop().await;
     assert!(log.contains("the new certificate is refused") && !log.contains("hunter2"), "{log}");
+}
+
+/// A file in each of the forms that can't be used, and what is said of it.
+#[test]
+fn what_is_wrong_with_a_file_is_said_before_the_start() {
+    let https = Https::new();
+    let dir = https.setup.file("forms");
+    std::fs::create_dir(&dir).unwrap();
+    let file = |name: &str| dir.join(name);
+    let openssl = |args: &str| {
+        let args: Vec<_> = args.split(' ').collect();
+        let mut command = Command::new("openssl");
+        let output = command.args(args).current_dir(&dir).output();
+        let output = output.expect("openssl is not there; run: sudo apt-get install openssl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (cert, key) = https.pki.server(&NAMES);
+    std::fs::copy(&cert, file("good.crt")).unwrap();
+    std::fs::copy(&key, file("good.key")).unwrap();
+    openssl("x509 -in good.crt -outform der -out der.crt");
+    openssl("pkey -in good.key -outform der -out der.key");
+    openssl("pkey -in good.key -aes128 -passout pass:planted -out encrypted.key");
+    openssl("pkcs12 -export -in good.crt -inkey good.key -passout pass:planted -out both.p12");
+    openssl(
+        "req -x509 -newkey rsa:1024 -nodes -keyout weak.key -out weak.crt \
+         -subj /CN=a -addext subjectAltName=DNS:localhost",
+    );
+    for name in ["crt", "key"] {
+        let text = std::fs::read(file(&format!("good.{name}"))).unwrap();
+        std::fs::write(file(&format!("bom.{name}")), [b"\xEF\xBB\xBF", &text[..]].concat())
+            .unwrap();
+    }
+    let weak = "RSA of 1024 bits, and 2048 is the least";
+    let other = |key: &str, with: &str| https.setup.clone().set(key, file(with).display());
+    for (setting, with, said) in [
+        ("cert", "der.crt", "it is DER, not PEM; write it as PEM: openssl x509 -inform der"),
+        ("cert", "both.p12", "it is PKCS#12, not PEM"),
+        ("cert", "bom.crt", "it starts with a byte order mark"),
+        ("cert", "good.key", "it has a private key, and no certificate in PEM"),
+        ("cert", "weak.crt", weak),
+        ("key", "der.key", "it is DER, not PEM; write it as PEM: openssl pkey -inform der"),
+        ("key", "encrypted.key", "the key is encrypted with a passphrase"),
+        ("key", "bom.key", "it starts with a byte order mark"),
+        ("key", "weak.key", weak),
+        ("client_ca", "der.crt", "it is DER, not PEM"),
+        ("client_ca", "bom.crt", "it starts with a byte order mark"),
+        ("client_ca", "weak.crt", weak),
+    ] {
+        let setup = other(&format!("SERVER__TLS__{}", setting.to_uppercase()), with);
+        let output = setup.run(&["check-config"]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{with}: {text}");
+        let named = format!("server.tls.{setting}: {}: ", file(with).display());
+        assert!(text.contains(&named) && text.contains(said), "{with}: {text}");
+        assert!(!text.contains("planted"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -27,12 +27,14 @@ async fn with_timeout(front: &Front, key_id: &str, timeout: Duration) -> Root {
         key_id: key_id.to_owned(),
         region: Some(REGION.to_owned()),
         endpoint: Some(front.url()),
+        ca: None,
         timeout,
     };
     let root = Root::open(&config).unwrap();
     let credentials = Credentials::new("test", "test", None, None, "test");
     let sdk = aws_config::defaults(BehaviorVersion::latest()).credentials_provider(credentials);
-    root.client.set(connect(&config, sdk).await.unwrap()).unwrap();
+    let client = connect(&config, sdk).await.unwrap();
+    *root.connected.lock().await = Some(Connected { client, authorities: None });
     root
 }
 

@@ -6,15 +6,18 @@
 use std::borrow::Cow;
 use std::error::Error as _;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::HeaderValue;
-use reqwest::{Method, StatusCode};
+use reqwest::{Certificate, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::proxy::{Proxies, Proxy};
 use crate::root::Error;
+use crate::root::authorities::{Authorities, Ca, is_same};
 use crate::secret::SecretBytes;
 
 use super::config::{Config, trimmed};
@@ -28,7 +31,11 @@ const MAX_BODY: usize = 16 << 10;
 
 /// A server, and how it is called.
 pub(super) struct Client {
-    http: reqwest::Client,
+    /// The client, and the authorities that it was made with.
+    http: Mutex<(Option<Arc<Authorities>>, reqwest::Client)>,
+    ca: Ca,
+    is_plain: bool,
+    proxy: Option<Proxy>,
     /// The address, up to and with `/v1/`.
     base: String,
     namespace: Option<HeaderValue>,
@@ -119,27 +126,21 @@ impl fmt::Display for Reasons {
 impl Client {
     /// A client of the configured server.
     ///
-    /// It follows no redirect, which would take the token elsewhere, and heeds no proxy of the
-    /// environment: the way to a root is what the configuration says.
+    /// It follows no redirect, which would take the token elsewhere.
     pub(super) fn new(config: &Config) -> Result<Self, String> {
         let url = config.url()?;
-        let mut http = reqwest::Client::builder()
-            .user_agent(concat!("kms-proxy/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .timeout(config.timeout)
-            // Servers and what is before them end idle connections; calls are rare.
-            .pool_idle_timeout(Duration::from_secs(20));
-        if let Some(authorities) = config.authorities()? {
-            http = http.tls_certs_only(authorities);
-        } else if url.scheme() == "http" {
-            // A machine without any certificates is no hindrance.
-            http = http.tls_certs_only([]);
-        }
+        let ca = Ca::open(&config.name, config.ca.as_deref())?;
+        let proxy = Proxies::from_env()?.of(url.as_str()).cloned();
+        let is_plain = url.scheme() == "http";
+        let authorities = ca.used();
+        let http = build(config.timeout, authorities.as_deref(), is_plain, proxy.as_ref())?;
         let namespace = config.namespace.as_deref().map(trimmed);
         let namespace = namespace.map(|name| HeaderValue::from_str(&name)).transpose();
         Ok(Self {
-            http: http.build().map_err(|error| format!("no TLS: {}", causes(&error)))?,
+            http: Mutex::new((authorities, http)),
+            ca,
+            is_plain,
+            proxy,
             base: format!("{}/v1/", url.as_str().trim_end_matches('/')),
             namespace: namespace.map_err(|error| format!("namespace: {error}"))?,
             timeout: config.timeout,
@@ -156,7 +157,7 @@ impl Client {
         token: Option<&SecretBytes>,
     ) -> Result<Answer, Error> {
         let url = format!("{}{}", self.base, call.path);
-        let mut request = self.http.request(call.method.clone(), url);
+        let mut request = self.http().await?.request(call.method.clone(), url);
         // A listener of an agent may insist on it, against requests that a page forges.
         request = request.header("X-Vault-Request", "true");
         if let Some(namespace) = &self.namespace {
@@ -183,14 +184,54 @@ impl Client {
         not_now(&answer).map_or(Ok(answer), |detail| Err(Error::Away(detail)))
     }
 
+    /// The HTTP client, with the authorities that `ca` has now. A new one has no old connections.
+    async fn http(&self) -> Result<reqwest::Client, Error> {
+        let current = self.ca.current().await;
+        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_same(&http.0, &current) {
+            let made = build(self.timeout, current.as_deref(), self.is_plain, self.proxy.as_ref());
+            *http = (current, made.map_err(Error::Away)?);
+        }
+        Ok(http.1.clone())
+    }
+
     fn away(&self, error: &reqwest::Error) -> Error {
         let detail = if error.is_timeout() {
             format!("no answer in {}", crate::units::duration::format(self.timeout))
         } else {
             causes(error)
         };
-        Error::Away(detail)
+        let via = self.proxy.as_ref().map(Proxy::via).unwrap_or_default();
+        Error::Away(format!("{detail}{via}{}", self.ca.explain(&detail)))
     }
+}
+
+/// A client that trusts `authorities`, or the system's, and goes through `proxy`.
+fn build(
+    timeout: Duration,
+    authorities: Option<&Authorities>,
+    is_plain: bool,
+    proxy: Option<&Proxy>,
+) -> Result<reqwest::Client, String> {
+    let no_tls = |error: reqwest::Error| format!("no TLS: {}", causes(&error));
+    let mut http = reqwest::Client::builder()
+        .user_agent(concat!("kms-proxy/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .timeout(timeout)
+        // Servers and what is before them end idle connections; calls are rare.
+        .pool_idle_timeout(Duration::from_secs(20));
+    if let Some(authorities) = authorities {
+        let certs = authorities.certs.iter().map(|der| Certificate::from_der(der));
+        http = http.tls_certs_only(certs.collect::<Result<Vec<_>, _>>().map_err(no_tls)?);
+    } else if is_plain {
+        // A machine without any certificates is no hindrance.
+        http = http.tls_certs_only([]);
+    }
+    if let Some(proxy) = proxy {
+        http = http.proxy(reqwest::Proxy::all(proxy.url()).map_err(no_tls)?);
+    }
+    http.build().map_err(no_tls)
 }
 
 /// What a status says of the server, not of the question; `None` when it is about the question.

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Certificate, Url};
+use reqwest::Url;
 use serde::Deserialize;
 
+use crate::proxy::Proxies;
+use crate::root::authorities;
 use crate::secret::SecretBytes;
 use crate::units;
 
@@ -92,7 +94,8 @@ impl Config {
     /// Whether all of it can be used. No server is asked.
     pub(in crate::root) fn check(&self) -> Result<(), String> {
         self.url()?;
-        self.authorities()?;
+        self.ca.as_deref().map(authorities::read).transpose()?;
+        Proxies::from_env()?;
         self.login()?.check()?;
         check_path("mount", &self.mount)?;
         check_path("auth_mount", &self.auth_mount)?;
@@ -122,10 +125,14 @@ impl Config {
                 && url.query().is_none()
                 && url.fragment().is_none()
         });
-        url.ok_or_else(|| {
+        let url = url.ok_or_else(|| {
             "address is a URL such as https://vault.example:8200, without user, password or query"
                 .to_owned()
-        })
+        })?;
+        if url.path().trim_end_matches('/').ends_with("/v1") {
+            return Err("address ends in /v1, which is added to it; leave it out".to_owned());
+        }
+        Ok(url)
     }
 
     /// Whether everybody on the way can read tokens and KEKs.
@@ -136,17 +143,6 @@ impl Config {
                 host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
             url.scheme() == "http" && !is_loopback
         })
-    }
-
-    /// The certificates to trust; `None` for the system's.
-    pub(super) fn authorities(&self) -> Result<Option<Vec<Certificate>>, String> {
-        let Some(path) = &self.ca else { return Ok(None) };
-        let wrong = |error: &dyn fmt::Display| format!("ca, {}: {error}", path.display());
-        let pem = crate::files::read(path).map_err(|error| wrong(&error))?;
-        match Certificate::from_pem_bundle(&pem) {
-            Ok(found) if !found.is_empty() => Ok(Some(found)),
-            _ => Err(wrong(&"it holds no certificate in PEM")),
-        }
     }
 
     /// The one way to log in that is configured.

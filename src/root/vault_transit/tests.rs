@@ -17,6 +17,10 @@ mod bao;
 mod faults;
 mod settings;
 
+#[allow(dead_code, reason = "others need the rest of it")]
+#[path = "../../../tests/it/support/pki.rs"]
+mod pki;
+
 use bao::Bao;
 
 /// A root without a login.
@@ -367,5 +371,46 @@ async fn a_private_authority_is_trusted_and_no_other() {
     let address = bao.address().replace("https", "http");
     away(&Root::open(&Config { address, ..config.clone() }).await.unwrap()).await;
     let error = Root::open(&Config { ca: put("empty.pem", ""), ..config }).await.err().unwrap();
-    assert!(error.contains("empty.pem: it holds no certificate in PEM"), "{error}");
+    assert!(error.contains("empty.pem: the file is empty"), "{error}");
+}
+
+#[tokio::test]
+async fn a_replaced_authority_is_trusted_without_a_restart() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let authorities = [pki::Pki::new(at("one")), pki::Pki::new(at("two"))];
+    // As kubelet mounts a Secret: `..data` points to another directory from one moment to the next.
+    symlink("..data/ca.crt", at("ca.crt")).unwrap();
+    let swap = |to: &str| {
+        symlink(to, at("..new")).unwrap();
+        std::fs::rename(at("..new"), at("..data")).unwrap();
+    };
+    let text = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    let [one, two] = authorities.map(|pki| {
+        let (cert, key) = pki.server(&["127.0.0.1"]);
+        [text(cert), text(key), text(pki.ca())]
+    });
+    swap("one");
+    let mut bao = Bao::start_with(Some(one.each_ref().map(String::as_str))).await;
+    let config = Config { ca: Some(at("ca.crt")), ..with_token(&bao, bao.token()) };
+    let root = Root::open(&config).await.unwrap();
+    works(&root).await.unwrap();
+
+    bao.exchange(two.each_ref().map(String::as_str)).await;
+    let refused = away(&root).await;
+    let named = format!("; ca is {}", at("ca.crt").display());
+    assert!(refused.contains("UnknownIssuer") && refused.contains(&named), "{refused}");
+    swap("two");
+    works(&root).await.unwrap();
+
+    // A file that can't be used changes nothing, and failures say so.
+    std::fs::create_dir(at("none")).unwrap();
+    std::fs::write(at("none/ca.crt"), "nothing").unwrap();
+    swap("none");
+    works(&root).await.unwrap();
+    bao.kill();
+    let detail = away(&root).await;
+    let wrong = "ca.crt: it has no certificate in PEM, so the one before is in use";
+    assert!(detail.contains(wrong), "{detail}");
 }

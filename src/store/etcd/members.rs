@@ -3,16 +3,19 @@
 //! One client for each, since the client's own balancer knows no health: it would send half of all
 //! calls to a dead member. The one that answers is kept; one that fails is left alone for a while.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{
-    Client, ConnectOptions, GetOptions, GetResponse, ResponseHeader, Txn, TxnResponse,
-};
-use tokio::sync::watch;
+use arc_swap::ArcSwap;
+use etcd_client::{Client, GetOptions, GetResponse, ResponseHeader, Txn, TxnResponse};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
-use tonic::Code;
+
+use super::Config;
+use super::credentials::Credentials;
+use super::failure::Failure;
 
 /// How long a member that failed is left alone, while another one answers.
 const HELD_OUT: Duration = Duration::from_secs(5);
@@ -29,28 +32,32 @@ pub(super) struct Members {
     members: Vec<Member>,
     /// The one that answered last.
     current: AtomicUsize,
-    options: ConnectOptions,
+    /// What clients are made with from now on.
+    credentials: ArcSwap<Credentials>,
+    /// Why the files that the credentials come from can't be used by now.
+    trouble: ArcSwap<Option<String>>,
+    /// Told of each failure that other credentials might cure.
+    pub(super) failing: Arc<Notify>,
     timeout: Duration,
+    /// What is read to see whether a member takes new credentials.
+    probe: String,
+    ca: Option<PathBuf>,
+    password_file: Option<PathBuf>,
     pub(super) history: History,
 }
 
 struct Member {
     url: String,
-    client: tokio::sync::Mutex<Option<Client>>,
+    held: tokio::sync::Mutex<Option<Held>>,
     /// When it failed last, if it did not answer since.
     failed: Mutex<Option<Instant>>,
 }
 
-/// A call that failed.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) detail: String,
-    /// It may have been applied, or be applied later.
-    pub(super) maybe_applied: bool,
-    /// No later time will help.
-    pub(super) hopeless: bool,
-    /// etcd itself said no: no other member will help either.
-    refused: bool,
+/// A client, and what it was made with.
+#[derive(Clone)]
+struct Held {
+    client: Client,
+    credentials: Arc<Credentials>,
 }
 
 /// What a member is asked for.
@@ -66,17 +73,22 @@ enum Answer {
 }
 
 impl Members {
-    pub(super) fn new(urls: &[String], options: ConnectOptions, timeout: Duration) -> Self {
+    pub(super) fn new(config: &Config, credentials: Credentials) -> Self {
         let member = |url: &String| Member {
             url: url.clone(),
-            client: tokio::sync::Mutex::default(),
+            held: tokio::sync::Mutex::default(),
             failed: Mutex::default(),
         };
         Self {
-            members: urls.iter().map(member).collect(),
+            members: config.endpoints.iter().map(member).collect(),
             current: AtomicUsize::new(0),
-            options,
-            timeout,
+            credentials: ArcSwap::from_pointee(credentials),
+            trouble: ArcSwap::default(),
+            failing: Arc::default(),
+            timeout: config.timeout,
+            probe: config.prefix(),
+            ca: config.tls.as_ref().and_then(|tls| tls.ca.clone()),
+            password_file: config.password_file.clone(),
             history: History::default(),
         }
     }
@@ -118,10 +130,12 @@ impl Members {
             for index in self.order() {
                 match self.ask_one(index, request.clone()).await {
                     Ok(answer) => return Ok(answer),
-                    Err(failure) if failure.refused || !again(&failure) => return Err(failure),
+                    Err(failure) if failure.refused && !failure.stale || !again(&failure) => {
+                        return Err(failure);
+                    }
                     // Others may have better certificates.
                     Err(failure) => {
-                        hopeless &= failure.hopeless;
+                        hopeless &= failure.hopeless && !failure.stale;
                         last = failure;
                     }
                 }
@@ -141,8 +155,11 @@ impl Members {
             return Err(Failure::certain("no such member".to_owned()));
         };
         let seen = self.history.seen();
+        let mut used = self.credentials.load_full();
         let asked = async {
-            let mut client = member.connect(&self.options).await.map_err(Failure::not_sent)?;
+            let Held { mut client, credentials } =
+                member.connect(&used).await.map_err(Failure::not_sent)?;
+            used = credentials;
             match request {
                 Request::Get(key, options) => client.get(key, options).await.map(Answer::Get),
                 Request::Txn(txn) => client.txn(txn).await.map(Answer::Txn),
@@ -171,13 +188,17 @@ impl Members {
                 if !failure.refused {
                     member.note(Some(Instant::now()));
                 }
+                let stale = !Arc::ptr_eq(&used, &self.credentials.load());
                 // A handshake that hangs, or a login that is void, must not outlive the failure.
-                if (failure.refused || failure.detail == SILENT)
-                    && let Ok(mut client) = member.client.try_lock()
+                if (failure.refused || failure.detail == SILENT || stale)
+                    && let Ok(mut held) = member.held.try_lock()
+                    && held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.credentials, &used))
                 {
-                    client.take();
+                    held.take();
                 }
-                Err(Failure { detail: format!("{}: {}", member.url, failure.detail), ..failure })
+                self.failing.notify_one();
+                let detail = format!("{}: {}", member.url, self.explain(&failure, &used));
+                Err(Failure { detail, stale, ..failure })
             }
         }
     }
@@ -200,9 +221,68 @@ impl Members {
         let Some(member) = self.members.get(index) else {
             return Err(Failure::certain("no member".to_owned()));
         };
-        let client = timeout(self.timeout, member.connect(&self.options)).await;
-        let client = client.map_err(|_| Failure::certain("no answer in time".to_owned()))?;
-        Ok((index, client.map_err(Failure::not_sent)?))
+        let credentials = self.credentials.load_full();
+        let held = timeout(self.timeout, member.connect(&credentials)).await;
+        let held = held.map_err(|_| Failure::certain("no answer in time".to_owned()))?;
+        Ok((index, held.map_err(Failure::not_sent)?.client))
+    }
+
+    /// Uses `credentials` from now on. A member that answers keeps its connection when it refuses
+    /// them: until that fails, nothing is lost.
+    ///
+    /// # Errors
+    /// Why a member refuses them.
+    pub(super) async fn adopt(&self, credentials: Credentials) -> Result<(), String> {
+        let credentials = Arc::new(credentials);
+        self.credentials.store(Arc::clone(&credentials));
+        self.trouble.store(Arc::default());
+        let mut refused = Ok(());
+        for member in &self.members {
+            let is_used = member.held.lock().await.is_some() && member.failed().is_none();
+            let probed = timeout(self.timeout * 2, member.probe(&credentials, &self.probe)).await;
+            let probed = probed.unwrap_or_else(|_| Err(Failure::certain(SILENT.to_owned())));
+            match probed {
+                Ok(held) => *member.held.lock().await = Some(held),
+                Err(failure) if is_used => {
+                    let detail = self.explain(&failure, &credentials);
+                    refused = Err(format!("{}: {detail}", member.url));
+                }
+                Err(_) => *member.held.lock().await = None,
+            }
+        }
+        refused
+    }
+
+    /// The client certificate in use, and how it stands.
+    pub(super) fn cert(&self) -> Option<String> {
+        self.credentials.load().cert()
+    }
+
+    /// Keeps the credentials, although the files have others by now that can't be used.
+    pub(super) fn keep(&self, trouble: String) {
+        self.trouble.store(Arc::new(Some(trouble)));
+    }
+
+    /// Why a call failed, with the files that it may be about.
+    fn explain(&self, failure: &Failure, used: &Credentials) -> String {
+        let Failure { detail, refused, .. } = failure;
+        let mut text = detail.clone();
+        let is_unreached = ["tcp connect error", "dns error"].iter().any(|at| detail.contains(at));
+        if detail.contains("invalid peer certificate") {
+            match &self.ca {
+                Some(ca) => text.push_str(&format!("; store.tls.ca is {}", ca.display())),
+                None => text.push_str("; store.tls.ca is not set, so the system's are trusted"),
+            }
+        } else if let Some(cert) = used.cert().filter(|_| !refused && !is_unreached) {
+            text.push_str(&format!("; the client certificate {cert}"));
+        }
+        if let Some(path) = self.password_file.as_ref().filter(|_| detail.contains("auth")) {
+            text.push_str(&format!("; the password is that of {}", path.display()));
+        }
+        if let Some(trouble) = &**self.trouble.load() {
+            text.push_str(&format!("; {trouble}, so what was read before is in use"));
+        }
+        text
     }
 
     /// The member's stream failed.
@@ -220,13 +300,25 @@ impl Members {
 
 impl Member {
     /// Connecting is lazy; what takes time is to log in, where there is a user.
-    async fn connect(&self, options: &ConnectOptions) -> Result<Client, etcd_client::Error> {
-        let mut client = self.client.lock().await;
-        if let Some(client) = &*client {
-            return Ok(client.clone());
+    async fn connect(&self, credentials: &Arc<Credentials>) -> Result<Held, etcd_client::Error> {
+        let mut held = self.held.lock().await;
+        if let Some(held) = &*held {
+            return Ok(held.clone());
         }
-        let made = Client::connect([&self.url], Some(options.clone())).await?;
-        Ok(client.insert(made).clone())
+        let made = self.make(credentials).await?;
+        Ok(held.insert(made).clone())
+    }
+
+    async fn make(&self, credentials: &Arc<Credentials>) -> Result<Held, etcd_client::Error> {
+        let client = Client::connect([&self.url], Some(credentials.options.clone())).await?;
+        Ok(Held { client, credentials: Arc::clone(credentials) })
+    }
+
+    /// A client that the member has answered.
+    async fn probe(&self, credentials: &Arc<Credentials>, key: &str) -> Result<Held, Failure> {
+        let mut held = self.make(credentials).await.map_err(Failure::not_sent)?;
+        held.client.get(key, None).await.map_err(Failure::of)?;
+        Ok(held)
     }
 
     fn failed(&self) -> Option<Instant> {
@@ -236,62 +328,6 @@ impl Member {
     fn note(&self, failed: Option<Instant>) {
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
     }
-}
-
-impl Failure {
-    fn certain(detail: String) -> Self {
-        Self { detail, maybe_applied: false, hopeless: false, refused: false }
-    }
-
-    fn doubtful(detail: String) -> Self {
-        Self { detail, maybe_applied: true, hopeless: false, refused: false }
-    }
-
-    /// The call itself was not made yet.
-    fn not_sent(error: etcd_client::Error) -> Self {
-        Self { maybe_applied: false, ..Self::of(error) }
-    }
-
-    fn of(error: etcd_client::Error) -> Self {
-        let etcd_client::Error::GRpcStatus(status) = &error else {
-            // Before anything was sent: a wrong URL or certificate.
-            return Self { hopeless: true, ..Self::certain(whole(&error)) };
-        };
-        let detail = whole(status);
-        if detail.contains("certificate") {
-            return Self { hopeless: true, ..Self::certain(detail) };
-        }
-        // Connecting failed: nothing was sent.
-        if ["connect error", "dns error", "tls handshake"].iter().any(|part| detail.contains(part))
-        {
-            return Self::certain(detail);
-        }
-        match status.code() {
-            // etcd itself says no.
-            Code::InvalidArgument
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::FailedPrecondition
-            | Code::Unimplemented => {
-                Self { hopeless: true, refused: true, ..Self::certain(detail) }
-            }
-            _ => Self::doubtful(detail),
-        }
-    }
-}
-
-/// An error with all its causes, each said once.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What was seen of the cluster's history: its revision only grows, unless somebody restores a

@@ -1,14 +1,14 @@
 //! From a configuration to members that can be asked: what can be wrong with it is found here,
 //! before the first call or with it.
 
-use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use tokio::time::Instant;
 
-use super::members::{Failure, Members};
-use super::{Config, Store, Tls, files};
+use super::credentials::{Credentials, Digest, Files};
+use super::failure::Failure;
+use super::members::Members;
+use super::{Config, Store, Tls};
 
 /// How long a start waits for a cluster that does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,58 +64,19 @@ impl Config {
             Some(Tls { cert: Some(_), key: None, .. } | Tls { cert: None, key: Some(_), .. }) => {
                 wrong("tls", "a certificate and its key belong together")
             }
-            _ => self.options().map(drop).map_err(|detail| ("tls", detail)),
+            _ => Credentials::new(self, &Files::read(self)?).map(drop),
         }
-    }
-
-    fn options(&self) -> Result<ConnectOptions, String> {
-        let mut options = ConnectOptions::new()
-            .with_timeout(self.timeout)
-            .with_connect_timeout(self.timeout)
-            // More often, and etcd ends the connection.
-            .with_keep_alive(Duration::from_secs(5), Duration::from_secs(3))
-            .with_require_leader(true)
-            .with_auto_token_refresh(true);
-        if let Some(username) = &self.username {
-            let password = match (&self.password_file, &self.password) {
-                (Some(path), _) => {
-                    let (secret, _) = files::read_secret(path)
-                        .map_err(|error| format!("{}: {error}", path.display()))?;
-                    secret.trim_end().expose().to_vec()
-                }
-                (None, Some(secret)) => secret.expose().to_vec(),
-                (None, None) => Vec::new(),
-            };
-            let password = String::from_utf8(password)
-                .map_err(|_| "the password of etcd is no UTF-8".to_owned())?;
-            options = options.with_user(username.clone(), password);
-        }
-        if self.endpoints.iter().any(|url| url.starts_with("https://")) {
-            options = options.with_tls(self.tls_options()?);
-        }
-        Ok(options)
-    }
-
-    fn tls_options(&self) -> Result<TlsOptions, String> {
-        let pem =
-            |path: &Path| files::read(path).map_err(|error| format!("{}: {error}", path.display()));
-        let tls = self.tls.as_ref();
-        let options = match tls.and_then(|tls| tls.ca.as_deref()) {
-            Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem(ca)?)),
-            None => TlsOptions::new().with_native_roots(),
-        };
-        let own = tls.and_then(|tls| tls.cert.as_deref().zip(tls.key.as_deref()));
-        Ok(match own {
-            Some((cert, key)) => options.identity(Identity::from_pem(pem(cert)?, pem(key)?)),
-            None => options,
-        })
     }
 }
 
-/// The members that `config` names; nobody is asked yet.
-pub(super) fn members(config: &Config) -> Result<Members, String> {
-    config.check().map_err(|(key, detail)| format!("store.{key}: {detail}"))?;
-    Ok(Members::new(&config.endpoints, config.options()?, config.timeout))
+/// The members that `config` names, and the digest of the files that were read for them; no member
+/// is asked yet.
+pub(super) fn members(config: &Config) -> Result<(Members, Digest), String> {
+    let named = |(key, detail)| format!("store.{key}: {detail}");
+    config.check().map_err(named)?;
+    let files = Files::read(config).map_err(named)?;
+    let credentials = Credentials::new(config, &files).map_err(named)?;
+    Ok((Members::new(config, credentials), files.digest()))
 }
 
 /// Reads until a member answers.

@@ -17,6 +17,8 @@ mod proxy;
 #[path = "../../../tests/it/support/etcd.rs"]
 mod server;
 
+mod files;
+
 use proxy::{Mode, Proxy};
 use server::Etcd;
 
@@ -144,8 +146,8 @@ async fn a_lost_answer_is_in_doubt_and_a_refused_connection_is_not() {
     drop(etcd);
     let nobody = "http://127.0.0.1:1".to_owned();
     let config = Config { timeout: Duration::from_millis(300), ..config(&[nobody]) };
-    let nobody =
-        Store { members: Arc::new(setup::members(&config).unwrap()), prefix: "/x/".into() };
+    let (members, _) = setup::members(&config).unwrap();
+    let nobody = Store { members: Arc::new(members), prefix: "/x/".into() };
     let refused = nobody.commit(put("a", b"1")).await.unwrap_err();
     assert!(
         matches!(&refused, Error::Unavailable { maybe_applied: false, detail }
@@ -328,7 +330,10 @@ fn a_wrong_configuration_is_named() {
             },
             "tls",
         ),
-        (Config { tls: Some(Tls { ca: Some("/none".into()), ..tls }), ..url("https://a") }, "tls"),
+        (
+            Config { tls: Some(Tls { ca: Some("/none".into()), ..tls }), ..url("https://a") },
+            "tls.ca",
+        ),
     ] {
         let (wrong, detail) = config.check().unwrap_err();
         assert_eq!(wrong, key, "{detail}");

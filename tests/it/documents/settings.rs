@@ -70,6 +70,27 @@ fn documented() -> BTreeSet<String> {
     keys.filter(is_key).map(str::to_owned).collect()
 }
 
+/// Whether a setting names a file that exists before the service does.
+fn names_a_file(key: &str) -> bool {
+    let of_tls = key.contains("tls.") && (key.ends_with(".cert") || key.ends_with(".key"));
+    of_tls || ["_file", "_ca", ".ca", ".module"].iter().any(|end| key.ends_with(end))
+}
+
+#[test]
+fn the_document_says_of_every_file_when_it_is_read_again() {
+    let text = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let (_, section) = text.split_once("\n## Files, and when they are read again\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let files: Vec<_> = documented().into_iter().filter(|key| names_a_file(key)).collect();
+    assert!(files.len() > 10, "{files:?}");
+    for key in files {
+        let has = section.lines().any(|line| {
+            line.split(" | ").next().is_some_and(|cell| cell.contains(&format!("`{key}`")))
+        });
+        assert!(has, "{key} is not in the table of files");
+    }
+}
+
 #[test]
 fn every_setting_is_documented_and_every_documented_one_exists() {
     let documented = documented();

@@ -73,6 +73,11 @@ fn addresses_and_names_are_checked() {
         let error = with(change).unwrap_err();
         assert!(error.contains("address is a URL") && !error.contains("hunter2"), "{error}");
     }
+    for address in ["https://vault:8200/v1", "https://vault:8200/behind/v1/"] {
+        let config = Config { address: address.to_owned(), ..config("https://vault") };
+        let error = config.check().unwrap_err();
+        assert!(error.contains("address ends in /v1"), "{error}");
+    }
     let names: [(Change, &str); 9] = [
         (|config| config.mount = String::new(), "mount"),
         (|config| config.mount = "a//b".to_owned(), "mount"),

@@ -1,0 +1,74 @@
+//! What a failed call of a member means: whether it may have been applied, and whether another
+//! attempt can help.
+
+use tonic::Code;
+
+/// A call that failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) detail: String,
+    /// It may have been applied, or be applied later.
+    pub(super) maybe_applied: bool,
+    /// No later time will help.
+    pub(super) hopeless: bool,
+    /// etcd itself said no: no other member will help either.
+    pub(super) refused: bool,
+    /// There are newer credentials than those of the call: another attempt uses them.
+    pub(super) stale: bool,
+}
+
+impl Failure {
+    pub(super) fn certain(detail: String) -> Self {
+        Self { detail, maybe_applied: false, hopeless: false, refused: false, stale: false }
+    }
+
+    pub(super) fn doubtful(detail: String) -> Self {
+        Self { detail, maybe_applied: true, hopeless: false, refused: false, stale: false }
+    }
+
+    /// The call itself was not made yet.
+    pub(super) fn not_sent(error: etcd_client::Error) -> Self {
+        Self { maybe_applied: false, ..Self::of(error) }
+    }
+
+    pub(super) fn of(error: etcd_client::Error) -> Self {
+        let etcd_client::Error::GRpcStatus(status) = &error else {
+            // Before anything was sent: a wrong URL or certificate.
+            return Self { hopeless: true, ..Self::certain(whole(&error)) };
+        };
+        let detail = whole(status);
+        if detail.contains("certificate") {
+            return Self { hopeless: true, ..Self::certain(detail) };
+        }
+        // Connecting failed: nothing was sent.
+        if ["connect error", "dns error", "tls handshake"].iter().any(|part| detail.contains(part))
+        {
+            return Self::certain(detail);
+        }
+        match status.code() {
+            // etcd itself says no.
+            Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::Unimplemented => {
+                Self { hopeless: true, refused: true, ..Self::certain(detail) }
+            }
+            _ => Self::doubtful(detail),
+        }
+    }
+}
+
+/// An error with all its causes, each said once.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
