@@ -32,7 +32,8 @@ test: $(PROTOX) test-env ## install what the tests need and run them all
 test-env: target/test-env/stamp servers ## what the tests need: servers from Debian, and Python in target/test-env
 
 # Real servers that the tests start themselves; each is a command and the package that has it.
-SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl systemd-analyze:systemd
+SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl \
+	haproxy:haproxy systemd-analyze:systemd
 
 # Debian starts what it installs, unless this file says no; the tests start servers of their own.
 POLICY := /usr/sbin/policy-rc.d

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,11 +30,11 @@ use reload::Reload;
 /// How long background tasks may take to end their current step.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs the service until SIGTERM or SIGINT, and then until the requests in flight are done. A
-/// second signal ends it at once. `load` reads the configuration again, on SIGHUP and now and then.
+/// Runs the service until SIGTERM or SIGINT, and then until the requests in flight are done. More
+/// SIGTERMs change nothing; a second SIGINT ends it immediately. `load` reads the configuration again, on SIGHUP and now and then.
 ///
 /// # Errors
-/// When it can't start, when serving fails, and when it was ended by a second signal.
+/// When it can't start, when serving fails, and when a second SIGINT ended it.
 pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't wait for signals")?;
     let started = config.clone();
@@ -54,16 +55,19 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
         served = app.serve(async { _ = stopped.await }) => served,
         () = async {
             let name = signals.next_or_reload(&reload).await;
-            tracing::info!(signal = name, "finishing what is in flight; a second signal ends at once");
+            tracing::info!(
+                signal = name,
+                "finishing what is in flight; a second SIGINT ends the process immediately"
+            );
             // Whoever sends requests here is told first, and gets time to hear it.
             service.drain();
             notify::stopping();
-            let waited = tokio::time::timeout(drain_delay, signals.next()).await;
-            if waited.is_err() {
+            let mut insisted = pin!(signals.second_interrupt(name, &reload));
+            if tokio::time::timeout(drain_delay, insisted.as_mut()).await.is_err() {
                 _ = stop.send(());
-                signals.next().await;
+                insisted.await;
             }
-        } => anyhow::bail!("a second signal: ended with requests in flight"),
+        } => anyhow::bail!("ended by a second SIGINT before the shutdown was complete"),
     }
 }
 
@@ -238,6 +242,17 @@ impl Signals {
                     reload.send_replace(());
                 }
             }
+        }
+    }
+
+    /// Waits for the second SIGINT, after the signal `first` has begun the shutdown. Supervisors
+    /// repeat SIGTERM, so it never ends anything by itself.
+    async fn second_interrupt(&mut self, first: &str, reload: &watch::Sender<()>) {
+        let mut interrupts = u32::from(first == "SIGINT");
+        while interrupts < 2 {
+            let name = self.next_or_reload(reload).await;
+            interrupts += u32::from(name == "SIGINT");
+            tracing::info!(signal = name, "the shutdown has begun already");
         }
     }
 

@@ -24,6 +24,7 @@ use crate::service::KeyService;
 use crate::{tls, units};
 
 mod answer;
+mod base64;
 mod batch;
 mod body;
 mod budget;
@@ -35,6 +36,7 @@ mod decrypt;
 mod docs;
 mod encrypt;
 mod gate;
+mod heads;
 mod health;
 mod identity;
 mod keks;
@@ -75,6 +77,9 @@ pub struct Config {
     /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
     #[serde(deserialize_with = "units::size::deserialize_some")]
     pub body_memory: Option<usize>,
+    /// How long a connection stays open between two requests.
+    #[serde(deserialize_with = "units::duration::deserialize")]
+    pub idle_timeout: Duration,
     /// How long requests are still taken after SIGTERM, while `/readyz` says no.
     #[serde(deserialize_with = "units::duration::deserialize")]
     pub drain_delay: Duration,
@@ -93,6 +98,7 @@ impl Default for Config {
             max_connections: 10_000,
             max_requests: 10_000,
             body_memory: None,
+            idle_timeout: Duration::from_secs(75),
             drain_delay: Duration::ZERO,
             tls: None,
         }

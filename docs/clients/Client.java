@@ -6,66 +6,163 @@ import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.GeneralSecurityException;
+import java.security.KeyFactory;
+import java.security.KeyStore;
+import java.security.PrivateKey;
+import java.security.cert.Certificate;
+import java.security.cert.CertificateFactory;
+import java.security.spec.InvalidKeySpecException;
+import java.security.spec.PKCS8EncodedKeySpec;
 import java.time.Duration;
 import java.util.Base64;
+import java.util.List;
 import java.util.regex.Pattern;
+import javax.net.ssl.KeyManagerFactory;
+import javax.net.ssl.SSLContext;
+import javax.net.ssl.TrustManagerFactory;
 
 public class Client {
-    /** What the service says instead of an answer. */
+    private static final String OCTETS = "application/octet-stream";
+    private static final int TRIES = 5;
+
+    /** What the service, or a proxy before it, says instead of an answer. */
     static class Refused extends IOException {
         private static final Pattern CODE = Pattern.compile("\"code\":\"([a-z_]+)\"");
         final int status;
         final String code;
 
         Refused(int status, String problem) {
-            super(problem);
-            var found = CODE.matcher(problem);
+            super(code(status, problem) + " (HTTP " + status + "): " + detail(problem));
             this.status = status;
-            this.code = found.find() ? found.group(1) : "";
+            this.code = code(status, problem);
+        }
+
+        private static String code(int status, String problem) {
+            var found = CODE.matcher(problem);
+            return found.find() ? found.group(1) : "http_" + status;
+        }
+
+        private static String detail(String problem) {
+            return CODE.matcher(problem).find() ? problem : "the answer is not from kms-proxy";
         }
     }
 
-    private final HttpClient http = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+    /** Its connections stay open between calls. */
+    private final HttpClient http;
     private final String server;
     private final String chain;
+    private final String tokenFile;
 
-    Client(String server, String chain) {
+    Client(String server, String chain, String tokenFile, SSLContext tls) {
+        this.http = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).sslContext(tls).build();
         this.server = server;
         this.chain = chain;
+        this.tokenFile = tokenFile;
     }
 
     byte[] encrypt(byte[] plaintext, byte[] aad) throws IOException, InterruptedException {
-        return call("/v1/encrypt", plaintext, aad, 3);
+        return call("/v1/encrypt", plaintext, aad);
     }
 
     byte[] decrypt(byte[] envelope, byte[] aad) throws IOException, InterruptedException {
-        return call("/v1/decrypt", envelope, aad, 3);
+        return call("/v1/decrypt", envelope, aad);
     }
 
-    /** Makes a call; 429 and 503 say when it is worth another try. */
-    private byte[] call(String path, byte[] body, byte[] aad, int tries) throws IOException, InterruptedException {
+    /** Makes a call. A broken connection, 429 and 503 are worth another try: calls can be repeated. */
+    private byte[] call(String path, byte[] body, byte[] aad) throws IOException, InterruptedException {
+        for (int left = TRIES - 1; ; left--) {
+            HttpResponse<byte[]> response;
+            try {
+                response = send(path, body, aad);
+            } catch (IOException broken) {
+                if (left == 0) {
+                    throw broken;
+                }
+                Thread.sleep(200);
+                continue;
+            }
+            int status = response.statusCode();
+            if ((status == 429 || status == 503) && left > 0) {
+                var wait = response.headers().firstValue("retry-after").orElse("");
+                Thread.sleep(wait.matches("[0-9]{1,4}") ? 1000 * Long.parseLong(wait) : 1000);
+                continue;
+            }
+            // What is no envelope and no plaintext must not be taken for one.
+            if (status == 200 && response.headers().firstValue("content-type").orElse("").equals(OCTETS)) {
+                return response.body();
+            }
+            throw new Refused(status, new String(response.body(), StandardCharsets.UTF_8));
+        }
+    }
+
+    private HttpResponse<byte[]> send(String path, byte[] body, byte[] aad) throws IOException, InterruptedException {
         var request = HttpRequest.newBuilder(URI.create(server + path))
                 .timeout(Duration.ofSeconds(15))
-                .header("content-type", "application/octet-stream")
+                .header("content-type", OCTETS)
                 .header("kms-proxy-chain", chain)
                 .header("kms-proxy-aad", Base64.getEncoder().encodeToString(aad))
-                .POST(HttpRequest.BodyPublishers.ofByteArray(body))
-                .build();
-        var response = http.send(request, HttpResponse.BodyHandlers.ofByteArray());
-        if (response.statusCode() == 200) {
-            return response.body();
+                .POST(HttpRequest.BodyPublishers.ofByteArray(body));
+        if (tokenFile != null) {
+            // It is read for each call: tokens are replaced while programs run.
+            request.header("authorization", "Bearer " + Files.readString(Path.of(tokenFile)).trim());
         }
-        var wait = response.headers().firstValueAsLong("retry-after");
-        if (wait.isPresent() && tries > 1) {
-            Thread.sleep(Duration.ofSeconds(wait.getAsLong()).toMillis());
-            return call(path, body, aad, tries - 1);
+        return http.send(request.build(), HttpResponse.BodyHandlers.ofByteArray());
+    }
+
+    /** Trusts the authorities in `ca`, and shows the certificate in `cert`: PEM files, or null. */
+    static SSLContext tls(String ca, String cert, String key) throws IOException, GeneralSecurityException {
+        var context = SSLContext.getInstance("TLS");
+        KeyManagerFactory keys = null;
+        TrustManagerFactory trust = null;
+        if (ca != null) {
+            var store = emptyStore();
+            for (var authority : certificates(ca)) {
+                store.setCertificateEntry("ca " + store.size(), authority);
+            }
+            trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
+            trust.init(store);
         }
-        throw new Refused(response.statusCode(), new String(response.body(), StandardCharsets.UTF_8));
+        if (cert != null) {
+            var store = emptyStore();
+            store.setKeyEntry("client", privateKey(key), new char[0], certificates(cert).toArray(new Certificate[0]));
+            keys = KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm());
+            keys.init(store, new char[0]);
+        }
+        context.init(keys == null ? null : keys.getKeyManagers(), trust == null ? null : trust.getTrustManagers(), null);
+        return context;
+    }
+
+    private static KeyStore emptyStore() throws IOException, GeneralSecurityException {
+        var store = KeyStore.getInstance("PKCS12");
+        store.load(null, null);
+        return store;
+    }
+
+    private static List<Certificate> certificates(String path) throws IOException, GeneralSecurityException {
+        try (var in = Files.newInputStream(Path.of(path))) {
+            return List.copyOf(CertificateFactory.getInstance("X.509").generateCertificates(in));
+        }
+    }
+
+    /** A key in PKCS#8, which starts with "BEGIN PRIVATE KEY". */
+    private static PrivateKey privateKey(String path) throws IOException, GeneralSecurityException {
+        var base64 = Files.readString(Path.of(path)).replaceAll("-----[A-Z ]+-----", "");
+        var key = new PKCS8EncodedKeySpec(Base64.getMimeDecoder().decode(base64));
+        try {
+            return KeyFactory.getInstance("EC").generatePrivate(key);
+        } catch (InvalidKeySpecException other) {
+            return KeyFactory.getInstance("RSA").generatePrivate(key);
+        }
     }
 
     public static void main(String[] arguments) throws Exception {
-        var server = System.getenv().getOrDefault("KMS_PROXY_SERVER", "http://127.0.0.1:8080");
-        var client = new Client(server, "default");
+        var environment = System.getenv();
+        var server = environment.getOrDefault("KMS_PROXY_SERVER", "http://127.0.0.1:8080");
+        var tls = tls(environment.get("KMS_PROXY_CA"), environment.get("KMS_PROXY_CERT"), environment.get("KMS_PROXY_KEY"));
+        var client = new Client(server, "default", environment.get("KMS_PROXY_TOKEN_FILE"), tls);
         // The AAD binds the ciphertext to its place: moved to another row, it does not open.
         var secret = client.encrypt("hello".getBytes(StandardCharsets.UTF_8), "row 7".getBytes(StandardCharsets.UTF_8));
         var opened = client.decrypt(secret, "row 7".getBytes(StandardCharsets.UTF_8));

@@ -81,7 +81,7 @@ pub(super) fn serve(args: &Args) -> Result {
         .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
     let again = args.clone();
     let result = runtime.block_on(app::run(config, Arc::new(move || again.read_again())));
-    // What a second signal left behind is not waited for.
+    // What a second SIGINT left behind is not waited for.
     runtime.shutdown_background();
     result.map_err(|error| {
         // Only now could it be known whether the roots' part, and the certificate, can be used.

@@ -87,6 +87,10 @@ impl Config {
         if !(Duration::from_millis(10)..=Duration::from_secs(3_600)).contains(&timeout) {
             return Err(wrong("server.request_timeout", "it is 10ms to 1h"));
         }
+        let idle = self.server.idle_timeout;
+        if !(Duration::from_secs(1)..=Duration::from_secs(24 * 3_600)).contains(&idle) {
+            return Err(wrong("server.idle_timeout", "must be between 1s and 24h"));
+        }
         if self.server.drain_delay > Duration::from_secs(600) {
             return Err(wrong("server.drain_delay", "it is 0s to 10m"));
         }

@@ -36,6 +36,7 @@ request_timeout = "1500ms"
 max_connections = 7
 max_requests = 8
 body_memory = "3MiB"
+idle_timeout = "10m"
 drain_delay = "5s"
 
 [server.tls]
@@ -128,6 +129,7 @@ fn the_file_sets_everything() {
     assert_eq!((config.server.insecure, config.server.max_connections), (true, 7));
     assert_eq!((config.server.max_requests, config.server.body_memory()), (8, 3 << 20));
     assert_eq!(config.server.drain_delay, Duration::from_secs(5));
+    assert_eq!(config.server.idle_timeout, Duration::from_secs(600));
     let tls = config.server.tls.unwrap();
     assert_eq!((tls.cert, tls.key), ("/tls/tls.crt".into(), "/tls/tls.key".into()));
     assert_eq!((tls.client_ca, tls.client_cert.as_str()), (Some("/tls/ca.crt".into()), "required"));
@@ -251,6 +253,8 @@ fn errors_name_the_key_and_what_is_expected() {
             "server.body_memory: it is twice server.max_body or more",
         ),
         ("[server]\nbody_memory = 'x'", "server.body_memory: a size is written like"),
+        ("[server]\nidle_timeout = '0s'", "server.idle_timeout: must be between 1s and 24h"),
+        ("[server]\nidle_timeout = '25h'", "server.idle_timeout: must be between 1s and 24h"),
         ("[server]\ndrain_delay = '11m'", "server.drain_delay: it is 0s to 10m"),
         (
             "[store]\nkind = 'file'\npaht = 'x'",

@@ -58,6 +58,7 @@ fn view(config: &Config) -> Value {
             "max_connections": server.max_connections,
             "max_requests": server.max_requests,
             "body_memory": server.body_memory,
+            "idle_timeout": format(server.idle_timeout),
             "drain_delay": format(server.drain_delay),
             "tls": server.tls.as_ref().map(|tls| json!({
                 "cert": tls.cert,

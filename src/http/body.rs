@@ -9,15 +9,17 @@ use axum::body::Body;
 use axum::extract::Request;
 use base64_simd::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
+use crate::envelope;
 use crate::keychain::message::Plaintext;
 use crate::service::error::{Error, Kind};
 
+use super::base64;
 use super::budget::{Budget, Held};
 use super::strict::Strict;
 
@@ -48,6 +50,7 @@ impl Media {
     /// What `Content-Type` says, where either is taken. The headers of a raw body are refused beside
     /// JSON: who sends them there takes them for heeded, and an AAD for bound.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
+        check_encoding(headers)?;
         let media = Self::said(headers).ok_or_else(|| {
             unsupported("the content type must be application/json or application/octet-stream")
         })?;
@@ -92,9 +95,22 @@ fn named(media_type: &str) -> Option<Media> {
     }
 }
 
+/// Refuses a body that is compressed: its bytes are not those that the caller means.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let plain = |value: &HeaderValue| {
+        let mut codings = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+    };
+    if headers.get_all(CONTENT_ENCODING).iter().all(plain) {
+        return Ok(());
+    }
+    Err(unsupported("content-encoding must be identity or left out: send the body uncompressed"))
+}
+
 /// Reads a body that must be JSON.
 pub(super) async fn read_json(request: Request, limit: Limit<'_>) -> Result<Bytes, Error> {
     let (head, body) = request.into_parts();
+    check_encoding(&head.headers)?;
     match Media::said(&head.headers) {
         Some(Media::Json) => read(body, limit).await,
         _ => Err(unsupported("the content type must be application/json")),
@@ -190,12 +206,15 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> 
         let mut json = serde_json::Deserializer::from_slice(body);
         let place = serde_path_to_error::deserialize::<_, Strict<T>>(&mut json).err();
         let path = place.map(|error| error.path().to_string()).unwrap_or_default();
-        invalid(explain(&error, &path))
+        invalid(explain(&error, &path, body))
     })
 }
 
 /// What is wrong with a JSON body, and where. Of the body itself it shows a field's name at most.
-fn explain(error: &serde_json::Error, path: &str) -> String {
+fn explain(error: &serde_json::Error, path: &str, body: &[u8]) -> String {
+    if let [0xef, 0xbb, 0xbf, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..] = body {
+        return "the body starts with a byte order mark: send JSON as UTF-8 without one".to_owned();
+    }
     let at = format!("line {}, column {}", error.line(), error.column());
     if !error.is_data() {
         return format!("the body is not JSON: see {at}");
@@ -301,7 +320,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Encoded<'a> {
 
 /// The bytes of standard base64.
 pub(super) fn decode(field: &'static str, base64: &[u8]) -> Result<Vec<u8>, Error> {
-    STANDARD.decode_to_vec(base64).map_err(|_| not_base64(field))
+    STANDARD.decode_to_vec(base64).map_err(|_| not_base64(field, base64))
 }
 
 /// The bytes of an optional field; none when it is missing.
@@ -312,9 +331,42 @@ pub(super) fn decode_aad(aad: Option<&Encoded<'_>>) -> Result<Vec<u8>, Error> {
 /// Decodes base64 straight into the buffer that is sealed in place.
 pub(super) fn decode_plaintext(base64: &Encoded<'_>) -> Result<Plaintext, Error> {
     let base64 = base64.as_bytes();
-    let len = STANDARD.decoded_length(base64).map_err(|_| not_base64("plaintext"))?;
+    let len = STANDARD.decoded_length(base64).map_err(|_| not_base64("plaintext", base64))?;
     Plaintext::appended(len, |buffer| STANDARD.decode_append(base64, buffer))
-        .map_err(|_| not_base64("plaintext"))
+        .map_err(|_| not_base64("plaintext", base64))
+}
+
+/// The envelope in a field `ciphertext`. The text form is public, so the error can say what is wrong
+/// with it; of the envelope inside it says nothing.
+pub(super) fn decode_envelope(text: &Encoded<'_>) -> Result<Vec<u8>, Error> {
+    let text = text.as_bytes();
+    envelope::from_text(text).map_err(|_| {
+        match text.strip_prefix(envelope::TEXT_PREFIX.as_bytes()) {
+            None => {
+                invalid_text("ciphertext does not start with kp:, as the text form does".to_owned())
+            }
+            Some(base64) => {
+                let fault = base64::fault(base64);
+                invalid_text(format!("what follows kp: in ciphertext is not base64: {fault}"))
+            }
+        }
+    })
+}
+
+/// Refuses the text form of an envelope as a raw body.
+pub(super) fn check_raw_envelope(body: &[u8]) -> Result<(), Error> {
+    if !body.starts_with(envelope::TEXT_PREFIX.as_bytes()) {
+        return Ok(());
+    }
+    Err(invalid_text(
+        "the body is an envelope in its text form (kp:), which belongs into JSON; a raw body is the \
+         binary envelope: the decoded base64 after kp:"
+            .to_owned(),
+    ))
+}
+
+fn invalid_text(detail: String) -> Error {
+    Error::new(Kind::InvalidCiphertext, detail)
 }
 
 /// The chain and the AAD of a request with a raw body.
@@ -346,6 +398,6 @@ fn unsupported(detail: &'static str) -> Error {
     Error::new(Kind::UnsupportedMediaType, detail)
 }
 
-fn not_base64(field: &'static str) -> Error {
-    invalid(format!("{field} is not base64"))
+fn not_base64(field: &'static str, text: &[u8]) -> Error {
+    invalid(format!("{field} is not base64: {}", base64::fault(text)))
 }

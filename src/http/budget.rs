@@ -23,8 +23,23 @@ impl Budget {
 
     /// Room for `len` bytes, if there is some.
     pub(super) fn take(&self, len: usize) -> Option<Held> {
-        let mut held = Held { budget: self.clone(), len: 0 };
+        let mut held = self.none();
         held.grow(len).then_some(held)
+    }
+
+    /// The same, if all that is taken is half of the budget at most then.
+    pub(super) fn take_in_half(&self, len: usize) -> Option<Held> {
+        let mut held = self.none();
+        held.grow_in_half(len).then_some(held)
+    }
+
+    /// Whether more than a quarter of it is taken: what can be given back should be.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.0.taken.load(Ordering::Relaxed) > self.0.limit / 4
+    }
+
+    fn none(&self) -> Held {
+        Held { budget: self.clone(), len: 0 }
     }
 }
 
@@ -37,9 +52,28 @@ pub(super) struct Held {
 impl Held {
     /// Makes it `len` bytes, which are not fewer than before; false when there is no room.
     pub(super) fn grow(&mut self, len: usize) -> bool {
-        let Inner { limit, taken } = &*self.budget.0;
+        self.grow_within(len, self.budget.0.limit)
+    }
+
+    /// The same, if all that is taken is half of the budget at most then.
+    pub(super) fn grow_in_half(&mut self, len: usize) -> bool {
+        self.grow_within(len, self.budget.0.limit / 2)
+    }
+
+    /// Makes it `len` bytes if it is more; the rest is given back.
+    pub(super) fn shrink(&mut self, len: usize) {
+        let less = self.len.saturating_sub(len);
+        self.len -= less;
+        self.budget.0.taken.fetch_sub(less, Ordering::Relaxed);
+    }
+
+    fn grow_within(&mut self, len: usize, limit: usize) -> bool {
+        let taken = &self.budget.0.taken;
         let more = len.saturating_sub(self.len);
-        let room = |taken: usize| taken.checked_add(more).filter(|taken| taken <= limit);
+        if more == 0 {
+            return true;
+        }
+        let room = |taken: usize| taken.checked_add(more).filter(|taken| *taken <= limit);
         let grown = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok();
         if grown {
             self.len += more;
@@ -68,7 +102,15 @@ mod tests {
         drop(second);
         assert!(first.grow(100) && budget.take(1).is_none() && budget.take(0).is_some());
         assert!(!first.grow(usize::MAX));
+        first.shrink(200);
+        assert!(budget.take(1).is_none());
+        first.shrink(30);
+        assert!(budget.is_scarce() && budget.take(70).is_some() && budget.take(71).is_none());
+        assert!(budget.take_in_half(21).is_none());
+        assert!(!first.grow_in_half(51) && first.grow_in_half(50));
+        first.shrink(25);
+        assert!(!budget.is_scarce());
         drop(first);
-        assert!(budget.take(100).is_some());
+        assert!(budget.take(100).is_some() && budget.take_in_half(51).is_none());
     }
 }

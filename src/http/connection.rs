@@ -4,37 +4,39 @@
 //! asked for. Deadlines of requests are the gate's.
 
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::header::EXPECT;
+use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::tls::peer::Peer;
 
 use super::budget::Held;
-use super::gate::{Gate, NoRoom};
+use super::gate::{Gate, NoRoom, size};
+use super::heads::{Counted, FREE};
 
-/// A connection is closed when it does nothing for this long: no request, no whole head of one.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// The same before its first request.
+/// A connection is closed when no whole head of a first request came within this time, and later
+/// when none came within `server.idle_timeout`; that also applies here where it is shorter.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often it is looked at.
+/// How often a connection is checked at least: it is closed this much late at most.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// The same where the time-out is short: this part of it.
+const LOOKS: u32 = 5;
 /// How long an idle connection may take to end when it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,32 +51,44 @@ const MIN_PACE: u32 = 64 << 10;
 
 /// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
 /// takes 100 headers at most. It is also the largest piece that is read from the socket at once.
-const MAX_HEAD: usize = 128 << 10;
+pub(super) const MAX_HEAD: usize = 128 << 10;
 /// Requests at once on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 /// What a client may send in a stream, and in all of a connection, before we have read it.
 const WINDOW: u32 = 256 << 10;
 
-/// Serves `io` until it ends, or `stop` says that it should.
+/// Serves `stream` until it ends, or `stop` says that it should.
 pub(super) async fn serve(
-    io: impl Read + Write + Unpin + Send + 'static,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     is_http_2: bool,
     peer: Option<Arc<Peer>>,
     gate: Gate,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), hyper::Error> {
-    let activity = Arc::new(Activity::default());
+    let activity = Arc::new(Activity::new(gate.idle_timeout()));
     let seen = Arc::clone(&activity);
+    let budget = gate.budget().clone();
+    let io = TokioIo::new(Counted::new(stream, Arc::clone(&activity), budget.clone()));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (gate, activity) = (gate.clone(), Arc::clone(&activity));
+        let (gate, activity, budget) = (gate.clone(), Arc::clone(&activity), budget.clone());
         if let Some(peer) = &peer {
             request.extensions_mut().insert(Arc::clone(peer));
         }
+        // HTTP/2 keeps no buffer of a head.
+        let head = if is_http_2 { 0 } else { size(&request) };
+        // Now, and not when the future is polled: what is read next is no head any more.
+        activity.note_head(head);
+        let under_way = UnderWay::begin(Arc::clone(&activity));
+        let coming = Some(UnderWay::begin(activity));
         async move {
-            let under_way = UnderWay::begin(activity);
             let expects = !is_http_2 && request.headers().contains_key(EXPECT);
-            let request = request.map(|body| Body::new(Coming { body: Some(body), expects }));
-            let (answer, held) = gate.pass(request).await?;
+            let request =
+                request.map(|body| Body::new(Coming { body: Some(body), expects, coming }));
+            let (mut answer, held) = gate.pass(request).await?;
+            // The connection would keep the room of its head, which others need.
+            if head > FREE && budget.is_scarce() {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, NoRoom>(answer.map(|body| Outgoing::new(body, held, &under_way.0)))
         }
     });
@@ -141,10 +155,12 @@ enum Over {
 }
 
 /// The requests of a connection, and the answers that it has not sent yet.
-#[derive(Default)]
-struct Activity {
+pub(super) struct Activity {
+    idle_timeout: Duration,
     began: AtomicU64,
     ended: AtomicU64,
+    /// Bytes of the last head, whose buffer HTTP/1.1 keeps.
+    head: AtomicUsize,
     /// Answers that are not sent, but for small ones of HTTP/1.1: a socket's buffer holds these.
     unsent: Mutex<Unsent>,
 }
@@ -159,12 +175,33 @@ struct Unsent {
 }
 
 impl Activity {
-    /// Waits until no request began, and none was under way, for [`IDLE_TIMEOUT`], or an answer was
+    pub(super) fn new(idle_timeout: Duration) -> Self {
+        let (began, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { idle_timeout, began, ended, head: AtomicUsize::new(0), unsent: Mutex::default() }
+    }
+
+    /// How many requests, and bodies of them, have begun, and how many have ended.
+    pub(super) fn requests(&self) -> (u64, u64) {
+        (self.began.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed))
+    }
+
+    /// Notes the bytes of a head, whose buffer is kept until the next one.
+    pub(super) fn note_head(&self, len: usize) {
+        self.head.store(len, Ordering::Relaxed);
+    }
+
+    /// The bytes of the last head.
+    pub(super) fn head(&self) -> usize {
+        self.head.load(Ordering::Relaxed)
+    }
+
+    /// Waits until no request began, and none was under way, for the idle time-out, or an answer was
     /// not taken in time.
     async fn is_over(&self) -> Over {
+        let look_every = LOOK_EVERY.min(self.idle_timeout / LOOKS);
         let (mut before, mut since) = (0, Instant::now());
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(look_every).await;
             if let Some(due) = self.unsent().answers.iter().map(|(.., due)| *due).min() {
                 since = Instant::now();
                 if since > due {
@@ -172,9 +209,9 @@ impl Activity {
                 }
                 continue;
             }
-            let (began, ended) =
-                (self.began.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed));
-            let timeout = if began == 0 { FIRST_TIMEOUT } else { IDLE_TIMEOUT };
+            let (began, ended) = self.requests();
+            let idle_timeout = self.idle_timeout;
+            let timeout = if began == 0 { FIRST_TIMEOUT.min(idle_timeout) } else { idle_timeout };
             if began != ended || began != before {
                 (before, since) = (began, Instant::now());
             } else if since.elapsed() >= timeout {
@@ -205,10 +242,10 @@ impl Activity {
 }
 
 /// A request until it is answered, or dropped: a client of HTTP/2 may cancel it, and stay.
-struct UnderWay(Arc<Activity>);
+pub(super) struct UnderWay(Arc<Activity>);
 
 impl UnderWay {
-    fn begin(activity: Arc<Activity>) -> Self {
+    pub(super) fn begin(activity: Arc<Activity>) -> Self {
         activity.began.fetch_add(1, Ordering::Relaxed);
         Self(activity)
     }
@@ -227,6 +264,8 @@ struct Coming {
     body: Option<Incoming>,
     /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the answer.
     expects: bool,
+    /// The body is under way until nothing of it is read any more.
+    coming: Option<UnderWay>,
 }
 
 impl http_body::Body for Coming {
@@ -260,8 +299,12 @@ impl Drop for Coming {
             return;
         }
         let (body, runtime) = (self.body.take(), tokio::runtime::Handle::try_current());
+        let coming = self.coming.take();
         if let (Some(body), Ok(runtime)) = (body, runtime) {
-            runtime.spawn(tokio::time::timeout(REST_TIMEOUT, discard(body)));
+            runtime.spawn(async move {
+                _ = tokio::time::timeout(REST_TIMEOUT, discard(body)).await;
+                drop(coming);
+            });
         }
     }
 }
@@ -353,13 +396,15 @@ mod tests {
     use super::super::budget::Budget;
     use super::*;
 
+    const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
     async fn is_over_within(activity: &Activity, limit: Duration) -> Option<Over> {
         tokio::time::timeout(limit, activity.is_over()).await.ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_over_when_it_does_nothing() {
-        let activity = Activity::default();
+        let activity = Activity::new(IDLE_TIMEOUT);
         let (short, long) = (IDLE_TIMEOUT, 2 * IDLE_TIMEOUT);
         assert_eq!(is_over_within(&activity, short).await, Some(Over::Idle), "no first request");
         activity.began.store(1, Ordering::Relaxed);
@@ -381,8 +426,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_after_the_time_that_is_set_and_never_before() {
+        for seconds in [1, 10, 75, 650, 86_400] {
+            let idle_timeout = Duration::from_secs(seconds);
+            let activity = Activity::new(idle_timeout);
+            let first = FIRST_TIMEOUT.min(idle_timeout) + LOOK_EVERY;
+            assert_eq!(is_over_within(&activity, first).await, Some(Over::Idle), "{seconds}");
+            let (started, before) = (Instant::now(), Duration::from_millis(700));
+            let request = async {
+                tokio::time::sleep(before).await;
+                for count in [&activity.began, &activity.ended] {
+                    count.store(1, Ordering::Relaxed);
+                }
+            };
+            let (over, ()) = tokio::join!(activity.is_over(), request);
+            let idle = started.elapsed() - before;
+            assert_eq!(over, Over::Idle);
+            assert!(idle >= idle_timeout, "{seconds}: {idle:?}");
+            assert!(idle <= idle_timeout + idle_timeout / 5 + LOOK_EVERY, "{seconds}: {idle:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_that_is_cancelled_keeps_no_connection_open() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let request = UnderWay::begin(Arc::clone(&activity));
         assert_eq!(is_over_within(&activity, 5 * IDLE_TIMEOUT).await, None);
         drop(request);
@@ -391,7 +458,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_to_be_taken_in_time_and_give_the_budget_back() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(10 << 20);
         activity.began.store(1, Ordering::Relaxed);
         activity.ended.store(1, Ordering::Relaxed);
@@ -412,7 +479,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_owed_until_its_last_byte_is_gone() {
         use http_body_util::BodyExt;
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(100);
         let held = budget.take(100).map(|held| (held, 100));
         let mut answer = Outgoing::new(Body::from(vec![7; 100]), held, &activity);
@@ -427,7 +494,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_is_never_without_an_answer_to_send_is_not_cut_while_it_takes_them() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(1 << 20);
         let answer = || {
             let held = budget.take(100).map(|held| (held, 100));

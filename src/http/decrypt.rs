@@ -8,7 +8,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::envelope;
 use crate::metrics::Operation;
 use crate::service::Decrypted;
 use crate::service::KeyService;
@@ -90,6 +89,7 @@ pub(super) async fn decrypt(
         }
         Media::Octets => {
             let (chain, aad) = body::raw_context(&head.headers).map_err(refuse)?;
+            body::check_raw_envelope(&body).map_err(refuse)?;
             enter(chain.as_deref())?.decrypt(chain.as_deref(), body.into(), &aad).await?
         }
     };
@@ -111,8 +111,7 @@ impl DecryptRequest<'_> {
         chain: Option<&str>,
     ) -> Result<Decrypted, Error> {
         let refuse = |error| access.refuse(Operation::Decrypt, error);
-        let envelope = envelope::from_text(self.ciphertext.as_bytes())
-            .map_err(|_| refuse(Error::invalid_ciphertext()))?;
+        let envelope = body::decode_envelope(&self.ciphertext).map_err(refuse)?;
         let aad = body::decode_aad(self.aad.as_ref()).map_err(refuse)?;
         service.decrypt(chain, envelope, &aad).await
     }

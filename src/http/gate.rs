@@ -15,10 +15,11 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{
-    CACHE_CONTROL, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::uri::Authority;
-use http::{HeaderMap, Uri, Version};
+use http::{HeaderMap, Version};
 use http_body::Body;
 use tokio::sync::Semaphore;
 
@@ -58,6 +59,7 @@ struct Shared {
     auth: Option<Arc<Auth>>,
     teller: Teller,
     timeout: Duration,
+    idle_timeout: Duration,
     /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
     /// reach it through a name that it controls (DNS rebinding).
     loopback: bool,
@@ -80,6 +82,7 @@ impl Gate {
             auth: face.app.access.auth().cloned(),
             teller: Teller::default(),
             timeout: config.request_timeout,
+            idle_timeout: config.idle_timeout,
             loopback: listen.ip().is_loopback(),
             scheme: if is_tls { "https://" } else { "http://" },
             waiting: Semaphore::new(config.max_requests),
@@ -92,6 +95,16 @@ impl Gate {
             count: AtomicU64::new(0),
         };
         Self { face, shared: Arc::new(shared) }
+    }
+
+    /// How long a connection stays open between two requests.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.shared.idle_timeout
+    }
+
+    /// The budget of bodies and answers.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.shared.budget
     }
 
     /// Counts a caller whose certificate was refused by the handshake.
@@ -112,15 +125,20 @@ impl Gate {
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
         let Self { face, shared } = self;
         let many = request.version() >= Version::HTTP_2;
+        let framed = is_framed(request.headers());
         // HTTP/2 has its own way to say that a connection ends.
-        let last = !many && face.app.access.is_draining();
-        let head = if many { size(request.headers()) } else { 0 };
+        let last = !many && (face.app.access.is_draining() || !framed);
+        let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
-        let answered = match (shared.check(request.headers(), request.uri()), &shared.auth) {
+        let answered = match (shared.check(&request), &shared.auth) {
+            _ if !framed => {
+                let why = "transfer-encoding must be chunked and nothing else";
+                Err(Error::new(Kind::InvalidRequest, why))
+            }
             (Err(error), _) => Err(error),
             (Ok(()), None) => guarded(face.answer(request), &shared).await,
             (Ok(()), Some(auth)) => {
@@ -161,9 +179,22 @@ impl Gate {
     }
 }
 
-/// The bytes of a head, but for its first line.
-fn size(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+/// Whether the body has no transfer coding but `chunked`. hyper undoes no other one, and what is in
+/// front may frame it in another way: the connection ends after such a request.
+fn is_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(one), None) => one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    }
+}
+
+/// The bytes of a head: its path and its headers.
+pub(super) fn size<B>(request: &http::Request<B>) -> usize {
+    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let lines = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    lines.fold(path, usize::saturating_add)
 }
 
 /// A request where clients alone are served.
@@ -246,7 +277,11 @@ impl Shared {
     }
 
     /// Refuses what a web page in a browser on this machine could send.
-    fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Error> {
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        let (headers, uri) = (request.headers(), request.uri());
+        if is_simple_probe(request) {
+            return Ok(());
+        }
         let mut hosts = headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (Some(host), None) => host.to_str().ok(),
@@ -278,6 +313,18 @@ impl Shared {
 
 fn forbidden(detail: &'static str) -> Error {
     Error::new(Kind::Forbidden, detail)
+}
+
+/// Whether this is an HTTP/1.0 request for health or metrics without `Host`, as simple health checkers
+/// send it: only HTTP/1.1 requires `Host` (RFC 9112, section 3.2). Browsers send `Host` with every
+/// request, so no web page can make this one.
+fn is_simple_probe(request: &Request) -> bool {
+    let (headers, uri) = (request.headers(), request.uri());
+    request.version() <= Version::HTTP_10
+        && !headers.contains_key(HOST)
+        && !headers.contains_key(ORIGIN)
+        && uri.authority().is_none()
+        && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
 }
 
 /// Whether a host, with or without a port, is this machine.

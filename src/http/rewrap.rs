@@ -7,7 +7,6 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::envelope;
 use crate::metrics::Operation;
 use crate::service::KeyService;
 use crate::service::error::Error;
@@ -91,8 +90,8 @@ impl Item for RewrapRequest<'_> {
         chain: Option<&str>,
         out: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        let envelope = envelope::from_text(self.ciphertext.as_bytes())
-            .map_err(|_| access.refuse(Operation::Rewrap, Error::invalid_ciphertext()))?;
+        let envelope = body::decode_envelope(&self.ciphertext)
+            .map_err(|error| access.refuse(Operation::Rewrap, error))?;
         let made = if self.inline {
             service.rewrap_inline(chain, envelope).await?
         } else {

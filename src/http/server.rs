@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -90,7 +89,7 @@ async fn serve(
     // Answers are written whole; waiting for more to send helps nobody.
     let _ = stream.set_nodelay(true);
     let ended = match tls {
-        None => connection::serve(TokioIo::new(stream), false, None, gate, &mut stop).await,
+        None => connection::serve(stream, false, None, gate, &mut stop).await,
         Some(tls) => {
             // Boxed: a session is large, and a handshake larger.
             let accepted = tokio::select! {
@@ -100,8 +99,7 @@ async fn serve(
             };
             match accepted {
                 Ok((stream, peer, is_http_2)) => {
-                    let io = TokioIo::new(stream);
-                    connection::serve(io, is_http_2, peer, gate, &mut stop).await
+                    connection::serve(stream, is_http_2, peer, gate, &mut stop).await
                 }
                 Err(error) if tls::is_stranger(&error) => return gate.refused(&error),
                 Err(error) => return tracing::debug!(%error, "a handshake failed"),

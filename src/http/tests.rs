@@ -13,6 +13,8 @@ use crate::root::{self, testing::TestRoot};
 use crate::service;
 use crate::store::memory;
 
+mod bodies;
+
 struct Server {
     address: SocketAddr,
     client: reqwest::Client,
@@ -496,7 +498,8 @@ async fn batch_items_answer_for_themselves() {
     let results = made["results"].as_array().unwrap();
     assert_eq!(results.len(), 4);
     let error = &results[1]["error"];
-    assert_eq!(error, &json!({"code": "invalid_request", "detail": "plaintext is not base64"}));
+    let detail = "plaintext is not base64: position 1 has a character that base64 does not have";
+    assert_eq!(error, &json!({"code": "invalid_request", "detail": detail}));
     assert_eq!(results[2]["error"]["code"], "invalid_request");
     let cut = json!("kp:AQ==");
     let items = json!({"items": [{"ciphertext": results[0]["ciphertext"]}, {"ciphertext": cut}]});

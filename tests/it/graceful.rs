@@ -26,8 +26,15 @@ async fn readiness_goes_first_and_requests_are_taken_until_the_delay_is_over() {
     decrypt_all(&service, &[sealed]).await;
     assert!(service.is_listening().await);
     service.signal(Signal::TERM);
+    service.logged("the shutdown has begun already").await;
+    service.encrypt("default", "aGVsbG8=").await;
+    assert!(service.is_listening().await, "a second SIGTERM does not shorten the delay");
+    // Two signals that wait at the same time are one.
+    service.signal(Signal::INT);
+    service.logged("\"signal\":\"SIGINT\"").await;
+    service.signal(Signal::INT);
     let (code, log) = service.ended().await;
-    assert!(code == Some(1) && log.contains("a second signal"), "{code:?} {log}");
+    assert!(code == Some(1) && log.contains("ended by a second SIGINT"), "{code:?} {log}");
 
     let service = Setup::new().set("SERVER__DRAIN_DELAY", "1s").start().await;
     let answer = service.request(Method::GET, "/healthz").send().await.unwrap();

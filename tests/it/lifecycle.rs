@@ -131,20 +131,62 @@ async fn a_signal_ends_it_when_what_is_in_flight_is_done() {
     }
 }
 
-#[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
-    let service = Setup::new().set("SERVER__REQUEST_TIMEOUT", "1h").start().await;
+/// A request of which the body is still missing; it is in flight.
+async fn unfinished_request(service: &Service) -> tokio::net::TcpStream {
     let mut stream = service.connect().await;
     let head = "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-                Content-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+                Content-Length: 18\r\nExpect: 100-continue\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     read_until(&mut stream, "100 Continue").await;
-    service.signal(Signal::TERM);
-    service.logged("finishing what is in flight").await;
-    service.signal(Signal::TERM);
+    stream
+}
+
+#[tokio::test]
+async fn a_second_sigterm_cuts_no_request_and_the_end_is_a_success() {
+    for first in [Signal::TERM, Signal::INT] {
+        let service = Setup::new().set("SERVER__REQUEST_TIMEOUT", "1h").start().await;
+        let mut stream = unfinished_request(&service).await;
+        service.signal(first);
+        service.logged("finishing what is in flight").await;
+        service.signal(Signal::TERM);
+        service.logged("the shutdown has begun already").await;
+        let answer = talk(&mut stream, r#"{"plaintext":"AA"}"#).await;
+        assert!(answer.contains("HTTP/1.1 400"), "the request is answered: {answer}");
+        service.signal(Signal::TERM);
+        let (code, log) = service.ended().await;
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("stopped") && !log.contains("ERROR"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn sigterms_one_after_another_end_an_idle_service_well() {
+    let service = Setup::new().start().await;
+    for _ in 0..200 {
+        service.signal(Signal::TERM);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let (code, log) = service.ended().await;
-    assert_eq!(code, Some(1), "{log}");
-    assert!(log.contains("a second signal"), "{log}");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopped"), "{log}");
+}
+
+#[tokio::test]
+async fn a_second_sigint_ends_it_immediately_and_the_message_says_so() {
+    for first in [Signal::TERM, Signal::INT] {
+        let service = Setup::new().set("SERVER__REQUEST_TIMEOUT", "1h").start().await;
+        let _stream = unfinished_request(&service).await;
+        service.signal(first);
+        service.logged("finishing what is in flight").await;
+        if first == Signal::TERM {
+            service.signal(Signal::INT);
+            service.logged("the shutdown has begun already").await;
+        }
+        service.signal(Signal::INT);
+        let (code, log) = service.ended().await;
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("ended by a second SIGINT before the shutdown was complete"), "{log}");
+    }
 }
 
 #[tokio::test]

@@ -346,6 +346,51 @@ async fn heads_have_a_bound_that_the_largest_aad_fits_in() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_are_not_finished_take_no_more_than_their_part_of_the_budget() {
+    const CONNECTIONS: usize = 1_000;
+    const HEAD: usize = 126_000;
+    const BUDGET: usize = 32 << 20;
+    take_descriptors();
+    for with_tls in [false, true] {
+        let setup = Setup::new().set("SERVER__BODY_MEMORY", BUDGET);
+        let target = Target::with(setup, with_tls, &[]).await;
+        target.service.encrypt("default", "aGVsbG8=").await;
+        let before = resident_kb(&target.service);
+        let head = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nx: {}", "a".repeat(HEAD));
+        let mut connections = Vec::with_capacity(CONNECTIONS);
+        for _ in 0..CONNECTIONS {
+            let mut stream = target.connect().await;
+            // Most end before all of it is sent.
+            _ = stream.write_all(head.as_bytes()).await;
+            connections.push(stream);
+        }
+        // Bodies have their part, and small requests need none.
+        let octets = target.service.request(Method::POST, "/v1/encrypt").body(vec![7; 2 << 20]);
+        let octets = octets.header("content-type", "application/octet-stream");
+        assert_eq!(octets.send().await.unwrap().status(), 200);
+        target.service.encrypt("default", "aGVsbG8=").await;
+        // Those without room are closed with no answer; the others later, as idle ones.
+        let mut ended = tokio::task::JoinSet::new();
+        for mut stream in connections {
+            ended.spawn(async move {
+                let mut rest = Vec::new();
+                _ = stream.read_to_end(&mut rest).await;
+                assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+            });
+        }
+        let all = tokio::time::timeout(Duration::from_secs(300), ended.join_all()).await;
+        all.expect("every connection ends");
+        let grown = memory_kb(&target.service, "VmHWM:").saturating_sub(before);
+        tell(&format!(
+            "{CONNECTIONS} heads of {HEAD} bytes that are not finished, TLS {with_tls}: {grown} kB more"
+        ));
+        // The heads' half of the budget, in buffers of up to twice their size, a body and its answer, and
+        // what each connection takes until it is closed.
+        assert!(grown < 80 << 10, "{grown} kB");
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_says_nothing_is_cut_off_by_the_handshake() {
     let target = Target::start(true).await;

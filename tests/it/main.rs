@@ -32,6 +32,8 @@ mod lifecycle;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod load_balancers;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod monitoring;

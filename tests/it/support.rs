@@ -16,6 +16,7 @@ mod bao;
 mod documented;
 #[allow(dead_code, reason = "others need the rest of it")]
 pub(crate) mod etcd;
+pub(crate) mod haproxy;
 #[allow(dead_code, reason = "the unit tests of the module use the rest")]
 pub(crate) mod jwt;
 #[allow(dead_code, reason = "the unit tests of the root use the rest")]

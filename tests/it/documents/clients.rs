@@ -1,9 +1,18 @@
-//! The clients of docs/clients, each run on a service of its own.
+//! The clients of docs/clients, each run against a service that serves known clients alone, over TLS, and
+//! behind a proxy that breaks connections and says what the service would not.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{BINARY, Setup, root, tell};
+use kms_proxy::auth::token;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::pki::Pki;
+use crate::support::{BINARY, Service, Setup, root, tell};
 
 /// What each of them prints.
 const SAID: &str = "hello\nrefused: invalid_ciphertext\n";
@@ -48,29 +57,189 @@ fn site(environment: &Path) -> PathBuf {
     versions.next().expect("a version of Python").join("site-packages")
 }
 
-#[tokio::test]
-async fn every_client_encrypts_decrypts_and_hears_why_it_is_refused() {
-    let service = Setup::new().start().await;
+/// A service for two clients alone: one with a token, one with a certificate.
+struct World {
+    service: Service,
+    pki: Pki,
+    setup: Setup,
+}
+
+impl World {
+    async fn start(with_tls: bool) -> Self {
+        let setup = Setup::new();
+        let pki = Pki::new(setup.file("pki"));
+        let (token, digest) = token::generate().unwrap();
+        std::fs::write(setup.file("token"), format!("{}\n", *token)).unwrap();
+        let allow = r#"[{chains=["default"], operations=["encrypt", "decrypt"]}]"#;
+        let mut with = setup
+            .clone()
+            .set("AUTH__MODE", "required")
+            .set("CLIENT__0__NAME", "by-token")
+            .set("CLIENT__0__TOKEN_SHA256", digest)
+            .set("CLIENT__0__ALLOW", allow);
+        if with_tls {
+            let (cert, key) = pki.server(&["127.0.0.1"]);
+            with = with
+                .set("SERVER__TLS__CERT", cert.display())
+                .set("SERVER__TLS__KEY", key.display())
+                .set("SERVER__TLS__CLIENT_CA", pki.ca().display())
+                .set("CLIENT__1__NAME", "by-certificate")
+                .set("CLIENT__1__TLS_SAN", "app.example")
+                .set("CLIENT__1__ALLOW", allow);
+        }
+        Self { service: with.start().await, pki, setup }
+    }
+
+    fn token(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![("KMS_PROXY_TOKEN_FILE", self.setup.file("token"))]
+    }
+
+    fn certificate(&self) -> Vec<(&'static str, PathBuf)> {
+        let (cert, key) = self.pki.client(&["app.example"]);
+        vec![("KMS_PROXY_CERT", cert), ("KMS_PROXY_KEY", key)]
+    }
+}
+
+/// A proxy before a service. It counts connections, and answers the first of them itself.
+struct Front {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Front {
+    /// `answers` are for the first connections, one each; one that is empty only ends its connection.
+    async fn start(service: SocketAddr, answers: &'static [&'static str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                let answer = answers.get(number).copied();
+                tokio::spawn(async move {
+                    let Some(answer) = answer else {
+                        let mut service = TcpStream::connect(service).await.unwrap();
+                        _ = copy_bidirectional(&mut client, &mut service).await;
+                        return;
+                    };
+                    read_request(&mut client).await;
+                    _ = client.write_all(answer.as_bytes()).await;
+                    _ = client.shutdown().await;
+                });
+            }
+        });
+        Self { address, connections }
+    }
+}
+
+/// Reads one request whole: what is closed before may lose the answer.
+async fn read_request(client: &mut TcpStream) {
+    let (mut came, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let text = String::from_utf8_lossy(&came).to_lowercase();
+        if let Some((head, _)) = text.split_once("\r\n\r\n") {
+            let (_, length) = head.split_once("content-length:").expect("a length");
+            let length: usize = length.lines().next().unwrap().trim().parse().unwrap();
+            if came.len() >= head.len() + 4 + length {
+                return;
+            }
+        }
+        match client.read(&mut buffer).await {
+            Ok(len @ 1..) => came.extend_from_slice(&buffer[..len]),
+            _ => return,
+        }
+    }
+}
+
+/// Every client that can be run here, by name.
+fn clients() -> Vec<String> {
     let files = std::fs::read_dir(root().join("docs/clients")).unwrap();
     let mut files: Vec<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
-    let (mut run, mut not_run) = (Vec::new(), Vec::new());
-    for file in files {
-        let Some(mut command) = runs(&file) else {
-            not_run.push(file);
-            continue;
-        };
-        command.env("KMS_PROXY_SERVER", service.url());
-        let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let said = String::from_utf8_lossy(&ended.stdout);
-        let errors = String::from_utf8_lossy(&ended.stderr);
-        assert!(ended.status.success() && said == SAID, "{file}: {said}\n{errors}");
-        run.push(file);
-    }
+    let (run, not_run): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| runs(file).is_some());
     tell(&format!("clients: {} run, {} not run", run.len(), not_run.len()));
     for file in &not_run {
         tell(&format!("  not run: {file}: its language is not here"));
     }
     assert!(run.len() >= 5, "{run:?}");
+    run
+}
+
+/// Runs a client on the service at `url`, with these variables more.
+async fn run(client: &str, url: String, variables: Vec<(&'static str, PathBuf)>) -> Output {
+    let mut command = runs(client).unwrap();
+    command.env("KMS_PROXY_SERVER", url).envs(variables);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn assert_said(client: &str, ended: &Output) {
+    let said = String::from_utf8_lossy(&ended.stdout);
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success() && said == SAID, "{client}: {said}\n{errors}");
+}
+
+/// A client that must fail, with `part` in what it says.
+fn assert_failed(client: &str, ended: &Output, part: &str) {
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && errors.contains(part), "{client}: {part}: {errors}");
+    assert!(ended.stdout.is_empty(), "{client}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_client_authenticates_over_tls_and_uses_its_connection_again() {
+    let world = World::start(true).await;
+    for client in clients() {
+        for identity in [world.token(), world.certificate()] {
+            let front = Front::start(world.service.address(), &[]).await;
+            let mut variables = vec![("KMS_PROXY_CA", world.pki.ca())];
+            variables.extend(identity);
+            let ended = run(&client, format!("https://{}", front.address), variables).await;
+            assert_said(&client, &ended);
+            // Each command of curl is a process of its own.
+            let expected = if client == "curl.sh" { 3 } else { 1 };
+            assert_eq!(front.connections.load(Ordering::Relaxed), expected, "{client}");
+        }
+        let nobody = vec![("KMS_PROXY_CA", world.pki.ca())];
+        let ended = run(&client, world.service.url(), nobody).await;
+        assert_failed(&client, &ended, "unauthenticated");
+    }
+}
+
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
+                    Content-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>";
+const OVERLOADED: &str = "HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nRetry-After: 1\r\n\
+                          Content-Type: application/problem+json\r\nContent-Length: 21\r\n\r\n\
+                          {\"code\":\"overloaded\"}";
+const BAD_GATEWAY: &str = "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\
+                           Content-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>";
+const PORTAL: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\
+                      Content-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_client_tries_again_after_a_broken_connection_and_when_it_is_asked_to() {
+    let world = World::start(false).await;
+    for client in clients() {
+        let front = Front::start(world.service.address(), &["", BUSY, OVERLOADED]).await;
+        let ended = run(&client, format!("http://{}", front.address), world.token()).await;
+        assert_said(&client, &ended);
+        let expected = 3 + if client == "curl.sh" { 3 } else { 1 };
+        assert_eq!(front.connections.load(Ordering::Relaxed), expected, "{client}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_client_survives_an_answer_that_is_not_from_the_service() {
+    let world = World::start(false).await;
+    for client in clients() {
+        for (answers, part) in
+            [(&[BAD_GATEWAY], "http_502"), (&[PORTAL], "the answer is not from kms-proxy")]
+        {
+            let front = Front::start(world.service.address(), answers).await;
+            let ended = run(&client, format!("http://{}", front.address), world.token()).await;
+            assert_failed(&client, &ended, part);
+            assert_eq!(front.connections.load(Ordering::Relaxed), 1, "{client} does not repeat it");
+        }
+    }
 }
