@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::clock::Clock;
 
+mod client;
 mod load;
 pub(crate) mod peer;
 #[cfg(test)]

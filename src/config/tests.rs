@@ -547,7 +547,9 @@ fn clients_that_can_not_be_used_are_named() {
     for (clients, error) in [
         (one(""), "client.0.name: it has exactly one of tls_san, token_sha256 and jwt"),
         (one(&format!("{token}\ntls_san = 'a'")), "client.0.name: it has exactly one of"),
-        (one("tls_san = '*.example'"), "client.0.tls_san: it is a DNS name or a URI, whole"),
+        (one("tls_san = '*.example'"), "client.0.tls_san: it is a DNS name, a URI, an IP"),
+        (one("tls_san = 'app:8443'"), "client.0.tls_san: it has a port, and names in"),
+        (one("tls_san = ['a', 'CN=app']"), "client.0.tls_san: it is a field of a subject"),
         (one("token_sha256 = 'abc'"), "client.0.token_sha256: it is the SHA-256 of a token"),
         (one("token = 'hunter2'"), "client.0.token: a secret does not stand in the file"),
         (one(&format!("{jwt}jwks = 'x' }}")), "client.0.jwt.jwks: no such key; expected one of"),
