@@ -24,7 +24,7 @@ mod socket;
 mod tests;
 
 pub use config::{Address, Config, OnRootOutage, Owner, SocketMode};
-pub use socket::{Bound, Error as BindError, bind};
+pub use socket::{Bound, Error as BindError, bind, check};
 
 use plugin::Plugin;
 

@@ -1,16 +1,18 @@
-//! `kek`: a KEK disabled, enabled or destroyed.
+//! `kek`: KEKs listed, disabled, enabled or destroyed.
 
 use kms_proxy::id::KekId;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Result;
 use super::client::{self, ChainArgs, Client};
 use super::stdio::print;
+use super::{Result, keks};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
+    /// List the KEKs of a chain
+    List(keks::ListArgs),
     /// Let a retired KEK decrypt nothing until it is enabled again
     Disable(Args),
     /// Let a disabled KEK decrypt again
@@ -52,6 +54,7 @@ pub(super) struct DestroyArgs {
 /// Changes the KEK, and prints the state that it is in then.
 pub(super) async fn run(command: Command) -> Result {
     let (args, change, body) = match command {
+        Command::List(args) => return keks::list(args).await,
         Command::Disable(args) => (args, "disable", json!({})),
         Command::Enable(args) => (args, "enable", json!({})),
         Command::Destroy(DestroyArgs { of, yes: _, force }) => {
