@@ -26,11 +26,13 @@ mod load;
 pub(crate) mod peer;
 #[cfg(test)]
 pub(crate) mod tests;
+mod validity;
 
 use load::{Digest, Files, Loaded};
 use peer::Peer;
 
 pub use load::Error;
+pub use validity::warnings;
 
 /// The protocol that a client and we agreed on is HTTP/2.
 const HTTP_2: &[u8] = b"h2";

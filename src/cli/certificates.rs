@@ -5,18 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use kms_proxy::config::Config;
-use kms_proxy::{root, store};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use x509_parser::time::ASN1Time;
+use kms_proxy::{root, store, tls};
 
 use super::stdio::tell;
 
 /// Warns on stderr of each such certificate at `now`, in seconds since the Unix epoch.
 pub(super) fn warn(config: &Config, now: u64) {
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
     for (setting, path) in files(config) {
-        for warning in warnings(path, now) {
+        for warning in tls::warnings(path, now) {
             tell(&format!("warning: {setting}: {}: {warning}", path.display()));
         }
     }
@@ -51,36 +47,4 @@ fn files<'a>(config: &'a Config) -> Vec<(String, &'a Path)> {
         }
     }
     files
-}
-
-/// What is wrong with the certificates of a file at `now`.
-fn warnings(path: &Path, now: i64) -> Vec<String> {
-    let pem = match std::fs::read(path) {
-        Ok(pem) => pem,
-        Err(error) => return vec![error.to_string()],
-    };
-    let certificates = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
-    let mut found = Vec::new();
-    for (index, certificate) in certificates.enumerate() {
-        let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&certificate) else {
-            continue;
-        };
-        let validity = certificate.validity();
-        let name = || format!("certificate {} ({})", index + 1, certificate.subject());
-        let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        if now > until {
-            found.push(format!("{} expired at {}", name(), time(&validity.not_after)));
-        } else if now < from {
-            found.push(format!("{} is not valid before {}", name(), time(&validity.not_before)));
-        } else if until - now < (until - from) / 10 {
-            found.push(format!("{} expires at {}", name(), time(&validity.not_after)));
-        }
-    }
-    found
-}
-
-fn time(time: &ASN1Time) -> String {
-    let time = time.to_datetime();
-    let (date, hour, minute, second) = (time.date(), time.hour(), time.minute(), time.second());
-    format!("{date}T{hour:02}:{minute:02}:{second:02}Z")
 }

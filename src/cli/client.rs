@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::stdio::tell;
+use super::stdio::{read_file, tell};
 use super::{Failure, Result, tls};
 
 /// Where the service is.
@@ -195,7 +195,7 @@ impl std::fmt::Display for Problem {
 fn bearer(path: &Path) -> Result<HeaderValue> {
     let wrong =
         |detail: &str| Failure::Usage(format!("--token-file, {}: {detail}", path.display()));
-    let token = Zeroizing::new(std::fs::read(path).map_err(|error| wrong(&error.to_string()))?);
+    let token = read_file(path).map_err(|error| wrong(&error.to_string()))?;
     let token = token.trim_ascii();
     let header = Zeroizing::new([b"Bearer ", token].concat());
     let header = HeaderValue::from_bytes(&header).ok();

@@ -1,9 +1,12 @@
 //! The three streams: data in, data out, messages for people.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
 
 use kms_proxy::units;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use zeroize::Zeroizing;
 
 use super::{Failure, Result};
 
@@ -45,6 +48,19 @@ pub(super) fn read_all(max: usize) -> Result<Vec<u8>> {
         Ok(_) => Ok(bytes),
         Err(error) => Err(Failure::refused(format!("can't read stdin: {error}"))),
     }
+}
+
+/// The largest file with a token, certificates or a key in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// All of a small file: also of one that is a pipe, but not of one that never ends.
+pub(super) fn read_file(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let len = File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)? as u64;
+    if len > MAX_FILE {
+        return Err(std::io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// Refuses to go on where stdout was closed: what is made would be lost.

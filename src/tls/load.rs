@@ -219,7 +219,7 @@ fn certificates(
         .map_err(|_| Error::new(setting, path, "it is no PEM"))
 }
 
-fn rfc3339(unix: i64) -> String {
+pub(super) fn rfc3339(unix: i64) -> String {
     let since = Duration::from_secs(u64::try_from(unix).unwrap_or_default());
     // Years beyond 9999 can't be written, nor added to some.
     let time = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));

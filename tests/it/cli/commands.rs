@@ -161,6 +161,11 @@ async fn input_and_answers_are_bounded() {
     let done = String::from_utf8(output.stdout).unwrap();
     assert!(done.starts_with("kp:") && done.ends_with('\n') && done.lines().count() == 1);
 
+    for option in ["--token-file", "--ca"] {
+        let args = ["status", "--server", "https://localhost:1", option, "/dev/zero"];
+        let said = refused(run(&args, b""), 2);
+        assert!(said.contains(option) && said.contains("more than"), "{said}");
+    }
     let url = endless(80 << 20);
     for (args, most) in [
         (&["encrypt", "--max-size", "1KiB"][..], 1_024 + (1 << 20)),
