@@ -20,14 +20,16 @@ mod jwt;
 mod keys;
 mod permission;
 mod rules;
+mod san;
 #[cfg(test)]
 mod tests;
 pub mod token;
 
 pub(crate) use client::Client;
-pub use config::{ClientConfig, Config, JwtConfig, Mode, San, Wrong};
+pub use config::{ClientConfig, Config, JwtConfig, Mode, Wrong};
 pub use permission::{Allow, Glob, Operations};
 use rules::Rules;
+pub use san::San;
 
 /// How long a start waits for the keys of issuers.
 const START_WAIT: Duration = Duration::from_secs(6);
@@ -68,6 +70,8 @@ pub(crate) enum Refusal {
     Nothing,
     /// What it has shown can't be read.
     Malformed,
+    /// The JWT lacks this claim.
+    MissingClaim(&'static str),
     /// The token is longer than any is.
     TooLong,
     /// The token is nobody's.
@@ -101,7 +105,7 @@ impl Refusal {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Nothing => "no_credentials",
-            Self::Malformed => "malformed",
+            Self::Malformed | Self::MissingClaim(_) => "malformed",
             Self::TooLong => "too_long",
             Self::UnknownToken => "unknown_token",
             Self::Certificate => "certificate",
@@ -115,6 +119,14 @@ impl Refusal {
             Self::NotYetValid => "not_yet_valid",
             Self::UnknownKey => "unknown_key",
             Self::Signature => "signature",
+        }
+    }
+
+    /// What the label leaves out, for the log.
+    pub(crate) fn detail(self) -> Option<String> {
+        match self {
+            Self::MissingClaim(name) => Some(format!("the JWT has no claim `{name}`")),
+            _ => None,
         }
     }
 }

@@ -6,13 +6,17 @@ use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
+mod certificates;
+mod chain;
 mod chains;
 mod client;
 mod count;
 mod data;
+mod datakey;
 mod doctor;
 mod inspect;
 mod kek;
+mod keks;
 mod lines;
 mod manual;
 mod process;
@@ -69,11 +73,16 @@ enum Command {
     Decrypt(data::DecryptArgs),
     /// Move an envelope from stdin to the primary KEK; its payload is not sent
     Rewrap(data::RewrapArgs),
+    /// Make a random key and its envelope
+    Datakey(datakey::Args),
     /// Make a new primary KEK, and print its id
     Rotate(chains::RotateArgs),
     /// Tell how the service stands, and its chains
-    Status(chains::StatusArgs),
-    /// Disable, enable or destroy a KEK
+    Status(chains::HealthArgs),
+    /// List, make or change key chains
+    #[command(subcommand)]
+    Chain(chain::Command),
+    /// List, disable, enable or destroy KEKs
     #[command(subcommand)]
     Kek(kek::Command),
     /// Look after the roots of a configuration
@@ -87,7 +96,7 @@ enum Command {
     /// Print an envelope's header as JSON; needs no key and no service
     Inspect(inspect::Args),
     /// Ask the service whether it is ready: exit code 0 or 1
-    Healthcheck(client::Args),
+    Healthcheck(chains::HealthArgs),
     /// Ask a plugin of Kubernetes as kube-apiserver does, and say what is wrong with it
     Doctor(doctor::Args),
     /// Print the OpenAPI document of the service
@@ -134,6 +143,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Encrypt(args) => client::block_on(data::encrypt(args)),
         Command::Decrypt(args) => client::block_on(data::decrypt(args)),
         Command::Rewrap(args) => client::block_on(data::rewrap(args)),
+        Command::Datakey(args) => client::block_on(datakey::run(args)),
+        Command::Chain(command) => client::block_on(chain::run(command)),
         Command::Rotate(args) => client::block_on(chains::rotate(args)),
         Command::Status(args) => client::block_on(chains::status(args)),
         Command::Kek(command) => client::block_on(kek::run(command)),
@@ -194,6 +205,14 @@ mod tests {
             "root remove --root main",
             "store copy --from dir:/a --to backup:/b --chain orders --chain default",
             "store copy --from config:a.toml --to config: --keep-primary",
+            "store copy --from config: --to backup:-",
+            "chain list --json",
+            "chain create orders --suite aes-256-gcm --rotate-after-age 90d --max-uses 10",
+            "chain set orders --rotate-after-uses 10",
+            "kek list --chain orders --json",
+            "datakey --bytes 16 --chain orders --aad text --key-file data.key --raw",
+            "encrypt --max-size 1GiB",
+            "healthcheck --json --admin http://127.0.0.1:9090",
             "store verify",
             "store verify backup:/b --config a.toml",
             "store restored --config a.toml --yes",
@@ -222,6 +241,11 @@ mod tests {
             ("encrypt --server 127.0.0.1:8080", ErrorKind::ValueValidation),
             ("encrypt --timeout soon", ErrorKind::ValueValidation),
             ("rewrap --lines --raw", ErrorKind::ArgumentConflict),
+            ("encrypt --max-size much", ErrorKind::ValueValidation),
+            ("chain create Orders", ErrorKind::ValueValidation),
+            ("chain set orders --suite aes-128-gcm", ErrorKind::UnknownArgument),
+            ("datakey --raw", ErrorKind::MissingRequiredArgument),
+            ("datakey --bytes 8", ErrorKind::ValueValidation),
             ("kek disable 7841", ErrorKind::ValueValidation),
             ("kek destroy 7841c0b3f2a94d1e8c55e02f6b9d1a37", ErrorKind::MissingRequiredArgument),
             ("root make", ErrorKind::InvalidSubcommand),

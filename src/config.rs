@@ -21,8 +21,10 @@ use crate::{auth, files, http, kubernetes, root, service, store, telemetry, unit
 
 mod check;
 mod source;
+mod tagged;
 mod tree;
 mod typed;
+mod variables;
 mod view;
 
 #[cfg(test)]
@@ -82,7 +84,7 @@ pub enum Error {
     /// One setting is wrong.
     #[error("{key}{}: {detail}", from.as_ref().map(|from| format!(" ({from})")).unwrap_or_default())]
     Setting {
-        /// The key with its section, such as `root.0.kind`.
+        /// The key with its section, such as `root.0.kind`, or the variable that means nothing.
         key: String,
         /// The variable of the environment that gave it, if one did.
         from: Option<String>,
@@ -189,7 +191,9 @@ struct Settings {
     server: http::Config,
     #[serde(default)]
     log: telemetry::Config,
+    #[serde(deserialize_with = "tagged::store")]
     store: store::Config,
+    #[serde(deserialize_with = "tagged::roots")]
     root: Vec<root::Config>,
     #[serde(default)]
     chain: Chain,

@@ -124,7 +124,7 @@ const MAX_REGULAR: u64 = 4 << 20;
 
 /// The contents of a regular file without secrets. Others, such as a pipe, could block permanently.
 pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    check_regular(path)?;
+    check_rereadable(path)?;
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_REGULAR + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_REGULAR {
@@ -133,8 +133,8 @@ pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Fails when `path` is not a regular file.
-pub(crate) fn check_regular(path: &Path) -> io::Result<()> {
+/// Fails when `path` is not a regular file: what is read more than once must be one.
+pub(crate) fn check_rereadable(path: &Path) -> io::Result<()> {
     if std::fs::metadata(path)?.is_file() {
         return Ok(());
     }

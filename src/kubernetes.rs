@@ -26,7 +26,7 @@ mod tests;
 mod throttle;
 
 pub use config::{Address, Config, OnRootOutage, Owner, SocketMode};
-pub use socket::{Bound, Error as BindError, bind};
+pub use socket::{Bound, Error as BindError, bind, check};
 
 use plugin::Plugin;
 

@@ -21,15 +21,18 @@ use tokio_rustls::server::TlsStream;
 
 use crate::clock::Clock;
 
+mod client;
 mod load;
 pub(crate) mod peer;
 #[cfg(test)]
 pub(crate) mod tests;
+mod validity;
 
 use load::{Digest, Files, Loaded};
 use peer::Peer;
 
 pub use load::Error;
+pub use validity::warnings;
 
 /// The protocol that a client and we agreed on is HTTP/2.
 const HTTP_2: &[u8] = b"h2";

@@ -14,6 +14,7 @@ use crate::units;
 
 use super::keys;
 use super::permission::Allow;
+use super::san::San;
 use super::token::Digest;
 
 /// Who is served.
@@ -75,38 +76,6 @@ pub struct ClientConfig {
 /// Far more than a rotation or a start makes necessary, far less than a root's quota.
 const fn default_lookups() -> u32 {
     600
-}
-
-/// A name in a certificate: a DNS name in lower case, or a URI as it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum San {
-    /// A DNS name.
-    Dns(String),
-    /// A URI, such as a SPIFFE id.
-    Uri(String),
-}
-
-impl San {
-    /// As it is written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Dns(name) | Self::Uri(name) => name,
-        }
-    }
-}
-
-impl TryFrom<String> for San {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let plain = |b: u8| b.is_ascii_graphic() && b != b'*' && b != b',';
-        if text.is_empty() || !text.bytes().all(plain) {
-            return Err("it is a DNS name or a URI, whole and without wildcards");
-        }
-        // A colon makes it a URI: no DNS name has one.
-        Ok(if text.contains(':') { Self::Uri(text) } else { Self::Dns(text.to_ascii_lowercase()) })
-    }
 }
 
 /// `[[client]] jwt`: which JWTs are a client's.

@@ -1,20 +1,28 @@
 //! The public keys of an issuer, as a JWKS (RFC 7517) holds them.
 //!
-//! Only keys that verify signatures are taken, each for the algorithms of its kind: what a token
-//! says of its algorithm can't turn a public key into a shared secret.
+//! Only keys that verify signatures are taken, each for the algorithms of its kind: the algorithm
+//! that a token names can't turn a public key into a shared secret. A key that is not used is
+//! reported with the reason.
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
+use base64_simd::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// More keys than an issuer ever has at once.
 const MAX_KEYS: usize = 64;
-/// The smallest RSA modulus in bytes: 2048 bits.
-const MIN_RSA: usize = 256;
+/// The sizes of an RSA modulus that signatures are verified with, in bits.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+/// The longest RSA exponent that signatures are verified with, in bits.
+const MAX_EXPONENT_BITS: usize = 33;
+/// Skipped keys that an error names.
+const NAMED: usize = 5;
 
 /// The keys of an issuer.
 #[derive(Default)]
-pub(super) struct KeySet(Vec<Key>);
+pub(super) struct KeySet {
+    keys: Vec<Key>,
+    skipped: Vec<String>,
+}
 
 /// One of them.
 pub(super) struct Key {
@@ -24,82 +32,125 @@ pub(super) struct Key {
 }
 
 impl KeySet {
-    /// Reads a JWKS. Keys of kinds that are not known here are left out, as are those that encrypt.
+    /// Reads a JWKS. Keys that can't verify signatures are skipped: [`KeySet::skipped`] names them.
     ///
     /// # Errors
-    /// Why it is none, or has no key that could be used.
+    /// Why it is not a JWKS, or has no key that can be used.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Set {
-            keys: Vec<serde_json::Value>,
+        if [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"].iter().any(|bom| json.starts_with(bom))
+        {
+            return Err("it starts with a byte order mark; save it as UTF-8 without one".to_owned());
         }
-        let set: Set = serde_json::from_slice(json)
-            .map_err(|_| "it is no JWKS: no JSON with keys".to_owned())?;
-        if set.keys.len() > MAX_KEYS {
+        let no_jwks = || "it is no JWKS: no JSON object with a list `keys`".to_owned();
+        let set: Map<String, Value> = serde_json::from_slice(json).map_err(|_| no_jwks())?;
+        let jwks = set.get("keys").and_then(Value::as_array).ok_or_else(no_jwks)?;
+        if jwks.len() > MAX_KEYS {
             return Err(format!("it has more than {MAX_KEYS} keys"));
         }
-        let jwks = set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok());
-        let keys: Vec<_> = jwks.filter_map(|jwk: Jwk| Key::new(&jwk)).collect();
-        if keys.is_empty() {
-            return Err("it has no key that verifies RS, PS, ES or EdDSA signatures".to_owned());
+        let (mut keys, mut skipped) = (Vec::new(), Vec::new());
+        for (index, jwk) in jwks.iter().enumerate() {
+            match Key::new(jwk) {
+                Ok(key) => keys.push(key),
+                Err(why) => skipped.push(format!("{}: {why}", name(index, jwk))),
+            }
         }
-        Ok(Self(keys))
+        if keys.is_empty() {
+            let mut why = "it has no key that verifies RS, PS, ES or EdDSA signatures".to_owned();
+            for skipped in skipped.iter().take(NAMED) {
+                why.push_str("; ");
+                why.push_str(skipped);
+            }
+            if let Some(more @ 1..) = skipped.len().checked_sub(NAMED) {
+                why.push_str(&format!("; and {more} more"));
+            }
+            return Err(why);
+        }
+        Ok(Self { keys, skipped })
     }
 
-    /// The key of this id for this algorithm. A token without an id is one of the only key that fits.
-    pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&Key> {
-        let fits = |key: &&Key| {
+    /// The keys of this id for this algorithm. A token without an id may be signed by any key that
+    /// fits, and an issuer may use an id more than once.
+    pub(super) fn find(
+        &self,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| {
             key.algorithms.contains(&algorithm) && id.is_none_or(|id| key.id.as_deref() == Some(id))
-        };
-        let mut found = self.0.iter().filter(fits);
-        let first = found.next();
-        match id {
-            Some(_) => first,
-            None => first.filter(|_| found.next().is_none()),
-        }
+        })
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.keys.len()
+    }
+
+    /// The keys that are not used, each with the reason.
+    pub(super) fn skipped(&self) -> &[String] {
+        &self.skipped
     }
 }
 
+/// The name of a key in messages.
+fn name(index: usize, jwk: &Value) -> String {
+    match jwk.get("kid") {
+        Some(Value::String(id)) => format!("key {} with kid {}", index + 1, quote(id)),
+        Some(Value::Number(id)) => format!("key {} with kid {id}", index + 1),
+        _ => format!("key {} without kid", index + 1),
+    }
+}
+
+/// The start of a text that an issuer chose, safe for a log.
+fn quote(text: &str) -> String {
+    format!("{:?}", text.chars().take(64).collect::<String>())
+}
+
 impl Key {
-    fn new(jwk: &Jwk) -> Option<Self> {
-        if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
-            return None;
-        }
-        let mut algorithms = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => vec![
-                Algorithm::RS256,
-                Algorithm::RS384,
-                Algorithm::RS512,
-                Algorithm::PS256,
-                Algorithm::PS384,
-                Algorithm::PS512,
-            ],
-            AlgorithmParameters::EllipticCurve(key) => match key.curve {
-                EllipticCurve::P256 => vec![Algorithm::ES256],
-                EllipticCurve::P384 => vec![Algorithm::ES384],
-                _ => return None,
-            },
-            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
-                vec![Algorithm::EdDSA]
-            }
-            // A shared secret is no way to tell who made a token.
-            _ => return None,
-        };
-        if let Some(only) = jwk.common.key_algorithm {
-            algorithms.retain(|algorithm| said(*algorithm) == Some(only));
-        }
-        let key = DecodingKey::from_jwk(jwk).ok().filter(|_| !algorithms.is_empty())?;
-        if let jsonwebtoken::DecodingKeyKind::RsaModulusExponent { n, .. } = key.kind()
-            && n.iter().skip_while(|&&byte| byte == 0).count() < MIN_RSA
+    fn new(jwk: &Value) -> Result<Self, String> {
+        let jwk = jwk.as_object().ok_or("it is not a JSON object")?;
+        if let Some(usage) = text(jwk, "use")?
+            && usage != "sig"
         {
-            return None;
+            return Err(format!(
+                "its `use` is {}, and only \"sig\" is for signatures",
+                quote(usage)
+            ));
         }
-        Some(Self { id: jwk.common.key_id.clone(), algorithms, key })
+        let id = text(jwk, "kid")?.map(str::to_owned);
+        let kind = text(jwk, "kty")?.ok_or("it has no `kty`")?;
+        let curve = || text(jwk, "crv")?.ok_or_else(|| "it has no `crv`".to_owned());
+        let (mut algorithms, key) = match kind {
+            "RSA" => (
+                vec![
+                    Algorithm::RS256,
+                    Algorithm::RS384,
+                    Algorithm::RS512,
+                    Algorithm::PS256,
+                    Algorithm::PS384,
+                    Algorithm::PS512,
+                ],
+                rsa(jwk)?,
+            ),
+            "EC" => match curve()? {
+                "P-256" => (vec![Algorithm::ES256], ec(jwk, 32)?),
+                "P-384" => (vec![Algorithm::ES384], ec(jwk, 48)?),
+                other => return Err(format!("the curve {} is not supported", quote(other))),
+            },
+            "OKP" => match curve()? {
+                "Ed25519" => (vec![Algorithm::EdDSA], ed25519(jwk)?),
+                other => return Err(format!("the curve {} is not supported", quote(other))),
+            },
+            "oct" => return Err("a shared secret does not prove who signed a token".to_owned()),
+            other => return Err(format!("the key type {} is not supported", quote(other))),
+        };
+        if let Some(only) = text(jwk, "alg")? {
+            algorithms.retain(|algorithm| format!("{algorithm:?}") == only);
+            if algorithms.is_empty() {
+                let only = quote(only);
+                return Err(format!("its `alg` is {only}, which is not supported for this key"));
+            }
+        }
+        Ok(Self { id, algorithms, key })
     }
 
     /// Whether it made `signature`, as base64, for `message`. The algorithm is one that
@@ -110,18 +161,69 @@ impl Key {
     }
 }
 
-/// The algorithm as a key names it.
-fn said(algorithm: Algorithm) -> Option<KeyAlgorithm> {
-    Some(match algorithm {
-        Algorithm::RS256 => KeyAlgorithm::RS256,
-        Algorithm::RS384 => KeyAlgorithm::RS384,
-        Algorithm::RS512 => KeyAlgorithm::RS512,
-        Algorithm::PS256 => KeyAlgorithm::PS256,
-        Algorithm::PS384 => KeyAlgorithm::PS384,
-        Algorithm::PS512 => KeyAlgorithm::PS512,
-        Algorithm::ES256 => KeyAlgorithm::ES256,
-        Algorithm::ES384 => KeyAlgorithm::ES384,
-        Algorithm::EdDSA => KeyAlgorithm::EdDSA,
-        _ => return None,
+fn rsa(jwk: &Map<String, Value>) -> Result<DecodingKey, String> {
+    let (modulus, exponent) = (number(jwk, "n")?, number(jwk, "e")?);
+    let size = bits(&modulus);
+    if !RSA_BITS.contains(&size) {
+        let (least, most) = (RSA_BITS.start(), RSA_BITS.end());
+        return Err(format!("its RSA modulus has {size} bits, and must have {least} to {most}"));
+    }
+    let is_odd = exponent.last().is_some_and(|last| last & 1 == 1);
+    if !is_odd || !(2..=MAX_EXPONENT_BITS).contains(&bits(&exponent)) {
+        return Err("its RSA exponent `e` can't be used".to_owned());
+    }
+    Ok(DecodingKey::from_rsa_raw_components(&modulus, &exponent))
+}
+
+/// An uncompressed point of a curve whose coordinates have `len` bytes.
+fn ec(jwk: &Map<String, Value>, len: usize) -> Result<DecodingKey, String> {
+    let mut point = vec![4];
+    for name in ["x", "y"] {
+        let coordinate = number(jwk, name)?;
+        let missing = len.checked_sub(coordinate.len());
+        let missing = missing.ok_or_else(|| format!("its `{name}` is too long for its curve"))?;
+        point.extend(std::iter::repeat_n(0, missing));
+        point.extend(coordinate);
+    }
+    Ok(DecodingKey::from_ec_der(&point))
+}
+
+fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, String> {
+    let x = bytes(jwk, "x")?;
+    if x.len() != 32 {
+        return Err("its `x` does not have 32 bytes".to_owned());
+    }
+    Ok(DecodingKey::from_ed_der(&x))
+}
+
+/// A member that is text; `null` is the same as none.
+fn text<'a>(jwk: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
+    match jwk.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("its `{name}` is not a string")),
+    }
+}
+
+fn bytes(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, String> {
+    let text = text(jwk, name)?.ok_or_else(|| format!("it has no `{name}`"))?;
+    URL_SAFE_NO_PAD.decode_to_vec(text).map_err(|_| {
+        let wrong = if text.ends_with('=') { ", but has padding" } else { "" };
+        format!("its `{name}` must be base64url without padding{wrong}")
     })
+}
+
+/// A big-endian number without leading zeros, which some issuers write: Java's `BigInteger` adds
+/// one as a sign, and the verifier takes none.
+fn number(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = bytes(jwk, name)?;
+    let zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
+    bytes.drain(..zeros);
+    Ok(bytes)
+}
+
+/// The size in bits of a number without leading zeros.
+fn bits(number: &[u8]) -> usize {
+    let unused = number.first().map_or(0, |first| first.leading_zeros() as usize);
+    number.len() * 8 - unused
 }

@@ -1,12 +1,12 @@
 //! JSON Web Tokens (RFC 7519), signed as RFC 8725 wants: taken apart, their claims compared, their
-//! signature verified.
+//! signature verified. A member that is `null` is not the same as one that is missing.
 //!
 //! It knows no client: which of them a token is, is asked in between.
 
 use base64_simd::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 
 use super::Refusal;
 use super::jwks::KeySet;
@@ -24,12 +24,26 @@ pub(super) struct Unverified<'a> {
 }
 
 /// What a token claims.
-#[derive(Deserialize)]
 pub(super) struct Claims {
     pub(super) iss: String,
     pub(super) sub: String,
     aud: Audience,
     exp: f64,
+    nbf: Option<f64>,
+}
+
+/// The same before it is known that all are there.
+#[derive(Deserialize)]
+struct Given {
+    #[serde(default, deserialize_with = "given")]
+    iss: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    sub: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    aud: Option<Audience>,
+    #[serde(default, deserialize_with = "given")]
+    exp: Option<f64>,
+    #[serde(default, deserialize_with = "given")]
     nbf: Option<f64>,
 }
 
@@ -43,10 +57,16 @@ enum Audience {
 #[derive(Deserialize)]
 struct Header {
     alg: String,
+    #[serde(default, deserialize_with = "given")]
     kid: Option<String>,
     /// Extensions that must be understood: none is.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     crit: Option<IgnoredAny>,
+}
+
+/// A member that is there: `null` is a value, most likely of the wrong type.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(member: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(member).map(Some)
 }
 
 /// Whether `token` looks like one.
@@ -64,21 +84,45 @@ impl<'a> Unverified<'a> {
         if header.crit.is_some() {
             return Err(Refusal::Malformed);
         }
-        Ok(Self { algorithm, key_id: header.kid, claims: json(claims)?, message, signature })
+        let claims = Claims::from_given(json(claims)?)?;
+        Ok(Self { algorithm, key_id: header.kid, claims, message, signature })
     }
 
-    /// Whether one of `keys` made the signature.
+    /// Whether one of `keys` made the signature: any of those that fit, if several do.
     pub(super) fn verify(&self, keys: &KeySet) -> Result<(), Refusal> {
-        let key = keys.find(self.key_id.as_deref(), self.algorithm).ok_or(Refusal::UnknownKey)?;
-        if key.verifies(self.algorithm, self.message, self.signature) {
+        let mut fitting = keys.find(self.key_id.as_deref(), self.algorithm).peekable();
+        if fitting.peek().is_none() {
+            return Err(Refusal::UnknownKey);
+        }
+        if fitting.any(|key| key.verifies(self.algorithm, self.message, self.signature)) {
             Ok(())
         } else {
             Err(Refusal::Signature)
         }
     }
+
+    /// Whether the issuer may have made it with a key that is newer than those that are held.
+    pub(super) fn may_be_of_a_new_key(&self, refusal: Refusal) -> bool {
+        match refusal {
+            Refusal::UnknownKey => true,
+            Refusal::Signature => self.key_id.is_none(),
+            _ => false,
+        }
+    }
 }
 
 impl Claims {
+    fn from_given(given: Given) -> Result<Self, Refusal> {
+        let Given { iss, sub, aud, exp, nbf } = given;
+        Ok(Self {
+            iss: iss.ok_or(Refusal::MissingClaim("iss"))?,
+            sub: sub.ok_or(Refusal::MissingClaim("sub"))?,
+            aud: aud.ok_or(Refusal::MissingClaim("aud"))?,
+            exp: exp.ok_or(Refusal::MissingClaim("exp"))?,
+            nbf,
+        })
+    }
+
     /// The second, since 1970, up to which the token is good; it must be good `now`.
     pub(super) fn valid_until(&self, now: u64) -> Result<u64, Refusal> {
         let until = seconds(self.exp).ok_or(Refusal::Malformed)?.saturating_add(LEEWAY);
@@ -123,7 +167,12 @@ fn seconds(date: f64) -> Option<u64> {
     (0.0..=1e15).contains(&date).then_some(date as u64)
 }
 
+/// The JSON object of a part. Without the look at its first byte an array would do as well: its
+/// items would be taken for the members in their order.
 fn json<T: DeserializeOwned>(part: &str) -> Result<T, Refusal> {
     let bytes = URL_SAFE_NO_PAD.decode_to_vec(part).map_err(|_| Refusal::Malformed)?;
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::Malformed);
+    }
     serde_json::from_slice(&bytes).map_err(|_| Refusal::Malformed)
 }

@@ -49,6 +49,8 @@ struct Shared {
     /// Grows when the keys change.
     generation: AtomicU64,
     trouble: ArcSwap<Option<String>>,
+    /// The skipped keys that the log has named.
+    skipped: ArcSwap<Vec<String>>,
     /// When the last look began, in nanoseconds of monotonic time.
     looked_at: AtomicU64,
     /// A look is asked for or under way.
@@ -69,6 +71,7 @@ impl Source {
             keys: ArcSwap::default(),
             generation: AtomicU64::new(0),
             trouble: ArcSwap::default(),
+            skipped: ArcSwap::default(),
             looked_at: AtomicU64::new(0),
             looking: AtomicBool::new(true),
             ask: Notify::new(),
@@ -164,11 +167,20 @@ impl Shared {
         match KeySet::parse(bytes) {
             Ok(keys) => {
                 tracing::info!(from = %self.place, keys = keys.len(), "the keys of an issuer were read");
+                self.name_skipped(&keys);
                 self.keys.store(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
                 self.trouble.store(Arc::default());
             }
             Err(detail) => self.failed(detail),
+        }
+    }
+
+    /// Names each key that is not used, once for as long as it stays.
+    fn name_skipped(&self, keys: &KeySet) {
+        let named = self.skipped.swap(Arc::new(keys.skipped().to_vec()));
+        for detail in keys.skipped().iter().filter(|detail| !named.contains(detail)) {
+            tracing::warn!(from = %self.place, detail, "a key of an issuer is not used");
         }
     }
 
@@ -214,7 +226,7 @@ fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     if !found.is_file() {
         return Err("it is no file".to_owned());
     }
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let bytes = crate::files::read(path).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_BYTES { Err(too_long()) } else { Ok(bytes) }
 }
 

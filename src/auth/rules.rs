@@ -13,9 +13,10 @@ use crate::tls::peer::Peer;
 
 use super::Refusal;
 use super::client::{Client, Usage};
-use super::config::{Config, San};
+use super::config::Config;
 use super::jwt::{self, Unverified};
 use super::keys::Source;
+use super::san::San;
 use super::token::{ByDigest, Digest};
 
 /// JWTs that are remembered.
@@ -101,9 +102,12 @@ impl Rules {
 
     /// The client that has a verified certificate.
     pub(super) fn by_certificate(&self, peer: &Peer) -> Result<Arc<Client>, Refusal> {
-        let dns = peer.dns.iter().map(|name| San::Dns(name.to_ascii_lowercase()));
+        let dns = peer.dns.iter().map(|name| San::dns(name));
         let uris = peer.uris.iter().map(|uri| San::Uri(uri.clone()));
-        let mut found = dns.chain(uris).filter_map(|san| self.sans.get(&san));
+        let ips = peer.ips.iter().map(|&address| San::ip(address));
+        let emails = peer.emails.iter().filter_map(|address| San::email(address));
+        let names = dns.chain(uris).chain(ips).chain(emails);
+        let mut found = names.filter_map(|san| self.sans.get(&san));
         let client = found.next().ok_or(Refusal::UnknownCertificate)?;
         // Which one it is must not depend on the order of names in a certificate.
         if found.all(|other| Arc::ptr_eq(client, other)) {
@@ -113,7 +117,7 @@ impl Rules {
         }
     }
 
-    /// The client that has a token; with an unknown key comes where its keys are.
+    /// The client that has a token. If newer keys could change a refusal, their source comes with it.
     pub(super) fn by_token(
         &self,
         token: &str,
@@ -157,7 +161,8 @@ impl Rules {
         }
         let (keys, generation) = issuer.keys.keys();
         token.verify(&keys).map_err(|refusal| {
-            (refusal, (refusal == Refusal::UnknownKey).then(|| Arc::clone(&issuer.keys)))
+            let ask = token.may_be_of_a_new_key(refusal);
+            (refusal, ask.then(|| Arc::clone(&issuer.keys)))
         })?;
         Ok(Verified {
             client: Arc::clone(client),

@@ -1,6 +1,7 @@
 //! `rotate`, `status` and `healthcheck`: what an operator asks.
 
 use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -38,8 +39,8 @@ pub(super) struct RotateArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "The exit code is 1 when the service can neither encrypt nor decrypt.")]
-pub(super) struct StatusArgs {
-    /// Print JSON instead of tables
+pub(super) struct HealthArgs {
+    /// Print JSON
     #[arg(long)]
     json: bool,
     /// Where health is served, if server.admin_listen gives it an address of its own
@@ -66,7 +67,7 @@ pub(super) struct Check {
 
 /// A chain, as far as the table shows it.
 #[derive(Deserialize)]
-struct Chain {
+pub(super) struct Chain {
     chain: String,
     suite: String,
     primary: Option<String>,
@@ -98,7 +99,7 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
 }
 
 /// Tells how the service stands.
-pub(super) async fn status(args: StatusArgs) -> Result {
+pub(super) async fn status(args: HealthArgs) -> Result {
     let client = Client::new(args.client)?;
     let admin = args.admin.map(|admin| client.at(admin));
     let (code, readiness) = readiness(admin.as_ref().unwrap_or(&client)).await?;
@@ -108,21 +109,22 @@ pub(super) async fn status(args: StatusArgs) -> Result {
         let all = json!({ "status": status, "checks": checks, "chains": chains });
         format!("{all:#}\n")
     } else {
-        let chains =
-            chains.into_iter().map(serde_json::from_value).collect::<std::result::Result<_, _>>();
-        let chains: Vec<Chain> = chains.map_err(|_| {
-            Failure::refused("a chain is told of in a form that this version does not know")
-        })?;
-        format!("{}\n{}", check_table(&readiness), chain_table(&chains))
+        format!("{}\n{}", check_table(&readiness), chain_table(&known(chains)?))
     };
     print(text.as_bytes())?;
     if code == StatusCode::OK { Ok(()) } else { Err(Failure::Silent) }
 }
 
 /// Whether the service is ready.
-pub(super) async fn healthcheck(args: client::Args) -> Result {
-    let client = Client::new(args)?;
-    match readiness(&client).await? {
+pub(super) async fn healthcheck(args: HealthArgs) -> Result {
+    let client = Client::new(args.client)?;
+    let client = args.admin.map(|admin| client.at(admin)).unwrap_or(client);
+    let (code, readiness) = readiness(&client).await?;
+    if args.json {
+        print(format!("{:#}\n", json!(readiness)).as_bytes())?;
+        return if code == StatusCode::OK { Ok(()) } else { Err(Failure::Silent) };
+    }
+    match (code, readiness) {
         (StatusCode::OK, _) => Ok(()),
         (_, readiness) => Err(Failure::refused(format!("not ready\n{}", check_table(&readiness)))),
     }
@@ -132,19 +134,19 @@ pub(super) async fn healthcheck(args: client::Args) -> Result {
 pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
     let response = client.send(client.request(Method::GET, "/readyz")).await?;
     let status = response.status();
-    let body = response.bytes().await.unwrap_or_default();
+    let body = client.body(response).await?;
     match status {
         StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => Ok((status, client.parse(&body)?)),
         StatusCode::NOT_FOUND => Err(Failure::refused(
             "health is not served here; server.admin_listen of the service says where: name it with \
-             --admin or KMS_PROXY_ADMIN (healthcheck: --server)",
+             --admin or KMS_PROXY_ADMIN",
         )),
         _ => Err(client.refusal(status, &body)),
     }
 }
 
 /// All chains, a page at a time, as the service tells of them.
-async fn all_chains(client: &Client) -> Result<Vec<Value>> {
+pub(super) async fn all_chains(client: &Client) -> Result<Vec<Value>> {
     #[derive(Deserialize)]
     struct Page {
         chains: Vec<Value>,
@@ -163,6 +165,16 @@ async fn all_chains(client: &Client) -> Result<Vec<Value>> {
     }
 }
 
+/// The items of a list, as far as a table shows them.
+pub(super) fn known<T: DeserializeOwned>(items: Vec<Value>) -> Result<Vec<T>> {
+    let items = items.into_iter().map(serde_json::from_value);
+    items.collect::<std::result::Result<_, _>>().map_err(|_| {
+        Failure::refused(
+            "the service answers with an item of a form that this version does not know",
+        )
+    })
+}
+
 /// The names of all chains.
 pub(super) async fn names(client: &Client) -> Result<Vec<String>> {
     let chains = all_chains(client).await?;
@@ -179,7 +191,7 @@ fn check_table(readiness: &Readiness) -> String {
     table(&rows)
 }
 
-fn chain_table(chains: &[Chain]) -> String {
+pub(super) fn chain_table(chains: &[Chain]) -> String {
     let header =
         ["CHAIN", "SUITE", "KEKS", "ROTATE AT", "MAX USES", "MAX AGE", "PRIMARY", "STANDBY"];
     let mut rows = vec![header.map(str::to_owned)];

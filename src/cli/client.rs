@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::stdio::tell;
+use super::stdio::{read_file, tell};
 use super::{Failure, Result, tls};
 
 /// Where the service is.
@@ -35,6 +35,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }
+
+/// The largest answer that is taken in bytes, where a command does not allow more.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// Which chain is meant.
 #[derive(clap::Args)]
@@ -60,6 +63,8 @@ pub(super) struct Client {
     http: reqwest::Client,
     /// Its `Authorization`.
     token: Option<HeaderValue>,
+    /// The largest answer that is taken, in bytes.
+    max_answer: usize,
 }
 
 impl Client {
@@ -83,12 +88,17 @@ impl Client {
         if token.is_some() && is_open(&args.server) {
             tell("the token goes to the service in the clear: whoever sees the traffic has it");
         }
-        Ok(Self { server: args.server, http, token })
+        Ok(Self { server: args.server, http, token, max_answer: MAX_ANSWER })
     }
 
     /// The same client for the address of the service's health, which needs no token.
     pub(super) fn at(&self, server: String) -> Self {
-        Self { server, http: self.http.clone(), token: None }
+        Self { server, http: self.http.clone(), token: None, max_answer: self.max_answer }
+    }
+
+    /// The same client, which takes answers of at most this many bytes.
+    pub(super) fn taking(self, max_answer: usize) -> Self {
+        Self { max_answer, ..self }
     }
 
     /// A request of `path`, which starts with a slash, below the server's own path.
@@ -109,8 +119,22 @@ impl Client {
     pub(super) async fn call(&self, request: RequestBuilder) -> Result<Vec<u8>> {
         let response = self.send(request).await?;
         let status = response.status();
-        let body = response.bytes().await.map_err(|error| self.failed(&error))?;
-        if status.is_success() { Ok(body.into()) } else { Err(self.refusal(status, &body)) }
+        let body = self.body(response).await?;
+        if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
+    }
+
+    /// The whole body of an answer, if it is not larger than this client takes.
+    pub(super) async fn body(&self, mut response: Response) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
+            if body.len() + chunk.len() > self.max_answer {
+                let Self { server, max_answer, .. } = self;
+                let message = format!("{server} answers with more than {max_answer} bytes");
+                return Err(Failure::refused(message));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
     }
 
     /// What an answer that is not a good one says.
@@ -171,7 +195,7 @@ impl std::fmt::Display for Problem {
 fn bearer(path: &Path) -> Result<HeaderValue> {
     let wrong =
         |detail: &str| Failure::Usage(format!("--token-file, {}: {detail}", path.display()));
-    let token = Zeroizing::new(std::fs::read(path).map_err(|error| wrong(&error.to_string()))?);
+    let token = read_file(path).map_err(|error| wrong(&error.to_string()))?;
     let token = token.trim_ascii();
     let header = Zeroizing::new([b"Bearer ", token].concat());
     let header = HeaderValue::from_bytes(&header).ok();

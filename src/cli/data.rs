@@ -6,20 +6,27 @@ use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::client::{self, ChainArgs, Client};
-use super::stdio::{print, read_all};
+use super::stdio::{SizeArgs, print, read_all, require_stdout};
 use super::{Failure, Result, lines};
 
 const OCTETS: &str = "application/octet-stream";
 
 /// What a payload is bound to.
 #[derive(clap::Args)]
-struct AadArgs {
+pub(super) struct AadArgs {
     /// Additional authenticated data, as text: what is decrypted must be given the same
     #[arg(long, value_name = "TEXT", conflicts_with = "aad_base64")]
     aad: Option<String>,
     /// Additional authenticated data, in base64
     #[arg(long, value_name = "BASE64", value_parser = base64)]
     aad_base64: Option<Aad>,
+}
+
+impl AadArgs {
+    /// The bytes that are given, if any are.
+    pub(super) fn bytes(self) -> Option<Vec<u8>> {
+        self.aad.map(String::into_bytes).or(self.aad_base64.map(|aad| aad.0))
+    }
 }
 
 /// Bytes, as an argument: a type of its own, since clap takes a `Vec` for many arguments.
@@ -30,7 +37,7 @@ struct Aad(Vec<u8>);
 #[command(after_help = "\
 Reads raw bytes and prints the envelope as one line of text (kp:...). They may be as many as \
 server.max_body of the service allows, 4 MiB by default: encrypt what is larger yourself, under a \
-key from POST /v1/datakey.
+key from `kms-proxy datakey`.
 
 Examples:
   kms-proxy encrypt --aad 'row 7' < secret.txt > secret.kp
@@ -43,6 +50,8 @@ pub(super) struct EncryptArgs {
     /// Write the binary envelope instead of its text form
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    size: SizeArgs,
     #[command(flatten)]
     client: client::Args,
 }
@@ -59,6 +68,8 @@ pub(super) struct DecryptArgs {
     chain: ChainArgs,
     #[command(flatten)]
     aad: AadArgs,
+    #[command(flatten)]
+    size: SizeArgs,
     #[command(flatten)]
     client: client::Args,
 }
@@ -92,6 +103,8 @@ pub(super) struct RewrapArgs {
     #[arg(long)]
     raw: bool,
     #[command(flatten)]
+    size: SizeArgs,
+    #[command(flatten)]
     client: client::Args,
 }
 
@@ -114,28 +127,31 @@ pub(super) struct Rewrapped {
 
 /// Encrypts stdin.
 pub(super) async fn encrypt(args: EncryptArgs) -> Result {
-    let client = Client::new(args.client)?;
-    let request = octets(&client, "/v1/encrypt", &args.chain, args.aad, read_all()?);
+    require_stdout()?;
+    let client = Client::new(args.client)?.taking(args.size.answer());
+    let input = read_all(args.size.input())?;
+    let request = octets(&client, "/v1/encrypt", &args.chain, args.aad, input);
     let envelope = client.call(request).await?;
     write_envelope(&envelope, args.raw)
 }
 
 /// Decrypts stdin.
 pub(super) async fn decrypt(args: DecryptArgs) -> Result {
-    let client = Client::new(args.client)?;
-    let envelope = to_binary(read_all()?)?;
+    let client = Client::new(args.client)?.taking(args.size.answer());
+    let envelope = to_binary(read_all(args.size.input())?)?;
     let request = octets(&client, "/v1/decrypt", &args.chain, args.aad, envelope);
     print(&client.call(request).await?)
 }
 
 /// Moves stdin to the primary KEK.
 pub(super) async fn rewrap(args: RewrapArgs) -> Result {
+    require_stdout()?;
     let client = Client::new(args.client)?;
     let chain = args.chain.chain.as_ref().map(|chain| chain.as_str());
     if args.lines {
-        return lines::rewrap(&client, chain, args.inline).await;
+        return lines::rewrap(&client, chain, args.inline, args.size.input()).await;
     }
-    let envelope = to_binary(read_all()?)?;
+    let envelope = to_binary(read_all(args.size.input())?)?;
     let (header, payload) = split(&envelope)?;
     let body = RewrapRequest { ciphertext: envelope::to_text(header), chain, inline: args.inline };
     let request = client.request(Method::POST, "/v1/rewrap").json(&body);
@@ -170,7 +186,7 @@ pub(super) fn to_binary(input: Vec<u8>) -> Result<Vec<u8>> {
     })
 }
 
-fn write_envelope(envelope: &[u8], raw: bool) -> Result {
+pub(super) fn write_envelope(envelope: &[u8], raw: bool) -> Result {
     if raw {
         print(envelope)
     } else {
@@ -194,7 +210,7 @@ fn octets(
     if let Some(chain) = &chain.chain {
         request = request.header("kms-proxy-chain", chain.as_str());
     }
-    if let Some(aad) = aad.aad.map(String::into_bytes).or(aad.aad_base64.map(|aad| aad.0)) {
+    if let Some(aad) = aad.bytes() {
         request = request.header("kms-proxy-aad", base64_simd::STANDARD.encode_to_string(aad));
     }
     request.body(body)

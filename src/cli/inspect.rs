@@ -7,7 +7,7 @@ use kms_proxy::envelope::{CarriedRecord, Envelope, Version};
 use serde::Serialize;
 
 use super::data::to_binary;
-use super::stdio::{print, read_all};
+use super::stdio::{SizeArgs, print, read_all};
 use super::{Failure, Result};
 
 #[derive(clap::Args)]
@@ -21,6 +21,8 @@ Examples:
 pub(super) struct Args {
     /// The envelope as text [default: stdin]
     envelope: Option<String>,
+    #[command(flatten)]
+    size: SizeArgs,
 }
 
 /// What can be told of an envelope.
@@ -53,7 +55,7 @@ struct Wrap {
 pub(super) fn run(args: Args) -> Result {
     let input = match args.envelope {
         Some(text) => text.into_bytes(),
-        None => read_all()?,
+        None => read_all(args.size.input())?,
     };
     let report = report(&to_binary(input)?)?;
     let json = serde_json::to_string_pretty(&report)

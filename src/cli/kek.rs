@@ -1,4 +1,4 @@
-//! `kek`: a KEK disabled, enabled or destroyed, and those that are missing.
+//! `kek`: KEKs listed, disabled, enabled or destroyed, and those that are missing.
 
 use kms_proxy::id::{ChainName, KekId};
 use reqwest::Method;
@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 
 use super::client::{self, ChainArgs, Client};
 use super::stdio::print;
-use super::{Result, chains};
+use super::{Result, chains, keks};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
+    /// List the KEKs of a chain
+    List(keks::ListArgs),
     /// Let a retired KEK decrypt nothing until it is enabled again
     Disable(DisableArgs),
     /// Let a disabled KEK decrypt again
@@ -83,6 +85,7 @@ pub(super) struct DestroyArgs {
 /// Does what is asked for: changes a KEK and prints its state then, or lists KEKs.
 pub(super) async fn run(command: Command) -> Result {
     let (args, change, body) = match command {
+        Command::List(args) => return keks::list(args).await,
         Command::Missing(args) => return missing(args).await,
         Command::Disable(DisableArgs { of, force }) => (of, "disable", json!({ "force": force })),
         Command::Enable(args) => (args, "enable", json!({})),

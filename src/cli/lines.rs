@@ -3,7 +3,7 @@
 //! Lines come out in the order in which they came in, and a line that fails comes out as it was,
 //! so that the output can always replace the input.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
 use kms_proxy::envelope;
 use reqwest::Method;
@@ -21,16 +21,35 @@ const BATCH_LINES: usize = 1_000;
 /// Bytes of headers in a batch; by default a service takes 4 MiB in a body.
 const BATCH_BYTES: usize = 256 * 1024;
 
+/// Bytes of lines in a batch, which are held until it is done.
+const BATCH_HELD: usize = 16 << 20;
+
 /// Moves each line of stdin to the primary KEK.
-pub(super) async fn rewrap(client: &Client, chain: Option<&str>, inline: bool) -> Result {
+///
+/// A line of more than `max_line` bytes ends it, for it would have to be held in memory.
+pub(super) async fn rewrap(
+    client: &Client,
+    chain: Option<&str>,
+    inline: bool,
+    max_line: usize,
+) -> Result {
+    let limit = u64::try_from(max_line).unwrap_or(u64::MAX).saturating_add(1);
     let mut progress = Progress { lines: 0, failed: 0, told: progress::Progress::new() };
     let mut batch = Batch::new(inline);
     let mut stdin = std::io::stdin().lock();
     loop {
         let mut line = Vec::new();
-        let read = stdin.read_until(b'\n', &mut line);
+        let read = stdin.by_ref().take(limit).read_until(b'\n', &mut line);
         if read.map_err(|error| Failure::refused(format!("can't read stdin: {error}")))? == 0 {
             break;
+        }
+        if line.len() > max_line {
+            progress.finish(batch, client, chain).await?;
+            return Err(Failure::refused(format!(
+                "stopped before line {}, which the output ends before: it has more than {max_line} \
+                 bytes (--max-size)",
+                progress.lines + 1
+            )));
         }
         batch.push(line);
         if batch.is_full() {
@@ -64,6 +83,7 @@ struct Batch {
     lines: Vec<Line>,
     items: Vec<Item>,
     bytes: usize,
+    held: usize,
 }
 
 #[derive(Serialize)]
@@ -99,6 +119,7 @@ impl Batch {
     }
 
     fn push(&mut self, line: Vec<u8>) {
+        self.held += line.len();
         if line.trim_ascii().is_empty() {
             return self.lines.push(Line::Keep(line));
         }
@@ -117,7 +138,7 @@ impl Batch {
     }
 
     fn is_full(&self) -> bool {
-        self.lines.len() >= BATCH_LINES || self.bytes >= BATCH_BYTES
+        self.lines.len() >= BATCH_LINES || self.bytes >= BATCH_BYTES || self.held >= BATCH_HELD
     }
 
     /// What became of its envelopes, in their order.

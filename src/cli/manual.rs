@@ -25,13 +25,23 @@ pub(super) struct ManArgs {
 pub(super) fn completions(shell: Shell) -> Result {
     // The generator panics when it can't write, so it writes here first.
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kms-proxy", &mut script);
+    clap_complete::generate(shell, &mut visible(), "kms-proxy", &mut script);
     if shell == Shell::Bash {
         // It writes a name with a hyphen in two ways, of which only one is ever looked for.
         let text = String::from_utf8_lossy(&script).replace("kms__subcmd__proxy", "kms__proxy");
         script = text.into_bytes();
     }
     print(&script)
+}
+
+/// The command line without what is hidden, which the generator would offer.
+fn visible() -> Command {
+    let whole = Cli::command();
+    let arguments = whole.get_arguments().filter(|argument| !argument.is_hide_set());
+    let commands = whole.get_subcommands().filter(|command| !command.is_hide_set());
+    let about = whole.get_about().cloned().unwrap_or_default();
+    let visible = Command::new("kms-proxy").about(about).version(env!("CARGO_PKG_VERSION"));
+    visible.args(arguments.cloned()).subcommands(commands.cloned())
 }
 
 /// Prints a man page, or writes all of them.

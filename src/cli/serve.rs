@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kms_proxy::clock::{Clock, SystemClock};
 use kms_proxy::config::{self, Config, Flags};
 use kms_proxy::{app, root, telemetry, tls};
 
 use super::stdio::print;
-use super::{Failure, Result, process};
+use super::{Failure, Result, certificates, process};
 
 /// File descriptors for all but callers' connections: stores, roots, probes, files.
 const OTHER_DESCRIPTORS: u64 = 100;
@@ -106,9 +107,14 @@ pub(super) fn check(args: &Args) -> Result {
     let clients = config.auth.check_files();
     clients.map_err(|(key, why)| Failure::Usage(format!("{key}: {why}")))?;
     config.store.check().map_err(|error| Failure::Usage(error.to_string()))?;
+    if let Some(kubernetes) = &config.kubernetes {
+        let checked = kms_proxy::kubernetes::check(kubernetes);
+        checked.map_err(|error| Failure::Usage(error.to_string()))?;
+    }
     for root in &config.roots {
         let checked = root.check(config.store.data_dir());
         checked.map_err(|error| Failure::Usage(error.to_string()))?;
     }
+    certificates::warn(&config, SystemClock::new().unix_now());
     print(config.to_string().as_bytes())
 }

@@ -1,16 +1,84 @@
 //! The three streams: data in, data out, messages for people.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+
+use kms_proxy::units;
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use zeroize::Zeroizing;
 
 use super::{Failure, Result};
 
-/// All of stdin.
-pub(super) fn read_all() -> Result<Vec<u8>> {
+/// How much of stdin is taken.
+#[derive(clap::Args)]
+pub(super) struct SizeArgs {
+    /// The largest input that is read into memory
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    max_size: usize,
+}
+
+/// The bytes that a header and its framing may add to an input.
+const OVERHEAD: usize = 1 << 20;
+
+impl SizeArgs {
+    /// The largest input in bytes.
+    pub(super) fn input(&self) -> usize {
+        self.max_size
+    }
+
+    /// The largest answer to such an input in bytes.
+    pub(super) fn answer(&self) -> usize {
+        self.max_size.saturating_add(OVERHEAD)
+    }
+}
+
+fn size(text: &str) -> std::result::Result<usize, &'static str> {
+    units::size::parse(text).ok_or("a size is written like 64KiB or 64MiB")
+}
+
+/// All of stdin, if it is not longer than `max` bytes.
+pub(super) fn read_all(max: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    match std::io::stdin().lock().read_to_end(&mut bytes) {
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    match std::io::stdin().lock().take(limit).read_to_end(&mut bytes) {
+        Ok(len) if len > max => {
+            Err(Failure::refused(format!("stdin has more than {max} bytes (--max-size)")))
+        }
         Ok(_) => Ok(bytes),
         Err(error) => Err(Failure::refused(format!("can't read stdin: {error}"))),
     }
+}
+
+/// The largest file with a token, certificates or a key in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// All of a small file: also of one that is a pipe, but not of one that never ends.
+pub(super) fn read_file(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let len = File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)? as u64;
+    if len > MAX_FILE {
+        return Err(std::io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Refuses to go on where stdout was closed: what is made would be lost.
+///
+/// The runtime opens /dev/null for reading and writing in the place of a closed stream, before any
+/// code here runs. A shell that discards output with `> /dev/null` opens it for writing alone.
+pub(super) fn require_stdout() -> Result {
+    let stdout = std::io::stdout();
+    let (Ok(found), Ok(flags)) = (fstat(&stdout), fcntl_getfl(&stdout)) else {
+        return Err(Failure::refused("stdout is closed: the output would be lost"));
+    };
+    let is_null = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
+        && (major(found.st_rdev), minor(found.st_rdev)) == (1, 3);
+    if is_null && flags & OFlags::RWMODE == OFlags::RDWR {
+        let message = "stdout is closed: the output would be lost; `> /dev/null` discards it";
+        return Err(Failure::refused(message));
+    }
+    Ok(())
 }
 
 /// Writes data to stdout, whole.

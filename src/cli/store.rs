@@ -14,7 +14,7 @@ use kms_proxy::store::{Problem, Store, backup};
 
 use super::count::count;
 use super::progress::Progress;
-use super::stdio::{print, tell};
+use super::stdio::{print, require_stdout, tell};
 use super::{Failure, Result};
 
 mod place;
@@ -36,6 +36,8 @@ WHERE is one of
   config:FILE   the [store] of a configuration; `config:` alone takes it from the environment
   dir:DIR       the data directory of a file store, which no running service may hold
   backup:FILE   a backup: one file, which is never replaced. It holds wrapped KEKs and no root key
+  backup:-      with --to, a backup on stdout. Its last line is a checksum: a copy that was cut off \
+has none
 
 Nothing is overwritten that is newer at the target, or another chain of the same name: such a chain is \
 named and left as it is, and the exit code is 1. A copy that was broken off is repeated.
@@ -46,6 +48,7 @@ all as it is.
 
 Examples:
   kms-proxy store copy --from dir:/var/lib/kms-proxy --to backup:/backups/2026-11-24
+  kms-proxy store copy --from config:kms-proxy.toml --to backup:- | gzip > 2026-11-24.gz
   kms-proxy store copy --from backup:/backups/2026-11-24 --to dir:/var/lib/kms-proxy-new
   kms-proxy store copy --from config:old.toml --to config:new.toml --chain orders";
 
@@ -135,18 +138,36 @@ async fn copy(args: CopyArgs) -> Result {
         });
     };
     let Some(target) = target else {
-        let Place::Backup(path) = &to else { return Err(Failure::refused("there is no store")) };
         if keep_primary {
             let why = "a backup keeps all as it is: --keep-primary is for the copy into a store";
             return Err(Failure::Usage(why.to_owned()));
         }
+        let name = match &to {
+            Place::Backup(path) => path.display().to_string(),
+            _ => "stdout".to_owned(),
+        };
+        let wrong = |error: backup::WriteError| Failure::refused(format!("{name}: {error}"));
+        let to_stdout = to == Place::Stream;
+        if to_stdout {
+            require_stdout()?;
+        }
         let source = from.open().await?;
         let now = SystemClock::new().unix_now();
-        let report = backup::write(&*source, path, &chain, now, &mut told).await;
-        let report =
-            report.map_err(|error| Failure::refused(format!("{}: {error}", path.display())))?;
+        let report = if let Place::Backup(path) = &to {
+            backup::write(&*source, path, &chain, now, &mut told).await.map_err(wrong)?
+        } else {
+            let (bytes, report) =
+                backup::to_bytes(&*source, &chain, now, &mut told).await.map_err(wrong)?;
+            print(&bytes)?;
+            report
+        };
         let (chains, records) = (count(report.chains, "chain"), count(report.added, "record"));
-        print(format!("{}: {chains}, {records}\n", path.display()).as_bytes())?;
+        let done = format!("{name}: {chains}, {records}");
+        if to_stdout {
+            tell(&done);
+        } else {
+            print(format!("{done}\n").as_bytes())?;
+        }
         return problems(&report.problems, "is not in the backup");
     };
     let source = from.open().await?;

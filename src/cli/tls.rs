@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use reqwest::{Certificate, ClientBuilder, Identity};
 use zeroize::Zeroizing;
 
+use super::stdio::read_file;
 use super::{Failure, Result};
 
 /// TLS of the commands that call the service.
@@ -87,8 +88,7 @@ pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
 }
 
 fn read(flag: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
-    let read = std::fs::read(path).map(Zeroizing::new);
-    read.map_err(|error| usage(flag, path, &error.to_string()))
+    read_file(path).map_err(|error| usage(flag, path, &error.to_string()))
 }
 
 fn usage(flag: &str, path: &Path, detail: &str) -> Failure {

@@ -3,7 +3,7 @@
 use kms_proxy::auth::token;
 use zeroize::Zeroizing;
 
-use super::stdio::{print, tell};
+use super::stdio::{print, require_stdout, tell};
 use super::{Failure, Result};
 
 #[derive(clap::Subcommand)]
@@ -22,6 +22,7 @@ Example:
 /// Does what `command` asks for.
 pub(super) fn run(command: &Command) -> Result {
     let Command::New = command;
+    require_stdout()?;
     let (token, digest) =
         token::generate().map_err(|error| Failure::refused(format!("no token: {error}")))?;
     let mut line = Zeroizing::new(String::with_capacity(token.len() + 1));

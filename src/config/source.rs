@@ -9,9 +9,7 @@ use crate::secret::SecretBytes;
 
 use super::Error;
 use super::tree::Tree;
-
-/// What the variables' names start with.
-const PREFIX: &str = "KMS_PROXY__";
+use super::variables::{self, PREFIX};
 
 /// Keys whose values are secrets, wherever they stand. The file holds none of them: it names
 /// another file, in the key with `_file` behind it.
@@ -50,7 +48,16 @@ impl Source {
                 format!("a secret does not stand in the file; give {key}_file or {variable}");
             return Err(Error::Setting { key, from: None, detail });
         }
-        let mut variables: Vec<_> = variables.into_iter().filter_map(setting).collect();
+        let variables = variables.into_iter();
+        let variables =
+            variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        let (mut variables, others): (Vec<_>, Vec<_>) =
+            variables.partition(|(name, _)| name.starts_with(PREFIX));
+        for (name, value) in others {
+            if let Some(detail) = variables::complaint(&name, &value.to_string_lossy()) {
+                return Err(Error::Setting { key: name, from: None, detail });
+            }
+        }
         // The tables of a list come in the order of their indices.
         variables.sort_by_cached_key(|(name, _)| {
             name.split("__")
@@ -78,12 +85,6 @@ impl Source {
         add_defaults(&mut tree);
         Ok(Self { tree, secrets, variables: names })
     }
-}
-
-/// The name and value of a variable that is a setting.
-fn setting((name, value): (OsString, OsString)) -> Option<(String, OsString)> {
-    let name = name.into_string().ok()?;
-    name.starts_with(PREFIX).then_some((name, value))
 }
 
 fn parse((path, text): (&Path, &str)) -> Result<toml::Table, Error> {

@@ -289,6 +289,20 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[store]\nkind = 'etc'", "store.kind: expected file or etcd or inline"),
         ("[store]\nkind = 'etcd'", "store.endpoints: it is missing"),
         ("[store]\nkind = 'etcd'\nendpoints = []", "store.endpoints: there must be one"),
+        (
+            "[store]\nkind = 'etcd'\nendpoints = ['http://a']\ntls = { key_file = 'x' }",
+            "store.tls.key_file: no such key; expected one of ca, cert, key",
+        ),
+        (
+            "[store]\nkind = 'etcd'\nendpoints = ['http://a']\ntls = { ca = 5 }",
+            "store.tls.ca: expected a path",
+        ),
+        ("[store]\nkind = 'etcd'\nendpoints = 'a'\ntls = 5", "store.tls: expected a table"),
+        ("[store]\nkind = 'file'\npath = 5", "store.path: expected a path"),
+        ("[store]\nkind = 5", "store.kind: expected a word"),
+        ("store = 5", "store: expected a table"),
+        ("root = [5]", "root.0: expected a table"),
+        ("[[root]]\nkind = 'passphrase'\nname = 'a'\npasses = 'x'", "root.0.passes: "),
         ("root = 1", "root: expected a list"),
         ("[root]\nkind = 'local'\nname = 'a'", "root: expected a list: of values in [br"),
         ("root = []", "root: there must be one"),
@@ -324,6 +338,17 @@ fn errors_name_the_key_and_what_is_expected() {
         let found = load(file, NOBODY).unwrap_err();
         assert!(found.starts_with(error), "{file}\nexpected: {error}\nfound:    {found}");
     }
+}
+
+#[test]
+fn a_variable_that_means_nothing_is_an_error_that_names_the_right_one() {
+    let error = load("", [("KMS_PROXY_SERVER__LISTEN", "0.0.0.0:8080")]).unwrap_err();
+    let expected = "KMS_PROXY_SERVER__LISTEN: there is no such variable; \
+                    is KMS_PROXY__SERVER__LISTEN meant?";
+    assert_eq!(error, expected);
+    let error = load("", [("KMS_PROXY_ROOT_0_PASSPHRASE", "hunter2")]).unwrap_err();
+    assert!(error.contains("KMS_PROXY__ROOT__0__PASSPHRASE") && !error.contains("hunter2"));
+    load("", [("KMS_PROXY_PORT", "tcp://10.0.0.1:8080"), ("KMS_PROXY_CA", "ca.crt")]).unwrap();
 }
 
 #[test]
@@ -551,7 +576,9 @@ fn clients_that_can_not_be_used_are_named() {
     for (clients, error) in [
         (one(""), "client.0.name: it has exactly one of tls_san, token_sha256 and jwt"),
         (one(&format!("{token}\ntls_san = 'a'")), "client.0.name: it has exactly one of"),
-        (one("tls_san = '*.example'"), "client.0.tls_san: it is a DNS name or a URI, whole"),
+        (one("tls_san = '*.example'"), "client.0.tls_san: it is a DNS name, a URI, an IP"),
+        (one("tls_san = 'app:8443'"), "client.0.tls_san: it has a port, and names in"),
+        (one("tls_san = ['a', 'CN=app']"), "client.0.tls_san: it is a field of a subject"),
         (one("token_sha256 = 'abc'"), "client.0.token_sha256: it is the SHA-256 of a token"),
         (one("token = 'hunter2'"), "client.0.token: a secret does not stand in the file"),
         (one(&format!("{jwt}jwks = 'x' }}")), "client.0.jwt.jwks: no such key; expected one of"),

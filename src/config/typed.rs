@@ -6,11 +6,12 @@ use std::fmt::Display;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess,
-    Unexpected, Visitor,
+    DeserializeSeed, Deserializer, EnumAccess, Error as _, Expected, IntoDeserializer, MapAccess,
+    SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 
-use super::tree::{Error, Tree};
+use super::tagged::TAGGED;
+use super::tree::{Error, Table, Tree};
 
 /// Calls the visitor with what `text` parses to, or says what was expected.
 macro_rules! parse_text {
@@ -94,14 +95,16 @@ impl<'de> Deserializer<'de> for Tree {
         items.deserialize_any(visitor)
     }
 
-    /// A choice between words. (One between tables is told by `kind`, and comes as any table.)
+    /// A choice between words, or between tables, of which `kind` says which one it is.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
         match self {
+            Self::Table(table) if name == TAGGED => Kind::visit(table, visitor),
+            _ if name == TAGGED => Err(Error::new("expected a table")),
             Self::Typed(toml::Value::String(text)) | Self::Text(text) => {
                 visitor.visit_enum(text.into_deserializer())
             }
@@ -115,17 +118,62 @@ impl<'de> Deserializer<'de> for Tree {
     }
 }
 
-/// The key that tells which of several tables one is. serde takes it out before it looks at the
-/// others, and so does not count it among those that there are.
-const KIND: &str = "kind";
+/// A table without its `kind`.
+struct Kind {
+    kind: String,
+    table: Table,
+}
+
+impl Kind {
+    fn visit<'de, V: Visitor<'de>>(mut table: Table, visitor: V) -> Result<V::Value, Error> {
+        match table.remove(TAGGED) {
+            Some(Tree::Typed(toml::Value::String(kind)) | Tree::Text(kind)) => {
+                visitor.visit_enum(Self { kind, table })
+            }
+            Some(_) => Err(Error::new("expected a word").within(TAGGED)),
+            None => Err(Error::missing_field(TAGGED)),
+        }
+    }
+}
+
+impl<'de> EnumAccess<'de> for Kind {
+    type Error = Error;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Error> {
+        let kind: StrDeserializer<'_, Error> = self.kind.as_str().into_deserializer();
+        let variant = seed.deserialize(kind).map_err(|error| error.within(TAGGED))?;
+        Ok((variant, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Kind {
+    type Error = Error;
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        seed.deserialize(Tree::Table(self.table)).map_err(|error| error.with_known(TAGGED))
+    }
+
+    fn unit_variant(self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+        Tree::Table(self.table).deserialize_any(visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        Tree::Table(self.table).deserialize_any(visitor)
+    }
+}
 
 /// Gives a setting its type; what is wrong with it is found at `key`.
 fn typed<'de, T: DeserializeSeed<'de>>(seed: T, value: Tree, key: &str) -> Result<T::Value, Error> {
-    let has_kind = matches!(&value, Tree::Table(table) if table.contains_key(KIND));
-    seed.deserialize(value).map_err(|error| {
-        let error = if has_kind { error.with_known(KIND) } else { error };
-        error.within(key)
-    })
+    seed.deserialize(value).map_err(|error| error.within(key))
 }
 
 /// The keys of a table, which its errors name.

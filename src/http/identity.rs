@@ -80,10 +80,28 @@ pub(super) struct Teller(Mutex<Option<(Instant, u32)>>);
 impl Teller {
     pub(super) fn tell(&self, refusal: Refusal, request_id: &str, peer: Option<&Peer>) {
         let (reason, certificate) = (refusal.as_str(), peer.map(|peer| &*peer.subject));
+        let by_names = matches!(refusal, Refusal::UnknownCertificate | Refusal::Ambiguous);
+        let names = peer.filter(|_| by_names).map(Peer::names);
+        let detail = refusal.detail();
+        let (detail, names) = (detail.as_deref(), names.as_deref());
         if self.has_room(Instant::now()) {
-            tracing::info!(request_id, reason, certificate, "a caller was not recognised");
+            tracing::info!(
+                request_id,
+                reason,
+                detail,
+                certificate,
+                names,
+                "a caller was not recognised"
+            );
         } else {
-            tracing::debug!(request_id, reason, certificate, "a caller was not recognised");
+            tracing::debug!(
+                request_id,
+                reason,
+                detail,
+                certificate,
+                names,
+                "a caller was not recognised"
+            );
         }
     }
 

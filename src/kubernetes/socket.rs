@@ -122,6 +122,22 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
     Ok(Bound { listener, place: Some(Place { path: path.clone(), inode, lock }) })
 }
 
+/// Checks what [`bind`] needs of the directory of the socket, and makes nothing.
+///
+/// # Errors
+/// [`Error`]: there is no such directory, this process can't write to it, or others could replace
+/// what is in it.
+pub fn check(config: &Config) -> Result<(), Error> {
+    let Address::Path(path) = &config.socket else { return Ok(()) };
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let failed = |detail: String| Error(format!("{}: {detail}", path.display()));
+    check_directories(directory).map_err(failed)?;
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    let flags = rustix::fs::AtFlags::EACCESS;
+    rustix::fs::accessat(rustix::fs::CWD, directory, access, flags)
+        .map_err(|error| failed(format!("{}: {}", directory.display(), io::Error::from(error))))
+}
+
 /// Every directory and every link on the way to the socket, one step after the other, belongs to root
 /// or to this process' user, and no one else may rename what is in it.
 fn check_directories(directory: &Path) -> Result<(), String> {

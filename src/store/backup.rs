@@ -93,13 +93,27 @@ pub async fn write(
     path: &Path,
     only: &[ChainName],
     now: u64,
-    mut progress: impl FnMut(&Report),
+    progress: impl FnMut(&Report),
 ) -> Result<Report, WriteError> {
     // Again when it is written; here so that nobody waits in vain.
     if path.try_exists()? {
         return Err(WriteError::Exists);
     }
     files::check_parent(path)?;
+    let (bytes, report) = to_bytes(store, only, now, progress).await?;
+    if files::write_new(path, &bytes)? { Ok(report) } else { Err(WriteError::Exists) }
+}
+
+/// The bytes of the same file.
+///
+/// # Errors
+/// [`WriteError`].
+pub async fn to_bytes(
+    store: &dyn Store,
+    only: &[ChainName],
+    now: u64,
+    mut progress: impl FnMut(&Report),
+) -> Result<(Vec<u8>, Report), WriteError> {
     let mut report = Report::default();
     let mut lines = Vec::new();
     for chain in choose(store, only, &mut report.problems).await? {
@@ -123,7 +137,7 @@ pub async fn write(
     }
     let footer = Footer { sha256: parse::sha256(&bytes) };
     bytes.extend(to_line(&footer)?);
-    if files::write_new(path, &bytes)? { Ok(report) } else { Err(WriteError::Exists) }
+    Ok((bytes, report))
 }
 
 fn to_line(value: &impl Serialize) -> io::Result<Vec<u8>> {

@@ -19,6 +19,7 @@ use crate::files;
 use crate::pem::{self, Validity, rfc3339};
 use crate::secret::SecretBytes;
 
+use super::client::ForClients;
 use super::{ClientCert, Config, HTTP_1, HTTP_2};
 
 /// Files that can't be used.
@@ -189,5 +190,6 @@ fn verifier(
         ClientCert::Optional => builder.allow_unauthenticated(),
         ClientCert::Required => builder,
     };
-    builder.build().map_err(|error| wrong(&error.to_string()))
+    let trusted = builder.build().map_err(|error| wrong(&error.to_string()))?;
+    Ok(Arc::new(ForClients(trusted)))
 }

@@ -3,9 +3,13 @@
 //! A request of a connection with such a certificate has an `Arc<Peer>` among its extensions.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
+
+/// Names of a certificate that the log shows.
+const MAX_SHOWN: usize = 16;
 
 /// What a client's certificate says of its subject, parsed once a connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +18,10 @@ pub(crate) struct Peer {
     pub(crate) dns: Vec<String>,
     /// The URIs among them, as they are written.
     pub(crate) uris: Vec<String>,
+    /// The IP addresses among them.
+    pub(crate) ips: Vec<IpAddr>,
+    /// The e-mail addresses among them, as they are written.
+    pub(crate) emails: Vec<String>,
     /// Its subject, to be shown to people: nobody is told apart by it.
     pub(crate) subject: String,
 }
@@ -33,9 +41,36 @@ impl Peer {
             match name {
                 GeneralName::DNSName(name) => peer.dns.push(name.to_ascii_lowercase()),
                 GeneralName::URI(uri) => peer.uris.push((*uri).to_owned()),
+                GeneralName::IPAddress(bytes) => peer.ips.extend(address(bytes)),
+                GeneralName::RFC822Name(address) => peer.emails.push((*address).to_owned()),
                 _ => {}
             }
         }
         Ok(peer)
     }
+
+    /// The names that it can be recognised by, for the log: the first of them, in the form that
+    /// openssl shows.
+    pub(crate) fn names(&self) -> String {
+        let dns = self.dns.iter().map(|name| format!("DNS:{name}"));
+        let uris = self.uris.iter().map(|uri| format!("URI:{uri}"));
+        let ips = self.ips.iter().map(|address| format!("IP:{address}"));
+        let emails = self.emails.iter().map(|address| format!("email:{address}"));
+        let mut names = dns.chain(uris).chain(ips).chain(emails);
+        let mut shown: Vec<_> = names.by_ref().take(MAX_SHOWN).collect();
+        match (names.count(), shown.is_empty()) {
+            (0, true) => "no DNS name, URI, IP address or e-mail address".to_owned(),
+            (0, false) => shown.join(", "),
+            (more, _) => {
+                shown.push(format!("and {more} more"));
+                shown.join(", ")
+            }
+        }
+    }
+}
+
+/// The address in an alternative name: 4 or 16 bytes.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|bytes| Ipv4Addr::from(bytes).into());
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| Ipv6Addr::from(bytes).into())).ok()
 }

@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use crate::support::{BINARY, Service, Setup, root, run};
 
+mod commands;
+
 /// 256 bytes, every value once: no text.
 fn binary() -> Vec<u8> {
     (0..=255).rev().collect()

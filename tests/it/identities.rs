@@ -16,6 +16,8 @@ use crate::support::jwt::{self, Key};
 use crate::support::pki::{self, Pki};
 use crate::support::{Service, Setup, read_until, root, run, talk, until};
 
+mod refusals;
+
 const ISSUER: &str = "https://issuer.example";
 const AUDIENCE: &str = "kms-proxy";
 /// The names of the server in these tests.

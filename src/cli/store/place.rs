@@ -20,6 +20,8 @@ pub(super) enum Place {
     Dir(PathBuf),
     /// `backup:FILE`.
     Backup(PathBuf),
+    /// `backup:-`: a backup on stdout.
+    Stream,
 }
 
 impl FromStr for Place {
@@ -30,6 +32,7 @@ impl FromStr for Place {
             Some(("config", "")) => Ok(Self::Config(None)),
             Some(("config", file)) => Ok(Self::Config(Some(file.into()))),
             Some(("dir", dir)) if !dir.is_empty() => Ok(Self::Dir(dir.into())),
+            Some(("backup", "-")) => Ok(Self::Stream),
             Some(("backup", file)) if !file.is_empty() => Ok(Self::Backup(file.into())),
             _ => Err("it is written config:FILE, dir:DIR or backup:FILE"),
         }
@@ -46,13 +49,16 @@ impl Place {
                 Some(config)
             }
             Self::Dir(dir) => Some(store::Config::File(store::file::Config { path: dir.clone() })),
-            Self::Backup(_) => None,
+            Self::Backup(_) | Self::Stream => None,
         })
     }
 
     /// Opens what must be there already.
     pub(super) async fn open(&self) -> Result<Arc<dyn Store>> {
         match (self, self.config()?) {
+            (Self::Stream, _) => Err(Failure::Usage(
+                "backup:- is stdout, for --to alone; a backup is read from a file".to_owned(),
+            )),
             (Self::Backup(file), _) => {
                 let read = backup::read(file);
                 let backup =
@@ -118,6 +124,8 @@ mod tests {
             ("config:", Place::Config(None)),
             ("dir:/a:b", Place::Dir("/a:b".into())),
             ("backup:b", Place::Backup("b".into())),
+            ("backup:-", Place::Stream),
+            ("backup:./-", Place::Backup("./-".into())),
         ] {
             assert_eq!(text.parse(), Ok(place));
         }

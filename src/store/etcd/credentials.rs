@@ -44,7 +44,7 @@ impl Files {
         let public =
             |key, path: &Path| files::read_regular(path).map_err(|error| at(key, path, &error));
         let secret = |key, path: &Path| {
-            files::check_regular(path)
+            files::check_rereadable(path)
                 .and_then(|()| files::read_secret(path))
                 .map(|(secret, _)| secret)
                 .map_err(|error| at(key, path, &error))

@@ -38,41 +38,49 @@ impl Pki {
         self.dir.join("ca.crt")
     }
 
-    /// The files of a server's certificate and its key. A name is a DNS name, an IP address, or a
-    /// URI if it has `://` in it.
+    /// The files of a server's certificate and its key. A name is a DNS name, an IP address, an
+    /// e-mail address if it has `@` in it, or a URI if it has `://` in it.
     pub(crate) fn server(&self, names: &[&str]) -> (PathBuf, PathBuf) {
-        self.issue(names, ExtendedKeyUsagePurpose::ServerAuth, now() + 24 * HOUR)
+        self.issue(names, Some(ExtendedKeyUsagePurpose::ServerAuth), now() + 24 * HOUR)
     }
 
     /// The same, valid until `until` after 1970.
     pub(crate) fn server_until(&self, names: &[&str], until: Duration) -> (PathBuf, PathBuf) {
-        self.issue(names, ExtendedKeyUsagePurpose::ServerAuth, until)
+        self.issue(names, Some(ExtendedKeyUsagePurpose::ServerAuth), until)
     }
 
     /// The files of a client's certificate and its key.
     pub(crate) fn client(&self, names: &[&str]) -> (PathBuf, PathBuf) {
-        self.issue(names, ExtendedKeyUsagePurpose::ClientAuth, now() + 24 * HOUR)
+        self.issue(names, Some(ExtendedKeyUsagePurpose::ClientAuth), now() + 24 * HOUR)
     }
 
     /// The same of a client whose certificate has expired.
     pub(crate) fn expired_client(&self, names: &[&str]) -> (PathBuf, PathBuf) {
-        self.issue(names, ExtendedKeyUsagePurpose::ClientAuth, now() - HOUR)
+        self.issue(names, Some(ExtendedKeyUsagePurpose::ClientAuth), now() - HOUR)
+    }
+
+    /// The same of a client whose certificate does not say what it is for.
+    pub(crate) fn client_for_any_use(&self, names: &[&str]) -> (PathBuf, PathBuf) {
+        self.issue(names, None, now() + 24 * HOUR)
     }
 
     fn issue(
         &self,
         names: &[&str],
-        usage: ExtendedKeyUsagePurpose,
+        usage: Option<ExtendedKeyUsagePurpose>,
         until: Duration,
     ) -> (PathBuf, PathBuf) {
         let names = names.iter().map(|name| (*name).to_owned());
         let (uris, others): (Vec<_>, Vec<_>) = names.partition(|name| name.contains("://"));
+        let (emails, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|n| n.contains('@'));
         let mut params = CertificateParams::new(others).unwrap();
+        let emails = emails.into_iter().map(|name| SanType::Rfc822Name(name.try_into().unwrap()));
+        params.subject_alt_names.extend(emails);
         let uris = uris.into_iter().map(|uri| SanType::URI(uri.try_into().unwrap()));
         params.subject_alt_names.extend(uris);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         params.distinguished_name.push(DnType::CommonName, format!("certificate {number}"));
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usage.into_iter().collect();
         let epoch = date_time_ymd(1970, 1, 1);
         params.not_before = epoch + (until.min(now()) - 24 * HOUR);
         params.not_after = epoch + until;

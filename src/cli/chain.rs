@@ -1,0 +1,182 @@
+//! `chain`: key chains listed, made and changed.
+
+use std::time::Duration;
+
+use kms_proxy::id::{ChainName, Suite};
+use reqwest::{Method, StatusCode};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::chains::{all_chains, chain_table, known};
+use super::client::{self, Client};
+use super::stdio::{print, tell};
+use super::{Failure, Result};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// List the chains that the caller may read
+    List(ListArgs),
+    /// Make a chain; what is not given takes the defaults of the service
+    Create(CreateArgs),
+    /// Change the limits of a chain; what is not given stays
+    Set(SetArgs),
+}
+
+#[derive(clap::Args)]
+pub(super) struct ListArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+The exit code is 1 if there is such a chain: `kms-proxy chain set` changes it. A client needs the \
+operations `read` and `manage` on the chain.
+
+Example:
+  kms-proxy chain create orders --suite aes-256-gcm --rotate-after-age 30d")]
+pub(super) struct CreateArgs {
+    /// The chain's name
+    #[arg(value_name = "NAME")]
+    chain: ChainName,
+    /// aes-128-gcm or aes-256-gcm; it can't be changed later
+    #[arg(long)]
+    suite: Option<Suite>,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+The exit code is 1 if there is no such chain. A client needs the operations `read` and `manage` on \
+the chain.
+
+Example:
+  kms-proxy chain set orders --rotate-after-uses 1000000")]
+pub(super) struct SetArgs {
+    /// The chain's name
+    #[arg(value_name = "NAME")]
+    chain: ChainName,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    client: client::Args,
+}
+
+/// The limits of a chain.
+#[derive(clap::Args, Serialize)]
+struct LimitArgs {
+    /// Uses of a KEK that start a rotation
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotate_after_uses: Option<u64>,
+    /// Uses that a KEK never passes
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_uses: Option<u64>,
+    /// Age of a KEK that starts a rotation, such as 90d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[serde(serialize_with = "seconds", skip_serializing_if = "Option::is_none")]
+    rotate_after_age: Option<Duration>,
+}
+
+impl LimitArgs {
+    fn is_empty(&self) -> bool {
+        let Self { rotate_after_uses, max_uses, rotate_after_age } = self;
+        rotate_after_uses.is_none() && max_uses.is_none() && rotate_after_age.is_none()
+    }
+}
+
+fn seconds<S: serde::Serializer>(
+    age: &Option<Duration>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    age.map(|age| age.as_secs()).serialize(serializer)
+}
+
+/// What a chain is to become.
+#[derive(Serialize)]
+struct Settings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suite: Option<&'static str>,
+    #[serde(flatten)]
+    limits: LimitArgs,
+}
+
+/// Does what `command` asks for.
+pub(super) async fn run(command: Command) -> Result {
+    match command {
+        Command::List(args) => list(args).await,
+        Command::Create(CreateArgs { chain, suite, limits, client }) => {
+            let client = Client::new(client)?;
+            if is_there(&client, &chain).await? {
+                return Err(Failure::refused(format!(
+                    "there is a chain {chain} already; `kms-proxy chain set` changes its limits"
+                )));
+            }
+            let settings = Settings { suite: suite.map(Suite::as_str), limits };
+            if put(&client, &chain, &settings).await? != StatusCode::CREATED {
+                tell("others made the chain meanwhile; its limits are as asked");
+            }
+            Ok(())
+        }
+        Command::Set(SetArgs { chain, limits, client }) => {
+            if limits.is_empty() {
+                let wanted = "give --rotate-after-uses, --max-uses or --rotate-after-age";
+                return Err(Failure::Usage(wanted.to_owned()));
+            }
+            let client = Client::new(client)?;
+            // To change a chain that does not exist would make it.
+            if !is_there(&client, &chain).await? {
+                return Err(Failure::refused(format!(
+                    "there is no chain {chain}; `kms-proxy chain create` makes it"
+                )));
+            }
+            put(&client, &chain, &Settings { suite: None, limits }).await.map(drop)
+        }
+    }
+}
+
+async fn list(args: ListArgs) -> Result {
+    let chains = all_chains(&Client::new(args.client)?).await?;
+    let text = if args.json {
+        format!("{:#}\n", json!({ "chains": chains }))
+    } else {
+        chain_table(&known(chains)?)
+    };
+    print(text.as_bytes())
+}
+
+async fn is_there(client: &Client, chain: &ChainName) -> Result<bool> {
+    let path = format!("/v1/chains/{chain}?limit=1");
+    let response = client.send(client.request(Method::GET, &path)).await?;
+    let status = response.status();
+    let body = client.body(response).await?;
+    match status {
+        StatusCode::OK => Ok(true),
+        StatusCode::NOT_FOUND if has_code(&body, "unknown_chain") => Ok(false),
+        _ => Err(client.refusal(status, &body)),
+    }
+}
+
+fn has_code(body: &[u8], code: &str) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok_and(|problem| problem["code"] == code)
+}
+
+/// Makes or changes the chain, and prints it.
+async fn put(client: &Client, chain: &ChainName, settings: &Settings) -> Result<StatusCode> {
+    let request = client.request(Method::PUT, &format!("/v1/chains/{chain}")).json(settings);
+    let response = client.send(request).await?;
+    let status = response.status();
+    let body = client.body(response).await?;
+    if !status.is_success() {
+        return Err(client.refusal(status, &body));
+    }
+    print(chain_table(&[client.parse(&body)?]).as_bytes())?;
+    Ok(status)
+}

@@ -1,0 +1,50 @@
+//! `[store]` and `[[root]]`: tables whose `kind` says which of several tables each is.
+//!
+//! serde's own tagged enums read all of a table before they know its kind, and lose on the way
+//! where in the table a wrong setting is. Here [`Tree`](super::tree::Tree) takes the kind out first.
+
+use serde::{Deserialize, Deserializer};
+
+use crate::{root, store};
+
+/// The name of an enum that is told by the key `kind`.
+pub(super) const TAGGED: &str = "kind";
+
+#[derive(Deserialize)]
+#[serde(rename = "kind", rename_all = "kebab-case")]
+enum Store {
+    File(store::file::Config),
+    Etcd(Box<store::etcd::Config>),
+    Inline(store::inline::Config),
+}
+
+#[derive(Deserialize)]
+#[serde(rename = "kind", rename_all = "kebab-case")]
+enum Root {
+    AwsKms(root::aws_kms::Config),
+    Local(root::local::Config),
+    Passphrase(root::passphrase::Config),
+    Pkcs11(root::pkcs11::Config),
+    VaultTransit(root::vault_transit::Config),
+}
+
+/// The `[store]`.
+pub(super) fn store<'de, D: Deserializer<'de>>(table: D) -> Result<store::Config, D::Error> {
+    Ok(match Store::deserialize(table)? {
+        Store::File(config) => store::Config::File(config),
+        Store::Etcd(config) => store::Config::Etcd(config),
+        Store::Inline(config) => store::Config::Inline(config),
+    })
+}
+
+/// Each `[[root]]`.
+pub(super) fn roots<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<root::Config>, D::Error> {
+    let roots = Vec::<Root>::deserialize(list)?.into_iter().map(|root| match root {
+        Root::AwsKms(config) => root::Config::AwsKms(config),
+        Root::Local(config) => root::Config::Local(config),
+        Root::Passphrase(config) => root::Config::Passphrase(config),
+        Root::Pkcs11(config) => root::Config::Pkcs11(config),
+        Root::VaultTransit(config) => root::Config::VaultTransit(config),
+    });
+    Ok(roots.collect())
+}

@@ -1,0 +1,42 @@
+//! Whether the certificates in a PEM file are valid at a time: for warnings before a start.
+
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::files;
+use crate::pem::rfc3339;
+
+/// What an operator should know of the certificates in a file at `now`, in seconds since the Unix
+/// epoch: those that are not valid, those that have less than a tenth of their life left, and a file
+/// that can't be read. What is malformed is not looked at.
+#[must_use]
+pub fn warnings(path: &Path, now: u64) -> Vec<String> {
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let pem = match files::read(path) {
+        Ok(pem) => pem,
+        Err(error) => return vec![error.to_string()],
+    };
+    let certificates = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
+    let mut found = Vec::new();
+    for (index, certificate) in certificates.enumerate() {
+        let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&certificate) else {
+            continue;
+        };
+        let validity = certificate.validity();
+        let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        let is_ending = until.saturating_sub(now) < until.saturating_sub(from) / 10;
+        let what = if now > until {
+            format!("expired at {}", rfc3339(until))
+        } else if now < from {
+            format!("is not valid before {}", rfc3339(from))
+        } else if is_ending {
+            format!("expires at {}", rfc3339(until))
+        } else {
+            continue;
+        };
+        found.push(format!("certificate {} ({}) {what}", index + 1, certificate.subject()));
+    }
+    found
+}
