@@ -78,9 +78,12 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
         key_id: Option<String>,
     }
     let client = Client::new(args.client)?;
-    let mut body = args.chain.chain.map_or_else(|| json!({}), |chain| json!({ "chain": chain }));
+    let mut body = serde_json::Map::new();
+    if let Some(chain) = args.chain.chain {
+        body.insert("chain".to_owned(), json!(chain));
+    }
     if args.new_key_id {
-        body["new_key_id"] = true.into();
+        body.insert("new_key_id".to_owned(), true.into());
     }
     let rotated: Rotated =
         client.call_json(client.request(Method::POST, "/v1/rotate").json(&body)).await?;
