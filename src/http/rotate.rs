@@ -47,8 +47,7 @@ pub(super) struct RotateResponse {
     /// The KEK that encrypted before; null for a chain's first.
     #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
     previous: Option<String>,
-    /// The new Kubernetes key id, if one was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The new Kubernetes key id; null if none was asked for.
     #[schema(example = "kms-proxy/kubernetes/7-5c4f0a9d27b1e8c3/aws-kms/main")]
     key_id: Option<String>,
 }

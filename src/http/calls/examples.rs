@@ -75,7 +75,7 @@ pub(super) fn of(operation: &str) -> (Option<Value>, Option<Value>) {
         ),
         "rotate" => (
             Some(json!({"chain": "orders"})),
-            json!({"chain": "orders", "primary": KEK_ID, "previous": OTHER_ID}),
+            json!({"chain": "orders", "primary": KEK_ID, "previous": OTHER_ID, "key_id": null}),
         ),
         "list_chains" => (None, json!({"chains": [chain], "next": "orders"})),
         "read_chain" => {
