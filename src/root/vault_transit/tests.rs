@@ -17,9 +17,7 @@ mod bao;
 mod faults;
 mod settings;
 
-#[allow(dead_code, reason = "others need the rest of it")]
-#[path = "../../../tests/it/support/pki.rs"]
-mod pki;
+use crate::tls::tests::pki;
 
 use bao::Bao;
 
