@@ -166,7 +166,7 @@ async fn is_there(client: &Client, chain: &ChainName) -> Result<bool> {
 
 fn has_code(body: &[u8], code: &str) -> bool {
     serde_json::from_slice::<Value>(body)
-        .is_ok_and(|problem| problem.get("code").is_some_and(|it| it == code))
+        .is_ok_and(|problem| problem.get("code").is_some_and(|found| found == code))
 }
 
 /// Makes or changes the chain, and prints it.
