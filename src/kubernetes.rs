@@ -63,6 +63,7 @@ pub async fn serve(
     let mut tasks = vec![tokio::spawn(watching)];
     tracing::info!(socket = %config.socket, chain = %config.chain, "Kubernetes is served");
     let plugin = Arc::new(Plugin::new(service, config.chain.clone(), config.on_root_outage));
+    plugin.report_socket(None);
     tasks.push(tokio::spawn(server::run(bound, config, plugin, stop.subscribe())));
     Ok(Serving { stop, tasks })
 }

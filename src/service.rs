@@ -376,7 +376,7 @@ impl KeyService {
         self.finish(Operation::Read, &chain, started, missing)
     }
 
-    /// Sets the check of a part beside the service, such as a listener: readiness has it from now on.
+    /// Sets the check of a part beside the service, such as a listener. Readiness shows it.
     pub fn report(&self, check: Check) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.retain(|other| other.name != check.name);

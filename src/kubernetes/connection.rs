@@ -41,8 +41,7 @@ const PING_EVERY: Duration = Duration::from_secs(60);
 /// Calls at once on one connection. kube-apiserver opens one, and may ask for thousands of seeds.
 const MAX_STREAMS: u32 = 10_000;
 
-/// The type of a frame that ends a stream, its length with its head, and the code for a request that
-/// HTTP/2 does not allow.
+/// The type of a frame that ends a stream, and its code for a request that HTTP/2 does not allow.
 const RST_STREAM: u8 = 3;
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
 
@@ -186,8 +185,8 @@ impl Wire {
             tracing::warn!(
                 count,
                 "HTTP/2 refused a request with PROTOCOL_ERROR before it was a call; kube-apiserver \
-                 before 1.32 sends the path of the socket as :authority: give it an abstract socket \
-                 (docs/kubernetes.md, Versions)"
+                 before 1.32 sends the path of the socket as :authority: give it an abstract \
+                 socket (docs/kubernetes.md, Versions)"
             );
         }
     }

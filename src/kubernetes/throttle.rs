@@ -1,5 +1,5 @@
-//! Lines of the log about clients that were refused: whoever connects again and again must not fill
-//! the disk.
+//! Lines of the log about clients that were refused: one that connects in a loop must not fill the
+//! disk.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Throttle(Mutex<(Option<Instant>, u64)>);
 
 impl Throttle {
-    /// Counts an event. Where it is time for a line: how many events there were since the last line.
+    /// Counts an event. If a line is due: how many events it stands for.
     pub(super) fn count(&self) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, count) = &mut *state;

@@ -57,8 +57,8 @@ impl Observed {
         }
     }
 
-    /// Asks a store that failed whether it is back: a read and, where a write failed, a write. Without
-    /// this a service that nobody uses would never find out.
+    /// Asks a store that failed whether it is back: a read and, where a write failed, a write.
+    /// Without this a service that nobody uses would never find out.
     ///
     /// It writes a claim of `chain` and removes it again: no promise depends on a claim.
     pub(super) async fn probe(&self, chain: &ChainName, owner: u64) {
