@@ -268,6 +268,7 @@ impl Members {
         let Failure { detail, refused, .. } = failure;
         let mut text = detail.clone();
         let is_unreached = ["tcp connect error", "dns error"].iter().any(|at| detail.contains(at));
+        let is_login = ["authentication", "auth token"].iter().any(|at| detail.contains(at));
         if detail.contains("invalid peer certificate") {
             match &self.ca {
                 Some(ca) => text.push_str(&format!("; store.tls.ca is {}", ca.display())),
@@ -276,7 +277,7 @@ impl Members {
         } else if let Some(cert) = used.cert().filter(|_| !refused && !is_unreached) {
             text.push_str(&format!("; the client certificate {cert}"));
         }
-        if let Some(path) = self.password_file.as_ref().filter(|_| detail.contains("auth")) {
+        if let Some(path) = self.password_file.as_ref().filter(|_| is_login) {
             text.push_str(&format!("; the password is that of {}", path.display()));
         }
         if let Some(trouble) = &**self.trouble.load() {
