@@ -275,10 +275,9 @@ pub async fn init(config: &Config, data_dir: &Path) -> Result<String, OpenError>
     match config {
         Config::Local(own) => match local::init(own, data_dir) {
             Ok(true) => Ok(format!("a new key is in {}", own.path(data_dir).display())),
-            Ok(false) => Ok(format!(
-                "nothing is to be done: the key is in {}",
-                own.path(data_dir).display()
-            )),
+            Ok(false) => {
+                Ok(format!("nothing is to be done: the key is in {}", own.path(data_dir).display()))
+            }
             Err(detail) => Err(OpenError { root: config.name().to_owned(), detail }),
         },
         Config::Passphrase(_) => {

@@ -50,11 +50,11 @@ pub mod verify;
 mod tests;
 
 pub use allowance::Allowance;
-pub use continuity::names_root;
 pub use answer::{
     Absence, ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health,
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
+pub use continuity::names_root;
 pub use error::{Error, Kind};
 pub use roots::RootChange;
 
@@ -337,7 +337,8 @@ impl KeyService {
         let list = |ids: &[String]| ids.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
         if !unopenable.is_empty() {
             let (count, ids) = (unopenable.len(), list(&unopenable));
-            details.push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
+            details
+                .push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
         }
         // Callers can forge ids, so this alone is no fault.
         let health = if details.is_empty() { Health::Ok } else { Health::Degraded };

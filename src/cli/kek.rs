@@ -136,9 +136,11 @@ async fn missing(args: MissingArgs) -> Result {
     let header = ["CHAIN", "KEK", "REASON", "FIRST SEEN", "LAST SEEN"];
     let mut rows = vec![header.map(str::to_owned)];
     for Page { chain, items } in pages {
-        rows.extend(items.into_iter().map(|kek| {
-            [chain.clone(), kek.kek_id, kek.reason, kek.first_seen, kek.last_seen]
-        }));
+        rows.extend(
+            items
+                .into_iter()
+                .map(|kek| [chain.clone(), kek.kek_id, kek.reason, kek.first_seen, kek.last_seen]),
+        );
     }
     print(chains::table(&rows).as_bytes())
 }

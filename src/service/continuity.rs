@@ -277,9 +277,10 @@ async fn judge(core: &Core, state: &RootState, keks: &mut Keks<'_>) -> Result<Ve
 
 /// No KEK is made.
 fn refused(core: &Core, chain: &ChainName) -> Error {
-    let wrong = core.keyring.roots.iter().filter_map(|state| {
-        state.wrong().map(|why| format!("root {}: {why}", state.named.name))
-    });
+    let wrong =
+        core.keyring.roots.iter().filter_map(|state| {
+            state.wrong().map(|why| format!("root {}: {why}", state.named.name))
+        });
     let wrong: Vec<_> = wrong.collect();
     let why = match wrong.is_empty() {
         true => "no configured root wrapped them, or none that did answers".to_owned(),

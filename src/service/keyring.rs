@@ -31,8 +31,8 @@ mod roots;
 use carried::Carried;
 use flights::Flights;
 use missing::Missing;
-pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState};
 use roots::Roots;
+pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState};
 
 /// How many KEKs may be on their way from a root at once.
 pub(super) const CONCURRENT_UNWRAPS: usize = 16;

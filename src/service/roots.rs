@@ -295,5 +295,8 @@ async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<()
             (None | Some((_, false)), _) => return Ok(()),
         }
     }
-    Err(Error::new(Kind::Conflict, "KEKs that the root wrapped are still to be replaced; try again"))
+    Err(Error::new(
+        Kind::Conflict,
+        "KEKs that the root wrapped are still to be replaced; try again",
+    ))
 }

@@ -158,13 +158,7 @@ fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
 }
 
 /// The KEK's record after `change`.
-fn changed(
-    core: &Core,
-    chain: &Chain,
-    id: KekId,
-    kek: &Kek,
-    change: Change,
-) -> Result<Kek, Error> {
+fn changed(core: &Core, chain: &Chain, id: KekId, kek: &Kek, change: Change) -> Result<Kek, Error> {
     let now = core.clock.unix_now();
     let conflict = |detail: String| Err(Error::new(Kind::Conflict, detail));
     match (change, kek.state) {
@@ -196,12 +190,7 @@ fn changed(
 /// wall clock that is ahead must not shorten that, so it is measured by the monotonic clock of this
 /// process. A process that disabled the KEK itself measures all of `destroy_delay` so. One that
 /// started later has the wall clock for what came before it.
-fn until_destroyable(
-    core: &Core,
-    chain: &Chain,
-    id: KekId,
-    disabled_at: Option<u64>,
-) -> Duration {
+fn until_destroyable(core: &Core, chain: &Chain, id: KekId, disabled_at: Option<u64>) -> Duration {
     let (now, unix_now) = (core.clock.now(), core.clock.unix_now());
     let delay = core.config.destroy_delay.max(MIN_DESTROY_DELAY);
     let seen = chain.disabled.seen(id, now);
@@ -213,7 +202,8 @@ fn until_destroyable(
     }
     let measured = if seen.is_witness || is_future { delay } else { MIN_DESTROY_DELAY };
     let measured = measured.saturating_sub(now.since(seen.at));
-    let by_wall_clock = delay.saturating_sub(Duration::from_secs(unix_now - disabled_at.min(unix_now)));
+    let by_wall_clock =
+        delay.saturating_sub(Duration::from_secs(unix_now - disabled_at.min(unix_now)));
     if is_future { measured } else { measured.max(by_wall_clock) }
 }
 

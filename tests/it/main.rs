@@ -34,6 +34,8 @@ mod limits;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod mistakes;
+#[cfg(test)]
 mod monitoring;
 #[cfg(test)]
 mod openapi;

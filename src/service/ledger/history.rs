@@ -169,7 +169,8 @@ impl Ledger {
         let mut before = self.head.clone();
         before.record.roots_generation = roots_generation;
         before.record.named_root = named_root;
-        before.record.repair = Some(self.owner ^ before.record.generation.max(seen).rotate_left(32));
+        before.record.repair =
+            Some(self.owner ^ before.record.generation.max(seen).rotate_left(32));
         let (txn, head) = retire(&self.chain, &before, &self.primary, &self.standby, seen)?;
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };

@@ -58,7 +58,8 @@ async fn after_a_restore_a_wrong_root_makes_no_kek_and_the_right_one_does() {
     assert_eq!(keks(&service).await, [id]);
     service.stop().await;
 
-    let service = start(Arc::clone(&world.store) as _, &[("main", &world.root)], &world.clock).await;
+    let service =
+        start(Arc::clone(&world.store) as _, &[("main", &world.root)], &world.clock).await;
     let made = service.encrypt(None, b"hello"[..].into(), b"aad").await.unwrap();
     assert_ne!(made.kek_id, id);
     service.decrypt(None, envelope, b"aad").await.unwrap();
@@ -142,7 +143,8 @@ async fn a_new_chain_is_founded_by_roots_that_open_the_others() {
     let error = service.encrypt(Some("orders"), b"hello"[..].into(), b"").await.err().unwrap();
     assert_eq!((error.kind(), wrong.wraps.load(SeqCst)), (Kind::RootUnavailable, 0));
     service.stop().await;
-    let service = start(Arc::clone(&world.store) as _, &[("main", &world.root)], &world.clock).await;
+    let service =
+        start(Arc::clone(&world.store) as _, &[("main", &world.root)], &world.clock).await;
     service.encrypt(Some("orders"), b"hello"[..].into(), b"").await.unwrap();
 }
 

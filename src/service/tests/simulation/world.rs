@@ -16,9 +16,9 @@ use crate::id::KekId;
 use crate::metrics::Metrics;
 use crate::root::{self, Context, RootKey};
 use crate::secret::KeyBytes;
-use crate::store::record::Wrap;
 use crate::service::tests::chain_of;
 use crate::service::{Config, Error, KeyService, MIN_DESTROY_DELAY};
+use crate::store::record::Wrap;
 
 /// 2026-01-01T00:00:00Z.
 const EPOCH: u64 = 1_767_225_600;
