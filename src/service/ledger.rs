@@ -53,8 +53,14 @@ pub(super) struct Ledger {
     foreign_claim: Option<(Revision, Monotonic)>,
     /// The store went back to an earlier state, and what is left to do about it.
     rollback: Option<Rollback>,
-    /// Somebody else noticed that it did; the next read tells.
+    /// A record shows that it did; the next read tells.
     suspected: bool,
+    /// The store reports that it did; the next read tells.
+    reported: bool,
+    /// The store has reported `rollback`.
+    is_reported: bool,
+    /// The repair in the head was met before the store reported what it is for.
+    early: Option<history::Early>,
     /// The highest generation that was ever read.
     seen_generation: u64,
     /// The newest set of roots that was ever read, and what the keys were called by it.
@@ -90,6 +96,9 @@ impl Ledger {
             foreign_claim: None,
             rollback: None,
             suspected: false,
+            reported: false,
+            is_reported: false,
+            early: None,
             seen_generation: 0,
             seen_roots: (0, None),
             known: VecDeque::new(),

@@ -323,6 +323,7 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
     service.stop().await;
 
     std::fs::write(&file, &good).unwrap();
+    set_mode(&file, 0o600);
     decrypt_all(&setup.start().await, &[sealed]).await;
 }
 

@@ -15,8 +15,8 @@ use crate::support::etcd::Etcd;
 use crate::support::{Sealed, Service, Setup, decrypt_all, tell, until};
 
 use super::{
-    RIGHT, WRONG, blamed, check, command, encrypts_nothing, good, keks, lines, metric, passphrase,
-    used, without_advice,
+    RIGHT, WRONG, blamed, check, command, encrypts_nothing, keks, lines, metric, passphrase, used,
+    without_advice,
 };
 
 fn on(etcd: &Etcd) -> Setup {
@@ -287,7 +287,10 @@ async fn a_restore_that_lacks_the_primarys_record_is_named_and_store_restored_re
     decrypt_all(&service, std::slice::from_ref(kept)).await;
     service.stop().await;
 
-    good(setup.run(&["store", "restored", "--yes"]));
+    let output = setup.run(&["store", "restored", "--yes"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "it names what it can't repair: {said}");
+    assert!(said.contains(&format!("{}: it is missing", lost.kek_id())), "{said}");
     let service = setup.start().await;
     let made = service.encrypt("default", "AAAA").await;
     decrypt_all(&service, &[kept.clone(), made]).await;

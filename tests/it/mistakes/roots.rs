@@ -154,7 +154,7 @@ async fn move_alias(moto: &Moto, key: &str) {
     moto.call("UpdateAlias", json!({"AliasName": "alias/main", "TargetKeyId": key})).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alias_that_moves_to_another_key_wraps_no_kek() {
     let moto = Moto::start();
     let front = Front::start(Some(&moto)).await;
