@@ -135,10 +135,7 @@ impl KeyService {
                     None if !self.can_put_back(chain, *id) => {
                         tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is gone");
                     }
-                    None => {
-                        chain.reserver.lock().await.ledger.set_restored();
-                        chain.need_uses.notify_one();
-                    }
+                    None => states::suspect(&self.core, chain, *id).await?,
                 }
             }
         }
@@ -179,7 +176,7 @@ impl KeyService {
     async fn restored(&self) {
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {
-            chain.reserver.lock().await.ledger.set_restored();
+            chain.reserver.lock().await.ledger.report_restored();
             chain.need_uses.notify_one();
         }
     }

@@ -53,12 +53,18 @@ pub(super) struct Ledger {
     foreign_claim: Option<(Revision, Monotonic)>,
     /// The store went back to an earlier state, and what is left to do about it.
     rollback: Option<Rollback>,
-    /// Somebody else noticed that it did; the next read tells.
+    /// A record shows that it did; the next read tells.
     suspected: bool,
     /// A head that is missing is put again, also where the chain never had a KEK.
     keeps_head: bool,
     /// The head is gone, and no KEK is with it.
     deleted: bool,
+    /// The store reports that it did; the next read tells.
+    reported: bool,
+    /// The store has reported `rollback`.
+    is_reported: bool,
+    /// The repair in the head was met before the store reported what it is for.
+    early: Option<history::Early>,
     /// The highest generation that was ever read.
     seen_generation: u64,
     /// The newest set of roots that was ever read, and what the keys were called by it.
@@ -96,6 +102,9 @@ impl Ledger {
             suspected: false,
             keeps_head: true,
             deleted: false,
+            reported: false,
+            is_reported: false,
+            early: None,
             seen_generation: 0,
             seen_roots: (0, None),
             known: VecDeque::new(),

@@ -277,7 +277,8 @@ pub(super) async fn rotate_by_hand(
             (ledger.primary.clone(), step)
         };
         if let (Trust::Proven, Some(primary)) = (trust, &primary) {
-            open(core, chain, primary).await.map_err(not_rotated)?;
+            let opened = open(core, chain, primary).await;
+            opened.map_err(|error| not_rotated(unusable(error, chain)))?;
         }
         supply_standby(core, chain, Some(step), trust).await.map_err(not_rotated)?;
         let mut reserver = chain.reserver.lock().await;

@@ -124,12 +124,27 @@ pub(super) async fn learn(
     if destroyed && read.record.state != State::Destroyed && !doubts.contains_key(&id) {
         // Nothing brings a KEK back but an old copy of the store.
         drop(doubts);
-        chain.reserver.lock().await.ledger.set_restored();
-        chain.need_uses.notify_one();
+        suspect(core, chain, id).await?;
         return Ok(Some(Kek { state: State::Destroyed, wraps: Vec::new(), ..read.record }));
     }
     follow(core, chain, id, read.record.state);
     Ok(Some(read.record))
+}
+
+/// A record that this process knows was read as an old one, or is gone: an old copy of the store was
+/// restored. It is read again while this process repairs nothing, since a repair may be what was missed.
+pub(super) async fn suspect(core: &Core, chain: &Chain, id: KekId) -> Result<(), store::Error> {
+    let ledger = &mut chain.reserver.lock().await.ledger;
+    let destroyed = chain.snapshot().refused().any(|it| it == (id, Refusal::Destroyed));
+    let is_old = match read(core, chain, id).await? {
+        Some(read) => destroyed && read.record.state != State::Destroyed,
+        None => true,
+    };
+    if is_old {
+        ledger.set_restored();
+        chain.need_uses.notify_one();
+    }
+    Ok(())
 }
 
 async fn read(

@@ -466,7 +466,7 @@ async fn the_socket_is_made_for_its_owner_alone_replaced_when_stale_and_removed_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kek_that_kubernetes_holds_data_under_is_destroyed_with_force_alone() {
+async fn a_kek_that_kubernetes_holds_data_under_is_disabled_and_destroyed_with_force_alone() {
     let (setup, socket) = plugin(Setup::new().set("CHAIN__DESTROY_DELAY", "2m"));
     let service = setup.start().await;
     let mut client = Client::of(&[&socket]);
@@ -480,7 +480,13 @@ async fn a_kek_that_kubernetes_holds_data_under_is_destroyed_with_force_alone() 
         let said = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8(said).unwrap())
     };
-    assert_eq!(command(&["disable", &id]), (Some(0), "disabled\n".to_owned()));
+    let (code, said) = command(&["disable", &id]);
+    assert!(code == Some(1) && said.contains("conflict: a Kubernetes cluster"), "{code:?} {said}");
+    let (status, refused) = service.post(&format!("{kek}/disable"), json!({})).await;
+    assert_eq!((status.as_u16(), &refused["code"]), (409, &json!("conflict")), "{refused}");
+    assert_eq!(client.decrypt(&made, &[])["plaintext"], hex(&seed()), "it decrypts as before");
+    let forced = command(&["disable", &id, "--force"]);
+    assert_eq!(forced, (Some(0), "disabled\n".to_owned()));
     let answer = client.decrypt(&made, &[]);
     assert_eq!(answer["error"], "FAILED_PRECONDITION", "{answer}");
     let (code, said) = command(&["destroy", &id, "--yes"]);

@@ -355,15 +355,17 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
 
     std::fs::remove_file(&file).unwrap();
     let service = setup.start().await;
-    service.logged("a new root key was made").await;
     let body = json!({"ciphertext": sealed.ciphertext});
     let (status, problem) = service.post("/v1/decrypt", body).await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");
     let (_, readiness) = service.get("/readyz").await;
-    assert!(readiness.to_string().contains("the key file is another one"), "{readiness}");
+    let missing = format!("the key file {} is missing", file.display());
+    assert!(readiness.to_string().contains(&missing), "{readiness}");
+    assert!(!file.exists(), "no key is made");
     service.stop().await;
 
     std::fs::write(&file, &good).unwrap();
+    set_mode(&file, 0o600);
     decrypt_all(&setup.start().await, &[sealed]).await;
 }
 

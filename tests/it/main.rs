@@ -36,6 +36,8 @@ mod load_balancers;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod mistakes;
+#[cfg(test)]
 mod monitoring;
 #[cfg(test)]
 mod openapi;

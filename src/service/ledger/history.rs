@@ -55,10 +55,23 @@ pub(in crate::service) enum Rollback {
     Repaired,
 }
 
+/// A repair that this process met before the store reported the rollback. The report belongs to that
+/// repair, and is no reason for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Early {
+    /// Another process made it, and this one has not yet put back what it holds.
+    Adopted,
+    /// This process has done its part.
+    Answered,
+}
+
+/// How far a repair raises the generation, so that it passes what any other process saw.
+const LEAP: u64 = 1 << 20;
+
 impl Ledger {
     /// Whether the store went back to an earlier state, and something is left to do about it.
     pub(in crate::service) fn is_restored(&self) -> bool {
-        self.suspected || self.rollback.is_some()
+        self.suspected || self.reported || self.rollback.is_some()
     }
 
     /// What is left to do about it.
@@ -66,9 +79,15 @@ impl Ledger {
         self.rollback
     }
 
-    /// Somebody else noticed it.
+    /// A record that was read shows it.
     pub(in crate::service) fn set_restored(&mut self) {
         self.suspected = true;
+        self.stale = true;
+    }
+
+    /// The store itself reports it, once for each time.
+    pub(in crate::service) fn report_restored(&mut self) {
+        self.reported = true;
         self.stale = true;
     }
 
@@ -89,11 +108,33 @@ impl Ledger {
         // No write makes a head and a primary that do not fit, but one that met a revision of another
         // history.
         let is_certain = older_kek || !fits;
-        if std::mem::take(&mut self.suspected) || older_head || is_certain {
+        let is_evident = older_head || is_certain;
+        let by_another = self.is_repaired(&head.record);
+        let early = self
+            .early
+            .take()
+            .filter(|_| !is_evident && head.record.repair == self.head.record.repair);
+        let (suspected, reported) =
+            (std::mem::take(&mut self.suspected), std::mem::take(&mut self.reported));
+        let is_another = reported
+            && match self.rollback {
+                Some(_) => self.is_reported,
+                None => early != Some(Early::Answered),
+            };
+        let is_suspected = suspected && self.rollback.is_none();
+        if is_evident || is_suspected || is_another {
             self.remember_lost();
             self.rollback = Some(Rollback::Unrepaired);
         }
-        if self.rollback.is_some() && !is_certain && self.is_repaired(&head.record) {
+        if self.rollback.is_none() {
+            self.early = match early {
+                _ if by_another => Some(Early::Adopted),
+                early => early.filter(|_| !reported),
+            };
+            return;
+        }
+        self.is_reported |= reported;
+        if !is_certain && (by_another || early == Some(Early::Adopted)) {
             self.rollback = Some(Rollback::Repaired);
         }
     }
@@ -163,7 +204,7 @@ impl Ledger {
     /// Retires primary and standby after a restore. Compares: head and both KEKs unchanged.
     pub(in crate::service) async fn retire_restored(&mut self) -> Result<bool, Error> {
         // The generation must pass what any process saw before.
-        let seen = self.seen_generation;
+        let seen = self.seen_generation.max(self.head.record.generation) + LEAP;
         // What the keys are called outside never becomes what it was before.
         let (roots_generation, named_root) = self.seen_roots.clone();
         let mut before = self.head.clone();
@@ -184,6 +225,8 @@ impl Ledger {
     pub(in crate::service) fn end_rollback(&mut self) {
         self.rollback = None;
         self.lost.clear();
+        let is_reported = std::mem::take(&mut self.is_reported);
+        self.early = (!is_reported).then_some(Early::Answered);
     }
 
     /// The KEKs that were primary or standby before a restore.

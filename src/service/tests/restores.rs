@@ -151,3 +151,51 @@ async fn a_rollback_costs_one_new_kek_however_many_replicas_notice_it() {
         }
     }
 }
+
+/// What the follower does when the store itself reports a rollback.
+async fn report(service: &KeyService) {
+    let chain = chain_of(service);
+    chain.reserver.lock().await.ledger.report_restored();
+    chain.need_uses.notify_one();
+    until("nothing is left to do", async || !chain.reserver.lock().await.ledger.is_restored())
+        .await;
+}
+
+/// Each process gets the report once, before or after it met the repair.
+#[tokio::test]
+async fn a_rollback_that_the_store_reports_late_is_repaired_once_and_a_second_one_again() {
+    let replicas = Replicas::new(3).await;
+    let services = &replicas.services;
+    let agreed = async || {
+        until("all know the newest head", async || {
+            let head = head(&replicas).await;
+            for service in services {
+                let chain = chain_of(service);
+                let mut reserver = chain.reserver.lock().await;
+                if reserver.ledger.refresh().await.is_err() || reserver.ledger.head.record != head {
+                    return false;
+                }
+            }
+            head.primary.is_some()
+        })
+        .await;
+    };
+    let early = replicas.store.snapshot();
+    services[1].rotate(None).await.unwrap();
+    agreed().await;
+    let mut repairs = vec![head(&replicas).await.repair];
+    for snapshot in [Some(early), None] {
+        replicas.store.restore(snapshot.unwrap_or_else(|| replicas.store.snapshot()));
+        report(&services[2]).await;
+        agreed().await;
+        let repair = head(&replicas).await.repair;
+        assert!(!repairs.contains(&repair), "{repair:?} is a repair of this rollback");
+        repairs.push(repair);
+        for late in &services[..2] {
+            report(late).await;
+            assert!(encrypt(late).await.is_ok());
+            assert_eq!(head(&replicas).await.repair, repair);
+        }
+        agreed().await;
+    }
+}

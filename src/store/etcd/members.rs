@@ -4,7 +4,7 @@
 //! calls to a dead member. The one that answers is kept; one that fails is left alone for a while.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -335,34 +335,47 @@ impl Member {
 /// copy.
 #[derive(Default)]
 pub(super) struct History {
-    revision: AtomicI64,
-    cluster: AtomicU64,
+    seen: Mutex<Seen>,
     restored: watch::Sender<u64>,
 }
 
+/// What is known of the history at a moment.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Seen {
+    revision: i64,
+    cluster: u64,
+    /// How often an old copy was restored.
+    restores: u64,
+}
+
 impl History {
-    /// The highest revision that was seen so far: to be asked before a call is sent.
-    fn seen(&self) -> i64 {
-        self.revision.load(Ordering::Acquire)
+    /// What was seen so far: to be asked before a call is sent.
+    pub(super) fn seen(&self) -> Seen {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the header of a linearizable answer to a call that was sent when `seen` was known: it
-    /// can't be older than that.
-    pub(super) fn note(&self, seen: i64, header: &ResponseHeader) {
-        let cluster = self.cluster.swap(header.cluster_id(), Ordering::AcqRel);
-        let other_cluster = cluster != 0 && cluster != header.cluster_id();
-        if header.revision() < seen || other_cluster {
-            tracing::error!(
-                revision = header.revision(),
-                seen,
-                other_cluster,
-                "etcd went back to an earlier state: somebody restored an old copy"
-            );
-            self.revision.store(header.revision(), Ordering::Release);
-            self.restored.send_modify(|times| *times += 1);
-        } else {
-            self.revision.fetch_max(header.revision(), Ordering::AcqRel);
+    /// Notes the header of a linearizable answer to a call that was sent when `before` was known: it
+    /// can't be older than that. Of calls that a restore overtook, the first one reports it.
+    pub(super) fn note(&self, before: Seen, header: &ResponseHeader) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.restores != before.restores {
+            return;
         }
+        let other_cluster = seen.cluster != 0 && seen.cluster != header.cluster_id();
+        seen.cluster = header.cluster_id();
+        if header.revision() >= before.revision && !other_cluster {
+            seen.revision = seen.revision.max(header.revision());
+            return;
+        }
+        tracing::error!(
+            revision = header.revision(),
+            seen = before.revision,
+            other_cluster,
+            "etcd went back to an earlier state: somebody restored an old copy"
+        );
+        seen.revision = header.revision();
+        seen.restores += 1;
+        self.restored.send_replace(seen.restores);
     }
 
     /// Tells of each time that it happens.
