@@ -310,7 +310,7 @@ pub(super) async fn rotate_by_hand(
     Err(changed_by_others())
 }
 
-/// Whoever rotates by hand may read what operators read.
+/// A caller that may rotate by hand may read what operators read.
 fn not_rotated(error: Error) -> Error {
     match error.kind() {
         Kind::RootUnavailable => Error::new(

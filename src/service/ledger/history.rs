@@ -48,10 +48,10 @@ impl Known {
 /// What a process that notices a rollback of the store has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::service) enum Rollback {
-    /// Retire the primary and the standby, whose counters are too low, and put back what the store
+    /// Retire the primary and the standby, whose counters are too low, and restore what the store
     /// lacks.
     Unrepaired,
-    /// Another process retired them. Only put back what the store lacks.
+    /// Another process retired them. Only restore what the store lacks.
     Repaired,
 }
 
@@ -59,7 +59,7 @@ pub(in crate::service) enum Rollback {
 /// repair, and is no reason for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Early {
-    /// Another process made it, and this one has not yet put back what it holds.
+    /// Another process made it, and this one has not yet restored what it holds.
     Adopted,
     /// This process has done its part.
     Answered,

@@ -46,7 +46,7 @@ impl Failure {
             return Self::certain(detail);
         }
         match status.code() {
-            // etcd itself says no.
+            // etcd itself refuses.
             Code::InvalidArgument
             | Code::PermissionDenied
             | Code::Unauthenticated

@@ -144,7 +144,7 @@ impl Sim {
             100..102 if self.processes.len() < 6 => {
                 self.births.push(Birth::new(&self.hub, rng.fork()));
             }
-            // Whoever starts on a store without KEKs founds it, be its roots right or wrong.
+            // A process that starts on a store without KEKs founds it, whatever its roots are.
             102..105 if weather.restores && self.has_keks() => {
                 self.old = Some(self.hub.store.snapshot());
             }
