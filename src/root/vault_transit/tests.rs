@@ -11,15 +11,12 @@ use crate::id::Suite;
 use crate::root::RootKey;
 use crate::root::contract::{self, chain, context, wrong};
 use crate::secret::SecretBytes;
+use crate::tls::tests::pki;
 
 #[path = "../../../tests/it/support/bao.rs"]
 mod bao;
 mod faults;
 mod settings;
-
-#[allow(dead_code, reason = "others need the rest of it")]
-#[path = "../../../tests/it/support/pki.rs"]
-mod pki;
 
 use bao::Bao;
 

@@ -4,12 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::*;
-
-#[allow(dead_code, reason = "others need the rest of it")]
-#[path = "../../../../tests/it/support/pki.rs"]
-mod pki;
-
-use pki::Pki;
+use crate::tls::tests::pki::Pki;
 
 /// Replaces files as kubelet replaces those of a mounted Secret: `..data` points to another
 /// directory from one moment to the next.
