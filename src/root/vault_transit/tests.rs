@@ -11,6 +11,7 @@ use crate::id::Suite;
 use crate::root::RootKey;
 use crate::root::contract::{self, chain, context, wrong};
 use crate::secret::SecretBytes;
+use crate::tls::tests::pki;
 
 #[path = "../../../tests/it/support/bao.rs"]
 mod bao;
