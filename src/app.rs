@@ -31,7 +31,8 @@ use reload::Reload;
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the service until SIGTERM or SIGINT, and then until the requests in flight are done. More
-/// SIGTERMs change nothing; a second SIGINT ends it immediately. `load` reads the configuration again, on SIGHUP and now and then.
+/// SIGTERMs change nothing; a second SIGINT ends it immediately. `load` reads the configuration
+/// again, on SIGHUP and now and then.
 ///
 /// # Errors
 /// When it can't start, when serving fails, and when a second SIGINT ended it.

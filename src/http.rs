@@ -23,6 +23,7 @@ use crate::auth::Auth;
 use crate::service::KeyService;
 use crate::{tls, units};
 
+mod activity;
 mod answer;
 mod base64;
 mod batch;

@@ -20,8 +20,10 @@ import java.time.Duration;
 import java.util.Base64;
 import java.util.List;
 import java.util.regex.Pattern;
+import javax.net.ssl.KeyManager;
 import javax.net.ssl.KeyManagerFactory;
 import javax.net.ssl.SSLContext;
+import javax.net.ssl.TrustManager;
 import javax.net.ssl.TrustManagerFactory;
 
 public class Client {
@@ -57,7 +59,8 @@ public class Client {
     private final String tokenFile;
 
     Client(String server, String chain, String tokenFile, SSLContext tls) {
-        this.http = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).sslContext(tls).build();
+        var http = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1);
+        this.http = http.sslContext(tls).build();
         this.server = server;
         this.chain = chain;
         this.tokenFile = tokenFile;
@@ -71,8 +74,9 @@ public class Client {
         return call("/v1/decrypt", envelope, aad);
     }
 
-    /** Makes a call. A broken connection, 429 and 503 are worth another try: calls can be repeated. */
-    private byte[] call(String path, byte[] body, byte[] aad) throws IOException, InterruptedException {
+    /** Makes a call, and repeats it after a broken connection, 429 or 503: that is safe. */
+    private byte[] call(String path, byte[] body, byte[] aad)
+            throws IOException, InterruptedException {
         for (int left = TRIES - 1; ; left--) {
             HttpResponse<byte[]> response;
             try {
@@ -91,14 +95,16 @@ public class Client {
                 continue;
             }
             // What is no envelope and no plaintext must not be taken for one.
-            if (status == 200 && response.headers().firstValue("content-type").orElse("").equals(OCTETS)) {
+            var type = response.headers().firstValue("content-type").orElse("");
+            if (status == 200 && type.equals(OCTETS)) {
                 return response.body();
             }
             throw new Refused(status, new String(response.body(), StandardCharsets.UTF_8));
         }
     }
 
-    private HttpResponse<byte[]> send(String path, byte[] body, byte[] aad) throws IOException, InterruptedException {
+    private HttpResponse<byte[]> send(String path, byte[] body, byte[] aad)
+            throws IOException, InterruptedException {
         var request = HttpRequest.newBuilder(URI.create(server + path))
                 .timeout(Duration.ofSeconds(15))
                 .header("content-type", OCTETS)
@@ -107,31 +113,38 @@ public class Client {
                 .POST(HttpRequest.BodyPublishers.ofByteArray(body));
         if (tokenFile != null) {
             // It is read for each call: tokens are replaced while programs run.
-            request.header("authorization", "Bearer " + Files.readString(Path.of(tokenFile)).trim());
+            var token = Files.readString(Path.of(tokenFile)).trim();
+            request.header("authorization", "Bearer " + token);
         }
         return http.send(request.build(), HttpResponse.BodyHandlers.ofByteArray());
     }
 
     /** Trusts the authorities in `ca`, and shows the certificate in `cert`: PEM files, or null. */
-    static SSLContext tls(String ca, String cert, String key) throws IOException, GeneralSecurityException {
+    static SSLContext tls(String ca, String cert, String key)
+            throws IOException, GeneralSecurityException {
         var context = SSLContext.getInstance("TLS");
-        KeyManagerFactory keys = null;
-        TrustManagerFactory trust = null;
+        KeyManager[] keys = null;
+        TrustManager[] trust = null;
         if (ca != null) {
             var store = emptyStore();
             for (var authority : certificates(ca)) {
                 store.setCertificateEntry("ca " + store.size(), authority);
             }
-            trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
-            trust.init(store);
+            var algorithm = TrustManagerFactory.getDefaultAlgorithm();
+            var factory = TrustManagerFactory.getInstance(algorithm);
+            factory.init(store);
+            trust = factory.getTrustManagers();
         }
         if (cert != null) {
             var store = emptyStore();
-            store.setKeyEntry("client", privateKey(key), new char[0], certificates(cert).toArray(new Certificate[0]));
-            keys = KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm());
-            keys.init(store, new char[0]);
+            var chain = certificates(cert).toArray(new Certificate[0]);
+            store.setKeyEntry("client", privateKey(key), new char[0], chain);
+            var factory = KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm());
+            factory.init(store, new char[0]);
+            keys = factory.getKeyManagers();
         }
-        context.init(keys == null ? null : keys.getKeyManagers(), trust == null ? null : trust.getTrustManagers(), null);
+        // What is null is the JDK's default.
+        context.init(keys, trust, null);
         return context;
     }
 
@@ -141,14 +154,16 @@ public class Client {
         return store;
     }
 
-    private static List<Certificate> certificates(String path) throws IOException, GeneralSecurityException {
+    private static List<Certificate> certificates(String path)
+            throws IOException, GeneralSecurityException {
         try (var in = Files.newInputStream(Path.of(path))) {
             return List.copyOf(CertificateFactory.getInstance("X.509").generateCertificates(in));
         }
     }
 
     /** A key in PKCS#8, which starts with "BEGIN PRIVATE KEY". */
-    private static PrivateKey privateKey(String path) throws IOException, GeneralSecurityException {
+    private static PrivateKey privateKey(String path)
+            throws IOException, GeneralSecurityException {
         var base64 = Files.readString(Path.of(path)).replaceAll("-----[A-Z ]+-----", "");
         var key = new PKCS8EncodedKeySpec(Base64.getMimeDecoder().decode(base64));
         try {
@@ -161,11 +176,14 @@ public class Client {
     public static void main(String[] arguments) throws Exception {
         var environment = System.getenv();
         var server = environment.getOrDefault("KMS_PROXY_SERVER", "http://127.0.0.1:8080");
-        var tls = tls(environment.get("KMS_PROXY_CA"), environment.get("KMS_PROXY_CERT"), environment.get("KMS_PROXY_KEY"));
+        var tls = tls(environment.get("KMS_PROXY_CA"), environment.get("KMS_PROXY_CERT"),
+                environment.get("KMS_PROXY_KEY"));
         var client = new Client(server, "default", environment.get("KMS_PROXY_TOKEN_FILE"), tls);
+        var hello = "hello".getBytes(StandardCharsets.UTF_8);
         // The AAD binds the ciphertext to its place: moved to another row, it does not open.
-        var secret = client.encrypt("hello".getBytes(StandardCharsets.UTF_8), "row 7".getBytes(StandardCharsets.UTF_8));
-        var opened = client.decrypt(secret, "row 7".getBytes(StandardCharsets.UTF_8));
+        var aad = "row 7".getBytes(StandardCharsets.UTF_8);
+        var secret = client.encrypt(hello, aad);
+        var opened = client.decrypt(secret, aad);
         System.out.println(new String(opened, StandardCharsets.UTF_8));
         try {
             client.decrypt(secret, "row 8".getBytes(StandardCharsets.UTF_8));

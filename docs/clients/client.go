@@ -28,7 +28,9 @@ type Client struct {
 
 // New makes a client of the service that the environment names.
 func New() (*Client, error) {
-	client := &Client{server: os.Getenv("KMS_PROXY_SERVER"), tokenFile: os.Getenv("KMS_PROXY_TOKEN_FILE")}
+	client := new(Client)
+	client.server = os.Getenv("KMS_PROXY_SERVER")
+	client.tokenFile = os.Getenv("KMS_PROXY_TOKEN_FILE")
 	if client.server == "" {
 		client.server = "http://127.0.0.1:8080"
 	}
@@ -50,7 +52,10 @@ func New() (*Client, error) {
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute}
+	transport := new(http.Transport)
+	transport.TLSClientConfig = config
+	transport.ForceAttemptHTTP2 = true
+	transport.IdleConnTimeout = time.Minute
 	client.http = http.Client{Timeout: 15 * time.Second, Transport: transport}
 	return client, nil
 }
@@ -62,7 +67,9 @@ type Refused struct {
 	Detail string `json:"detail"`
 }
 
-func (r *Refused) Error() string { return fmt.Sprintf("%s: %s (HTTP %d)", r.Code, r.Detail, r.Status) }
+func (r *Refused) Error() string {
+	return fmt.Sprintf("%s: %s (HTTP %d)", r.Code, r.Detail, r.Status)
+}
 
 func refused(status int, body []byte) *Refused {
 	r := new(Refused)
@@ -100,7 +107,7 @@ func (c *Client) call(path string, request sealed) (*answer, error) {
 		case err != nil:
 			time.Sleep(200 * time.Millisecond)
 			continue
-		case (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) && left > 0:
+		case (status == 429 || status == 503) && left > 0:
 			time.Sleep(wait)
 			continue
 		}
@@ -147,11 +154,12 @@ func main() {
 		log.Fatal(err)
 	}
 	// The AAD binds the ciphertext to its place: moved to another row, it does not open.
-	made, err := client.call("/v1/encrypt", sealed{Plaintext: []byte("hello"), AAD: []byte("row 7")})
+	aad := []byte("row 7")
+	made, err := client.call("/v1/encrypt", sealed{Plaintext: []byte("hello"), AAD: aad})
 	if err != nil {
 		log.Fatal(err)
 	}
-	opened, err := client.call("/v1/decrypt", sealed{Ciphertext: made.Ciphertext, AAD: []byte("row 7")})
+	opened, err := client.call("/v1/decrypt", sealed{Ciphertext: made.Ciphertext, AAD: aad})
 	if err != nil {
 		log.Fatal(err)
 	}

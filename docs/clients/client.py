@@ -25,7 +25,7 @@ class Refused(Exception):
 
 
 class Client:
-    """A service, on one connection for one thread: it stays open, and is opened again when it broke."""
+    """A service, on one connection for one thread, which is opened again when it broke."""
 
     def __init__(self, server: str, token_file=None, ca=None, cert=None, key=None):
         url = urllib.parse.urlsplit(server)
@@ -39,7 +39,7 @@ class Client:
             self.http = http.client.HTTPConnection(url.netloc, timeout=15)
 
     def call(self, path: str, body: dict) -> dict:
-        """Makes a call. A broken connection, 429 and 503 are worth another try: calls can be repeated."""
+        """Makes a call, and repeats it after a broken connection, 429 or 503: that is safe."""
         for left in reversed(range(TRIES)):
             try:
                 status, wait, answer = self.send(path, json.dumps(body).encode())

@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import http from "node:http";
 import https from "node:https";
 
-const { KMS_PROXY_SERVER, KMS_PROXY_CA, KMS_PROXY_CERT, KMS_PROXY_KEY, KMS_PROXY_TOKEN_FILE } = process.env;
+const { KMS_PROXY_SERVER, KMS_PROXY_TOKEN_FILE, KMS_PROXY_CA, KMS_PROXY_CERT, KMS_PROXY_KEY } =
+  process.env;
 const server = KMS_PROXY_SERVER ?? "http://127.0.0.1:8080";
 const isSecure = server.startsWith("https:");
 const file = (path?: string) => (path ? readFileSync(path) : undefined);
@@ -13,7 +14,12 @@ const TRIES = 5;
 
 /** Connections stay open between calls. */
 const agent = isSecure
-  ? new https.Agent({ keepAlive: true, ca: file(KMS_PROXY_CA), cert: file(KMS_PROXY_CERT), key: file(KMS_PROXY_KEY) })
+  ? new https.Agent({
+      keepAlive: true,
+      ca: file(KMS_PROXY_CA),
+      cert: file(KMS_PROXY_CERT),
+      key: file(KMS_PROXY_KEY),
+    })
   : new http.Agent({ keepAlive: true });
 
 type Answer = { status: number; wait: string; text: string };
@@ -94,7 +100,7 @@ async function encrypt(plaintext: Uint8Array, aad: Uint8Array, chain = "default"
   return (await call("/v1/encrypt", body)).ciphertext;
 }
 
-async function decrypt(ciphertext: string, aad: Uint8Array, chain = "default"): Promise<Uint8Array> {
+async function decrypt(ciphertext: string, aad: Uint8Array, chain = "default") {
   const body = { ciphertext, aad: base64(aad), chain };
   return Buffer.from((await call("/v1/decrypt", body)).plaintext, "base64");
 }

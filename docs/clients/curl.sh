@@ -1,13 +1,13 @@
 #!/bin/sh
-# Encrypts and decrypts with curl alone: raw bytes in, raw bytes out. Each call is a connection: for many
-# at once there are the batch calls.
+# Encrypts and decrypts with curl alone: raw bytes in, raw bytes out. Each call is a connection: for
+# many at once there are the batch calls.
 set -eu
 server=${KMS_PROXY_SERVER:-http://127.0.0.1:8080}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
-# call PATH AAD IN OUT: sends the file IN. OUT has the answer, or what was said instead. A broken connection,
-# 429 and 503 are worth another try: calls can be repeated.
+# call PATH AAD IN OUT: sends the file IN. OUT has the answer, or what was said instead. A broken
+# connection, 429 and 503 are worth another try: calls can be repeated.
 call() {
   path=$1 aad=$2 in=$3 out=$4 try=1
   while :; do
@@ -15,14 +15,17 @@ call() {
       -H 'content-type: application/octet-stream' \
       -H "kms-proxy-aad: $(printf %s "$aad" | base64 | tr -d '\n')"
     if [ -n "${KMS_PROXY_CA:-}" ]; then set -- "$@" --cacert "$KMS_PROXY_CA"; fi
-    if [ -n "${KMS_PROXY_CERT:-}" ]; then set -- "$@" --cert "$KMS_PROXY_CERT" --key "$KMS_PROXY_KEY"; fi
+    if [ -n "${KMS_PROXY_CERT:-}" ]; then
+      set -- "$@" --cert "$KMS_PROXY_CERT" --key "$KMS_PROXY_KEY"
+    fi
     if [ -n "${KMS_PROXY_TOKEN_FILE:-}" ]; then
       # By a file: arguments can be seen by other users.
       printf 'authorization: Bearer %s\n' "$(cat "$KMS_PROXY_TOKEN_FILE")" > "$dir/authorization"
       set -- "$@" -H "@$dir/authorization"
     fi
     : > "$out"
-    status=$(curl "$@" -D "$dir/head" -o "$out" -w '%{http_code}' --data-binary "@$in" "$server$path") || status=000
+    set -- "$@" -D "$dir/head" -o "$out" -w '%{http_code}' --data-binary "@$in"
+    status=$(curl "$@" "$server$path") || status=000
     case $status in
       200)
         if grep -qi '^content-type: application/octet-stream' "$dir/head"; then return 0; fi

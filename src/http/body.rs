@@ -336,8 +336,8 @@ pub(super) fn decode_plaintext(base64: &Encoded<'_>) -> Result<Plaintext, Error>
         .map_err(|_| not_base64("plaintext", base64))
 }
 
-/// The envelope in a field `ciphertext`. The text form is public, so the error can say what is wrong
-/// with it; of the envelope inside it says nothing.
+/// The envelope in a field `ciphertext`. The text form is public, so the error can say what is
+/// wrong with it; of the envelope inside it says nothing.
 pub(super) fn decode_envelope(text: &Encoded<'_>) -> Result<Vec<u8>, Error> {
     let text = text.as_bytes();
     envelope::from_text(text).map_err(|_| {
@@ -359,8 +359,8 @@ pub(super) fn check_raw_envelope(body: &[u8]) -> Result<(), Error> {
         return Ok(());
     }
     Err(invalid_text(
-        "the body is an envelope in its text form (kp:), which belongs into JSON; a raw body is the \
-         binary envelope: the decoded base64 after kp:"
+        "the body is an envelope in its text form (kp:), which belongs into JSON; a raw body is \
+         the binary envelope: the decoded base64 after kp:"
             .to_owned(),
     ))
 }

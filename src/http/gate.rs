@@ -315,9 +315,9 @@ fn forbidden(detail: &'static str) -> Error {
     Error::new(Kind::Forbidden, detail)
 }
 
-/// Whether this is an HTTP/1.0 request for health or metrics without `Host`, as simple health checkers
-/// send it: only HTTP/1.1 requires `Host` (RFC 9112, section 3.2). Browsers send `Host` with every
-/// request, so no web page can make this one.
+/// Whether this is an HTTP/1.0 request for health or metrics without `Host`, as simple health
+/// checkers send it: only HTTP/1.1 requires `Host` (RFC 9112, section 3.2). Browsers send `Host`
+/// with every request, so no web page can make this one.
 fn is_simple_probe(request: &Request) -> bool {
     let (headers, uri) = (request.headers(), request.uri());
     request.version() <= Version::HTTP_10

@@ -1,8 +1,9 @@
-//! The memory of heads of requests that are not complete yet: they count against the budget, and get
-//! half of it at most.
+//! The memory of heads of requests that are not complete yet: they count against the budget, and
+//! get half of it at most.
 //!
-//! hyper buffers a head until it is whole, so what is read between two requests is counted as it is
-//! read. Bodies are counted by those who read them.
+//! hyper buffers a head of HTTP/1.1 until it is whole, so what is read between two requests is counted
+//! as it is read. Bodies are counted by those who read them. A connection of HTTP/2 has one unfinished
+//! head at most, whose size h2 limits.
 
 use std::io;
 use std::pin::Pin;
@@ -11,8 +12,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::activity::Activity;
 use super::budget::{Budget, Held};
-use super::connection::{Activity, MAX_HEAD};
+use super::connection::MAX_HEAD;
 
 /// Bytes of a head that are not counted: hyper's first buffer, which every connection has.
 pub(super) const FREE: usize = 8 << 10;
@@ -22,6 +24,9 @@ pub(super) struct Counted<S> {
     stream: S,
     activity: Arc<Activity>,
     budget: Budget,
+    /// Whether what is read between two requests is a head: h2 reads ahead, also of bodies, before it
+    /// passes a request on.
+    is_http_1: bool,
     /// How many requests had begun when the bytes below were read.
     began: u64,
     /// Bytes since then; more than a head may have are not kept by anybody.
@@ -30,8 +35,8 @@ pub(super) struct Counted<S> {
 }
 
 impl<S> Counted<S> {
-    pub(super) fn new(stream: S, activity: Arc<Activity>, budget: Budget) -> Self {
-        Self { stream, activity, budget, began: 0, bytes: 0, held: None }
+    pub(super) fn new(stream: S, activity: Arc<Activity>, budget: Budget, is_http_1: bool) -> Self {
+        Self { stream, activity, budget, is_http_1, began: 0, bytes: 0, held: None }
     }
 
     /// Takes room for what was read before, unless that was a whole head; now it is known. Called
@@ -65,7 +70,7 @@ impl<S> Counted<S> {
     fn read(&mut self, len: usize) {
         let (began, ended) = self.activity.requests();
         // Else they are of a body.
-        if began == ended {
+        if self.is_http_1 && began == ended {
             self.bytes = self.bytes.saturating_add(len).min(MAX_HEAD);
         }
     }
@@ -119,7 +124,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::connection::UnderWay;
+    use super::super::activity::UnderWay;
     use super::*;
 
     impl Counted<()> {
@@ -136,7 +141,7 @@ mod tests {
         let budget = Budget::new(100 << 10);
         let left =
             |len: usize| budget.take((len << 10) + 1).is_none() && budget.take(len << 10).is_some();
-        let mut one = Counted::new((), Arc::clone(&activity), budget.clone());
+        let mut one = Counted::new((), Arc::clone(&activity), budget.clone(), true);
         one.reads(FREE).unwrap();
         one.account().unwrap();
         assert!(left(100), "a usual head costs nothing");
@@ -161,7 +166,7 @@ mod tests {
     fn the_room_of_a_large_head_is_kept_with_its_buffer() {
         let activity = Arc::new(Activity::new(Duration::from_secs(1)));
         let budget = Budget::new(100 << 10);
-        let mut one = Counted::new((), Arc::clone(&activity), budget.clone());
+        let mut one = Counted::new((), Arc::clone(&activity), budget.clone(), true);
         one.reads(30 << 10).unwrap();
         one.reads(1 << 10).unwrap();
         activity.note_head(20 << 10);

@@ -383,10 +383,10 @@ async fn heads_that_are_not_finished_take_no_more_than_their_part_of_the_budget(
         all.expect("every connection ends");
         let grown = memory_kb(&target.service, "VmHWM:").saturating_sub(before);
         tell(&format!(
-            "{CONNECTIONS} heads of {HEAD} bytes that are not finished, TLS {with_tls}: {grown} kB more"
+            "{CONNECTIONS} unfinished heads of {HEAD} bytes, TLS {with_tls}: {grown} kB more"
         ));
-        // The heads' half of the budget, in buffers of up to twice their size, a body and its answer, and
-        // what each connection takes until it is closed.
+        // The heads' half of the budget, in buffers of up to twice their size, a body and its answer,
+        // and what each connection takes until it is closed.
         assert!(grown < 80 << 10, "{grown} kB");
     }
 }

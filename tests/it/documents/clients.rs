@@ -1,5 +1,5 @@
-//! The clients of docs/clients, each run against a service that serves known clients alone, over TLS, and
-//! behind a proxy that breaks connections and says what the service would not.
+//! The clients of docs/clients, each run against a service that serves known clients alone, over TLS,
+//! and behind a proxy that breaks connections and says what the service would not.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,7 @@ struct Front {
 }
 
 impl Front {
-    /// `answers` are for the first connections, one each; one that is empty only ends its connection.
+    /// `answers` are for the first connections, one each; an empty one only ends its connection.
     async fn start(service: SocketAddr, answers: &'static [&'static str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

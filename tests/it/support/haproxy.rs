@@ -37,7 +37,8 @@ impl Haproxy {
         drop(ports);
         let config = format!(
             "global\n  maxconn 100\n\
-             defaults\n  mode http\n  timeout connect 10s\n  timeout client 10m\n  timeout server 10m\n\
+             defaults\n  mode http\n  timeout connect 10s\n\
+             \x20 timeout client 10m\n  timeout server 10m\n\
              \x20 default-server inter 50ms rise 1 fall 1\n\
              listen stats\n  bind {stats}\n  stats enable\n  stats uri /stats\n\
              frontend front\n  bind {address}\n  default_backend first\n\
@@ -87,7 +88,7 @@ impl Haproxy {
         Some(servers.collect())
     }
 
-    /// Waits until the last check of a server ended with this HTTP status; what HAProxy reports then.
+    /// Waits until the last check of a server ended with this HTTP status; what HAProxy reports.
     pub(crate) async fn checked(&self, server: &str, code: &str) -> Checked {
         until(&format!("a check of {server} that ends with {code}"), async || {
             let servers = self.try_servers().await?;
@@ -100,7 +101,10 @@ impl Haproxy {
     pub(crate) async fn first_check(&self, server: &str) -> Checked {
         until(&format!("a check of {server}"), async || {
             let servers = self.try_servers().await?;
-            let has_code = |checked: &&Checked| !checked.check.1.is_empty();
+            // A star says that the next check is under way.
+            let has_code = |checked: &&Checked| {
+                !checked.check.1.is_empty() && !checked.check.0.starts_with('*')
+            };
             servers.get(server).filter(has_code).cloned()
         })
         .await
