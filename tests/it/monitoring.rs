@@ -129,7 +129,7 @@ async fn every_query_of_the_dashboard_is_answered_and_every_alert_finds_its_metr
         assert!(there.contains(name.as_str()), "there is no metric {name}");
     }
     let rules = rules_that_were_tried(&prometheus).await;
-    assert!(rules >= 18, "{rules}");
+    assert!(rules >= 22, "{rules}");
     stop.store(true, Ordering::Relaxed);
     for load in loads {
         load.await.unwrap();

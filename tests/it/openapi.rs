@@ -62,7 +62,11 @@ async fn a_fuzzer_that_knows_the_document_finds_no_other_answer() {
     let all = text.matches("\"operationId\"").count();
     assert!(said.contains(&format!("{all} selected / {all} total")), "{said}");
     let log = service.stop().await;
-    assert!(!log.contains("panicked") && !log.contains(r#""level":"ERROR""#), "{log}");
+    // It forges ids of KEKs, and an id that the chain does not have is an error of the log.
+    let is_forged =
+        |line: &&str| line.contains("a ciphertext names a KEK that this chain does not");
+    let mut errors = log.lines().filter(|line| line.contains(r#""level":"ERROR""#));
+    assert!(!log.contains("panicked") && errors.all(|line| is_forged(&line)), "{log}");
 }
 
 #[tokio::test]
