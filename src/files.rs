@@ -135,10 +135,8 @@ pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Fails when `path` is not a regular file: what is read more than once must be one.
 pub(crate) fn check_rereadable(path: &Path) -> io::Result<()> {
-    if std::fs::metadata(path)?.is_file() {
-        return Ok(());
-    }
-    Err(io::Error::other("it is not a regular file, and it is read more than once"))
+    let metadata = std::fs::metadata(path)?;
+    if metadata.is_file() { Ok(()) } else { Err(not_regular(&metadata)) }
 }
 
 /// Fails when there is no directory for the file `path`.

@@ -278,7 +278,6 @@ async fn no_kek_passes_its_limit_and_no_envelope_is_lost_whatever_fails() {
     service.ok("/v1/rotate", json!({})).await;
     let disable = format!("/v1/chains/default/keks/{doomed_id}/disable");
     service.ok(&disable, json!({})).await;
-    let disabled_at = Instant::now();
     drop(service);
 
     let seen = Arc::<Seen>::default();
@@ -306,6 +305,11 @@ async fn no_kek_passes_its_limit_and_no_envelope_is_lost_whatever_fails() {
         .await;
         services.push(service);
     }
+    // A process that did not see it being disabled can't destroy it before two minutes.
+    let destroy = format!("/v1/chains/default/keks/{doomed_id}/destroy");
+    let (status, answer) = services[1].post(&destroy, json!({"confirm": doomed_id})).await;
+    assert_eq!((status.as_u16(), &answer["code"]), (409, &json!("conflict")), "{answer}");
+    let seen_at = Instant::now();
     let keks = pages(&services[0], "/v1/chains/default", "items").await;
     for kek in keks.iter().filter(|kek| kek["state"] == "disabled" && kek["kek_id"] != *doomed_id) {
         let path = format!("/v1/chains/default/keks/{}/enable", kek["kek_id"].as_str().unwrap());
@@ -341,8 +345,7 @@ async fn no_kek_passes_its_limit_and_no_envelope_is_lost_whatever_fails() {
     }
 
     // What is disabled for long enough is destroyed, for all of them.
-    tokio::time::sleep(Duration::from_secs(122).saturating_sub(disabled_at.elapsed())).await;
-    let destroy = format!("/v1/chains/default/keks/{doomed_id}/destroy");
+    tokio::time::sleep(Duration::from_secs(122).saturating_sub(seen_at.elapsed())).await;
     services[1].ok(&destroy, json!({"confirm": doomed_id})).await;
     for service in &services {
         let body = json!({"ciphertext": doomed.ciphertext});

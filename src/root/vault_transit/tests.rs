@@ -18,8 +18,6 @@ mod bao;
 mod faults;
 mod settings;
 
-use crate::tls::tests::pki;
-
 use bao::Bao;
 
 /// A root without a login.

@@ -49,7 +49,7 @@ struct Evidence {
 /// KEKs with wrong wraps that are remembered of a root.
 const MAX_WRONG: usize = 1_000;
 /// Of these, those that readiness names.
-const NAMED: usize = 3;
+const NAMED: usize = 8;
 
 /// The roots that may wrap a new KEK of a chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -32,7 +32,7 @@ async fn a_roots_name_that_is_reused_for_another_key_wraps_nothing() {
     let service = root(&root(&setup, 0, "main", "a new one"), 1, "old", RIGHT).start().await;
     encrypts_nothing(&service, "default").await;
     assert_eq!(command(&service, &["rotate"]).0, Some(1));
-    blamed(&service, "main", &last).await;
+    blamed(&service, "main", &[&last]).await;
     assert_eq!(keks(&service, "default").await.len(), 2);
     service.stop().await;
 
@@ -43,7 +43,7 @@ async fn a_roots_name_that_is_reused_for_another_key_wraps_nothing() {
     assert_eq!(code, Some(0), "{said}");
     let made = service.encrypt("default", "AAAA").await;
     assert_eq!(roots_of(&service, &made.kek_id()).await, ["dr"]);
-    blamed(&service, "main", &last).await;
+    blamed(&service, "main", &[&last]).await;
     let (code, said) = command(&service, &["root", "rewrap", "--root", "main"]);
     assert!(code == Some(1) && said.contains("has another key than before"), "{code:?} {said}");
     assert_eq!(roots_of(&service, &made.kek_id()).await, ["dr"]);
@@ -79,7 +79,7 @@ async fn two_roots_that_are_swapped_make_no_kek_and_both_are_named() {
         assert_eq!(command(&service, &["rotate"]).0, Some(1));
         let last = sealed.last().unwrap().kek_id();
         for root in ["a", "b"] {
-            blamed(&service, root, &last).await;
+            blamed(&service, root, &[&last]).await;
         }
         assert_eq!(service.get("/readyz").await.0, 503);
         assert_eq!(keks(&service, "default").await, before);
@@ -181,7 +181,7 @@ async fn an_alias_that_moves_to_another_key_wraps_no_kek() {
     let service = setup.start().await;
     encrypts_nothing(&service, "default").await;
     assert_eq!(command(&service, &["rotate"]).0, Some(1));
-    blamed(&service, "main", &sealed[1].kek_id()).await;
+    blamed(&service, "main", &[&sealed[1].kek_id()]).await;
     assert_eq!(keks(&service, "default").await, before);
     assert_eq!(service.get("/readyz").await.0, 503);
 
