@@ -190,7 +190,7 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
 
 /// The metrics and their labels: a contract. One more is there with TLS alone:
 /// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs.
-const METRICS: [(&str, &str); 23] = [
+const METRICS: [(&str, &str); 27] = [
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
     ("kms_proxy_root_calls_total", "operation outcome root"),
