@@ -255,7 +255,8 @@ async fn an_old_copy_of_etcd_under_three_replicas_costs_one_kek_of_each_chain_an
         for service in &services {
             let counted = format!("kms_proxy_store_rollbacks_total{{chain=\"{chain}\"}}");
             assert_eq!(metric(service, &counted).await, 1, "{chain}");
-            assert_eq!(service.encrypt(chain, "AAAA").await.kek_id(), *made[0]);
+            let (_, stored) = service.get(&format!("/v1/chains/{chain}")).await;
+            assert_eq!(stored["primary"], **made[0], "{chain}");
         }
     }
     for service in services {
