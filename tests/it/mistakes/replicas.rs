@@ -255,6 +255,8 @@ async fn an_old_copy_of_etcd_under_three_replicas_costs_one_kek_of_each_chain_an
         for service in &services {
             let counted = format!("kms_proxy_store_rollbacks_total{{chain=\"{chain}\"}}");
             assert_eq!(metric(service, &counted).await, 1, "{chain}");
+            let (_, stored) = service.get(&format!("/v1/chains/{chain}")).await;
+            assert_eq!(stored["primary"], **made[0], "{chain}");
             // Until the new KEK is opened here, uses that were reserved before are spent.
             until("the new KEK", async || {
                 (service.encrypt(chain, "AAAA").await.kek_id() == *made[0]).then_some(())
