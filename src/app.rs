@@ -190,7 +190,8 @@ fn warn_of_exposure(config: &Config) {
     if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
         tracing::warn!(
             %listen,
-            "server.admin_listen is plain HTTP: whoever reaches it reads names of chains and roots, and counts"
+            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of chains, roots \
+             and clients, and counts"
         );
     }
 }

@@ -101,6 +101,25 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// One for each label.
+    const LABELLED: [Self; 15] = [
+        Self::Nothing,
+        Self::Malformed,
+        Self::TooLong,
+        Self::UnknownToken,
+        Self::Certificate,
+        Self::UnknownCertificate,
+        Self::Ambiguous,
+        Self::Algorithm,
+        Self::Issuer,
+        Self::Subject,
+        Self::Audience,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::UnknownKey,
+        Self::Signature,
+    ];
+
     /// The label of the metric.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -144,6 +163,8 @@ impl Auth {
         }
         let rules = Rules::new(config, None, &clock);
         settle(&rules).await;
+        metrics.auth_fails_with(Refusal::LABELLED.into_iter().map(Refusal::as_str));
+        set_clients(&metrics, &rules);
         let rules = ArcSwap::from_pointee(rules);
         Some(Arc::new(Self { rules, refused: ArcSwap::default(), clock, metrics }))
     }
@@ -160,6 +181,7 @@ impl Auth {
             let rules = Rules::new(config, Some(&self.rules.load()), &self.clock);
             settle(&rules).await;
             let clients = rules.config.clients.len();
+            set_clients(&self.metrics, &rules);
             self.rules.store(Arc::new(rules));
             tracing::info!(clients, "clients and permissions were reloaded");
         }
@@ -230,6 +252,11 @@ impl Auth {
             Err((refusal, None)) => Err(refusal),
         }
     }
+}
+
+/// Gives each client its metrics.
+fn set_clients(metrics: &Metrics, rules: &Rules) {
+    metrics.traffic.set_clients(rules.config.clients.iter().map(|client| client.name.clone()));
 }
 
 /// Waits until the keys of issuers were looked for once.

@@ -15,6 +15,11 @@ use prometheus::{
 
 use crate::id::ChainName;
 
+mod process;
+mod traffic;
+
+pub use traffic::{Counted, Traffic};
+
 /// What a caller can ask for: the label `operation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -67,6 +72,46 @@ impl Operation {
     }
 }
 
+/// The outcomes of operations besides `ok`: the codes of errors.
+pub const FAILURES: [&str; 17] = [
+    "invalid_request",
+    "invalid_ciphertext",
+    "unknown_kek",
+    "unauthenticated",
+    "forbidden",
+    "not_found",
+    "unknown_chain",
+    "method_not_allowed",
+    "conflict",
+    "kek_disabled",
+    "payload_too_large",
+    "unsupported_media_type",
+    "overloaded",
+    "internal",
+    "kek_exhausted",
+    "root_unavailable",
+    "store_unavailable",
+];
+/// Failures that an operator is alerted of, by the operations that end with them. Their counters
+/// exist from the start: `increase()` misses the first event of a counter that appears with it.
+const FROM_THE_START: [(&[Operation], &[&str]); 3] = [
+    (
+        &[Operation::Encrypt, Operation::Datakey, Operation::Rewrap],
+        &["kek_exhausted", "root_unavailable", "store_unavailable", "overloaded", "internal"],
+    ),
+    (&[Operation::Decrypt], &["root_unavailable", "store_unavailable", "overloaded", "internal"]),
+    (
+        &[Operation::Decrypt, Operation::Rewrap],
+        &["invalid_ciphertext", "unknown_kek", "kek_disabled"],
+    ),
+];
+/// The same for requests of no chain.
+const WITHOUT_CHAIN: [&str; 4] = ["invalid_request", "forbidden", "unknown_chain", "overloaded"];
+const ROTATION_REASONS: [&str; 4] = ["uses", "age", "manual", "root"];
+const RESERVATION_OUTCOMES: [&str; 4] = ["ok", "conflict", "lost", "error"];
+const ROOT_OPERATIONS: [&str; 3] = ["wrap", "unwrap", "probe"];
+const STORE_OPERATIONS: [&str; 4] = ["get", "list", "count", "commit"];
+
 /// All metrics. Cheap to share behind an `Arc`.
 pub struct Metrics {
     operations: IntCounterVec,
@@ -99,9 +144,13 @@ pub struct Metrics {
     pub root_wrong_wraps: IntGaugeVec,
     unknown_keks: IntGaugeVec,
     unopenable_keks: IntGaugeVec,
+    kek_standby: IntGaugeVec,
     store_rollbacks: IntCounterVec,
     /// 1 when the store's last answer was a good one.
     pub store_up: IntGauge,
+    store_call_duration: HistogramVec,
+    /// Requests, connections and clients.
+    pub traffic: Traffic,
     auth_failures: IntCounterVec,
     /// 1 while the clients and permissions in force are those of the configuration.
     pub rules_current: IntGauge,
@@ -129,16 +178,39 @@ impl Metrics {
             &["version"],
         )?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(process::Process::new()?))?;
+        let operations = register.counter_vec(
+            "kms_proxy_operations_total",
+            "Operations by outcome: ok or the error's code. Batch items count singly.",
+            &["operation", "chain", "outcome"],
+        )?;
+        for operation in Operation::ALL {
+            for code in WITHOUT_CHAIN {
+                _ = operations.with_label_values(&[operation.as_str(), "", code]);
+            }
+        }
+        let store_call_duration = register.histogram_vec(
+            "kms_proxy_store_call_duration_seconds",
+            "Time that calls of the store took.",
+            &["operation"],
+            &[1e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
+        )?;
+        for operation in STORE_OPERATIONS {
+            _ = store_call_duration.with_label_values(&[operation]);
+        }
         let rules_current = register.int_gauge(
             "kms_proxy_rules_current",
             "Whether the clients and permissions in force are those of the configuration.",
         )?;
         rules_current.set(1);
         Ok(Arc::new(Self {
-            operations: register.counter_vec(
-                "kms_proxy_operations_total",
-                "Operations by outcome: ok or the error's code. Batch items count singly.",
-                &["operation", "chain", "outcome"],
+            operations,
+            store_call_duration,
+            traffic: Traffic::new(&register)?,
+            kek_standby: register.int_gauge_vec(
+                "kms_proxy_kek_standby",
+                "Whether the KEK that takes over from the primary is stored already.",
+                &["chain"],
             )?,
             durations: Operation::ALL.map(|operation| duration.with_label_values(&[operation.as_str()])),
             root_calls: register.counter_vec(
@@ -260,6 +332,20 @@ impl Metrics {
     #[must_use]
     pub fn chain(&self, chain: &ChainName) -> ChainMetrics {
         let chain = chain.as_str();
+        for (operations, codes) in FROM_THE_START {
+            for (operation, code) in operations
+                .iter()
+                .flat_map(|operation| codes.iter().map(|code| (operation.as_str(), *code)))
+            {
+                _ = self.operations.with_label_values(&[operation, chain, code]);
+            }
+        }
+        for reason in ROTATION_REASONS {
+            _ = self.rotations.with_label_values(&[chain, reason]);
+        }
+        for outcome in RESERVATION_OUTCOMES {
+            _ = self.reservations.with_label_values(&[chain, outcome]);
+        }
         ChainMetrics {
             ok: Operation::ALL.map(|operation| {
                 self.operations.with_label_values(&[operation.as_str(), chain, "ok"])
@@ -271,6 +357,7 @@ impl Metrics {
             rotation_failures: self.rotation_failures.with_label_values(&[chain]),
             unknown_keks: self.unknown_keks.with_label_values(&[chain]),
             unopenable_keks: self.unopenable_keks.with_label_values(&[chain]),
+            standby: self.kek_standby.with_label_values(&[chain]),
             store_rollbacks: self.store_rollbacks.with_label_values(&[chain]),
         }
     }
@@ -285,6 +372,7 @@ impl Metrics {
             &self.kek_max_uses,
             &self.unknown_keks,
             &self.unopenable_keks,
+            &self.kek_standby,
         ] {
             _ = gauges.remove_label_values(&chain);
         }
@@ -292,8 +380,17 @@ impl Metrics {
         for counters in [&self.rotation_failures, &self.store_rollbacks] {
             _ = counters.remove_label_values(&chain);
         }
+        let [chain] = chain;
+        for reason in ROTATION_REASONS {
+            _ = self.rotations.remove_label_values(&[chain, reason]);
+        }
+        for outcome in RESERVATION_OUTCOMES {
+            _ = self.reservations.remove_label_values(&[chain, outcome]);
+        }
         for operation in Operation::ALL {
-            _ = self.operations.remove_label_values(&[operation.as_str(), chain[0], "ok"]);
+            for outcome in FAILURES.into_iter().chain(["ok"]) {
+                _ = self.operations.remove_label_values(&[operation.as_str(), chain, outcome]);
+            }
         }
     }
 
@@ -337,6 +434,28 @@ impl Metrics {
         self.debt.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Makes the counters of a root, whose calls end with `ok` or one of `failures`.
+    pub fn root_is_configured(&self, root: &str, failures: &[&str]) {
+        for operation in ROOT_OPERATIONS {
+            for outcome in failures.iter().chain(&["ok"]) {
+                _ = self.root_calls.with_label_values(&[root, operation, outcome]);
+            }
+            _ = self.root_call_duration.with_label_values(&[root, operation]);
+        }
+    }
+
+    /// Notes how long a call of the store took: `operation` is `get`, `list`, `count` or `commit`.
+    pub fn store_called(&self, operation: &str, time: Duration) {
+        self.store_call_duration.with_label_values(&[operation]).observe(time.as_secs_f64());
+    }
+
+    /// Makes the counters of callers that are not recognised, by reason.
+    pub fn auth_fails_with(&self, reasons: impl Iterator<Item = &'static str>) {
+        for reason in reasons {
+            _ = self.auth_failures.with_label_values(&[reason]);
+        }
+    }
+
     /// Notes how many DEKs the cache holds, and how many left it so far.
     pub fn dek_cache_holds(&self, entries: usize, evicted: u64) {
         self.dek_cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
@@ -354,7 +473,7 @@ impl Metrics {
         self.auth_failures.with_label_values(&[reason]).inc();
     }
 
-    /// Counts a reservation: `outcome` is `ok`, `conflict`, `lost`, `exhausted` or `error`.
+    /// Counts a reservation: `outcome` is `ok`, `conflict`, `lost` or `error`.
     pub fn reserved(&self, chain: &ChainName, outcome: &str) {
         self.reservations.with_label_values(&[chain.as_str(), outcome]).inc();
     }
@@ -377,6 +496,8 @@ pub struct ChainMetrics {
     pub unknown_keks: IntGauge,
     /// Stored KEKs that no configured root opens.
     pub unopenable_keks: IntGauge,
+    /// Whether there is a standby.
+    pub standby: IntGauge,
     /// Times that the store went back to an earlier state.
     pub store_rollbacks: IntCounter,
 }
@@ -472,6 +593,39 @@ mod tests {
         assert_eq!(avoided(), 2);
         metrics.succeeded(&chain, Operation::Decrypt);
         assert_eq!(avoided(), 3);
+    }
+
+    #[test]
+    fn every_counter_of_a_chain_is_there_with_0_and_goes_with_the_chain() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        metrics.root_is_configured("main", &["away"]);
+        let lines = |of: &str| {
+            let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+            text.lines().filter(|line| line.contains(of)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let orders = ChainName::new("orders").unwrap();
+        let chain = metrics.chain(&orders);
+        let before = lines("chain=\"orders\"");
+        assert!(before.iter().all(|line| line.ends_with(" 0")), "{before:?}");
+        metrics.rotated(&orders, "age");
+        metrics.reserved(&orders, "lost");
+        metrics.succeeded(&chain, Operation::Datakey);
+        for (operation, codes) in [
+            (Operation::Encrypt, &["kek_exhausted", "internal"][..]),
+            (Operation::Decrypt, &["invalid_ciphertext", "unknown_kek", "store_unavailable"]),
+            (Operation::Rewrap, &["kek_disabled", "root_unavailable", "overloaded"]),
+        ] {
+            codes.iter().for_each(|code| metrics.failed(operation, "orders", code));
+        }
+        assert_eq!(lines("chain=\"orders\"").len(), before.len(), "none came with its first event");
+        let roots = lines("root=\"main\"").len();
+        metrics.root_called("main", "unwrap", "away", Duration::ZERO);
+        assert_eq!(lines("root=\"main\"").len(), roots);
+        // One that is not there from the start.
+        metrics.failed(Operation::Encrypt, "orders", "payload_too_large");
+        metrics.forget(&orders);
+        assert_eq!(lines("chain=\"orders\""), Vec::<String>::new());
     }
 
     #[test]

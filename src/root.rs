@@ -117,6 +117,9 @@ pub enum Error {
 }
 
 impl Error {
+    /// Every [`outcome`](Self::outcome).
+    pub const OUTCOMES: [&'static str; 3] = ["away", "denied", "wrong"];
+
     /// The label of the metric `kms_proxy_root_calls_total`: `away`, `denied` or `wrong`.
     #[must_use]
     pub const fn outcome(&self) -> &'static str {

@@ -288,6 +288,10 @@ impl KeyService {
             let count = |absence| gauge(self.core.keyring.count_missing(&chain.name, absence));
             chain.metrics.unknown_keks.set(count(Absence::Unknown));
             chain.metrics.unopenable_keks.set(count(Absence::Unopenable));
+            // While its records are read or written, it is as it was.
+            if let Ok(reserver) = chain.reserver.try_lock() {
+                chain.metrics.standby.set(i64::from(reserver.ledger.standby.is_some()));
+            }
         }
     }
 

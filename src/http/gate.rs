@@ -21,10 +21,12 @@ use http::header::{
 use http::uri::Authority;
 use http::{HeaderMap, Version};
 use http_body::Body;
+use prometheus::IntGauge;
 use tokio::sync::Semaphore;
 
 use crate::auth::{Auth, Client, Refusal};
 use crate::id::hex;
+use crate::metrics::{Counted, Metrics};
 use crate::service::error::{Error, Kind};
 
 use super::budget::{Budget, Held};
@@ -68,6 +70,9 @@ struct Shared {
     /// How many requests may wait for something at once.
     waiting: Semaphore,
     budget: Budget,
+    metrics: Arc<Metrics>,
+    in_flight: IntGauge,
+    connections: IntGauge,
     /// Ids that are made here: a random number for the process, and a count.
     process: [u8; 4],
     count: AtomicU64,
@@ -78,6 +83,9 @@ impl Gate {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
+        let metrics = Arc::clone(face.app.access.metrics());
+        let listener = if face.has_data { "public" } else { "admin" };
+        let (in_flight, connections) = metrics.traffic.listener(listener);
         let shared = Shared {
             auth: face.app.access.auth().cloned(),
             teller: Teller::default(),
@@ -91,6 +99,9 @@ impl Gate {
                 true => face.app.budget.clone(),
                 false => Budget::new(config.body_memory()),
             },
+            metrics,
+            in_flight,
+            connections,
             process,
             count: AtomicU64::new(0),
         };
@@ -100,6 +111,11 @@ impl Gate {
     /// How long a connection stays open between two requests.
     pub(super) fn idle_timeout(&self) -> Duration {
         self.shared.idle_timeout
+    }
+
+    /// Counts a connection until what it returns is dropped.
+    pub(super) fn connected(&self) -> Counted {
+        Counted::new(&self.shared.connections)
     }
 
     /// The budget of bodies and answers.
@@ -124,6 +140,7 @@ impl Gate {
         request: Request,
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
         let Self { face, shared } = self;
+        let _in_flight = Counted::new(&shared.in_flight);
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
         // HTTP/2 has its own way to say that a connection ends.
@@ -147,6 +164,14 @@ impl Gate {
                 Box::pin(recognised.answer(face, request)).await
             }
         };
+        if let Some(client) = &client {
+            let error = match &answered {
+                Ok(response) => response.extensions().get().map(|Problem(error)| error),
+                Err(error) => Some(error),
+            };
+            let code = error.map_or("", |error| error.kind().code());
+            shared.metrics.traffic.client_failed(client.name(), code);
+        }
         let mut response = answered.unwrap_or_else(|error| failed(&error, &id));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
             response = failed_in_router(&error, &id, response.headers());
@@ -222,6 +247,7 @@ impl Recognised<'_> {
             }
         };
         let client = self.client.insert(client);
+        self.shared.metrics.traffic.client_called(client.name());
         let _place = client.enter()?;
         request.extensions_mut().insert(Arc::clone(client));
         client.lookups().scope(guarded(face.answer(request), self.shared)).await

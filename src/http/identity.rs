@@ -13,7 +13,7 @@ use http::request::Parts;
 
 use crate::auth::{Auth, Client, Refusal, Shown, Token};
 use crate::id::ChainName;
-use crate::metrics::Operation;
+use crate::metrics::{Metrics, Operation};
 use crate::service::error::{Error, Kind};
 use crate::service::{Check, DEFAULT_CHAIN, KeyService, Readiness};
 use crate::tls::peer::Peer;
@@ -140,6 +140,11 @@ impl Access {
     /// Who recognises callers, where they have to be.
     pub(super) fn auth(&self) -> Option<&Arc<Auth>> {
         self.auth.as_ref().filter(|_| !self.open)
+    }
+
+    /// The metrics of the service.
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        self.service.metrics()
     }
 
     /// Whether the service is about to end.

@@ -65,10 +65,11 @@ async fn accept(
         };
         match accepted {
             Ok((stream, _)) => {
+                let connected = gate.connected();
                 let connection = serve(stream, tls.clone(), gate.clone(), stop.clone());
                 tokio::spawn(async move {
                     connection.await;
-                    drop(permit);
+                    drop((permit, connected));
                 });
             }
             Err(error) => {

@@ -192,6 +192,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_metrics_know_every_code() {
+        assert_eq!(Kind::ALL.map(Kind::code), crate::metrics::FAILURES);
+    }
+
+    #[test]
     fn codes_are_distinct_and_503_can_be_retried() {
         let codes: HashSet<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();
         assert_eq!(codes.len(), Kind::ALL.len());

@@ -1,4 +1,4 @@
-//! A store that notes how it is doing: for `/readyz` and `kms_proxy_store_up`.
+//! A store that notes how it is doing and how long it takes: for `/readyz` and the metrics.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -84,6 +84,19 @@ impl Observed {
         }
     }
 
+    /// Makes a call of the store, which the metrics know as `operation`.
+    async fn call<T>(
+        &self,
+        operation: &'static str,
+        access: Access,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let started = self.clock.now();
+        let result = call.await;
+        self.metrics.store_called(operation, self.clock.now().since(started));
+        self.note(access, result)
+    }
+
     fn note<T>(&self, access: Access, result: Result<T, Error>) -> Result<T, Error> {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
@@ -115,8 +128,7 @@ impl Observed {
 #[async_trait]
 impl Store for Observed {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
-        let result = self.store.get(key).await;
-        self.note(Access::Read, result)
+        self.call("get", Access::Read, self.store.get(key)).await
     }
 
     async fn list(
@@ -125,23 +137,19 @@ impl Store for Observed {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, Error> {
-        let result = self.store.list(prefix, after, limit).await;
-        self.note(Access::Read, result)
+        self.call("list", Access::Read, self.store.list(prefix, after, limit)).await
     }
 
     async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
-        let result = self.store.get_all(keys).await;
-        self.note(Access::Read, result)
+        self.call("get", Access::Read, self.store.get_all(keys)).await
     }
 
     async fn count(&self, prefix: &str) -> Result<u64, Error> {
-        let result = self.store.count(prefix).await;
-        self.note(Access::Read, result)
+        self.call("count", Access::Read, self.store.count(prefix)).await
     }
 
     async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
-        let result = self.store.commit(txn).await;
-        self.note(Access::Write, result)
+        self.call("commit", Access::Write, self.store.commit(txn)).await
     }
 
     fn watch(&self) -> Option<Box<dyn Watch>> {

@@ -189,8 +189,10 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
 }
 
 /// The metrics and their labels: a contract. One more is there with TLS alone:
-/// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs.
-const METRICS: [(&str, &str); 27] = [
+/// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs. Those of callers are there with auth alone:
+/// `kms_proxy_auth_failures_total`, `kms_proxy_client_requests_total` and
+/// `kms_proxy_client_refusals_total`, see identities.rs.
+const METRICS: [(&str, &str); 38] = [
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
     ("kms_proxy_root_calls_total", "operation outcome root"),
@@ -218,6 +220,17 @@ const METRICS: [(&str, &str); 27] = [
     ("kms_proxy_rules_current", ""),
     ("kms_proxy_build_info", "version"),
     ("kms_proxy_operation_duration_seconds_count", "operation"),
+    ("kms_proxy_kek_standby", "chain"),
+    ("kms_proxy_store_call_duration_seconds_bucket", "le operation"),
+    ("kms_proxy_requests_in_flight", "listener"),
+    ("kms_proxy_connections", "listener"),
+    ("process_cpu_seconds_total", ""),
+    ("process_start_time_seconds", ""),
+    ("process_resident_memory_bytes", ""),
+    ("process_virtual_memory_bytes", ""),
+    ("process_threads", ""),
+    ("process_open_fds", ""),
+    ("process_max_fds", ""),
 ];
 
 #[test]
@@ -304,6 +317,13 @@ async fn metrics_are_named_as_agreed_and_count_the_root_calls_that_were_spared()
         (r#"operations_total{chain="",operation="encrypt",outcome="invalid_request"}"#, 1.0),
         (r#"rotations_total{chain="default",reason="manual"}"#, 1.0),
         (r#"kek_max_uses{chain="default"}"#, 4_194_304.0),
+        // What has not happened yet is there with 0.
+        (r#"rotations_total{chain="default",reason="uses"}"#, 0.0),
+        (r#"reservations_total{chain="default",outcome="lost"}"#, 0.0),
+        (r#"operations_total{chain="default",operation="encrypt",outcome="kek_exhausted"}"#, 0.0),
+        (r#"root_calls_total{operation="unwrap",outcome="away",root="local"}"#, 0.0),
+        // This request, and its connection.
+        (r#"requests_in_flight{listener="public"}"#, 1.0),
         ("store_up", 1.0),
     ] {
         assert_eq!(series.get(&*format!("kms_proxy_{key}")), Some(&value), "{key}\n{metrics}");

@@ -533,6 +533,18 @@ async fn probes_need_no_identity_and_see_no_names() {
         metrics.contains(r#"kms_proxy_auth_failures_total{reason="unknown_token"} 1"#),
         "{metrics}"
     );
+    for line in [
+        // One that was not seen yet.
+        r#"kms_proxy_auth_failures_total{reason="expired"} 0"#,
+        // One each by /readyz, and one by /metrics.
+        r#"kms_proxy_client_requests_total{client="all"} 2"#,
+        r#"kms_proxy_client_refusals_total{client="all",reason="forbidden"} 0"#,
+        r#"kms_proxy_client_requests_total{client="narrow"} 2"#,
+        r#"kms_proxy_client_refusals_total{client="narrow",reason="forbidden"} 1"#,
+        r#"kms_proxy_client_refusals_total{client="narrow",reason="overloaded"} 0"#,
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
     let origin = service.request(Method::GET, "/healthz").header("origin", "https://evil.example");
     assert_eq!(origin.send().await.unwrap().status(), 403);
 }

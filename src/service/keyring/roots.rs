@@ -71,6 +71,7 @@ impl Roots {
             metrics.root_wrong_wraps.with_label_values(&[&root.name]).set(0);
             metrics.keks_missing_wraps.with_label_values(&[&root.name]).set(0);
             metrics.root_info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
+            metrics.root_is_configured(&root.name, &root::Error::OUTCOMES);
         }
         let state =
             |named| RootState { named, trouble: Mutex::default(), evidence: Mutex::default() };

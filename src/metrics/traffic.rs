@@ -1,0 +1,140 @@
+//! The metrics of requests and connections: how many there are now, and whose they are.
+//!
+//! The label `client` holds names of configured clients alone.
+
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
+
+use super::Register;
+
+/// Why a request of a known client is refused, as codes of errors: the label `reason`.
+const REFUSALS: [&str; 2] = ["forbidden", "overloaded"];
+
+/// The metrics of requests and connections.
+pub struct Traffic {
+    in_flight: IntGaugeVec,
+    connections: IntGaugeVec,
+    client_requests: IntCounterVec,
+    client_refusals: IntCounterVec,
+    /// The configured clients, as far as they have metrics.
+    clients: Mutex<Vec<String>>,
+}
+
+/// Counts for one in a gauge until it is dropped.
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// Adds one to `gauge`.
+    #[must_use]
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Traffic {
+    pub(super) fn new(register: &Register<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            in_flight: register.int_gauge_vec(
+                "kms_proxy_requests_in_flight",
+                "HTTP requests that are not answered yet, this one included.",
+                &["listener"],
+            )?,
+            connections: register.int_gauge_vec(
+                "kms_proxy_connections",
+                "Open connections of HTTP clients.",
+                &["listener"],
+            )?,
+            client_requests: register.counter_vec(
+                "kms_proxy_client_requests_total",
+                "Requests by the configured client that sent them.",
+                &["client"],
+            )?,
+            client_refusals: register.counter_vec(
+                "kms_proxy_client_refusals_total",
+                "Requests of a configured client that were forbidden, or beyond what it or the \
+                 service takes at once.",
+                &["client", "reason"],
+            )?,
+            clients: Mutex::default(),
+        })
+    }
+
+    /// The gauges of requests in flight and of connections of a listener: `public` or `admin`.
+    #[must_use]
+    pub fn listener(&self, listener: &'static str) -> (IntGauge, IntGauge) {
+        let labels = [listener];
+        (self.in_flight.with_label_values(&labels), self.connections.with_label_values(&labels))
+    }
+
+    /// Sets the names of the configured clients. New ones start at 0; the metrics of those that are
+    /// gone are removed.
+    pub fn set_clients(&self, names: impl Iterator<Item = String>) {
+        let names: Vec<_> = names.collect();
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in clients.iter().filter(|name| !names.contains(name)) {
+            _ = self.client_requests.remove_label_values(&[gone]);
+            for reason in REFUSALS {
+                _ = self.client_refusals.remove_label_values(&[gone, reason]);
+            }
+        }
+        for name in &names {
+            _ = self.client_requests.with_label_values(&[name]);
+            for reason in REFUSALS {
+                _ = self.client_refusals.with_label_values(&[name, reason]);
+            }
+        }
+        *clients = names;
+    }
+
+    /// Counts a request of `client`.
+    pub fn client_called(&self, client: &str) {
+        self.client_requests.with_label_values(&[client]).inc();
+    }
+
+    /// Counts an error with which a request of `client` ended, if it is a refusal.
+    pub fn client_failed(&self, client: &str, code: &'static str) {
+        if REFUSALS.contains(&code) {
+            self.client_refusals.with_label_values(&[client, code]).inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Registry, TextEncoder};
+
+    use super::*;
+
+    fn client_lines(registry: &Registry) -> Vec<String> {
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with("kms_proxy_client_"));
+        lines.map(|line| line.trim_start_matches("kms_proxy_client_").to_owned()).collect()
+    }
+
+    #[test]
+    fn clients_start_at_zero_and_leave_nothing_behind() {
+        let registry = Registry::new();
+        let traffic = Traffic::new(&Register(&registry)).unwrap();
+        traffic.set_clients(["billing", "shop"].map(str::to_owned).into_iter());
+        assert_eq!(client_lines(&registry).len(), 2 * (1 + REFUSALS.len()));
+        assert!(client_lines(&registry).iter().all(|line| line.ends_with(" 0")));
+        traffic.client_called("shop");
+        traffic.client_failed("shop", "forbidden");
+        traffic.client_failed("shop", "invalid_ciphertext");
+        traffic.set_clients(["shop"].map(str::to_owned).into_iter());
+        let left = [
+            "refusals_total{client=\"shop\",reason=\"forbidden\"} 1",
+            "refusals_total{client=\"shop\",reason=\"overloaded\"} 0",
+            "requests_total{client=\"shop\"} 1",
+        ];
+        assert_eq!(client_lines(&registry), left);
+    }
+}
