@@ -108,9 +108,12 @@ impl App {
         let store = store::open(&config.store).await?;
         let data_dir = config.store.data_dir();
         let mut roots = Vec::new();
+        // The only root must open what is there, whatever its name was.
+        let is_alone = config.roots.len() == 1;
         for config in &config.roots {
             // A missing key file is made on a first start alone, not beside a store that needs it.
-            let is_needed = config.is_new(data_dir) && names_root(&*store, config.name()).await?;
+            let name = (!is_alone).then(|| config.name());
+            let is_needed = config.is_new(data_dir) && names_root(&*store, name).await?;
             let if_missing = if is_needed { root::IfMissing::Wait } else { root::IfMissing::Make };
             roots.push(root::open_if(config, data_dir, if_missing).await?);
         }

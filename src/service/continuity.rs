@@ -82,6 +82,10 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
     let (mut allowed, mut is_first) = (Allowed::default(), true);
     let mut undecided: Vec<_> = Vec::new();
     for state in core.keyring.roots.iter() {
+        // One that does not open all that names it founds nothing.
+        if state.wrong().is_some() {
+            continue;
+        }
         match state.opened_any() {
             true => allowed.proven.push(Arc::clone(&state.named.name)),
             false => undecided.push((state, Verdict::Unused)),
@@ -113,6 +117,7 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
             Verdict::Other | Verdict::Silent => {}
         }
     }
+    let is_first = is_first && core.keyring.roots.iter().all(|state| state.wrong().is_none());
     match allowed.proven.is_empty() {
         false => Ok(Allowed { new: unused, ..allowed }),
         true if is_first => Ok(Allowed { proven: unused, new: Vec::new() }),
@@ -120,17 +125,18 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
     }
 }
 
-/// Whether a KEK in `store` has a wrap by a root of this name.
+/// Whether a KEK in `store` has a wrap by a root of this name, or by any root.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn names_root(store: &dyn Store, root: &str) -> Result<bool, store::Error> {
+pub async fn names_root(store: &dyn Store, root: Option<&str>) -> Result<bool, store::Error> {
     for chain in ledger::chains(store).await? {
         let (prefix, mut after) = (record::keks_prefix(&chain), None::<String>);
         loop {
             let page = store.list(&prefix, after.as_deref(), PAGE).await?;
             let mut keks = page.iter().filter_map(|it| Kek::decode(&it.key, &it.value).ok());
-            if keks.any(|kek| kek.wraps.iter().any(|wrap| wrap.root == root)) {
+            let is_named = |name: &str| root.is_none_or(|root| root == name);
+            if keks.any(|kek| kek.wraps.iter().any(|wrap| is_named(&wrap.root))) {
                 return Ok(true);
             }
             match page.last() {
@@ -255,9 +261,15 @@ async fn judge(core: &Core, state: &RootState, keks: &mut Keks<'_>) -> Result<Ve
     if state.opened_at(chain).is_some_and(is_fresh) {
         return Ok(Verdict::Opens);
     }
-    let wrapped = keks.wrapped_by(core, &state.named.name).await?;
+    let mut wrapped = keks.wrapped_by(core, &state.named.name).await?;
+    // That a root opens what it wrapped here proves nothing.
+    wrapped.retain(|(id, _)| !state.is_own(chain, *id));
     let mut verdict = Verdict::Unused;
     for (id, kek) in wrapped.iter().take(TRIES) {
+        if state.is_wrong(chain, *id, core.clock.now()) {
+            verdict = Verdict::Other;
+            continue;
+        }
         let wraps = kek.wraps.iter().filter(|wrap| *wrap.root == *state.named.name);
         for wrap in wraps {
             match core.keyring.open_by(state, chain, *id, kek.suite, &wrap.bytes).await {

@@ -367,9 +367,14 @@ impl Keyring {
         let context = Context { chain, kek_id: id, suite };
         let opened = async { check(state.named.root.unwrap(context, wrap).await?, &context) };
         let opened = self.roots.call(state, "unwrap", opened).await;
-        self.roots.note_opened(state, chain, id, opened.as_ref().err());
+        let is_news = self.roots.note_opened(state, chain, id, opened.as_ref().err());
         opened.map(|key| Arc::new(Kek::new(chain, key))).inspect_err(|error| {
-            tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
+            // A wrap that is wrong stays so; readiness names it.
+            if is_news || !matches!(error, root::Error::Wrong(_)) {
+                tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
+            } else {
+                tracing::debug!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
+            }
         })
     }
 }

@@ -193,6 +193,8 @@ async fn change_one(
                             .map_err(Failed::All)?
                     }
                 };
+                // Proven or not, the root is judged by KEKs that it did not wrap here.
+                core.keyring.roots.note_wrapped(&chain.name, id, std::slice::from_ref(&wrap), &[]);
                 next.exposed |= core.keyring.roots.exposes(std::slice::from_ref(&wrap));
                 made = Some(wrap.clone());
                 next.wraps.push(wrap);
@@ -243,7 +245,8 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
     for root in core.keyring.roots.lacking(&chain.missing_wraps.load()) {
         if let Err(error) = continuity::may_add(core, &chain.name, &root, &held).await {
             let detail = error.detail();
-            tracing::warn!(chain = %chain.name, root, detail, "KEKs lack wraps, and this root may not make them");
+            // Readiness names the root.
+            tracing::debug!(chain = %chain.name, root, detail, "KEKs lack wraps, and this root may not make them");
             continue;
         }
         for &(id, _) in &held {

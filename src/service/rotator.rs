@@ -66,7 +66,12 @@ pub(super) async fn drive(core: &Core, chain: &Chain) {
         tracing::info!(chain = %chain.name, "other processes changed the chain while a KEK was made; it will be tried again");
     } else if let Err(error) = &result {
         chain.metrics.rotation_failures.inc();
-        tracing::error!(chain = %chain.name, %error, "a KEK could not be made or opened; it will be tried again");
+        // Each failure is logged once: it is tried every few seconds.
+        if chain.root_failure.load().as_deref() == Some(error) {
+            tracing::debug!(chain = %chain.name, %error, "a KEK could not be made or opened again");
+        } else {
+            tracing::error!(chain = %chain.name, %error, "a KEK could not be made or opened; it will be tried again");
+        }
     }
     chain.root_failure.store(result.err().map(Arc::new));
     chain.need_uses.notify_one();
@@ -229,7 +234,7 @@ async fn make_claimed(
         };
         if put.map_err(|error| core.store_error(&chain.name, error))? {
             core.keyring.remember(&chain.name, kek.id(), &stored);
-            roots.note_wrapped(&chain.name, &stored.wraps);
+            roots.note_wrapped(&chain.name, kek.id(), &stored.wraps, &allowed.proven);
             chain.publish(|next| next.hold(Arc::clone(&kek)));
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! The configured roots: each call of one bounded, counted and judged, and how they stand. It knows no
 //! KEK in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,9 +42,20 @@ pub(in crate::service) struct RootState {
 struct Evidence {
     /// When it last opened, or wrapped, a stored KEK of a chain.
     opened: HashMap<ChainName, Monotonic>,
-    /// KEKs whose wraps by it did not open, and why: the wrap is of another key, or damaged.
-    wrong: BTreeMap<(ChainName, KekId), String>,
+    /// KEKs whose wraps by it did not open: the wrap is of another key, or damaged.
+    wrong: BTreeMap<(ChainName, KekId), Wrong>,
+    /// KEKs that it wrapped in this process without being proven. That it opens them proves nothing.
+    own: HashSet<(ChainName, KekId)>,
 }
+
+/// A wrap that did not open.
+struct Wrong {
+    why: String,
+    at: Monotonic,
+}
+
+/// How long a wrap that is wrong is not tried again before a KEK is made.
+const BELIEVED: Duration = Duration::from_secs(5 * 60);
 
 /// KEKs with wrong wraps that are remembered of a root.
 const MAX_WRONG: usize = 1_000;
@@ -147,32 +158,53 @@ impl Roots {
         Allowed { proven, new: Vec::new() }
     }
 
-    /// Notes whether a root opened a stored KEK; an outage says nothing of it.
+    /// Notes whether a root opened a stored KEK; an outage says nothing of it. True when it is news
+    /// that the wrap is wrong.
     pub(super) fn note_opened(
         &self,
         state: &RootState,
         chain: &ChainName,
         id: KekId,
         error: Option<&root::Error>,
-    ) {
+    ) -> bool {
+        let (key, now) = ((chain.clone(), id), self.clock.now());
         let mut evidence = state.evidence();
+        let mut is_news = false;
         match error {
             None => {
-                evidence.opened.insert(chain.clone(), self.clock.now());
-                evidence.wrong.remove(&(chain.clone(), id));
+                if !evidence.own.contains(&key) {
+                    evidence.opened.insert(chain.clone(), now);
+                }
+                evidence.wrong.remove(&key);
             }
-            Some(root::Error::Wrong(why)) if evidence.wrong.len() < MAX_WRONG => {
-                evidence.wrong.insert((chain.clone(), id), why.clone());
+            Some(root::Error::Wrong(why)) => {
+                is_news = !evidence.wrong.contains_key(&key);
+                if evidence.wrong.len() < MAX_WRONG || !is_news {
+                    evidence.wrong.insert(key, Wrong { why: why.clone(), at: now });
+                }
             }
             Some(_) => {}
         }
         self.report_wrong(state, &evidence);
+        is_news
     }
 
-    /// Notes that the roots of `wraps` wrapped a KEK that is stored by now.
-    pub(in crate::service) fn note_wrapped(&self, chain: &ChainName, wraps: &[Wrap]) {
+    /// Notes that a KEK with these wraps is stored by now. Roots that were proven stay so; that the
+    /// others open it proves nothing, since this process had them wrap it.
+    pub(in crate::service) fn note_wrapped(
+        &self,
+        chain: &ChainName,
+        id: KekId,
+        wraps: &[Wrap],
+        proven: &[Arc<str>],
+    ) {
         for state in wraps.iter().filter_map(|wrap| self.find(&wrap.root)) {
-            state.evidence().opened.insert(chain.clone(), self.clock.now());
+            let mut evidence = state.evidence();
+            if proven.contains(&state.named.name) {
+                evidence.opened.insert(chain.clone(), self.clock.now());
+            } else {
+                evidence.own.insert((chain.clone(), id));
+            }
         }
     }
 
@@ -180,6 +212,7 @@ impl Roots {
     pub(super) fn forget(&self, chain: &ChainName, id: KekId) {
         for state in &self.states {
             let mut evidence = state.evidence();
+            evidence.own.remove(&(chain.clone(), id));
             if evidence.wrong.remove(&(chain.clone(), id)).is_some() {
                 self.report_wrong(state, &evidence);
             }
@@ -385,6 +418,23 @@ impl RootState {
         !self.evidence().opened.is_empty()
     }
 
+    /// Whether this process had it wrap the KEK without being proven.
+    pub(in crate::service) fn is_own(&self, chain: &ChainName, id: KekId) -> bool {
+        self.evidence().own.contains(&(chain.clone(), id))
+    }
+
+    /// Whether its wrap of the KEK was wrong a moment ago.
+    pub(in crate::service) fn is_wrong(
+        &self,
+        chain: &ChainName,
+        id: KekId,
+        now: Monotonic,
+    ) -> bool {
+        let evidence = self.evidence();
+        let wrong = evidence.wrong.get(&(chain.clone(), id));
+        wrong.is_some_and(|wrong| now.since(wrong.at) < BELIEVED)
+    }
+
     /// Whether a wrap that names it did not open, and why.
     pub(in crate::service) fn wrong(&self) -> Option<String> {
         describe(&self.evidence().wrong)
@@ -417,8 +467,8 @@ impl RootState {
 }
 
 /// The KEKs whose wraps by a root are wrong: their number, and some of them by id.
-fn describe(wrong: &BTreeMap<(ChainName, KekId), String>) -> Option<String> {
-    let (_, why) = wrong.first_key_value()?;
+fn describe(wrong: &BTreeMap<(ChainName, KekId), Wrong>) -> Option<String> {
+    let (_, Wrong { why, .. }) = wrong.first_key_value()?;
     let ids: Vec<_> = wrong.keys().take(NAMED).map(|(chain, id)| format!("{chain}/{id}")).collect();
     let more = if wrong.len() > NAMED { ", ..." } else { "" };
     let keks = if wrong.len() == 1 { "KEK" } else { "KEKs" };

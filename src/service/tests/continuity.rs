@@ -199,3 +199,56 @@ async fn an_unknown_kek_is_named_listed_and_counted() {
     assert!(check.detail.unwrap().contains(&lost.to_string()));
     assert_eq!(world.service.readiness().health, Health::Ok, "callers can forge ids");
 }
+
+/// It would be the only one that opens the next KEK, and other replicas may have it with another key.
+#[tokio::test]
+async fn what_a_new_root_wrapped_here_does_not_prove_it() {
+    let (world, ..) = founded().await;
+    world.service.stop().await;
+    let new = Arc::new(TestRoot::with_key(1));
+    let both = [("new", &new), ("main", &world.root)];
+    let service = start(Arc::clone(&world.store) as _, &both, &world.clock).await;
+    service.rotate(None).await.unwrap();
+    world.clock.advance(Duration::from_secs(2 * 86_400));
+    world.root.away.store(true, SeqCst);
+    let wraps = new.wraps.load(SeqCst);
+    assert_eq!(kind(service.rotate(None).await), Kind::RootUnavailable);
+    assert_eq!(new.wraps.load(SeqCst), wraps);
+}
+
+#[tokio::test]
+async fn a_forced_rotation_proves_the_root_for_no_other_chain() {
+    let (world, ..) = founded().await;
+    world.service.stop().await;
+    let wrong = Arc::new(TestRoot::with_key(1));
+    let service = start(Arc::clone(&world.store) as _, &[("main", &wrong)], &world.clock).await;
+    drive(&service).await;
+    for chain in ["test", "orders"] {
+        service.put_chain(chain, ChainSettings::default()).await.unwrap();
+    }
+    service.force_rotate(Some("test")).await.unwrap();
+    service.encrypt(Some("test"), b"hello"[..].into(), b"").await.unwrap();
+    let error = service.encrypt(Some("orders"), b"hello"[..].into(), b"").await.err().unwrap();
+    assert_eq!(error.kind(), Kind::RootUnavailable);
+    // The chain itself continues.
+    service.rotate(Some("test")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_root_with_another_key_is_not_asked_again_and_again() {
+    let (clock, store): (Arc<ManualClock>, Arc<memory::Store>) = Default::default();
+    let [a, b, wrong] = [0, 1, 2].map(|key| Arc::new(TestRoot::with_key(key)));
+    let service = start(Arc::clone(&store) as _, &[("a", &a), ("b", &b)], &clock).await;
+    service.encrypt(None, b"hello"[..].into(), b"aad").await.unwrap();
+    service.stop().await;
+    let service = start(Arc::clone(&store) as _, &[("a", &a), ("b", &wrong)], &clock).await;
+    service.rotate(None).await.unwrap();
+    let asked = wrong.unwraps.load(SeqCst);
+    for _ in 0..40 {
+        clock.advance(Duration::from_secs(5));
+        service.look_after_keks().await;
+        drive(&service).await;
+    }
+    let more = wrong.unwraps.load(SeqCst) - asked;
+    assert!(more <= 2, "{more} calls in 200 s");
+}
