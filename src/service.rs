@@ -309,7 +309,10 @@ impl KeyService {
         let (store, keyring) = (&self.core.store, &self.core.keyring);
         let reachable = store.is_up() && keyring.roots.is_any_up();
         let (mut can_encrypt, mut can_decrypt) = (false, keyring.holds_any());
-        for chain in self.chains.load().values() {
+        let chains = self.chains.load_full();
+        let mut chains: Vec<_> = chains.values().collect();
+        chains.sort_by_key(|chain| &chain.name);
+        for chain in chains {
             let (snapshot, failure) = (chain.snapshot(), chain.root_failure.load());
             // A chain whose KEK no root opens is not helped by roots that answer.
             can_decrypt |= snapshot.keks().next().is_some() || reachable && failure.is_none();
@@ -342,7 +345,8 @@ impl KeyService {
         let mut details: Vec<_> = error.iter().map(Error::for_operators).collect();
         details.extend(chain.clock_fault.load().as_deref().cloned());
         details.extend(self.core.damage_of(&chain.name));
-        let missing = self.core.keyring.missing(&chain.name);
+        let keyring = &self.core.keyring;
+        let missing = keyring.missing(&chain.name);
         let [unopenable, unknown] = [Absence::Unopenable, Absence::Unknown].map(|absence| {
             let ids = missing.iter().filter(|kek| kek.absence == absence);
             ids.map(|kek| kek.kek_id.to_string()).collect::<Vec<_>>()
@@ -353,12 +357,22 @@ impl KeyService {
             details
                 .push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
         }
-        // Callers can forge ids, so this alone is no fault.
+        // Neither is a fault: callers can forge ids, and a root that leaves does so in steps.
         let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
         if !unknown.is_empty() {
             let (count, ids) = (unknown.len(), list(&unknown));
             details.push(format!(
                 "ciphertexts name {count} KEKs that it does not have ({ids}): kms-proxy kek missing"
+            ));
+        }
+        let primary = chain.snapshot().primary_id();
+        let primary = primary.and_then(|id| keyring.remembered(&chain.name, id));
+        let wraps = primary.iter().flat_map(|kek| &kek.wraps);
+        for wrap in wraps.filter(|wrap| !keyring.roots.is_configured(&wrap.root)) {
+            let root = &wrap.root;
+            details.push(format!(
+                "its primary KEK has a wrap by root {root}, which is not configured and opens what is \
+                 encrypted now: kms-proxy root remove --root {root}"
             ));
         }
         (!details.is_empty()).then(|| Check {

@@ -191,7 +191,11 @@ fn is_another(state: &RootState) -> bool {
 
 fn another(state: &RootState) -> Error {
     let why = state.wrong().unwrap_or_else(|| "it opens none of its wraps".to_owned());
-    let detail = format!("root {} has another key than before: {why}", state.named.name);
+    let name = &state.named.name;
+    let detail = format!(
+        "root {name} has another key than before: {why}. If this key is the right one: take the root \
+         out of the configuration, run `kms-proxy root remove --root {name}`, and configure it again"
+    );
     Error::new(Kind::Conflict, detail)
 }
 
