@@ -430,6 +430,10 @@ impl Book {
             if making.put == Some(Put::Applied) || making.put.is_none() && is_stored {
                 continue;
             }
+            // It is being made at this moment.
+            if making.put.is_none() && now < making.began + CLAIM_LIFE {
+                continue;
+            }
             let maker = &self.processes[making.process];
             let reason = match making.put {
                 Some(Put::Doubtful) => !is_calm,
