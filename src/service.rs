@@ -40,6 +40,7 @@ mod observed;
 mod recovery;
 mod reserver;
 pub mod restored;
+mod root_check;
 mod roots;
 mod rotator;
 mod states;

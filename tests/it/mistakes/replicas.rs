@@ -343,3 +343,31 @@ async fn a_service_on_the_prefix_of_another_deployment_makes_no_kek_there() {
     decrypt_all(&ours, &of_ours).await;
     ours.encrypt("default", "AAAA").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_with_different_keys_that_start_together_on_an_empty_store_agree_on_one() {
+    let etcd = Etcd::start().await;
+    let chains: Vec<_> = (0..20).map(|number| format!("chain-{number}")).collect();
+    for round in 0..3 {
+        let replica = |phrase| {
+            let setup = on(&etcd).set("STORE__PREFIX", format!("/{round}"));
+            passphrase(setup.set("CHAIN__NAMES", chains.join(",")), 0, "main", phrase)
+        };
+        let [right, wrong] = [RIGHT, WRONG].map(replica);
+        let (right, wrong) = tokio::join!(right.start(), wrong.start());
+        let mut made = [Vec::new(), Vec::new()];
+        for chain in &chains {
+            for (service, made) in [&right, &wrong].into_iter().zip(&mut made) {
+                made.extend(service.try_encrypt(chain, "AAAA").await.unwrap());
+            }
+        }
+        let (first, second) = if made[0].is_empty() { (&wrong, &right) } else { (&right, &wrong) };
+        let made = made.concat();
+        assert_eq!(made.len(), chains.len(), "every chain has KEKs of one of them");
+        decrypt_all(first, &made).await;
+        let (status, _) = check(second, "root:main").await.unwrap();
+        assert_eq!(status, "degraded");
+        assert_eq!(command(second, &["rotate"]).0, Some(1));
+        decrypt_all(first, &made).await;
+    }
+}
