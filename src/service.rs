@@ -42,6 +42,7 @@ mod reserver;
 pub mod restored;
 mod roots;
 mod rotator;
+mod starting;
 mod states;
 mod upkeep;
 pub mod verify;
@@ -57,6 +58,7 @@ pub use answer::{
 pub use continuity::names_root;
 pub use error::{Error, Kind};
 pub use roots::RootChange;
+pub use starting::Starting;
 
 use chain::{Chain, exhausted};
 use core::Core;
