@@ -149,14 +149,17 @@
 pub mod aead;
 pub mod app;
 pub mod auth;
+mod backoff;
 pub mod clock;
 pub mod config;
 pub mod envelope;
+pub mod error_chain;
 mod files;
 pub mod http;
 pub mod id;
 pub mod keychain;
 pub mod kubernetes;
+pub mod loopback;
 pub mod metrics;
 mod pem;
 mod proxy;
@@ -167,6 +170,7 @@ pub mod secret;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod timestamp;
 pub mod tls;
 pub mod units;
 

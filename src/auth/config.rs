@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use reqwest::Url;
@@ -10,6 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::id::ChainName;
+use crate::loopback::is_loopback;
 use crate::units;
 
 use super::keys;
@@ -136,9 +136,7 @@ impl JwtConfig {
 
 /// Whoever can change what this address answers is every client of the issuer.
 fn is_safe(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let loopback =
-        host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    let loopback = url.host_str().is_some_and(is_loopback);
     let plain = (url.username(), url.password()) == ("", None);
     plain && url.has_host() && (url.scheme() == "https" || url.scheme() == "http" && loopback)
 }
