@@ -123,7 +123,7 @@
 //!
 //! | modules | what they own |
 //! | --- | --- |
-//! | [`id`], [`secret`], [`random`], [`aead`], [`clock`], [`units`] | leaves: names, key bytes, randomness, AES-GCM, time, quantities |
+//! | [`id`], [`secret`], [`random`], [`aead`], [`clock`], [`human_units`], [`loopback`], [`timestamp`] | leaves: names, key bytes, randomness, AES-GCM, time, quantities |
 //! | [`metrics`], [`telemetry`] | what is counted, and how logs are written |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
@@ -156,6 +156,7 @@ pub mod envelope;
 pub mod error_chain;
 mod files;
 pub mod http;
+pub mod human_units;
 pub mod id;
 pub mod keychain;
 pub mod kubernetes;
@@ -172,7 +173,6 @@ pub mod store;
 pub mod telemetry;
 pub mod timestamp;
 pub mod tls;
-pub mod units;
 
 pub use envelope::Envelope;
 pub use id::{ChainName, KekId, Suite};

@@ -8,9 +8,9 @@ use reqwest::Url;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::human_units;
 use crate::id::ChainName;
 use crate::loopback::is_loopback;
-use crate::units;
 
 use super::keys;
 use super::permission::Allow;
@@ -273,6 +273,6 @@ where
     D: Deserializer<'de>,
     T: TryFrom<String, Error: Display>,
 {
-    let texts = units::list::deserialize(deserializer)?;
+    let texts = human_units::list::deserialize(deserializer)?;
     texts.into_iter().map(|text| T::try_from(text).map_err(D::Error::custom)).collect()
 }

@@ -22,10 +22,10 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use crate::human_units;
 use crate::loopback::is_loopback;
 use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
-use crate::units;
 
 use super::authorities::{self, Authorities, Ca, is_same};
 use super::{Context, Error, sealed};
@@ -58,7 +58,7 @@ pub struct Config {
     /// A PEM file with the certificates to trust, in place of the system's.
     pub ca: Option<PathBuf>,
     /// How long a call may take with all its retries.
-    #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 

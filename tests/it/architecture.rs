@@ -16,7 +16,7 @@ const MODULES: &str = "
     loopback:
     random:
     timestamp:
-    units:
+    human_units:
     backoff:   random
     secret:    id random
     aead:      secret
@@ -24,25 +24,25 @@ const MODULES: &str = "
     metrics:   id
     pem:       timestamp
     proxy:     loopback
-    telemetry: units
+    telemetry: human_units
     tls:       clock files pem secret timestamp
 
     envelope:  aead id
-    root:      aead backoff error_chain files id loopback pem proxy random secret units
-    store:     backoff clock error_chain files id pem random secret timestamp units
+    root:      aead backoff error_chain files id loopback pem proxy random secret human_units
+    store:     backoff clock error_chain files id pem random secret timestamp human_units
 
     keychain:  aead clock envelope id random secret
     saved:     id keychain root
-    service:   backoff clock envelope id keychain metrics random root secret store timestamp units
+    service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
-    auth:      clock error_chain files id loopback metrics pem proxy random service tls units
+    auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
 
-    http:      auth clock envelope id keychain loopback metrics random secret service timestamp tls units
+    http:      auth clock envelope id keychain loopback metrics random secret service timestamp tls human_units
     kubernetes: envelope error_chain id keychain metrics random secret service
 
-    config:    auth files http id keychain kubernetes root secret service store telemetry tls units
-    app:       auth clock config http id kubernetes metrics root secret service store telemetry tls units
-    cli:       aead app auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls units
+    config:    auth files http id keychain kubernetes root secret service store telemetry tls human_units
+    app:       auth clock config http id kubernetes metrics root secret service store telemetry tls human_units
+    cli:       aead app auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
@@ -105,7 +105,7 @@ fn wrong_edges_are_found() {
         ("keychain", "fn wait() -> tokio::time::Sleep {"),
         ("cli", "use kms_proxy::keychain::KeyChain;"),
         ("unheard_of", "use crate::id::KekId;"),
-        ("units", "use crate::id::KekId; // once"),
+        ("human_units", "use crate::id::KekId; // once"),
     ] {
         assert!(!check(module, source).is_empty(), "{module}: {source}");
     }

@@ -198,7 +198,7 @@ impl Client {
 
     fn away(&self, error: &reqwest::Error) -> Error {
         let detail = if error.is_timeout() {
-            format!("no answer in {}", crate::units::duration::format(self.timeout))
+            format!("no answer in {}", crate::human_units::duration::format(self.timeout))
         } else {
             causes(error)
         };

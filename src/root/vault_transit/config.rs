@@ -8,11 +8,11 @@ use std::time::Duration;
 use reqwest::Url;
 use serde::Deserialize;
 
+use crate::human_units;
 use crate::loopback::is_loopback;
 use crate::proxy::Proxies;
 use crate::root::authorities;
 use crate::secret::SecretBytes;
-use crate::units;
 
 use super::login::{Login, MAX_LEN, Secret};
 
@@ -49,7 +49,7 @@ pub struct Config {
     #[serde(default = "approle")]
     pub auth_mount: String,
     /// How long one call may take.
-    #[serde(default = "five_seconds", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 
