@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::service::{KeyService, Starting};
-use crate::{tls, units};
+use crate::{human_units, tls};
 
 mod activity;
 mod answer;
@@ -68,23 +68,23 @@ pub struct Config {
     /// Allows plain HTTP without auth beyond loopback.
     pub insecure: bool,
     /// The largest body in bytes.
-    #[serde(deserialize_with = "units::size::deserialize")]
+    #[serde(deserialize_with = "human_units::size::deserialize")]
     pub max_body: usize,
     /// How long a request may take.
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     pub request_timeout: Duration,
     /// Connections at once, on each listener.
     pub max_connections: usize,
     /// Requests at once that wait for something.
     pub max_requests: usize,
     /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
-    #[serde(deserialize_with = "units::size::deserialize_some")]
+    #[serde(deserialize_with = "human_units::size::deserialize_some")]
     pub body_memory: Option<usize>,
     /// How long a connection stays open between two requests.
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     pub idle_timeout: Duration,
     /// How long requests are still taken after SIGTERM, while `/readyz` says no.
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     pub drain_delay: Duration,
     /// HTTPS on `listen`; without it plain HTTP.
     pub tls: Option<tls::Config>,

@@ -123,7 +123,7 @@
 //!
 //! | modules | what they own |
 //! | --- | --- |
-//! | [`id`], [`secret`], [`random`], [`aead`], [`clock`], [`units`] | leaves: names, key bytes, randomness, AES-GCM, time, quantities |
+//! | [`id`], [`secret`], [`random`], [`aead`], [`clock`], [`human_units`], [`loopback`], [`timestamp`] | leaves: names, key bytes, randomness, AES-GCM, time, quantities |
 //! | [`metrics`], [`telemetry`] | what is counted, and how logs are written |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
@@ -149,14 +149,18 @@
 pub mod aead;
 pub mod app;
 pub mod auth;
+mod backoff;
 pub mod clock;
 pub mod config;
 pub mod envelope;
+pub mod error_chain;
 mod files;
 pub mod http;
+pub mod human_units;
 pub mod id;
 pub mod keychain;
 pub mod kubernetes;
+pub mod loopback;
 pub mod metrics;
 mod pem;
 mod proxy;
@@ -167,8 +171,8 @@ pub mod secret;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod timestamp;
 pub mod tls;
-pub mod units;
 
 pub use envelope::Envelope;
 pub use id::{ChainName, KekId, Suite};

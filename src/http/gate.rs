@@ -4,7 +4,7 @@
 //! One step, since a stack of layers costs more than the cryptography. Body limits are the
 //! handlers', which know what they read; metrics are the service's.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 
 use crate::auth::{Auth, Client, Refusal};
 use crate::id::hex;
+use crate::loopback::is_loopback_authority;
 use crate::metrics::{Counted, Metrics};
 use crate::service::error::{Error, Kind};
 
@@ -319,8 +320,9 @@ impl Shared {
         let Some(host) = host else {
             return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
         };
-        let named = uri.authority().is_none_or(|authority| is_loopback(authority.as_str()));
-        if self.loopback && self.auth.is_none() && !(named && is_loopback(host)) {
+        let named =
+            uri.authority().is_none_or(|authority| is_loopback_authority(authority.as_str()));
+        if self.loopback && self.auth.is_none() && !(named && is_loopback_authority(host)) {
             return Err(forbidden(
                 "without authentication Host must be localhost or a loopback address",
             ));
@@ -352,22 +354,6 @@ fn is_simple_probe(request: &Request) -> bool {
         && !headers.contains_key(ORIGIN)
         && uri.authority().is_none()
         && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
-}
-
-/// Whether a host, with or without a port, is this machine.
-fn is_loopback(host: &str) -> bool {
-    let end = host.rfind(']').unwrap_or(0);
-    let (name, port) = match host.rfind(':').filter(|&colon| colon > end) {
-        Some(colon) => host.split_at(colon),
-        None => (host, ""),
-    };
-    let port = port.strip_prefix(':').unwrap_or_default();
-    let loopback = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
-        Some(name) => name.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback()),
-        None if name.eq_ignore_ascii_case("localhost") => true,
-        None => name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback()),
-    };
-    loopback && port.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among those

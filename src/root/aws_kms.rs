@@ -22,9 +22,10 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use crate::human_units;
+use crate::loopback::is_loopback;
 use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
-use crate::units;
 
 use super::authorities::{self, Authorities, Ca, is_same};
 use super::{Context, Error, sealed};
@@ -57,7 +58,7 @@ pub struct Config {
     /// A PEM file with the certificates to trust, in place of the system's.
     pub ca: Option<PathBuf>,
     /// How long a call may take with all its retries.
-    #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 
@@ -98,11 +99,7 @@ impl Config {
     /// Where KEKs are sent without TLS to another machine, if they are.
     fn plain_http(&self) -> Option<&str> {
         let endpoint = self.endpoint.as_deref().filter(|url| url.starts_with("http://"))?;
-        let host = host(endpoint)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback = host == "localhost"
-            || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
-        (!is_loopback).then_some(endpoint)
+        (!is_loopback(&host(endpoint)?)).then_some(endpoint)
     }
 }
 

@@ -448,14 +448,6 @@ async fn limits_that_nobody_could_have_set_are_damage() {
     assert_eq!(kind(world.encrypt().await), Kind::Internal);
 }
 
-#[test]
-fn times_are_told_to_the_end_of_rfc_3339() {
-    assert_eq!(rfc3339(1_767_225_600), "2026-01-01T00:00:00Z");
-    for late in [253_402_300_799, 253_402_300_800, u64::MAX] {
-        assert_eq!(rfc3339(late), "9999-12-31T23:59:59Z");
-    }
-}
-
 #[tokio::test]
 async fn a_primary_from_the_future_is_as_old_as_it_is_known() {
     for (ahead, is_reported) in [(3_600, false), (3_700, true)] {

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use etcd_client::{Compare as EtcdCompare, CompareOp, GetOptions, KeyValue, TxnOp, TxnOpResponse};
 use serde::Deserialize;
 
+use crate::human_units;
 use crate::secret::SecretBytes;
-use crate::units;
 
 use super::{Committed, Compare, Entry, Error, Revision, Txn};
 
@@ -42,7 +42,7 @@ const PAGE: usize = 500;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The members' URLs: `https://` all of them, or `http://`.
-    #[serde(deserialize_with = "units::list::deserialize")]
+    #[serde(deserialize_with = "human_units::list::deserialize")]
     pub endpoints: Vec<String>,
     /// What all keys start with, then a `/`.
     #[serde(default = "default_prefix")]
@@ -57,7 +57,7 @@ pub struct Config {
     /// Certificates.
     pub tls: Option<Tls>,
     /// How long one member may take for one call: 2 s.
-    #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
     /// The directory for what this machine alone keeps, such as the key file of a `local` root.
     #[serde(default = "default_data_dir")]

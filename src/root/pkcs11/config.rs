@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::files;
+use crate::human_units;
 use crate::secret::SecretBytes;
-use crate::units;
 
 /// One `[[root]]` with `kind = "pkcs11"`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -36,7 +36,7 @@ pub struct Config {
     #[serde(default)]
     pub gcm_iv: GcmIv,
     /// How long a caller waits for the token.
-    #[serde(default = "timeout", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "timeout", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 

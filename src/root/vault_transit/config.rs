@@ -1,7 +1,6 @@
 //! One `[[root]]` with `kind = "vault-transit"`: its settings, and what is wrong with them.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +8,11 @@ use std::time::Duration;
 use reqwest::Url;
 use serde::Deserialize;
 
+use crate::human_units;
+use crate::loopback::is_loopback;
 use crate::proxy::Proxies;
 use crate::root::authorities;
 use crate::secret::SecretBytes;
-use crate::units;
 
 use super::login::{Login, MAX_LEN, Secret};
 
@@ -49,7 +49,7 @@ pub struct Config {
     #[serde(default = "approle")]
     pub auth_mount: String,
     /// How long one call may take.
-    #[serde(default = "five_seconds", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 
@@ -137,12 +137,8 @@ impl Config {
 
     /// Whether everybody on the way can read tokens and KEKs.
     pub(super) fn is_in_the_open(&self) -> bool {
-        self.url().is_ok_and(|url| {
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-            let is_loopback =
-                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-            url.scheme() == "http" && !is_loopback
-        })
+        self.url()
+            .is_ok_and(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
     }
 
     /// The one way to log in that is configured.
