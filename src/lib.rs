@@ -62,11 +62,11 @@
 //! # Write a chain, and start again from it
 //!
 //! A chain is written to any [`io::Write`](std::io::Write), each of its KEKs wrapped under a
-//! [`RootKey`], and read back from any [`io::Read`](std::io::Read). [`saved`] has the format, and
+//! [`RootKey`], and read back from any [`io::Read`](std::io::Read). [`export`] has the format, and
 //! how the copy comes by uses of its own:
 //!
 //! ```
-//! use kms_proxy::{root, saved};
+//! use kms_proxy::{export, root};
 //! # use kms_proxy::{ChainName, KeyChain, Suite};
 //!
 //! # #[tokio::main]
@@ -75,9 +75,9 @@
 //! # let envelope = chain.encrypt(b"hello", b"row 7")?;
 //! let root = root::local::Root::generate()?; // a key in memory, for examples and tests
 //! let mut file = Vec::new();
-//! saved::write(&chain, &root, &mut file).await?;
+//! export::write_with_half_the_uses(&chain, &root, &mut file).await?;
 //!
-//! let chain = saved::read(&root, &mut file.as_slice()).await?;
+//! let chain = export::read(&root, &mut file.as_slice()).await?;
 //! assert_eq!(chain.decrypt(&envelope, b"row 7")?.as_slice(), b"hello");
 //! # Ok(())
 //! # }
@@ -129,7 +129,7 @@
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
 //! | [`root`] | the contract of a root key, and one file for each provider |
 //! | [`store`] | the contract of a store, the records in it, and one file for each kind |
-//! | [`saved`] | a chain written under a root and read back |
+//! | [`export`] | a chain written under a root and read back |
 //! | [`service`] | chains, roots and a store joined: [`KeyService`] |
 //! | [`auth`] | who calls, and what each caller may do |
 //! | [`tls`] | certificates, handshakes, and who a client is by its certificate |
@@ -146,27 +146,42 @@
 //! here stay far below, see [`keychain::UNSHARED_USES`] and [`store::record::Limits`]. A failed
 //! decryption says nothing about why. There is no `unsafe` code in this crate.
 
+// Modules share helpers that only some of the features need.
+#![cfg_attr(not(feature = "default"), allow(dead_code, unused_imports))]
+
 pub mod aead;
+#[cfg(feature = "server")]
 pub mod app;
+#[cfg(feature = "server")]
 pub mod auth;
 pub mod clock;
+#[cfg(feature = "server")]
 pub mod config;
 pub mod envelope;
+pub mod export;
 mod files;
+#[cfg(feature = "server")]
 pub mod http;
 pub mod id;
 pub mod keychain;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+#[cfg(feature = "service")]
 pub mod metrics;
+#[cfg(feature = "_pem")]
 mod pem;
+#[cfg(feature = "_proxy")]
 mod proxy;
 pub mod random;
 pub mod root;
-pub mod saved;
 pub mod secret;
+#[cfg(feature = "service")]
 pub mod service;
+#[cfg(feature = "service")]
 pub mod store;
+#[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
 pub mod tls;
 pub mod units;
 
@@ -175,5 +190,7 @@ pub use id::{ChainName, KekId, Suite};
 pub use keychain::message::Plaintext;
 pub use keychain::{DecryptError, EncryptError, KeyChain, RewrapError};
 pub use root::RootKey;
+#[cfg(feature = "service")]
 pub use service::KeyService;
+#[cfg(feature = "service")]
 pub use store::Store;

@@ -28,7 +28,7 @@ const MODULES: &str = "
     store:     clock files id pem random secret units
 
     keychain:  aead clock envelope id random secret
-    saved:     id keychain root
+    export:    id keychain root
     service:   clock envelope id keychain metrics random root secret store units
 
     auth:      clock files id metrics pem proxy random service tls units
