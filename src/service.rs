@@ -27,11 +27,13 @@ mod allowance;
 pub mod answer;
 mod bootstrap;
 mod bucket;
+mod builder;
 mod chain;
 mod continuity;
 mod core;
 pub mod error;
 mod follower;
+mod handle;
 mod keyring;
 mod ledger;
 mod manage;
@@ -54,8 +56,10 @@ pub use answer::{
     Absence, ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health,
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
+pub use builder::Builder;
 pub use continuity::names_root;
 pub use error::{Error, Kind};
+pub use handle::ChainHandle;
 pub use roots::RootChange;
 
 use chain::{Chain, exhausted};
@@ -138,7 +142,7 @@ impl KeyService {
     /// # Errors
     /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and when no use can be had
     /// [`Kind::KekExhausted`], [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
-    pub async fn encrypt(
+    pub(crate) async fn encrypt(
         &self,
         chain: Option<&str>,
         plaintext: Plaintext,
@@ -165,7 +169,7 @@ impl KeyService {
     /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], [`Kind::InvalidCiphertext`],
     /// [`Kind::UnknownKek`], [`Kind::KekDisabled`], and for a KEK that is not in memory
     /// [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
-    pub async fn decrypt(
+    pub(crate) async fn decrypt(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
@@ -182,7 +186,11 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
-    pub async fn rewrap(&self, chain: Option<&str>, envelope: Vec<u8>) -> Result<Rewrapped, Error> {
+    pub(crate) async fn rewrap(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
         self.rewrap_to(self.core.form, chain, envelope).await
     }
 
@@ -192,7 +200,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
-    pub async fn rewrap_inline(
+    pub(crate) async fn rewrap_inline(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
@@ -216,7 +224,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt).
-    pub async fn datakey(
+    pub(crate) async fn datakey(
         &self,
         chain: Option<&str>,
         bytes: usize,
@@ -242,7 +250,7 @@ impl KeyService {
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
-    pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+    pub(crate) async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Proven).await
     }
 
@@ -251,7 +259,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
-    pub async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+    pub(crate) async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Any).await
     }
 

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare as EtcdCompare, CompareOp, GetOptions, KeyValue, TxnOp, TxnOpResponse};

@@ -1,5 +1,7 @@
 //! The etcd store on real etcd processes: the contract, members that fail, lost answers, watches.
 
+use std::time::Duration;
+
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
