@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::id::{ChainName, Suite};
 use crate::secret::SecretBytes;
 use crate::store::record::Limits;
-use crate::{auth, files, http, kubernetes, root, service, store, telemetry, units};
+use crate::{auth, files, http, human_units, kubernetes, root, service, store, telemetry};
 
 mod check;
 mod source;
@@ -214,9 +214,9 @@ struct Chain {
     suite: Suite,
     rotate_after_uses: u64,
     max_uses: u64,
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     rotate_after_age: Duration,
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     destroy_delay: Duration,
     max_chains: usize,
 }
@@ -226,12 +226,12 @@ struct Chain {
 #[serde(deny_unknown_fields, default)]
 struct Cache {
     dek_entries: usize,
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     dek_max_age: Duration,
     keks: usize,
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     kek_max_age: Duration,
-    #[serde(deserialize_with = "units::duration::deserialize")]
+    #[serde(deserialize_with = "human_units::duration::deserialize")]
     offline_grace: Duration,
 }
 

@@ -199,19 +199,22 @@ impl KekId {
     /// Its 32 hex digits without an allocation.
     #[must_use]
     pub fn to_hex(self) -> KekIdHex {
-        KekIdHex(self.0.map(hex))
+        let mut digits = [0; 2 * Self::LEN];
+        // The digits have room for the whole id.
+        let _ = base16ct::lower::encode(&self.0, &mut digits);
+        KekIdHex(digits)
     }
 }
 
 /// The hex digits of a [`KekId`].
 #[derive(Clone, Copy)]
-pub struct KekIdHex([[u8; 2]; KekId::LEN]);
+pub struct KekIdHex([u8; 2 * KekId::LEN]);
 
 impl KekIdHex {
     /// The digits as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        str::from_utf8(self.0.as_flattened()).unwrap_or_default()
+        str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
@@ -240,21 +243,9 @@ impl FromStr for KekId {
 
     fn from_str(s: &str) -> Result<Self, InvalidName> {
         const INVALID: InvalidName = InvalidName("a KEK id is 32 lower-case hex digits");
-        let nibble = |b: u8| match b {
-            b'0'..=b'9' => Ok(b - b'0'),
-            b'a'..=b'f' => Ok(b - b'a' + 10),
-            _ => Err(INVALID),
-        };
         let mut id = [0; Self::LEN];
-        if s.len() != 2 * Self::LEN {
-            return Err(INVALID);
-        }
-        for (byte, pair) in id.iter_mut().zip(s.as_bytes().chunks_exact(2)) {
-            if let [high, low] = *pair {
-                *byte = nibble(high)? << 4 | nibble(low)?;
-            }
-        }
-        Ok(Self(id))
+        let decoded = base16ct::lower::decode(s, &mut id).map_err(|_| INVALID)?;
+        if decoded.len() == Self::LEN { Ok(Self(id)) } else { Err(INVALID) }
     }
 }
 

@@ -172,7 +172,8 @@ service.stop().await;
 //! | modules | what they own |
 //! | --- | --- |
 //! | [`id`], [`secret`], [`random`] | leaves: names, key bytes, randomness |
-//! | [`aead`], [`clock`], [`units`] | leaves: AES-GCM, time, quantities |
+//! | [`aead`], [`clock`], [`timestamp`] | leaves: AES-GCM, time |
+//! | [`human_units`], [`loopback`], [`error_chain`] | leaves: quantities, addresses, error texts |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
 //! | [`root`] | the contract of a root key, and one file for each provider |
@@ -203,18 +204,22 @@ pub mod aead;
 pub mod app;
 #[cfg(feature = "server")]
 pub mod auth;
+mod backoff;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod envelope;
+pub mod error_chain;
 pub mod export;
 mod files;
 #[cfg(feature = "server")]
 pub mod http;
+pub mod human_units;
 pub mod id;
 pub mod keychain;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod loopback;
 #[cfg(feature = "service")]
 pub mod metrics;
 #[cfg(feature = "_pem")]
@@ -230,9 +235,9 @@ pub mod service;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+pub mod timestamp;
 #[cfg(feature = "server")]
 pub mod tls;
-pub mod units;
 
 pub use envelope::Envelope;
 pub use id::{ChainName, KekId, Suite};

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -14,6 +13,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::public_key::PublicKey;
+
+use crate::timestamp::rfc3339;
 
 /// The shortest RSA key that the TLS library signs and verifies with, in bits.
 const MIN_RSA_BITS: usize = 2048;
@@ -242,14 +243,6 @@ impl fmt::Display for Wrong {
             Self::Cert(detail) | Self::Key(detail) => f.write_str(detail),
         }
     }
-}
-
-/// A Unix time in seconds as text.
-pub(crate) fn rfc3339(unix: i64) -> String {
-    let since = Duration::from_secs(u64::try_from(unix).unwrap_or_default());
-    // Years beyond 9999 can't be written, nor added to some.
-    let time = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));
-    humantime::format_rfc3339_seconds(time.unwrap_or(UNIX_EPOCH)).to_string()
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 //! its host is a loopback address or in `NO_PROXY`. Plain `http://` goes directly, since a proxy
 //! would read it. A leaf: it opens no connection.
 
-use std::net::IpAddr;
-
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
+
+use crate::loopback::is_loopback;
 
 /// Hosts that are never reached through a proxy, as `NO_PROXY` lists them.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
@@ -90,12 +90,6 @@ impl Proxy {
     pub(crate) fn via(&self) -> String {
         format!(" (through the proxy {} of {})", self.shown, self.variable)
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -22,6 +22,7 @@ use crate::keychain::{DecryptError, EncryptError, Form, KeyChain, Use};
 use crate::metrics::{Metrics, Operation};
 use crate::secret::SecretBytes;
 use crate::store::record::{self, Limits};
+use crate::timestamp::rfc3339;
 
 mod allowance;
 pub mod answer;
@@ -42,8 +43,10 @@ mod observed;
 mod recovery;
 mod reserver;
 pub mod restored;
+mod root_check;
 mod roots;
 mod rotator;
+mod starting;
 mod states;
 mod upkeep;
 pub mod verify;
@@ -61,6 +64,7 @@ pub use continuity::names_root;
 pub use error::{Error, Kind};
 pub use handle::ChainHandle;
 pub use roots::RootChange;
+pub use starting::Starting;
 
 use chain::{Chain, exhausted};
 use core::Core;
@@ -685,14 +689,4 @@ fn decrypt_error(error: DecryptError) -> Error {
 fn internal(error: &dyn std::error::Error) -> Error {
     tracing::error!(%error, "a call failed for a reason of our own");
     Error::new(Kind::Internal, "the service failed; its log says why")
-}
-
-/// Seconds since the Unix epoch as RFC 3339 text. It knows no year after 9999: later times, which a
-/// damaged record may hold, are told as the last second of that.
-#[must_use]
-pub fn rfc3339(unix: u64) -> String {
-    /// 9999-12-31T23:59:59Z.
-    const LAST: u64 = 253_402_300_799;
-    let time = UNIX_EPOCH + Duration::from_secs(unix.min(LAST));
-    humantime::format_rfc3339_seconds(time).to_string()
 }

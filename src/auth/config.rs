@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use reqwest::Url;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::human_units;
 use crate::id::ChainName;
-use crate::units;
+use crate::loopback::is_loopback;
 
 use super::keys;
 use super::permission::Allow;
@@ -136,9 +136,7 @@ impl JwtConfig {
 
 /// Whoever can change what this address answers is every client of the issuer.
 fn is_safe(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let loopback =
-        host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    let loopback = url.host_str().is_some_and(is_loopback);
     let plain = (url.username(), url.password()) == ("", None);
     plain && url.has_host() && (url.scheme() == "https" || url.scheme() == "http" && loopback)
 }
@@ -275,6 +273,6 @@ where
     D: Deserializer<'de>,
     T: TryFrom<String, Error: Display>,
 {
-    let texts = units::list::deserialize(deserializer)?;
+    let texts = human_units::list::deserialize(deserializer)?;
     texts.into_iter().map(|text| T::try_from(text).map_err(D::Error::custom)).collect()
 }

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Monotonic};
+use crate::error_chain;
 use crate::pem;
 use crate::proxy::{Proxies, Proxy};
 
@@ -295,9 +296,5 @@ fn causes(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+    error_chain::innermost(error).to_string()
 }

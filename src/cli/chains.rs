@@ -204,7 +204,7 @@ pub(super) fn chain_table(chains: &[Chain]) -> String {
             chain.keks.to_string(),
             chain.rotate_after_uses.to_string(),
             chain.max_uses.to_string(),
-            kms_proxy::units::duration::format(age),
+            kms_proxy::human_units::duration::format(age),
             or_dash(&chain.primary),
             or_dash(&chain.standby),
         ]

@@ -1,10 +1,11 @@
 //! The commands' way to a running service: one HTTP client, and its failures as sentences.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kms_proxy::error_chain;
 use kms_proxy::id::ChainName;
+use kms_proxy::loopback::is_loopback;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -208,18 +209,12 @@ fn bearer(path: &Path) -> Result<HeaderValue> {
 /// Whether what is sent to a server passes a network as it is.
 fn is_open(server: &str) -> bool {
     let Ok(url) = Url::parse(server) else { return true };
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let loopback = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    url.scheme() == "http" && !loopback && host != "localhost"
+    url.scheme() == "http" && !url.host_str().is_some_and(is_loopback)
 }
 
 /// The innermost cause: the outer ones only say that it was a request.
 fn reason(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+    error_chain::innermost(error).to_string()
 }
 
 /// The URL without a slash at its end.

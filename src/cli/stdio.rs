@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
-use kms_proxy::units;
+use kms_proxy::human_units;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 use zeroize::Zeroizing;
 
@@ -34,7 +34,7 @@ impl SizeArgs {
 }
 
 fn size(text: &str) -> std::result::Result<usize, &'static str> {
-    units::size::parse(text).ok_or("a size is written like 64KiB or 64MiB")
+    human_units::size::parse(text).ok_or("a size is written like 64KiB or 64MiB")
 }
 
 /// All of stdin, if it is not longer than `max` bytes.

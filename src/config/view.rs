@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::units::duration::format;
+use crate::human_units::duration::format;
 use crate::{auth, root, store};
 
 use super::Config;

@@ -4,7 +4,7 @@
 //! One step, since a stack of layers costs more than the cryptography. Body limits are the
 //! handlers', which know what they read; metrics are the service's.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 
 use crate::auth::{Auth, Client, Refusal};
 use crate::id::hex;
+use crate::loopback::is_loopback_authority;
 use crate::metrics::{Counted, Metrics};
 use crate::service::error::{Error, Kind};
 
@@ -83,11 +84,11 @@ impl Gate {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
-        let metrics = Arc::clone(face.app.access.metrics());
-        let listener = if face.has_data { "public" } else { "admin" };
+        let metrics = Arc::clone(&face.0.metrics);
+        let listener = if face.0.has_data { "public" } else { "admin" };
         let (in_flight, connections) = metrics.traffic.listener(listener);
         let shared = Shared {
-            auth: face.app.access.auth().cloned(),
+            auth: face.0.auth.clone(),
             teller: Teller::default(),
             timeout: config.request_timeout,
             idle_timeout: config.idle_timeout,
@@ -95,8 +96,8 @@ impl Gate {
             scheme: if is_tls { "https://" } else { "http://" },
             waiting: Semaphore::new(config.max_requests),
             // Metrics are read also when callers have spent theirs.
-            budget: match face.has_data {
-                true => face.app.budget.clone(),
+            budget: match face.0.has_data {
+                true => face.0.budget.clone(),
                 false => Budget::new(config.body_memory()),
             },
             metrics,
@@ -144,7 +145,7 @@ impl Gate {
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
         // HTTP/2 has its own way to say that a connection ends.
-        let last = !many && (face.app.access.is_draining() || !framed);
+        let last = !many && (face.is_draining() || !framed);
         let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
@@ -237,7 +238,8 @@ impl Recognised<'_> {
         let shown = identity::shown(request.headers(), request.extensions());
         let client = match self.auth.identify(shown).await {
             Ok(client) => client,
-            Err(_) if identity::is_open(request.uri().path()) => {
+            // Until the service has started every request gets the same answer.
+            Err(_) if face.is_starting() || identity::is_open(request.uri().path()) => {
                 return guarded(face.answer(request), self.shared).await;
             }
             Err(refusal) => {
@@ -318,8 +320,9 @@ impl Shared {
         let Some(host) = host else {
             return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
         };
-        let named = uri.authority().is_none_or(|authority| is_loopback(authority.as_str()));
-        if self.loopback && self.auth.is_none() && !(named && is_loopback(host)) {
+        let named =
+            uri.authority().is_none_or(|authority| is_loopback_authority(authority.as_str()));
+        if self.loopback && self.auth.is_none() && !(named && is_loopback_authority(host)) {
             return Err(forbidden(
                 "without authentication Host must be localhost or a loopback address",
             ));
@@ -351,22 +354,6 @@ fn is_simple_probe(request: &Request) -> bool {
         && !headers.contains_key(ORIGIN)
         && uri.authority().is_none()
         && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
-}
-
-/// Whether a host, with or without a port, is this machine.
-fn is_loopback(host: &str) -> bool {
-    let end = host.rfind(']').unwrap_or(0);
-    let (name, port) = match host.rfind(':').filter(|&colon| colon > end) {
-        Some(colon) => host.split_at(colon),
-        None => (host, ""),
-    };
-    let port = port.strip_prefix(':').unwrap_or_default();
-    let loopback = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
-        Some(name) => name.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback()),
-        None if name.eq_ignore_ascii_case("localhost") => true,
-        None => name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback()),
-    };
-    loopback && port.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among those

@@ -11,7 +11,8 @@ use utoipa::{IntoParams, ToSchema};
 use crate::id::KekId;
 use crate::metrics::Operation;
 use crate::service::error::Error;
-use crate::service::{Change, KekInfo, KeyService, rfc3339};
+use crate::service::{Change, KekInfo, KeyService};
+use crate::timestamp::rfc3339;
 
 use super::App;
 use super::answer;

@@ -17,7 +17,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_prost::ProstCodec;
 
-use crate::id::hex;
+use crate::error_chain::innermost;
 use crate::secret::SecretBytes;
 
 use super::config::Address;
@@ -255,7 +255,7 @@ async fn connect(socket: Address) -> Result<Channel, String> {
     let endpoint = Endpoint::from_static("http://localhost");
     let connect = endpoint.connect_with_connector(Connector(socket));
     match tokio::time::timeout(TIMEOUT, connect).await {
-        Ok(connected) => connected.map_err(|error| innermost(&error)),
+        Ok(connected) => connected.map_err(|error| innermost(&error).to_string()),
         Err(_) => Err("no answer in 3 s".to_owned()),
     }
 }
@@ -287,7 +287,7 @@ where
     let mut grpc = Grpc::new(channel.clone());
     let started = Instant::now();
     let asked = async {
-        grpc.ready().await.map_err(|error| innermost(&error))?;
+        grpc.ready().await.map_err(|error| innermost(&error).to_string())?;
         let codec = ProstCodec::<Q, A>::default();
         let path = PathAndQuery::from_static(path);
         grpc.unary(tonic::Request::new(request), path, codec).await.map_err(|error| told(&error))
@@ -308,21 +308,12 @@ fn told(status: &Status) -> String {
 /// What is behind a connection that ends without an answer.
 const ENDED: &str = "the plugin ends the connection: is this user in kubernetes.allowed_uids?";
 
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}
-
 /// An id for the plugin's log.
 fn uid() -> String {
     let mut bytes = [0; 8];
     // It need not be unique.
     let _ = crate::random::fill(&mut bytes);
-    let digits = bytes.map(hex);
-    format!("doctor-{}", String::from_utf8_lossy(digits.as_flattened()))
+    format!("doctor-{}", base16ct::lower::encode_string(&bytes))
 }
 
 /// How tonic comes to a unix socket.

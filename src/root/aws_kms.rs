@@ -21,6 +21,7 @@ use aws_sdk_kms::primitives::Blob;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use crate::loopback::is_loopback;
 use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
 
@@ -75,11 +76,7 @@ impl Config {
     /// Where KEKs are sent without TLS to another machine, if they are.
     fn plain_http(&self) -> Option<&str> {
         let endpoint = self.endpoint.as_deref().filter(|url| url.starts_with("http://"))?;
-        let host = host(endpoint)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback = host == "localhost"
-            || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
-        (!is_loopback).then_some(endpoint)
+        (!is_loopback(&host(endpoint)?)).then_some(endpoint)
     }
 }
 

@@ -85,8 +85,7 @@ pub(in crate::root) fn chain(name: &str) -> ChainName {
 }
 
 pub(in crate::root) fn unhex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).unwrap() as u8).collect();
-    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+    base16ct::lower::decode_vec(text).unwrap()
 }
 
 pub(in crate::root) fn context<'a>(chain: &'a ChainName, kek: &KeyBytes) -> Context<'a> {

@@ -226,16 +226,16 @@ fn may_own(owner: u32, user: u32) -> bool {
     owner == user || owner == 0
 }
 
+/// A key of 32 bytes in hex.
+const KEY_DIGITS: usize = 64;
+
 fn render(key: &KeyBytes) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(128));
+    let mut digits = Zeroizing::new([0; KEY_DIGITS]);
     text.push_str(MAGIC);
     for part in [key.expose(), &check(key)] {
         text.push(' ');
-        for byte in part {
-            for digit in [byte >> 4, byte & 15] {
-                text.extend(char::from_digit(digit.into(), 16));
-            }
-        }
+        text.push_str(base16ct::lower::encode_str(part, &mut *digits).unwrap_or_default());
     }
     text.push('\n');
     text
@@ -244,12 +244,8 @@ fn render(key: &KeyBytes) -> Zeroizing<String> {
 fn parse(text: &[u8]) -> Result<KeyBytes, &'static str> {
     let rest = text.strip_prefix(MAGIC.as_bytes()).ok_or("it is no key file of this version")?;
     let mut key = Zeroizing::new([0; 32]);
-    let mut digits = rest.iter().skip(1);
-    for byte in &mut *key {
-        let mut digit = || digits.next().and_then(|&digit| char::from(digit).to_digit(16));
-        let (Some(high), Some(low)) = (digit(), digit()) else { return Err("it is damaged") };
-        *byte = u8::try_from(high << 4 | low).unwrap_or_default();
-    }
+    let digits = rest.get(1..=KEY_DIGITS).ok_or("it is damaged")?;
+    base16ct::lower::decode(digits, &mut *key).map_err(|_| "it is damaged")?;
     let key = KeyBytes::from_slice(&*key).ok_or("it is damaged")?;
     // The check, the length and all that was skipped.
     if render(&key).trim_end().as_bytes() == text { Ok(key) } else { Err("it is damaged") }

@@ -16,9 +16,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::aead::Cipher;
 use crate::files;
+use crate::human_units;
 use crate::random;
 use crate::secret::{KeyBytes, SecretBytes};
-use crate::units;
 
 use super::{Context, Error, IfMissing, RootKey, sealed};
 
@@ -46,13 +46,13 @@ pub struct Config {
     #[serde(skip)]
     pub passphrase: Option<Arc<SecretBytes>>,
     /// The memory that Argon2id takes for a new wrap's key, in bytes; 19 MiB to 256 MiB.
-    #[serde(default = "default_memory", deserialize_with = "units::size::deserialize")]
+    #[serde(default = "default_memory", deserialize_with = "human_units::size::deserialize")]
     pub memory: usize,
     /// Its passes over it; 2 to 10.
-    #[serde(default = "default_passes", deserialize_with = "units::number::deserialize")]
+    #[serde(default = "default_passes", deserialize_with = "human_units::number::deserialize")]
     pub passes: u32,
     /// Its lanes; 1 to 4.
-    #[serde(default = "default_lanes", deserialize_with = "units::number::deserialize")]
+    #[serde(default = "default_lanes", deserialize_with = "human_units::number::deserialize")]
     pub lanes: u32,
 }
 

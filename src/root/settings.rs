@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
+use crate::human_units;
 use crate::secret::SecretBytes;
-use crate::units;
 
 /// One `[[root]]` with `kind = "aws-kms"`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -29,7 +29,7 @@ pub struct AwsKms {
     /// A PEM file with the certificates to trust, in place of the system's.
     pub ca: Option<PathBuf>,
     /// How long a call may take with all its retries: 5 s by default.
-    #[serde(default = "five_seconds", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 
@@ -74,7 +74,7 @@ pub struct Pkcs11 {
     #[serde(default)]
     pub gcm_iv: GcmIv,
     /// How long a caller waits for the token: 5 s by default.
-    #[serde(default = "five_seconds", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 
@@ -175,7 +175,7 @@ pub struct VaultTransit {
     #[serde(default = "approle")]
     pub auth_mount: String,
     /// How long one call may take: 5 s by default.
-    #[serde(default = "five_seconds", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
 }
 

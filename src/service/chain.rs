@@ -18,7 +18,7 @@ use crate::store::record::NamedRoot;
 use super::error::{Error, Kind};
 use super::ledger::Tidings;
 use super::reserver::Reserver;
-use super::rotator::Backoff;
+use super::rotator::RetryAt;
 use super::states::Disabled;
 
 /// A chain.
@@ -32,7 +32,7 @@ pub(super) struct Chain {
     /// What is heard of the records meanwhile.
     pub(super) tidings: Arc<Tidings>,
     /// Held by whoever makes the next KEK.
-    pub(super) rotator: tokio::sync::Mutex<Backoff>,
+    pub(super) rotator: tokio::sync::Mutex<RetryAt>,
     /// Somebody wanted uses since the start.
     pub(super) was_wanted: AtomicBool,
     /// It is `default`, or the configuration names it: it is ready before somebody wants it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::backoff::Backoff;
 use crate::clock::Monotonic;
 use crate::id::KekId;
 use crate::keychain::kek::Kek;
@@ -16,7 +17,7 @@ use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Held;
-use super::{continuity, recovery};
+use super::{continuity, recovery, root_check};
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
 const BY_HAND_BURST: usize = 10;
@@ -24,14 +25,20 @@ const BY_HAND_WINDOW: Duration = Duration::from_secs(60);
 /// How often a change is tried when others change the chain at the same time.
 const TRIES: usize = 4;
 
-/// When a step that failed may be tried again: after 1 s, doubling to 8 s, with jitter.
-#[derive(Default)]
-pub(super) struct Backoff {
-    failures: u32,
+/// When a step that failed may be tried again.
+pub(super) struct RetryAt {
+    waits: Backoff,
     until: Monotonic,
 }
 
-impl Backoff {
+impl Default for RetryAt {
+    /// Now; after failures, 1 s later, doubling to 8 s.
+    fn default() -> Self {
+        Self { waits: Backoff::new(Duration::from_secs(1), 3), until: Monotonic::default() }
+    }
+}
+
+impl RetryAt {
     fn is_over(&self, now: Monotonic) -> bool {
         now >= self.until
     }
@@ -41,13 +48,7 @@ impl Backoff {
             *self = Self::default();
             return;
         }
-        self.failures = (self.failures + 1).min(7);
-        let wait = Duration::from_millis(500) * (1 << self.failures.min(4));
-        let mut jitter = [0];
-        // Without randomness there is no jitter, and nothing else will work either.
-        let _ = crate::random::fill(&mut jitter);
-        let [jitter] = jitter;
-        self.until = now + wait.mul_f64(1.0 + f64::from(jitter) / 1024.0);
+        self.until = now + self.waits.failed();
     }
 }
 
@@ -209,6 +210,8 @@ async fn make_claimed(
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
     let wraps = roots.wrap(&chain.name, &kek, &allowed).await?;
+    let made = (kek.id(), suite);
+    let wraps = root_check::agreed(core, &chain.name, made, wraps, (&allowed, trust)).await?;
     let stored = record::Kek {
         suite,
         state: State::Standby,
@@ -305,7 +308,7 @@ pub(super) async fn rotate_by_hand(
             && let Some(primary) = reserver.ledger.head.record.primary
         {
             // What failed before is of no account now.
-            *rotator = Backoff::default();
+            *rotator = RetryAt::default();
             chain.root_failure.store(None);
             chain.set_trouble(None);
             chain.need_uses.notify_one();

@@ -20,6 +20,7 @@ mod manage;
 mod names;
 mod replicas;
 mod restores;
+mod root_check;
 mod roots;
 mod simulation;
 mod states;
@@ -445,14 +446,6 @@ async fn limits_that_nobody_could_have_set_are_damage() {
     let _ = world.store.commit(raise).await.unwrap();
     let world = world.restarted().await;
     assert_eq!(kind(world.encrypt().await), Kind::Internal);
-}
-
-#[test]
-fn times_are_told_to_the_end_of_rfc_3339() {
-    assert_eq!(rfc3339(1_767_225_600), "2026-01-01T00:00:00Z");
-    for late in [253_402_300_799, 253_402_300_800, u64::MAX] {
-        assert_eq!(rfc3339(late), "9999-12-31T23:59:59Z");
-    }
 }
 
 #[tokio::test]

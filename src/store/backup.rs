@@ -17,12 +17,12 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::files;
 use crate::id::ChainName;
+use crate::timestamp::rfc3339;
 
 use super::copy::{Report, choose};
 use super::record;
@@ -34,9 +34,6 @@ pub use parse::{Backup, ReadError, read};
 
 /// The format that this code writes. It reads no other.
 const FORMAT: u32 = 1;
-
-/// 9999-12-31T23:59:59Z: the last time that RFC 3339 can tell.
-const LAST: u64 = 253_402_300_799;
 
 /// How often a chain is read again because its head changed meanwhile.
 const TRIES: usize = 8;
@@ -124,10 +121,9 @@ pub async fn to_bytes(
         lines.extend(of_chain);
         progress(&report);
     }
-    let created_at = UNIX_EPOCH + Duration::from_secs(now.min(LAST));
     let header = Header {
         kms_proxy_backup: FORMAT,
-        created_at: humantime::format_rfc3339_seconds(created_at).to_string(),
+        created_at: rfc3339(now),
         chains: report.chains,
         records: report.added,
     };

@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::human_units;
 use crate::secret::SecretBytes;
-use crate::units;
 
 /// `[store]` with `kind = "etcd"`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Etcd {
     /// The members' URLs: `https://` all of them, or `http://`.
-    #[serde(deserialize_with = "units::list::deserialize")]
+    #[serde(deserialize_with = "human_units::list::deserialize")]
     pub endpoints: Vec<String>,
     /// What all keys start with, then a `/`.
     #[serde(default = "default_prefix")]
@@ -33,7 +33,7 @@ pub struct Etcd {
     /// Certificates.
     pub tls: Option<EtcdTls>,
     /// How long one member may take for one call: 2 s.
-    #[serde(default = "default_timeout", deserialize_with = "units::duration::deserialize")]
+    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
     pub timeout: Duration,
     /// The directory for what this machine alone keeps, such as the key file of a `local` root.
     #[serde(default = "default_data_dir")]

@@ -16,8 +16,9 @@ use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
 
 use crate::files;
-use crate::pem::{self, Validity, rfc3339};
+use crate::pem::{self, Validity};
 use crate::secret::SecretBytes;
+use crate::timestamp::rfc3339;
 
 use super::client::ForClients;
 use super::{ClientCert, Config, HTTP_1, HTTP_2};

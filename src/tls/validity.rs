@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::files;
-use crate::pem::rfc3339;
+use crate::timestamp::rfc3339;
 
 /// What an operator should know of the certificates in a file at `now`, in seconds since the Unix
 /// epoch: those that are not valid, those that have less than a tenth of their life left, and a file

@@ -12,6 +12,8 @@ use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::operation::decrypt::DecryptError;
 use aws_sdk_kms::operation::encrypt::EncryptError;
 
+use crate::error_chain;
+
 use super::super::Error;
 
 /// Characters of KMS's own words, or of the SDK's, that are passed on.
@@ -175,10 +177,9 @@ fn not_kms_but(status: u16) -> Error {
 
 /// The SDK's error with its causes. What a process that was to give credentials wrote to stderr is
 /// left out: nobody knows what it says, and everybody may read `/readyz`.
-fn chain(error: &dyn StdError) -> String {
-    let causes = std::iter::successors(error.source(), |&error| error.source());
-    let mut texts: Vec<_> =
-        causes.map(ToString::to_string).filter(|text| text != "other").collect();
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let texts = error_chain::causes(error).map(ToString::to_string);
+    let mut texts: Vec<_> = texts.filter(|text| text != "other").collect();
     texts.dedup();
     let text = texts.join(": ");
     let text = text.split(". Stderr:").next().unwrap_or_default();

@@ -15,6 +15,7 @@ use reqwest::{Certificate, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::error_chain;
 use crate::proxy::{Proxies, Proxy};
 use crate::root::Error;
 use crate::root::authorities::{Authorities, Ca, is_same};
@@ -197,7 +198,7 @@ impl Client {
 
     fn away(&self, error: &reqwest::Error) -> Error {
         let detail = if error.is_timeout() {
-            format!("no answer in {}", crate::units::duration::format(self.timeout))
+            format!("no answer in {}", crate::human_units::duration::format(self.timeout))
         } else {
             causes(error)
         };
@@ -267,18 +268,10 @@ fn header(token: &SecretBytes) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-/// An error with all that caused it: a wrong CA is told from an outage by the last of them.
+/// What caused `error`, which only says that a request failed. The last cause distinguishes a wrong
+/// CA from an outage.
 fn causes(error: &reqwest::Error) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if texts.last().is_none_or(|last| !last.contains(&text)) {
-            texts.push(text);
-        }
-        cause = error.source();
-    }
-    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+    error_chain::to_text(error.source().unwrap_or(error))
 }
 
 #[cfg(test)]

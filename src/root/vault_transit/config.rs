@@ -1,12 +1,12 @@
 //! One `[[root]]` with `kind = "vault-transit"`: its settings, and what is wrong with them.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 
+use crate::loopback::is_loopback;
 use crate::proxy::Proxies;
 use crate::root::authorities;
 use crate::secret::SecretBytes;
@@ -66,12 +66,8 @@ impl Config {
 
     /// Whether everybody on the way can read tokens and KEKs.
     pub(super) fn is_in_the_open(&self) -> bool {
-        self.url().is_ok_and(|url| {
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-            let is_loopback =
-                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-            url.scheme() == "http" && !is_loopback
-        })
+        self.url()
+            .is_ok_and(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
     }
 
     /// The one way to log in that is configured.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::random;
+use crate::backoff::jitter;
 use crate::secret::SecretBytes;
 
 /// How long one waits after a renewal that failed, at least.
@@ -138,11 +138,7 @@ impl Life {
     fn new(granted: Duration, ttl: Duration, renewable: bool) -> Option<Self> {
         // Instants can't be centuries away.
         let ttl = ttl.min(Duration::from_secs(100 * 365 * 24 * 60 * 60));
-        let mut jitter = [0];
-        // Without randomness there is no jitter.
-        _ = random::fill(&mut jitter);
-        let [jitter] = jitter;
-        let due = ttl * 2 / 3 - ttl / 10 * u32::from(jitter) / 255;
+        let due = ttl * 2 / 3 - (ttl / 10).mul_f64(jitter());
         let now = Instant::now();
         (!ttl.is_zero()).then(|| Self { granted, due: Some(now + due), end: now + ttl, renewable })
     }

@@ -8,7 +8,6 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::files;
-use crate::id::hex;
 use crate::store::record::{Head, Kek, Part, Record, Uses, parse_key};
 use crate::store::{Txn, memory};
 
@@ -73,8 +72,7 @@ pub fn read(path: &Path) -> Result<Backup, ReadError> {
 
 /// The SHA-256 of `bytes` in hex.
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().flat_map(|&byte| hex(byte)).map(char::from).collect()
+    base16ct::lower::encode_string(&Sha256::digest(bytes))
 }
 
 fn check_format(first: &[u8]) -> Result<(), ReadError> {

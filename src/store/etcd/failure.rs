@@ -3,6 +3,8 @@
 
 use tonic::Code;
 
+use crate::error_chain::to_text;
+
 /// A call that failed.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -34,9 +36,9 @@ impl Failure {
     pub(super) fn of(error: etcd_client::Error) -> Self {
         let etcd_client::Error::GRpcStatus(status) = &error else {
             // Before anything was sent: a wrong URL or certificate.
-            return Self { hopeless: true, ..Self::certain(whole(&error)) };
+            return Self { hopeless: true, ..Self::certain(to_text(&error)) };
         };
-        let detail = whole(status);
+        let detail = to_text(status);
         if detail.contains("certificate") {
             return Self { hopeless: true, ..Self::certain(detail) };
         }
@@ -57,18 +59,4 @@ impl Failure {
             _ => Self::doubtful(detail),
         }
     }
-}
-
-/// An error with all its causes, each said once.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

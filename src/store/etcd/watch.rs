@@ -9,7 +9,7 @@ use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::random;
+use crate::backoff::Backoff;
 use crate::store::{News, Revision};
 
 use super::members::Members;
@@ -54,26 +54,17 @@ impl Drop for Watch {
 }
 
 async fn follow(members: Arc<Members>, prefix: Arc<str>, news: mpsc::Sender<News>) {
-    let mut failures = 0_u32;
+    // 0.1 s to 3.2 s.
+    let mut backoff = Backoff::new(Duration::from_millis(100), 5);
     loop {
-        let ended = session(&members, &prefix, &news, &mut failures).await;
+        let ended = session(&members, &prefix, &news, &mut backoff).await;
         let Err(reason) = ended else { return };
         tracing::debug!(reason, "the watch of etcd is made anew");
         if news.send(News::Missed).await.is_err() {
             return;
         }
-        failures = (failures + 1).min(6);
-        tokio::time::sleep(pause(failures)).await;
+        tokio::time::sleep(backoff.failed()).await;
     }
-}
-
-/// 0.1 s doubling to 3.2 s, and up to half as much again.
-fn pause(failures: u32) -> Duration {
-    let mut jitter = [0];
-    // Without randomness there is no jitter, and nothing else will work either.
-    let _ = random::fill(&mut jitter);
-    let [jitter] = jitter;
-    Duration::from_millis(50) * (1 << failures) * (512 + u32::from(jitter)) / 512
 }
 
 /// Follows one stream to its end; `Ok` when nobody listens any more.
@@ -81,7 +72,7 @@ async fn session(
     members: &Members,
     prefix: &str,
     news: &mpsc::Sender<News>,
-    failures: &mut u32,
+    backoff: &mut Backoff,
 ) -> Result<(), String> {
     let options = GetOptions::new().with_prefix().with_count_only();
     let now = members.get(prefix, Some(options)).await.map_err(|failure| failure.detail)?;
@@ -97,7 +88,7 @@ async fn session(
         if news.send(News::Missed).await.is_err() {
             return Ok(());
         }
-        *failures = 0;
+        backoff.succeeded();
         let mut asked = false;
         loop {
             match timeout(SILENCE, stream.message()).await {
