@@ -611,7 +611,7 @@ impl KeyService {
                 let stored = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await;
                 let kek = match (stored, header.version) {
                     // What the store says of a KEK wins over the record that travels along.
-                    (Err(error), Version::Carried(record)) if error.kind() == Kind::UnknownKek => {
+                    (Err(error), Version::Inline(record)) if error.kind() == Kind::UnknownKek => {
                         keyring.carried(&chain.name, header.suite, id, record).await?
                     }
                     (stored, _) => stored.inspect_err(|error| {

@@ -3,7 +3,7 @@
 //!
 //! It knows the carried record as bytes; what a root wrapped there is not looked at.
 
-use crate::envelope::{self, CarriedRecord, Version};
+use crate::envelope::{self, InlineRecord, Version};
 
 use super::kek::Kek;
 
@@ -30,9 +30,9 @@ impl Carried {
     /// The headers of `kek` with `record`, the wraps of it; `None` when the record is longer than its
     /// length field can tell or has no wrap.
     #[must_use]
-    pub fn new(kek: &Kek, record: &CarriedRecord<'_>) -> Option<Self> {
+    pub fn new(kek: &Kek, record: &InlineRecord<'_>) -> Option<Self> {
         let record = record.to_bytes()?;
-        let version = Version::Carried(&record);
+        let version = Version::Inline(&record);
         let dek_aad = envelope::dek_aad(version, kek.suite(), &kek.id(), kek.chain());
         let mut start = Vec::new();
         envelope::write_header_start(&mut start, version, kek.suite(), &kek.id());

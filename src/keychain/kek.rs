@@ -169,7 +169,7 @@ impl Kek {
         let carried;
         let aad = match header.version {
             Version::Stored => &self.dek_aad,
-            Version::Carried(_) => {
+            Version::Inline(_) => {
                 carried = header.dek_aad(&self.chain);
                 &carried
             }

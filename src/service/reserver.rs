@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::Monotonic;
-use crate::envelope::CarriedRecord;
+use crate::envelope::InlineRecord;
 use crate::id::KekId;
 use crate::keychain::budget::{BLOCK_LIFE, Budget};
 use crate::keychain::kek::Kek;
@@ -408,9 +408,9 @@ impl Reserver {
 }
 
 /// What travels along of a KEK: its wraps.
-fn record_of(kek: &store::record::Kek) -> CarriedRecord<'_> {
+fn record_of(kek: &store::record::Kek) -> InlineRecord<'_> {
     let wraps = kek.wraps.iter().map(|wrap| (wrap.root.as_str().into(), (&*wrap.bytes).into()));
-    CarriedRecord { wraps: wraps.collect() }
+    InlineRecord { wraps: wraps.collect() }
 }
 
 impl Chain {

@@ -1,7 +1,7 @@
 //! Version 2 envelopes: the KEK travels along, and nothing of its record can be exchanged.
 
 use super::*;
-use crate::envelope::CarriedRecord;
+use crate::envelope::InlineRecord;
 
 /// A chain, its KEK, and an envelope of it in version 1.
 struct Sample {
@@ -29,7 +29,7 @@ impl Sample {
     }
 
     fn travels_with(&self, record: &[u8]) -> Carried {
-        Carried::new(&self.kek, &CarriedRecord::parse(record).unwrap()).unwrap()
+        Carried::new(&self.kek, &InlineRecord::parse(record).unwrap()).unwrap()
     }
 
     fn opens(&self, envelope: &[u8]) -> bool {
@@ -43,7 +43,7 @@ impl Sample {
 
 fn record(wraps: &[(&'static str, &[u8])]) -> Vec<u8> {
     let wraps = wraps.iter().map(|&(root, wrap)| (root.into(), wrap.to_vec().into())).collect();
-    CarriedRecord { wraps }.to_bytes().unwrap()
+    InlineRecord { wraps }.to_bytes().unwrap()
 }
 
 const MAIN: (&str, &[u8]) = ("main", &[5; 40]);
@@ -143,13 +143,13 @@ fn what_a_use_seals_has_the_form_that_it_is_asked_for() {
         let refused = one.seal(b"hello".into(), b"");
         assert_eq!(refused.unwrap_err(), EncryptError::NoRecord, "nothing is sealed without one");
         for record in [record(&[MAIN]), record(&[MAIN, DR])] {
-            let carried = Carried::new(&kek, &CarriedRecord::parse(&record).unwrap()).unwrap();
+            let carried = Carried::new(&kek, &InlineRecord::parse(&record).unwrap()).unwrap();
             chain.set_carried(Some(Arc::new(carried)));
             for plaintext in [&b""[..], b"hello", &[7; 5000]] {
                 let one = chain.take(Monotonic::default()).unwrap().in_form(Form::Carried);
                 let sealed: Vec<u8> = one.seal(plaintext.into(), b"row 7").unwrap().into();
                 let parsed = Envelope::parse(&sealed).unwrap();
-                assert_eq!(parsed.header.version, Version::Carried(&record));
+                assert_eq!(parsed.header.version, Version::Inline(&record));
                 let header_len = envelope::header_len(suite) + 2 + record.len();
                 assert_eq!(parsed.header.bytes.len(), header_len);
                 assert_eq!(chain.decrypt(&sealed, b"row 7").unwrap().as_slice(), plaintext);

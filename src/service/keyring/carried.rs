@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::clock::Monotonic;
-use crate::envelope::CarriedRecord;
+use crate::envelope::InlineRecord;
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::kek::Kek;
 use crate::root::{self, Context, MAX_WRAP_LEN};
@@ -146,7 +146,7 @@ impl Keyring {
 
     /// The wraps of a carried record that a configured root can be asked for, as a record.
     fn asked_for(&self, suite: Suite, record: &[u8]) -> Result<record::Kek, Error> {
-        let parsed = CarriedRecord::parse(record).map_err(|_| Error::invalid_ciphertext())?;
+        let parsed = InlineRecord::parse(record).map_err(|_| Error::invalid_ciphertext())?;
         let configured = parsed.wraps.iter().filter(|(root, _)| self.roots.is_configured(root));
         let mut wraps: Vec<Wrap> = Vec::new();
         for (root, bytes) in configured {

@@ -1,7 +1,7 @@
 //! Services without a store, whose KEKs travel along, and how they get on with those that have one.
 
 use super::*;
-use crate::envelope::CarriedRecord;
+use crate::envelope::InlineRecord;
 use crate::keychain::kek::Kek;
 use crate::store::inline;
 
@@ -34,8 +34,8 @@ async fn decrypt(service: &KeyService, envelope: &[u8]) -> Result<Vec<u8>, Error
 fn travels_with(envelope: &[u8]) -> Vec<String> {
     match Envelope::parse_header_or_whole(envelope).unwrap().header.version {
         Version::Stored => Vec::new(),
-        Version::Carried(record) => {
-            let wraps = CarriedRecord::parse(record).unwrap().wraps.into_iter();
+        Version::Inline(record) => {
+            let wraps = InlineRecord::parse(record).unwrap().wraps.into_iter();
             wraps.map(|(root, _)| root.into_owned()).collect()
         }
     }
@@ -157,11 +157,11 @@ async fn a_record_of_another_envelope_fails() {
     let reader = inline(&roots, &clock).await;
     for ours in &envelopes {
         for theirs in envelopes.iter().filter(|theirs| *theirs != ours) {
-            let Version::Carried(record) = Envelope::parse(theirs).unwrap().header.version else {
+            let Version::Inline(record) = Envelope::parse(theirs).unwrap().header.version else {
                 panic!("it is version 2");
             };
             let parsed = Envelope::parse(ours).unwrap();
-            let Version::Carried(own) = parsed.header.version else { panic!("it is version 2") };
+            let Version::Inline(own) = parsed.header.version else { panic!("it is version 2") };
             let (start, end) = (&ours[..18], &ours[20 + own.len()..]);
             let len = u16::try_from(record.len()).unwrap().to_be_bytes();
             let exchanged = [start, &len, record, end].concat();
@@ -453,7 +453,7 @@ async fn a_header_with_the_wrap_of_aws_kms_stays_below_350_bytes() {
             let chain = ChainName::new(DEFAULT_CHAIN).unwrap();
             let kek = Kek::generate(&chain, suite).unwrap();
             let wraps = vec![(name.as_str().into(), vec![7; wrap].into())];
-            let carried = crate::keychain::Carried::new(&kek, &CarriedRecord { wraps }).unwrap();
+            let carried = crate::keychain::Carried::new(&kek, &InlineRecord { wraps }).unwrap();
             let mut chain = KeyChain::empty(chain);
             let uses = crate::keychain::budget::Budget::unshared(1);
             chain.set_primary(Arc::new(kek), Arc::new(uses));
