@@ -8,6 +8,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+mod circles;
+
 /// Each module and the modules that it may use, which stand above it. It may use itself.
 const MODULES: &str = "
     clock:
