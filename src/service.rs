@@ -21,12 +21,14 @@ use crate::store::record::Limits;
 
 mod admin;
 mod bootstrap;
+mod builder;
 mod chain;
 mod core;
 mod data;
 mod disabled;
 pub mod error;
 mod follower;
+mod handle;
 mod kek_lifecycle;
 pub mod key_id;
 mod keyring;
@@ -48,7 +50,9 @@ mod tests;
 
 pub use admin::kubernetes_key::KeyState;
 pub use admin::roots::RootChange;
+pub use builder::Builder;
 pub use error::{Error, Kind};
+pub use handle::ChainHandle;
 pub use limits::lookup_quota::LookupQuota;
 pub use rollback::offline;
 pub use rotation::continuity::names_root;
@@ -140,7 +144,7 @@ impl KeyService {
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
-    pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+    pub(crate) async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Proven).await
     }
 
@@ -149,7 +153,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
-    pub async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+    pub(crate) async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Any).await
     }
 

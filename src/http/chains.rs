@@ -176,7 +176,7 @@ pub(super) async fn read(
     let limit = query.limit()?;
     let after = query.after.as_deref().map(str::parse::<KekId>).transpose();
     let after = after.map_err(|error| body::invalid(format!("after: {error}")))?;
-    let (chain, page) = service.chain(&name, after, limit).await?;
+    let (chain, page) = service.chain_with_keks(&name, after, limit).await?;
     Ok(answer::json(&ChainWithKeksBody {
         chain: chain.into(),
         items: page.items.into_iter().map(KekBody::from).collect(),

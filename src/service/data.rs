@@ -28,7 +28,7 @@ impl KeyService {
     /// # Errors
     /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and when no use can be had
     /// [`Kind::KekExhausted`], [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
-    pub async fn encrypt(
+    pub(crate) async fn encrypt(
         &self,
         chain: Option<&str>,
         plaintext: Plaintext,
@@ -55,7 +55,7 @@ impl KeyService {
     /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], [`Kind::InvalidCiphertext`],
     /// [`Kind::UnknownKek`], [`Kind::KekDisabled`], and for a KEK that is not in memory
     /// [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
-    pub async fn decrypt(
+    pub(crate) async fn decrypt(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
@@ -72,7 +72,11 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
-    pub async fn rewrap(&self, chain: Option<&str>, envelope: Vec<u8>) -> Result<Rewrapped, Error> {
+    pub(crate) async fn rewrap(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
         self.rewrap_to(self.core.placement, chain, envelope).await
     }
 
@@ -82,7 +86,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
-    pub async fn rewrap_inline(
+    pub(crate) async fn rewrap_inline(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
@@ -106,7 +110,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt).
-    pub async fn datakey(
+    pub(crate) async fn datakey(
         &self,
         chain: Option<&str>,
         bytes: usize,

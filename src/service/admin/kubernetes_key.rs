@@ -72,7 +72,7 @@ impl KeyService {
     /// encrypt again, under the new KEK. The new name comes with the result.
     ///
     /// # Errors
-    /// Those of [`rotate`](Self::rotate). [`Kind::Conflict`] for a chain whose keys have no name,
+    /// Those of [`ChainHandle::rotate`](crate::service::ChainHandle::rotate). [`Kind::Conflict`] for a chain whose keys have no name,
     /// and where nothing is stored: there the name stands for the configured roots.
     pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
         let chain = self.find(Operation::Rotate, chain).await?;
