@@ -115,8 +115,8 @@ fn warn_of_exposure(config: &Config) {
     if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
         tracing::warn!(
             %listen,
-            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of chains, roots \
-             and clients, and counts"
+            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of \
+                chains, roots and clients, and counts"
         );
     }
 }
@@ -126,7 +126,8 @@ fn warn_of_open_chain(config: &Config) {
     if let (Some(kubernetes), auth::Mode::None) = (&config.kubernetes, config.auth.mode) {
         tracing::warn!(
             chain = %kubernetes.chain,
-            "auth.mode is none: whoever reaches server.listen can decrypt what kube-apiserver encrypts"
+            "auth.mode is none: whoever reaches server.listen can decrypt what kube-apiserver \
+                encrypts"
         );
     }
 }
@@ -136,8 +137,8 @@ fn warn_of_lone_key(config: &Config) {
     let is_local = |root: &root::Config| matches!(root, root::Config::Local(_));
     if matches!(config.store, store::Config::Inline(_)) && config.roots.iter().all(is_local) {
         tracing::warn!(
-            "store.kind is inline and every root is a key file of this machine: every other process \
-             needs the same file, and once it is lost nothing that was encrypted opens"
+            "store.kind is inline and every root is a key file of this machine: every other \
+                process needs the same file, and once it is lost nothing that was encrypted opens"
         );
     }
 }

@@ -120,8 +120,8 @@ impl Config {
     }
 }
 
-/// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and a KEK
-/// that travels along with the wraps of several roots.
+/// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and a
+/// KEK that travels along with the wraps of several roots.
 const ENVELOPE_ROOM: usize = 16 * 1024;
 
 /// What the handlers share.

@@ -132,7 +132,8 @@ impl Server {
         let (files, tickets) = (Files::read(&config)?, load::ticketer()?);
         let loaded = Loaded::from(&config, &files, Arc::clone(&tickets))?;
         if files.others_read_key {
-            tracing::warn!(key = %config.key.display(), "others may read the key of the certificate");
+            tracing::warn!(key = %config.key.display(), "others may read the key of the \
+                certificate");
         }
         tracing::info!(until = loaded.until(), "the certificate is loaded");
         let digest = files.digest();
@@ -229,7 +230,8 @@ impl Server {
                 None
             }
             Err(error) => {
-                tracing::error!(%error, "the new certificate is refused; the one before it serves on");
+                tracing::error!(%error, "the new certificate is refused; the one before it serves \
+                    on");
                 Some(error.to_string())
             }
         };

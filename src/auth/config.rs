@@ -157,8 +157,8 @@ impl Config {
         }
     }
 
-    /// Reads the files that it names. The service starts without them, and serves their clients when
-    /// they come.
+    /// Reads the files that it names. The service starts without them, and serves their clients
+    /// when they come.
     ///
     /// # Errors
     /// [`Wrong`] for the first that can't be read or has no key.

@@ -59,7 +59,8 @@ struct Shared {
     ask: Notify,
     /// How many looks have ended.
     looks: watch::Sender<u64>,
-    /// KeySources for those that wait for one: whoever they are, they hold their requests meanwhile.
+    /// KeySources for those that wait for one: whoever they are, they hold their requests
+    /// meanwhile.
     waiting: Semaphore,
 }
 
@@ -90,7 +91,8 @@ impl Source {
 
     /// The keys, and which generation of them.
     pub(super) fn keys(&self) -> (Guard<Arc<KeySet>>, u64) {
-        // In this order: at worst new keys come with an old number, and what they verify is not kept.
+        // In this order: at worst new keys come with an old number, and what they verify is not
+        // kept.
         let generation = self.generation();
         (self.shared.keys.load(), generation)
     }
@@ -167,7 +169,8 @@ impl Shared {
     fn take(&self, bytes: &[u8]) {
         match KeySet::parse(bytes) {
             Ok(keys) => {
-                tracing::info!(from = %self.source, keys = keys.len(), "the keys of an issuer were read");
+                tracing::info!(from = %self.source, keys = keys.len(), "the keys of an issuer \
+                    were read");
                 self.name_skipped(&keys);
                 self.keys.store(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
@@ -189,7 +192,8 @@ impl Shared {
     fn failed(&self, detail: String) {
         if self.trouble.load().as_deref() != Some(&detail) {
             let held = self.keys.load().len();
-            tracing::error!(from = %self.source, detail, held, "the keys of an issuer can't be read; those that are held stay");
+            tracing::error!(from = %self.source, detail, held, "the keys of an issuer can't be \
+                read; those that are held stay");
             self.trouble.store(Arc::new(Some(detail)));
         }
     }
@@ -209,7 +213,8 @@ pub(super) fn in_file(path: &Path) -> Result<KeySet, String> {
     KeySet::parse(&bounded(path)?)
 }
 
-/// A whole file that is not too long. One that is none, such as a pipe, could keep us waiting for ever.
+/// A whole file that is not too long. One that is none, such as a pipe, could keep us waiting for
+/// ever.
 fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if !found.is_file() {

@@ -103,8 +103,10 @@ pub(super) struct ItemError {
 }
 
 /// Encrypts many plaintexts.
-#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data", request_body = EncryptBatch,
-    responses((status = 200, description = "What became of each item.", body = EncryptResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data",
+    request_body = EncryptBatch,
+    responses((status = 200, description = "What became of each item.", body = EncryptResults),
+        ProblemBody))]
 pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -115,8 +117,10 @@ pub(super) async fn encrypt(
 }
 
 /// Decrypts many envelopes.
-#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data", request_body = DecryptBatch,
-    responses((status = 200, description = "What became of each item.", body = DecryptResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data",
+    request_body = DecryptBatch,
+    responses((status = 200, description = "What became of each item.", body = DecryptResults),
+        ProblemBody))]
 pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -127,8 +131,10 @@ pub(super) async fn decrypt(
 }
 
 /// Moves many envelopes, or headers alone, to the primary KEK.
-#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data", request_body = RewrapBatch,
-    responses((status = 200, description = "What became of each item.", body = RewrapResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data",
+    request_body = RewrapBatch,
+    responses((status = 200, description = "What became of each item.", body = RewrapResults),
+        ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,

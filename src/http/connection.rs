@@ -129,12 +129,13 @@ where
     }
 }
 
-/// The body of a request. What is left of it when the request is answered is still read, for a while,
-/// and thrown away: a client that is cut off while it sends may never see the answer.
+/// The body of a request. What is left of it when the request is answered is still read, for a
+/// while, and thrown away: a client that is cut off while it sends may never see the answer.
 struct Coming {
     /// Taken when it is dropped.
     body: Option<Incoming>,
-    /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the answer.
+    /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the
+    /// answer.
     expects: bool,
     /// The body is under way until nothing of it is read any more.
     coming: Option<UnderWay>,

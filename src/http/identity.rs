@@ -69,8 +69,8 @@ pub(super) fn unauthenticated() -> Error {
     )
 }
 
-/// Lines of the log at `info` within a second about callers that were not recognised: strangers can't
-/// fill the disk. Those beyond are written at `debug`; the metric counts them all.
+/// Lines of the log at `info` within a second about callers that were not recognised: strangers
+/// can't fill the disk. Those beyond are written at `debug`; the metric counts them all.
 const TOLD_A_SECOND: u32 = 10;
 
 /// Tells the log why callers were not recognised.

@@ -1,6 +1,6 @@
-//! A KEK that travels along, where the store is `inline`: the record goes into an annotation, and what
-//! is left of the version 2 envelope has the form of version 1, so that it stays within 1,024 bytes.
-//! Put together again they are what they were, or open nothing: the record is authenticated.
+//! A KEK that travels along, where the store is `inline`: the record goes into an annotation, and
+//! what is left of the version 2 envelope has the form of version 1, so that it stays within 1,024
+//! bytes. Put together again they are what they were, or open nothing: the record is authenticated.
 
 use std::collections::HashMap;
 

@@ -252,8 +252,8 @@ fn uid(text: &str) -> String {
 }
 
 fn too_long() -> Error {
-    let detail = "a plaintext has 946 bytes at most, 930 in a chain of AES-256: kube-apiserver takes \
-                  no ciphertext beyond 1,024";
+    let detail = "a plaintext has 946 bytes at most, 930 in a chain of AES-256: kube-apiserver \
+        takes no ciphertext beyond 1,024";
     Error::new(Kind::InvalidRequest, detail)
 }
 
