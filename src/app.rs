@@ -66,7 +66,7 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
                 signal = name,
                 "finishing what is in flight; a second SIGINT ends the process immediately"
             );
-            // Whoever sends requests here is told first, and gets time to hear it.
+            // Load balancers first see /readyz fail, and get time to react.
             service.drain();
             notify::stopping();
             let mut insisted = pin!(signals.second_interrupt(name, &reload));
@@ -108,8 +108,8 @@ fn warn_of_exposure(config: &Config) {
         tracing::warn!(
             %listen,
             auth = config.auth.mode.as_str(),
-            "server.insecure = true: without auth whoever reaches this address can decrypt, \
-             and without TLS whoever sees the traffic reads the plaintexts and the tokens"
+            "server.insecure = true: without auth anyone who reaches this address can \
+             decrypt, and without TLS anyone who sees the traffic reads the plaintexts and the tokens"
         );
     }
     if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
@@ -126,8 +126,8 @@ fn warn_of_open_chain(config: &Config) {
     if let (Some(kubernetes), auth::Mode::None) = (&config.kubernetes, config.auth.mode) {
         tracing::warn!(
             chain = %kubernetes.chain,
-            "auth.mode is none: whoever reaches server.listen can decrypt what kube-apiserver \
-                encrypts"
+            "auth.mode = none: anyone who reaches server.listen can decrypt what kube-apiserver \
+             encrypts"
         );
     }
 }
@@ -143,7 +143,7 @@ fn warn_of_lone_key(config: &Config) {
     }
 }
 
-/// The signals that the process hears.
+/// The signals that the process receives.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -50,7 +50,7 @@ struct Verified {
     client: Arc<Client>,
     /// In seconds since 1970.
     until: u64,
-    /// The keys that verified it: when they change it is verified anew.
+    /// The keys that verified it: when they change it is verified again.
     keys: Arc<Source>,
     generation: u64,
 }

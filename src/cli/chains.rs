@@ -43,7 +43,7 @@ pub(super) struct HealthArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Where health is served, if server.admin_listen gives it an address of its own
+    /// Address of health and metrics, if server.admin_listen is set
     #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
     admin: Option<String>,
     #[command(flatten)]

@@ -44,7 +44,7 @@ struct StatusArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Where health is served, if server.admin_listen gives it an address of its own
+    /// Address of health and metrics, if server.admin_listen is set
     #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
     admin: Option<String>,
     #[command(flatten)]
@@ -53,8 +53,8 @@ struct StatusArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-It works on a live service, a part of the KEKs at a time, and touches no data. Whatever ends it: \
-run it again, and it goes on with what is left. The exit code is 1 when a KEK could not be \
+It works on a running service, a part of the KEKs at a time, and changes no data. If it is \
+interrupted, run it again: it continues with the rest. The exit code is 1 when a KEK could not be \
 changed, and when there was no wrap to remove.
 
 To move from one root to another:

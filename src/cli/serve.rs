@@ -49,7 +49,7 @@ impl Args {
         Config::load(self.config.as_deref(), &flags)
     }
 
-    /// The same while the service runs: a pipe in the file's place would keep it waiting for ever.
+    /// The same while the service runs: a pipe in the file's place would block it.
     fn read_again(&self) -> std::result::Result<Config, config::Error> {
         match &self.config {
             Some(path) if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) => {

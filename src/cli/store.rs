@@ -27,7 +27,7 @@ pub(super) enum Command {
     Copy(CopyArgs),
     /// Open every KEK with the configured roots, and check that the records fit together
     Verify(VerifyArgs),
-    /// Retire every primary and standby, after an old copy of a store was put back
+    /// Retire every primary and standby, after an old copy of a store was restored
     Restored(RestoredArgs),
 }
 
@@ -67,9 +67,9 @@ Examples:
   kms-proxy store verify backup:/backups/2026-11-24 --config kms-proxy.toml";
 
 const RESTORED: &str = "\
-An old copy of a store counts fewer uses than there were. After it was put back, and before any \
-service starts, this retires the KEKs that would go on counting: they decrypt, and services make \
-new ones. It is not needed where `store copy` brought the copy in. To do it twice does nothing more.
+The counts of uses in an old copy of a store are too low. After it was restored, and before any \
+service starts, this command retires the KEKs that encrypt: they only decrypt from then on, and \
+services make new ones. It is not needed after `store copy`. Running it twice is harmless.
 
 What was disabled or destroyed after the copy was made has to be disabled or destroyed again, and \
 KEKs that were made since are lost with all data under them.
@@ -89,8 +89,8 @@ pub(super) struct CopyArgs {
     /// Only this chain; may be given more than once
     #[arg(long, value_name = "NAME")]
     chain: Vec<ChainName>,
-    /// Let the primary go on encrypting at the target: only when the source was stopped before the
-    /// copy, and will never run again
+    /// Let the primary continue to encrypt at the target: only when the source was stopped before
+    /// the copy, and will never run again
     #[arg(long)]
     keep_primary: bool,
 }
@@ -176,7 +176,9 @@ async fn copy(args: CopyArgs) -> Result {
     let primaries = if keep_primary { Primaries::Keep } else { Primaries::Retire };
     let report = copy::copy(&*source, &*target, &chain, primaries, &mut told).await;
     let report = report.map_err(|error| {
-        Failure::refused(format!("{error}; what was copied is good: repeat the command to go on"))
+        Failure::refused(format!(
+            "{error}; what was copied is good: repeat the command to continue"
+        ))
     })?;
     let Report { chains, added, moved, same, retired, problems: bad } = report;
     print(

@@ -81,8 +81,8 @@ pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
     let is_cut = ["reset", "pipe", "closed", "eof"].iter().any(|part| reason.contains(part));
     (!is_plain && is_cut).then(|| {
         format!(
-            "{server} cut the connection: {reason}; does it take this client's certificate, and as \
-             much at once?"
+            "{server} cut the connection: {reason}; does it accept this client's certificate, and \
+                 requests of this size?"
         )
     })
 }

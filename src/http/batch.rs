@@ -97,7 +97,7 @@ pub(super) struct ItemError {
     /// The stable code of the error.
     #[schema(schema_with = super::problem::error_code)]
     code: &'static str,
-    /// A sentence for whoever made the request.
+    /// A sentence for the caller.
     #[schema(example = "plaintext is not base64")]
     detail: String,
 }
@@ -154,7 +154,7 @@ async fn run<'a, C: DataCall + Deserialize<'a>>(
         return Err(body::invalid(format!("items: there must be 1 to {MAX_ITEMS} of them")).into());
     }
     let chain = batch.chain.as_ref().map(Text::as_str);
-    // No item names a chain of its own, so all are allowed or none is.
+    // No item names another chain, so all are allowed or none is.
     let service = app.access.enter(caller, C::OPERATION, chain)?;
     let mut out = Vec::new();
     // Many batches grow side by side, long before one is sent.

@@ -42,7 +42,7 @@ const MAX_REQUEST_ID: usize = 64;
 /// The largest answer of HTTP/1.1 that is not counted: a socket's buffer holds it.
 const SMALL_ANSWER: u64 = 16 << 10;
 /// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what
-/// a request's head may take before it counts: there are many at once on a connection.
+/// a request's head may take before it counts: a connection has many of them concurrently.
 const STREAM: usize = 4 << 10;
 
 /// There is no room even to say so: the request is not answered, and HTTP/2 resets its stream.
@@ -68,7 +68,7 @@ struct Shared {
     loopback: bool,
     /// What the `Origin` of a page of our own starts with.
     scheme: &'static str,
-    /// How many requests may wait for something at once.
+    /// Limits the requests that wait for something concurrently.
     waiting: Semaphore,
     budget: Budget,
     metrics: Arc<Metrics>,

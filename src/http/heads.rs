@@ -16,7 +16,7 @@ use super::activity::Activity;
 use super::budget::{Budget, Held};
 
 /// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
-/// takes 100 headers at most. It is also the largest piece that is read from the socket at once.
+/// takes 100 headers at most. It is also the largest piece of one read from the socket.
 pub(super) const MAX_HEAD: usize = 128 << 10;
 /// Bytes of a head that are not counted: hyper's first buffer, which every connection has.
 pub(super) const FREE: usize = 8 << 10;

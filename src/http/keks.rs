@@ -147,7 +147,7 @@ pub(super) async fn enable(
     kek.change(Change::Enable).await
 }
 
-/// Destroys a KEK for ever, with everything that was encrypted under it.
+/// Destroys a KEK permanently, with everything that was encrypted under it.
 ///
 /// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts
 /// with it takes `force`. Old copies of the store still hold its wraps: what was encrypted is as

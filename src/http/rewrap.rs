@@ -31,8 +31,8 @@ pub(super) struct RewrapRequest<'a> {
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
     chain: Option<Text<'a>>,
-    /// Whether the KEK shall travel along: then the answer is of version 2, and opens wherever one
-    /// of its roots and the chain's name are. Without a store (`inline`) it always does.
+    /// Whether to embed the wrapped KEK: the result is of version 2, and opens wherever one of its
+    /// roots and the chain's name are configured. Without a store (`inline`) it always is.
     #[serde(default)]
     #[schema(required = false)]
     inline: bool,

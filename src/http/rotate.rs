@@ -56,7 +56,7 @@ pub(super) struct RotateResponse {
 
 /// Makes a new primary KEK now.
 ///
-/// What was encrypted before goes on decrypting. One rotation at a time, and at most ten within a
+/// Older envelopes still decrypt. One rotation at a time, and at most ten within a
 /// minute for each chain. It is refused while this process can't open the primary KEK.
 #[utoipa::path(post, path = "/v1/rotate", tag = "keys", request_body = RotateRequest,
     responses((status = 200, description = "The new primary.", body = RotateResponse),

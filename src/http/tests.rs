@@ -641,7 +641,7 @@ async fn the_documentation_page_fetches_nothing_from_elsewhere() {
     assert_eq!(get("/docs/none.js").await.status(), 404);
 }
 
-/// `make openapi` writes the file anew.
+/// `make openapi` regenerates the file.
 #[test]
 fn the_committed_document_is_the_codes() {
     let committed = include_str!("../../openapi/kms-proxy.json");

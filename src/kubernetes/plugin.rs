@@ -1,4 +1,4 @@
-//! What the three calls do: the rules that kube-apiserver has for a plugin, and what it hears.
+//! What the three calls do: the rules that kube-apiserver has for a plugin, and the responses.
 //!
 //! The key id is part of what a ciphertext is bound to. So one that was never given out opens
 //! nothing, and what any replica gave out, at any time, opens everywhere: no list of them is kept.
@@ -140,7 +140,8 @@ impl Plugin {
         }
         let fits = ciphertext.len() <= MAX_CIPHERTEXT;
         let envelope = inline::join(ciphertext, &annotations).filter(|_| fits);
-        let envelope = envelope.ok_or_else(|| refuse("the ciphertext is none of this plugin's"))?;
+        let envelope =
+            envelope.ok_or_else(|| refuse("the ciphertext was not produced by this plugin"))?;
         let opened = self.service.decrypt(Some(self.chain.as_str()), envelope, &aad(&key_id)).await;
         opened.map_err(|error| match error.kind() {
             Kind::InvalidCiphertext => Error::new(

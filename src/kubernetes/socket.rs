@@ -83,7 +83,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Whoever put something else there has to know what he does.
+        // A file that replaced the socket is left alone.
         if fs::symlink_metadata(&self.path).is_ok_and(|now| inode(&now) == self.inode) {
             _ = fs::remove_file(&self.path);
         }
