@@ -150,8 +150,8 @@ pub(super) async fn enable(
 /// Destroys a KEK permanently, with everything that was encrypted under it.
 ///
 /// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts
-/// with it takes `force`. Old copies of the store still hold its wraps: what was encrypted is as
-/// gone as they are.
+/// with it takes `force`. Old copies of the store still contain its wraps: delete
+/// these too.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek",
     tag = "keys",
     params(KekPath),

@@ -34,7 +34,7 @@ const WORDS: &str = "
     at once           immediately; concurrently
     he                it; they
     his               its; their
-    of its own        its own; a dedicated
+    one of its own    its own; a dedicated
 ";
 
 #[test]
