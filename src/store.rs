@@ -17,6 +17,7 @@ pub mod file;
 pub mod inline;
 pub mod memory;
 pub mod record;
+pub(crate) mod records;
 mod walk;
 
 #[cfg(test)]
