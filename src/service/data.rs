@@ -167,7 +167,7 @@ impl KeyService {
                 None => *until.insert(now + self.core.config.wait),
                 Some(until) => {
                     // A turn may be left over from those who waited before.
-                    if let Some(error) = chain.trouble().filter(|_| chain.rounds() != rounds) {
+                    if let Some(error) = chain.last_error().filter(|_| chain.rounds() != rounds) {
                         return Err(error);
                     }
                     until

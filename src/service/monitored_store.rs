@@ -19,11 +19,11 @@ pub(super) struct MonitoredStore {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    trouble: Mutex<Option<Trouble>>,
+    last_error: Mutex<Option<LastError>>,
 }
 
 /// What is wrong.
-struct Trouble {
+struct LastError {
     detail: String,
     /// Unix time in seconds.
     since: u64,
@@ -41,21 +41,21 @@ enum Access {
 impl MonitoredStore {
     pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         metrics.store_up.set(1);
-        Self { store, clock, metrics, trouble: Mutex::new(None) }
+        Self { store, clock, metrics, last_error: Mutex::new(None) }
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.trouble.lock().is_none()
+        self.last_error.lock().is_none()
     }
 
     pub(super) fn check(&self) -> Check {
-        let trouble = self.trouble.lock();
+        let last_error = self.last_error.lock();
         Check {
             name: "store".to_owned(),
-            health: if trouble.is_none() { Health::Ok } else { Health::Degraded },
-            detail: trouble
-                .as_ref()
-                .map(|Trouble { detail, since, .. }| format!("{detail} since {}", rfc3339(*since))),
+            health: if last_error.is_none() { Health::Ok } else { Health::Degraded },
+            detail: last_error.as_ref().map(|LastError { detail, since, .. }| {
+                format!("{detail} since {}", rfc3339(*since))
+            }),
         }
     }
 
@@ -100,24 +100,25 @@ impl MonitoredStore {
     }
 
     fn note<T>(&self, access: Access, result: Result<T, Error>) -> Result<T, Error> {
-        let mut trouble = self.trouble.lock();
+        let mut last_error = self.last_error.lock();
         match &result {
             Err(Error::Unavailable { detail, .. }) => {
                 let of_writes = access == Access::Write;
-                if let Some(trouble) = &mut *trouble {
-                    trouble.of_writes |= of_writes;
+                if let Some(last_error) = &mut *last_error {
+                    last_error.of_writes |= of_writes;
                 } else {
                     tracing::error!(store = self.store.kind(), error = %detail, "the store is unavailable");
                     let since = self.clock.unix_now();
-                    *trouble = Some(Trouble { detail: detail.clone(), since, of_writes });
+                    *last_error = Some(LastError { detail: detail.clone(), since, of_writes });
                 }
                 self.metrics.store_up.set(0);
             }
             Ok(_) | Err(Error::Corrupt { .. })
-                if access == Access::Read && trouble.as_ref().is_some_and(|it| it.of_writes) => {}
+                if access == Access::Read && last_error.as_ref().is_some_and(|it| it.of_writes) => {
+            }
             // One damaged record is no outage.
             Ok(_) | Err(Error::Corrupt { .. }) => {
-                if trouble.take().is_some() {
+                if last_error.take().is_some() {
                     tracing::info!(store = self.store.kind(), "the store is back");
                 }
                 self.metrics.store_up.set(1);

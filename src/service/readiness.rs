@@ -48,7 +48,7 @@ impl KeyService {
             // A chain whose KEK no root opens is not helped by roots that answer.
             can_decrypt |= snapshot.keks().next().is_some() || reachable && failure.is_none();
             can_encrypt |= snapshot.budget().is_some_and(|budget| {
-                budget.left(now) > 0 || store.is_up() && chain.trouble().is_none()
+                budget.left(now) > 0 || store.is_up() && chain.last_error().is_none()
             });
             checks.extend(self.check_chain(chain));
         }
@@ -72,7 +72,7 @@ impl KeyService {
         /// KEKs that are named.
         const NAMED: usize = 3;
         let failure = chain.root_failure.load();
-        let error = chain.trouble().or_else(|| failure.as_deref().cloned());
+        let error = chain.last_error().or_else(|| failure.as_deref().cloned());
         let mut details: Vec<_> = error.iter().map(Error::for_operators).collect();
         details.extend(chain.clock_fault.load().as_deref().cloned());
         details.extend(self.core.damage_of(&chain.name));

@@ -51,7 +51,7 @@ impl KeyService {
         let waiting = chain.wait_for_uses(Duration::from_secs(10), 10);
         let failures = async {
             for _ in 0..2 {
-                chain.set_trouble(Some(error.clone()));
+                chain.set_last_error(Some(error.clone()));
                 chain.wake(0);
             }
         };
