@@ -66,7 +66,7 @@ impl Core {
             return Ok(());
         }
         let detail = format!(
-            "{what} with store.kind = \"inline\": nothing is stored, so nobody else would hear of it"
+            "{what} with store.kind = \"inline\": nothing is stored, so no other process would know"
         );
         Err(Error::new(Kind::Conflict, detail))
     }

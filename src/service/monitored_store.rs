@@ -1,4 +1,4 @@
-//! A store that notes how it is doing and how long it takes: for `/readyz` and the metrics.
+//! A store that records its availability and latency, for `/readyz` and the metrics.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::timestamp::rfc3339;
 
 use super::types::{Check, Health};
 
-/// Passes everything on, and remembers whether the last answers were good ones.
+/// Forwards every call to a store, and remembers the outage that its last results show.
 pub(super) struct MonitoredStore {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -22,16 +22,16 @@ pub(super) struct MonitoredStore {
     last_error: Mutex<Option<LastError>>,
 }
 
-/// What is wrong.
+/// Why the store is unavailable.
 struct LastError {
     detail: String,
     /// Unix time in seconds.
     since: u64,
-    /// Whether a write failed: on a full disk reads go on well, and prove nothing.
+    /// Whether a write failed. Then a successful read does not end the outage: a full disk can be read.
     of_writes: bool,
 }
 
-/// What was asked of the store.
+/// Whether a call reads or writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
@@ -59,8 +59,8 @@ impl MonitoredStore {
         }
     }
 
-    /// Asks a store that failed whether it is back: a read and, where a write failed, a write.
-    /// Without this a service that nobody uses would never find out.
+    /// Checks whether a store that failed is available again: a read and, if a write failed, a write.
+    /// A service without traffic makes no other calls that would show it.
     ///
     /// It writes a claim of `chain` and removes it again: no promise depends on a claim.
     pub(super) async fn probe(&self, chain: &ChainName, owner: u64) {
@@ -86,7 +86,7 @@ impl MonitoredStore {
         }
     }
 
-    /// Makes a call of the store, which the metrics know as `operation`.
+    /// Runs a call of the store. `operation` is its label in the metrics.
     async fn call<T>(
         &self,
         operation: &'static str,
@@ -116,10 +116,10 @@ impl MonitoredStore {
             Ok(_) | Err(Error::Corrupt { .. })
                 if access == Access::Read && last_error.as_ref().is_some_and(|it| it.of_writes) => {
             }
-            // One damaged record is no outage.
+            // A damaged record is no outage.
             Ok(_) | Err(Error::Corrupt { .. }) => {
                 if last_error.take().is_some() {
-                    tracing::info!(store = self.store.kind(), "the store is back");
+                    tracing::info!(store = self.store.kind(), "the store is available again");
                 }
                 self.metrics.store_up.set(1);
             }
