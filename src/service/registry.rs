@@ -52,10 +52,13 @@ impl KeyService {
         }
         // Boxed, since it is rare and would make the future of every request larger.
         let found = Box::pin(self.look_up(name)).await;
-        if let Err(error) = &found {
-            self.core.metrics.failed(operation, "", error.kind().code());
-        }
-        found
+        found.map_err(|error| self.count(operation, "", error))
+    }
+
+    /// Counts a failure.
+    pub(super) fn count(&self, operation: Operation, chain: &str, error: Error) -> Error {
+        self.core.metrics.failed(operation, chain, error.kind().code());
+        error.counted()
     }
 
     /// Looks in the store for a chain that another process may have created a moment ago.
