@@ -266,7 +266,7 @@ mod tests {
             ("socket = 'unix:///@kms'", "allowed_uids: an abstract socket"),
             ("socket = 'unix:///@kms'\nallowed_uids = []", "nobody could connect"),
             ("socket = 'unix:///@kms'\nallowed_uids = [0]\nowner = '1'", "neither mode nor owner"),
-            ("socket = 'unix:///k'\nsocket_mode = '0666'", "nothing to all users"),
+            ("socket = 'unix:///k'\nsocket_mode = '0666'", "all users nothing"),
             ("socket = 'unix:///k'\nsocket_mode = '0700'", "0600"),
             ("socket = 'unix:///k'\nsocket_mode = '0060'", "0600"),
             ("socket = 'unix:///k'\nsocket_mode = '999'", "octal"),
