@@ -233,7 +233,7 @@ async fn every_bad_request_has_its_code_and_harms_nobody() {
             "invalid_ciphertext",
             "",
         ),
-        (post("/v1/datakey", r#"{"bytes":15}"#), 400, "invalid_request", "16 to 64"),
+        (post("/v1/datakey", r#"{"bytes":15}"#), 400, "invalid_request", "between 16 and 64"),
         (post("/v1/datakey", r#"{"bytes":-1}"#), 400, "invalid_request", "bytes"),
         (post("/v1/batch/encrypt", r#"{"items":[]}"#), 400, "invalid_request", "1 to 10000"),
         (
