@@ -1,8 +1,8 @@
-//! The states of KEKs: changed in the store, and followed in memory. A KEK that may be disabled or
-//! destroyed is refused, be its state known or not.
+//! The states of KEKs: changes in the store, and their effect in memory. A KEK is refused as soon as it
+//! may be disabled or destroyed.
 //!
-//! The changes of a chain come one after the other, each with its read, its commit and what memory
-//! makes of it. What a lost answer leaves in doubt is read again until it is certain.
+//! The changes of a chain are serialized, each with its read, its commit and its effect in memory. A
+//! state that is in doubt after a lost response is read again until it is certain.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ use super::core::Core;
 use super::error::{Error, Kind};
 use super::types::Change;
 
-/// How often a change is tried when others change the same record.
+/// How often a change is tried when other processes change the same record.
 const TRIES: usize = 4;
-/// How long a commit whose answer was lost may still be applied: longer than any store's deadline.
+/// How long a commit whose response was lost may still be applied: longer than any store's deadline.
 const LATE: Duration = Duration::from_secs(60);
 
 /// Why a KEK in this state is refused, if it is.
@@ -33,7 +33,7 @@ pub(super) fn refusal(state: State) -> Option<Refusal> {
     }
 }
 
-/// Disables, enables or destroys a KEK; its record comes back. To be run to its end.
+/// Disables, enables or destroys a KEK, and returns its record. Must be run to its end.
 pub(super) async fn change(
     core: &Core,
     chain: &Chain,
@@ -59,7 +59,7 @@ pub(super) async fn change(
                 return Err(conflict);
             }
         };
-        // What takes a right away holds before it is stored, what gives one after.
+        // A refusal takes effect before it is stored, a permission after it is stored.
         if refusal(next.state).is_some() {
             follow(core, chain, id, next.state);
         }
@@ -71,7 +71,7 @@ pub(super) async fn change(
                 if next.state == State::Disabled {
                     chain.disabled.witness(id, core.clock.now());
                 }
-                tracing::warn!(chain = %chain.name, kek_id = %id, state = next.state.as_str(), "a KEK was changed by hand");
+                tracing::warn!(chain = %chain.name, kek_id = %id, state = next.state.as_str(), "an operator changed the state of a KEK");
                 return Ok(next);
             }
             Ok(false) => {}
@@ -87,11 +87,11 @@ pub(super) async fn change(
     }
     drop(doubts);
     settle(core, chain).await;
-    Err(Error::new(Kind::Conflict, "others changed it at the same time; try again"))
+    Err(Error::new(Kind::Conflict, "modified concurrently; try again"))
 }
 
-/// Reads the KEKs again whose state is in doubt, and does in memory as the store says. Those that
-/// can't be read stay as they are until the next time.
+/// Reads the KEKs again whose state is in doubt, and follows the store in memory. Those that can't be
+/// read keep their state until the next time.
 pub(super) async fn settle(core: &Core, chain: &Chain) {
     let mut doubts = chain.doubts.lock().await;
     let ids: Vec<_> = doubts.iter().map(|(&id, &until)| (id, until)).collect();
@@ -100,7 +100,7 @@ pub(super) async fn settle(core: &Core, chain: &Chain) {
         match read(core, chain, id).await {
             Err(store::Error::Unavailable { .. }) => return,
             Ok(Some(read)) => follow(core, chain, id, read.record.state),
-            // Nothing says that it may be used.
+            // There is no evidence that it may be used.
             Ok(None) | Err(store::Error::Corrupt { .. }) => {}
         }
         if now >= until {
@@ -109,8 +109,8 @@ pub(super) async fn settle(core: &Core, chain: &Chain) {
     }
 }
 
-/// Reads a KEK whose state seems to differ from what memory says, and does as the store says: one
-/// that is being changed must not be judged by what was read before.
+/// Reads a KEK whose state seems to differ from that in memory, and follows the store. It is read
+/// again, since it may be changing concurrently.
 pub(super) async fn learn(
     core: &Core,
     chain: &Chain,
@@ -120,7 +120,7 @@ pub(super) async fn learn(
     let Some(read) = read(core, chain, id).await? else { return Ok(None) };
     let destroyed = chain.snapshot().refused().any(|it| it == (id, Refusal::Destroyed));
     if destroyed && read.record.state != State::Destroyed && !doubts.contains_key(&id) {
-        // Nothing brings a KEK back but an old copy of the store.
+        // Only an old copy of the store can contain a KEK that was destroyed.
         drop(doubts);
         suspect(core, chain, id).await?;
         return Ok(Some(Kek { state: State::Destroyed, wraps: Vec::new(), ..read.record }));
@@ -129,8 +129,9 @@ pub(super) async fn learn(
     Ok(Some(read.record))
 }
 
-/// A record that this process knows was read as an old one, or is gone: an old copy of the store was
-/// restored. It is read again while this process repairs nothing, since a repair may be what was missed.
+/// Handles a KEK whose record is missing or older than this process knows: an old copy of the store may
+/// have been restored. The record is read again under the ledger's lock, since a repair by this process
+/// may explain it.
 pub(super) async fn suspect(core: &Core, chain: &Chain, id: KekId) -> Result<(), store::Error> {
     let ledger = &mut chain.reservations.lock().await.ledger;
     let destroyed = chain.snapshot().refused().any(|it| it == (id, Refusal::Destroyed));
@@ -153,7 +154,7 @@ async fn read(
     records::read(&*core.store, &record::kek_key(&chain.name, id)).await
 }
 
-/// Does in memory what `state` says.
+/// Applies `state` in memory.
 fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
     let refusal = refusal(state);
     chain.publish(|snapshot| snapshot.refuse(id, refusal));
@@ -199,10 +200,10 @@ fn changed(core: &Core, chain: &Chain, id: KekId, kek: &Kek, change: Change) -> 
 
 /// How long a disabled KEK must wait before it can be destroyed.
 ///
-/// Other processes may encrypt under it for [`MIN_DESTROY_DELAY`] at most after it was disabled. A
-/// wall clock that is ahead must not shorten that, so it is measured by the monotonic clock of this
-/// process. A process that disabled the KEK itself measures all of `destroy_delay` so. One that
-/// started later has the wall clock for what came before it.
+/// Other processes may encrypt under it for up to [`MIN_DESTROY_DELAY`] after it was disabled. A wall
+/// clock that is ahead must not shorten that time, so this process measures it by its monotonic clock.
+/// A process that disabled the KEK itself measures all of `destroy_delay` by that clock. A process
+/// that started later must use the wall clock for the time before its start.
 fn until_destroyable(core: &Core, chain: &Chain, id: KekId, disabled_at: Option<u64>) -> Duration {
     let (now, unix_now) = (core.clock.now(), core.clock.unix_now());
     let delay = core.config.destroy_delay.max(MIN_DESTROY_DELAY);

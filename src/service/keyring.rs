@@ -1,7 +1,7 @@
-//! KEKs between roots and memory: wrapped by every root that answers, opened by any of them, kept
-//! in a bounded cache when they only decrypt.
+//! KEKs between roots and memory: unwrapped by any root that wrapped them, and kept in a bounded
+//! cache if they only decrypt.
 //!
-//! One root call for a KEK however many requests wait for it. It knows no store.
+//! Any number of requests that wait for a KEK cause one root call. It knows no store.
 
 use std::borrow::Cow;
 use std::hash::Hash;
@@ -34,47 +34,47 @@ use roots::Roots;
 pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState, Trust};
 use single_flight::SingleFlight;
 
-/// How many KEKs may be on their way from a root at once.
+/// How many KEKs may be unwrapped concurrently.
 pub(super) const CONCURRENT_UNWRAPS: usize = 16;
 
-/// How many KEKs that did not open are remembered.
+/// How many KEKs that could not be unwrapped are remembered.
 const FAILURES: usize = 1024;
-/// How long it is remembered that roots refused a KEK or could not open it.
+/// How long it is remembered that no root unwraps a KEK.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// How long it is remembered that roots were away: what clients are told to wait.
+/// How long it is remembered that roots were unavailable: the wait that clients are told.
 const AWAY_FOR: Duration = Duration::from_secs(1);
 
 type CacheKey = (ChainName, KekId);
 
-/// How the roots of a KEK stand to it.
+/// Whether any configured root can unwrap a KEK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// One of them opens it.
+    /// A root unwraps it.
     Opens,
-    /// None does now, and one is away.
+    /// No root unwraps it now, and one of its roots is unavailable.
     Away,
-    /// None does, and none is away.
+    /// No root unwraps it, and all of its roots are available.
     Refused,
 }
 
-/// What callers hear of a KEK that did not open a moment ago: a root that refuses is not asked for
-/// each request.
+/// The error for a KEK that could not be unwrapped a moment ago, so that not every request causes a
+/// root call.
 #[derive(Clone)]
 struct Failure {
     error: Error,
     until: Monotonic,
-    /// It holds until a root comes back. A wrap that was wrong stays wrong whatever its root opens.
+    /// The count of recoveries at that time. After another recovery, a root is asked again.
     recoveries: u64,
 }
 
-/// The roots, and the KEKs that came from them.
+/// The roots, and the KEKs that they unwrapped.
 pub(super) struct Keyring {
     pub(super) roots: Roots,
     cache: Cache<CacheKey, Arc<Kek>>,
-    /// The records of KEKs that were opened or made here, to be put back into a store that lost
+    /// The records of KEKs that were created or unwrapped here, to restore them in a store that lost
     /// them.
     records: Cache<CacheKey, Arc<record::Kek>>,
-    /// When roots were last found to open a KEK.
+    /// When a root last unwrapped each KEK.
     checked: Cache<CacheKey, Monotonic>,
     calls: SingleFlight<CacheKey>,
     failures: Cache<CacheKey, Failure>,
@@ -138,24 +138,24 @@ impl Keyring {
         self.cache.iter().map(|(key, _)| key).collect()
     }
 
-    /// Remembers the record of a KEK that is stored, and that roots wrapped or opened just now.
+    /// Remembers the record of a stored KEK that roots wrapped or unwrapped just now.
     pub(super) fn remember(&self, chain: &ChainName, id: KekId, record: &record::Kek) {
         self.missing.remove(chain, id);
         self.records.insert((chain.clone(), id), Arc::new(record.clone()));
         self.checked(chain, id, self.clock.now());
     }
 
-    /// The record that is remembered.
+    /// The remembered record of a KEK.
     pub(super) fn remembered(&self, chain: &ChainName, id: KekId) -> Option<Arc<record::Kek>> {
         self.records.get(&(chain.clone(), id))
     }
 
-    /// Notes that roots open a KEK.
+    /// Notes that a root unwraps a KEK.
     pub(super) fn checked(&self, chain: &ChainName, id: KekId, now: Monotonic) {
         self.checked.insert((chain.clone(), id), now);
     }
 
-    /// When roots were last found to open a KEK; from `now` on where that was forgotten.
+    /// When a root last unwrapped a KEK. If that is not remembered, counts from `now`.
     pub(super) fn last_checked(&self, chain: &ChainName, id: KekId, now: Monotonic) -> Monotonic {
         let key = (chain.clone(), id);
         self.checked.get(&key).unwrap_or_else(|| {
@@ -176,7 +176,7 @@ impl Keyring {
         self.roots.forget(chain, id);
     }
 
-    /// A caller named a KEK that `chain` does not have.
+    /// Notes that a caller named a KEK that `chain` does not have.
     pub(super) fn note_unknown(&self, chain: &ChainName, id: KekId) {
         let now = self.clock.now();
         if self.missing.note(chain, id, Absence::Unknown, self.clock.unix_now(), now) {
@@ -184,34 +184,34 @@ impl Keyring {
         }
     }
 
-    /// A KEK that was missing is there again.
+    /// Notes that a KEK is not missing any more.
     pub(super) fn note_known(&self, chain: &ChainName, id: KekId) {
         self.missing.remove(chain, id);
     }
 
-    /// The KEKs of `chain` that were asked for and can't be used, the longest missed first.
+    /// The requested KEKs of `chain` that can't be used; the one that was missed first comes first.
     pub(super) fn missing(&self, chain: &ChainName) -> Vec<MissingKek> {
         self.missing.of(chain)
     }
 
-    /// How many they are.
+    /// The number of these KEKs.
     pub(super) fn count_missing(&self, chain: &ChainName, absence: Absence) -> usize {
         self.missing.count(chain, absence)
     }
 
-    /// Stored KEKs that no root opened: at most `most`.
+    /// At most `most` stored KEKs that no root unwrapped.
     pub(super) fn unopenable(&self, most: usize) -> Vec<(ChainName, KekId)> {
         self.missing.unopenable(most)
     }
 
-    /// The records of `chain` that are remembered.
+    /// The remembered records of `chain`.
     pub(super) fn records(&self, chain: &ChainName) -> Vec<(KekId, Arc<record::Kek>)> {
         let of_chain = self.records.iter().filter(|((name, _), _)| name == chain);
         of_chain.map(|((_, id), record)| (id, record)).collect()
     }
 
-    /// The KEK from the cache or by way of `fetch`, which reads its record. All who ask for one KEK
-    /// meanwhile get the one answer, be it good or bad.
+    /// The KEK from the cache, or unwrapped by a root; `fetch` reads its record. Concurrent requests
+    /// for the same KEK share one call and its result.
     pub(super) async fn get(
         &self,
         chain: &ChainName,
@@ -223,7 +223,7 @@ impl Keyring {
             return Ok(kek);
         }
         let open = async {
-            // It may have landed between the two looks.
+            // Another request may have unwrapped it between the two checks.
             if let Some(kek) = self.cache.get(&key) {
                 return Ok(kek);
             }
@@ -239,7 +239,7 @@ impl Keyring {
         self.calls.join(&key, open).await
     }
 
-    /// What became of `key` a moment ago, if it did not open.
+    /// The remembered error for `key`, if it could not be unwrapped a moment ago.
     fn failure_in<K: Hash + Eq>(&self, failures: &Cache<K, Failure>, key: &K) -> Option<Error> {
         let Failure { error, until, recoveries } = failures.get(key)?;
         (self.clock.now() < until && recoveries == self.roots.recoveries()).then_some(error)
@@ -253,19 +253,19 @@ impl Keyring {
         error
     }
 
-    /// KEKs that are on their way from a root.
+    /// How many KEKs are being unwrapped.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
         self.calls.len()
     }
 
-    /// As many callers as may be on their way to a root, for as long as it is held.
+    /// Occupies all concurrent root calls while the permit is held.
     #[cfg(test)]
     pub(super) async fn crowd(&self) -> tokio::sync::SemaphorePermit<'_> {
         self.unwraps.acquire_many(16).await.unwrap()
     }
 
-    /// How the roots stand to a KEK that is in memory.
+    /// Checks whether any configured root can unwrap a KEK that is in memory.
     pub(super) async fn opening(
         &self,
         chain: &ChainName,
@@ -279,8 +279,8 @@ impl Keyring {
         }
     }
 
-    /// Has each root that wrapped a KEK open it; true when one does. So the state of every root is
-    /// known, also of those that [`open`](Self::open) does not need.
+    /// Has each root that wrapped a KEK unwrap it; returns whether one does. This shows the health of
+    /// every root, including those that [`open`](Self::open) does not need.
     pub(super) async fn ask_each(
         &self,
         chain: &ChainName,
@@ -306,8 +306,8 @@ impl Keyring {
         opens
     }
 
-    /// Opens a KEK by any root that wrapped it, now: those whose last answer was good come first.
-    /// The chains' own KEKs come this way, and never wait behind those of callers.
+    /// Unwraps a KEK by any root that wrapped it, starting with those whose last call succeeded. The
+    /// chains' own KEKs use this, and never wait for those of callers.
     pub(super) async fn open(
         &self,
         chain: &ChainName,
@@ -336,13 +336,13 @@ impl Keyring {
         if !is_away {
             let (unix_now, now) = (self.clock.unix_now(), self.clock.now());
             if self.missing.note(chain, id, Absence::Unopenable, unix_now, now) {
-                tracing::error!(%chain, kek_id = %id, detail, "a KEK can not be opened");
+                tracing::error!(%chain, kek_id = %id, detail, "no root unwraps a KEK");
             }
         }
         Err(self.failed(chain, id, detail, forgotten))
     }
 
-    /// Opens a KEK by one root.
+    /// Unwraps a KEK by one root, and notes that as evidence for the root.
     pub(super) async fn open_by(
         &self,
         state: &RootState,
@@ -356,7 +356,7 @@ impl Keyring {
         Ok(Arc::new(Kek::new(chain, opened)))
     }
 
-    /// Unwraps a KEK by one root. That it opens is not noted as a proof of the root.
+    /// Unwraps a KEK by one root. A success is not noted as evidence for the root.
     pub(super) async fn unwrap_by(
         &self,
         state: &RootState,
@@ -370,7 +370,7 @@ impl Keyring {
         let opened = self.roots.call(state, "unwrap", opened).await;
         opened.inspect_err(|error| {
             let is_news = self.roots.note_not_opened(state, chain, id, error);
-            // A wrap that is wrong stays so; readiness names it.
+            // A wrong wrap remains wrong, and readiness names it.
             if is_news || !matches!(error, root::Error::Wrong(_)) {
                 tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
             } else {
@@ -380,12 +380,12 @@ impl Keyring {
     }
 }
 
-/// The key must be the one that the record says it is.
+/// Checks that an unwrapped key has the id and the suite of its record.
 pub(super) fn check(key: KeyBytes, context: &Context<'_>) -> Result<KeyBytes, root::Error> {
     if key.suite() == context.suite && KekId::of_key(key.expose()) == context.kek_id {
         Ok(key)
     } else {
-        Err(root::Error::Wrong("it opened to a key of another id".to_owned()))
+        Err(root::Error::Wrong("it unwraps to a key with another id".to_owned()))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The records of one chain as this process knows them, and the conditional writes that change
-//! them: the transactions of the protocol, and nothing that is not stored.
+//! them: the transactions of the protocol. It contains nothing that is not stored.
 //!
-//! What is known may be out of date; then a write conflicts, and everything is read again. A write
-//! whose answer was lost counts as made: what it would have given is never used.
+//! The records may be out of date. Then a write conflicts, and everything is read again. A write
+//! whose response was lost counts as applied, and the uses that it reserved are never spent.
 
 use std::sync::Arc;
 
@@ -20,12 +20,12 @@ mod staleness;
 
 pub(super) use staleness::Staleness;
 
-/// What was read of a chain.
+/// The records of a chain as one read found them.
 struct Read {
     head: Versioned<Head>,
     primary: Option<Held>,
     standby: Option<Held>,
-    /// What is wrong with the standby's records.
+    /// Why the standby's records can't be read.
     damage: Option<Error>,
     /// Whether the primary is in the state that the head says.
     fits: bool,
@@ -47,24 +47,24 @@ pub(super) struct Ledger {
     sequence: u64,
     pub(super) head: Versioned<Head>,
     pub(super) primary: Option<Held>,
-    /// None as well when the head names a standby whose records are damaged.
+    /// Also `None` if the records of the standby that the head names are damaged.
     pub(super) standby: Option<Held>,
-    /// What is wrong with the standby's records.
+    /// Why the standby's records can't be read.
     pub(super) standby_damage: Option<Error>,
     stale: bool,
     staleness: Arc<Staleness>,
-    /// The claim of another process, and since when it is known.
+    /// The claim of another process, and when it was first seen.
     foreign_claim: Option<(Revision, Monotonic)>,
-    /// The chain's past, and whether the store went back to it.
+    /// Detects that the store went back to an earlier state.
     detector: Detector,
-    /// A head that is missing is put again, also where the chain never had a KEK.
+    /// Whether a missing head is restored even if the chain never had a KEK.
     keeps_head: bool,
-    /// The head is gone, and no KEK is with it.
+    /// Whether the head was deleted and the chain had no KEK.
     deleted: bool,
 }
 
 impl Ledger {
-    /// Reads a chain; `None` when there is none of this name.
+    /// Reads a chain; `None` if it does not exist.
     pub(super) async fn load(
         store: Arc<dyn Store>,
         chain: ChainName,
@@ -92,18 +92,18 @@ impl Ledger {
         }))
     }
 
-    /// What others hear of the records goes here.
+    /// Where changes of the records are reported.
     pub(super) fn staleness(&self) -> Arc<Staleness> {
         Arc::clone(&self.staleness)
     }
 
-    /// The primary and the standby, as they were last read.
+    /// The primary and the standby as they were last read.
     pub(super) fn held(&self) -> Vec<(KekId, Kek)> {
         let held = self.primary.iter().chain(&self.standby);
         held.map(|held| (held.id, held.kek.record.clone())).collect()
     }
 
-    /// Reads everything again if it may be out of date.
+    /// Reads all records again if they may be out of date.
     pub(super) async fn refresh(&mut self) -> Result<(), Error> {
         if !self.staleness.take_outdated() && !self.stale {
             return Ok(());
@@ -121,8 +121,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reads head, primary and standby: one after the other, so again when others wrote in between, or
-    /// put back an old copy of the store.
+    /// Reads head, primary and standby, one after the other. Reads again if the results show that they
+    /// changed in between.
     async fn read_all(&mut self) -> Result<Read, Error> {
         let (mut unfit_at, mut damaged_at) = (None, None);
         loop {
@@ -147,7 +147,7 @@ impl Ledger {
             if let Some(damage) = damage {
                 return Err(damage);
             }
-            // A standby has no uses: damage to it must not stop the primary, since it can be replaced.
+            // Damage to a standby must not stop the primary. The standby has no uses and can be replaced.
             let (standby, damage) = apart(self.read_held(head.record.standby).await)?;
             if is_news(&damage) {
                 continue;
@@ -166,7 +166,7 @@ impl Ledger {
         Records { head: &self.head, primary, standby }
     }
 
-    /// Notes what is known now.
+    /// Passes the current records to the detector and to the staleness.
     fn publish_known(&mut self) {
         let mut detector = std::mem::take(&mut self.detector);
         detector.note(self.records());
@@ -182,9 +182,9 @@ impl Ledger {
         read_held(&*self.store, &self.chain, id).await.map(Some)
     }
 
-    /// Commits, and says whether it was applied. Unless it was, what is known is out of date.
+    /// Commits `txn`. Returns its revision if it was applied; otherwise the records are out of date.
     async fn commit(&mut self, txn: Txn) -> Result<Option<Revision>, Error> {
-        // Until the answer is here, and for good if this future is dropped before.
+        // Until the response arrives, and permanently if this future is dropped before.
         self.stale = true;
         match self.store.commit(txn).await? {
             Committed::Applied(revision) => {
@@ -203,8 +203,8 @@ impl Ledger {
         self.put_new(id, kek, Txn::default()).await
     }
 
-    /// Stores a new KEK in the place of a standby that can't be opened; that is retired, unless its
-    /// record is damaged: then it stays as it is. Compares: head and old standby unchanged.
+    /// Replaces a standby that can't be unwrapped by a new KEK. The old one is retired, unless its record
+    /// is damaged: then that is left as it is. Compares: head and old standby unchanged.
     pub(super) async fn replace_standby(&mut self, id: KekId, kek: Kek) -> Result<bool, Error> {
         if self.head.record.standby.is_none() {
             return Ok(false);
@@ -234,7 +234,7 @@ impl Ledger {
             (kek_key, kek.encode()?),
             (uses_key, Uses::default().encode()?),
         ]);
-        // Whoever makes one as well is too late.
+        // The claim ends with the creation of the standby.
         txn.deletes.push(record::claim_key(&self.chain));
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
@@ -248,7 +248,7 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Makes the standby primary and reserves its first block, so that nobody waits for it.
+    /// Makes the standby primary and reserves its first block, so that no request waits for that.
     /// Compares: head, standby, its uses and the old primary unchanged.
     pub(super) async fn promote(&mut self, now: u64, block: u64) -> Result<bool, Error> {
         let Some(mut next) = self.standby.clone() else { return Ok(false) };
@@ -289,8 +289,8 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Reserves `block` uses of the primary. Compares: its uses unchanged, its state still
-    /// primary, and the head unchanged, since a lower `max_uses` may stand there by now.
+    /// Reserves `block` uses of the primary. Compares: its uses unchanged, its state still primary, and
+    /// the head unchanged, since `max_uses` may have been lowered.
     pub(super) async fn reserve(&mut self, block: u64) -> Result<bool, Error> {
         let Some(primary) = &self.primary else { return Ok(false) };
         let uses = self.next_block(&primary.uses.record, block);
@@ -326,8 +326,8 @@ impl Ledger {
         self.put_head(head, uses).await
     }
 
-    /// Notes that the set of roots changed, and after which one the keys are called now, if that
-    /// changed too. Compares: head unchanged.
+    /// Stores that the set of roots changed, with the root that the key id names, if that changed, too.
+    /// Compares: head unchanged.
     pub(super) async fn roots_changed(&mut self, named: Option<NamedRoot>) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.roots_generation += 1;
@@ -337,15 +337,14 @@ impl Ledger {
         self.put_head(head, None).await
     }
 
-    /// Notes after which root the keys are called, where that was not needed before. Compares: head
-    /// unchanged.
+    /// Stores the root that the key id names, for a chain that had no key id. Compares: head unchanged.
     pub(super) async fn name_root(&mut self, named: NamedRoot) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
         self.put_head(head, None).await
     }
 
-    /// Whether a missing head is put again where the chain never had a KEK: a chain that the
+    /// Sets whether a missing head is restored even if the chain never had a KEK: a chain that the
     /// configuration names always exists.
     pub(super) fn keep_head(&mut self, keep: bool) {
         self.keeps_head = keep;
@@ -356,14 +355,14 @@ impl Ledger {
         self.deleted
     }
 
-    /// Whether no KEK of the chain was ever read here.
+    /// Whether this process never read a KEK of the chain.
     fn has_no_kek(&self) -> bool {
         let Head { primary, standby, .. } = &self.head.record;
         primary.or(*standby).is_none() && self.detector.has_seen_none()
     }
 
-    /// Deletes the head of a chain without KEKs. Compares: head unchanged. A KEK that another process
-    /// makes meanwhile conflicts, since it changes the head.
+    /// Deletes the head of a chain without KEKs. Compares: head unchanged. Creating a KEK concurrently
+    /// conflicts, since that changes the head.
     pub(super) async fn delete(&mut self) -> Result<bool, Error> {
         let key = record::head_key(&self.chain);
         let txn = Txn {
@@ -376,7 +375,7 @@ impl Ledger {
         Ok(deleted)
     }
 
-    /// Stores the head alone. Compares: head unchanged, and what else is given.
+    /// Stores the head alone. Compares: head unchanged, and `compare`.
     async fn put_head(&mut self, mut head: Head, compare: Option<Compare>) -> Result<bool, Error> {
         head.generation += 1;
         let key = record::head_key(&self.chain);
@@ -406,7 +405,7 @@ impl Ledger {
     }
 }
 
-/// A KEK's records, and what is wrong with them where they are damaged.
+/// Separates damage from other errors of a read.
 fn apart(read: Result<Option<Held>, Error>) -> Result<(Option<Held>, Option<Error>), Error> {
     match read {
         Err(damage @ Error::Corrupt { .. }) => Ok((None, Some(damage))),

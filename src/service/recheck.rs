@@ -1,7 +1,8 @@
-//! What KEKs in memory need over time: now and then their roots are asked whether they still open
-//! them, and roots that were away get to wrap what was made without them.
+//! The periodic work on KEKs in memory: their roots must unwrap them again, and roots that were
+//! unavailable wrap the KEKs that were created without them.
 //!
-//! A root that is away takes nothing from memory for `offline_grace`; one that says no does.
+//! A KEK stays in memory for `offline_grace` while its roots are unavailable. If they answer and none
+//! unwraps it, it is dropped.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,11 +21,11 @@ use super::rotation::{continuity, root_check};
 use super::tasks::proceed;
 use super::{KeyService, admin};
 
-/// How often it is looked at what is due.
+/// How often the task looks for due work.
 const TICK: Duration = Duration::from_secs(5);
-/// How often the roots are asked again for KEKs that none of them opened.
+/// How often KEKs that no root unwrapped are tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(5 * 60);
-/// KEKs whose roots are asked in one tick.
+/// The maximum number of KEKs that are checked in one tick.
 const AT_ONCE: usize = 32;
 
 impl KeyService {
@@ -38,7 +39,7 @@ impl KeyService {
         })
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     pub(super) async fn look_after_keks(&self) {
         let core = &self.core;
         core.rollbacks.report(core.clock.now());
@@ -63,7 +64,7 @@ impl KeyService {
             if asked == AT_ONCE {
                 return;
             }
-            // One answer is enough to know that all roots of a KEK are away, for all KEKs of these.
+            // If all roots of one KEK are unavailable, other KEKs of these roots are not tried.
             let record = core.keyring.remembered(&chain.name, id);
             let roots: Vec<String> = record
                 .iter()
@@ -83,18 +84,18 @@ impl KeyService {
         self.recheck_inline(now, AT_ONCE - asked, away).await;
     }
 
-    /// Takes chains into service whose records were damaged at the start and are whole now.
+    /// Loads chains whose records were damaged at the start and have been repaired.
     async fn load_repaired(&self) {
         let damaged: Vec<_> = self.damaged_chains().keys().cloned().collect();
         for name in damaged {
             if let Ok(Some(_)) = self.load_chain(&name).await {
-                tracing::info!(chain = %name, "the record of a chain that was damaged is whole again");
+                tracing::info!(chain = %name, "the damaged record of a chain was repaired");
                 self.damaged_chains().remove(&name);
             }
         }
     }
 
-    /// Has each root that opened nothing yet open a KEK that names it: readiness reports a root with
+    /// Has each root without evidence unwrap a stored KEK, so that readiness reports a root with
     /// another key before it is needed.
     async fn sample_roots(&self) {
         if self.core.placement == KekPlacement::Inline {
@@ -113,7 +114,7 @@ impl KeyService {
         }
     }
 
-    /// Now and then asks the roots again for KEKs that none of them opened.
+    /// Tries KEKs again that no root unwrapped.
     async fn retry_unopenable(&self) {
         let core = &self.core;
         if !core.retries.take(core.clock.now()) {
@@ -122,13 +123,13 @@ impl KeyService {
         let chains = self.chains.load_full();
         for (name, id) in core.keyring.unopenable(AT_ONCE) {
             if let Some(chain) = chains.get(&name) {
-                // What comes of it is noted by the keyring.
+                // The keyring notes the result.
                 check(core, chain, id).await;
             }
         }
     }
 
-    /// Has the roots asked of those that are due among the KEKs that travelled along.
+    /// Checks the inline KEKs that are due.
     async fn recheck_inline(&self, now: Monotonic, most: usize, mut away: HashSet<Vec<String>>) {
         let (core, mut asked) = (&self.core, 0);
         let chains = self.chains.load_full();
@@ -156,7 +157,7 @@ impl KeyService {
         let detail = match opening {
             Opening::Opens => return core.keyring.checked(&chain.name, id, core.clock.now()),
             Opening::Away if age < core.config.kek_max_age + core.config.offline_grace => return,
-            Opening::Away => "its roots have been away for longer than cache.offline_grace",
+            Opening::Away => "its roots have been unavailable for longer than cache.offline_grace",
             Opening::Refused => "no root opens it any more",
         };
         tracing::error!(chain = %chain.name, kek_id = %id, detail, "a KEK is dropped from memory");
@@ -167,7 +168,7 @@ impl KeyService {
     }
 }
 
-/// Asks each root of a KEK whether it opens it, and notes it when one does.
+/// Has each root of a KEK unwrap it, and notes it if one does.
 pub(super) async fn ask(core: &Core, chain: &Chain, id: KekId) {
     if let Some(kek) = stored(core, chain, id).await
         && core.keyring.ask_each(&chain.name, id, &kek).await
@@ -176,7 +177,7 @@ pub(super) async fn ask(core: &Core, chain: &Chain, id: KekId) {
     }
 }
 
-/// Asks the roots of a KEK whether one of them opens it.
+/// Checks whether a root of a KEK unwraps it.
 async fn check(core: &Core, chain: &Chain, id: KekId) -> Opening {
     match stored(core, chain, id).await {
         Some(kek) => core.keyring.opening(&chain.name, id, &kek).await,
@@ -184,19 +185,17 @@ async fn check(core: &Core, chain: &Chain, id: KekId) -> Opening {
     }
 }
 
-/// The record of a KEK: as it is stored or, if that can't be read, as it was last known.
+/// The stored record of a KEK or, if it can't be read, the remembered one.
 async fn stored(core: &Core, chain: &Chain, id: KekId) -> Option<Arc<Kek>> {
     let key = record::kek_key(&chain.name, id);
     match records::read::<Kek>(&*core.store, &key).await {
         Ok(Some(read)) => Some(Arc::new(read.record)),
-        // What is stored is not known now; what was stored has to do.
         Ok(None) | Err(_) => core.keyring.remembered(&chain.name, id),
     }
 }
 
 impl super::keyring::Keyring {
-    /// How long ago the roots of a KEK were found to open it, if that is so long that they are to be
-    /// asked again.
+    /// How long ago a root unwrapped a KEK, if a check is due.
     fn check_due(
         &self,
         chain: &crate::id::ChainName,
@@ -209,7 +208,8 @@ impl super::keyring::Keyring {
     }
 }
 
-/// Up to an eighth earlier, by the id, so that not all KEKs are due at once.
+/// Whether a check is due: up to an eighth before `max_age`, depending on the id, so that not all
+/// KEKs are due at the same time.
 fn is_due(id: KekId, age: Duration, max_age: Duration) -> bool {
     let [spread, ..] = *id.as_bytes();
     age >= max_age - max_age * u32::from(spread) / 2048

@@ -1,5 +1,5 @@
-//! Whether a store could be lived with: every KEK is opened by every configured root that wrapped
-//! it, and the records of each chain must fit together. It changes nothing.
+//! Verifies a store: every configured root must unwrap the KEKs that it wrapped, and the records of
+//! each chain must be consistent. It changes nothing.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,43 +14,43 @@ use crate::store::{self, Error, Ids, Pair, Store};
 
 use super::keyring::{CONCURRENT_UNWRAPS, ROOT_DEADLINE, check};
 
-/// NIST SP 800-38D, section 8.3: no KEK has more uses, whatever its chain's limits were.
+/// The bound of NIST SP 800-38D, section 8.3, which no limits of a chain may exceed.
 const MOST_USES: u64 = 1 << 32;
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Chains looked at.
+    /// Chains examined.
     pub chains: u64,
-    /// KEKs looked at, tombstones included.
+    /// KEKs examined, including tombstones.
     pub keks: u64,
-    /// Wraps that opened to the right KEK.
+    /// Wraps that unwrapped to the right KEK.
     pub opened: u64,
-    /// What is wrong, in no certain order.
+    /// What is wrong, in no particular order.
     pub problems: Vec<Problem>,
 }
 
-/// What is wrong at a key.
+/// A problem with a stored record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key of the record.
     pub key: String,
-    /// What is wrong there.
+    /// What is wrong with it.
     pub defect: Defect,
 }
 
-/// What can be wrong.
+/// What can be wrong with a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// The record is damaged, missing, or does not fit to others.
+    /// The record is damaged, missing, or inconsistent with others.
     Record(String),
-    /// None of the roots that wrapped the KEK is configured: these.
+    /// None of the roots that wrapped the KEK is configured; their names.
     NoRoot(Vec<String>),
-    /// A root that is configured did not open its wrap.
+    /// A configured root did not unwrap the KEK.
     Root {
         /// The name of the root.
         root: String,
-        /// What it said.
+        /// Its error.
         error: root::Error,
     },
 }
@@ -62,7 +62,7 @@ impl fmt::Display for Problem {
             Defect::Record(detail) => write!(f, "{key}: {detail}"),
             Defect::NoRoot(names) => {
                 let names = names.join(", ");
-                write!(f, "{key}: no root is configured that wrapped it, which are: {names}")
+                write!(f, "{key}: none of the roots that wrapped it is configured: {names}")
             }
             Defect::Root { root, error } => write!(f, "{key}: root {root}: {error}"),
         }
@@ -81,11 +81,10 @@ impl From<store::Problem> for Problem {
     }
 }
 
-/// Verifies all chains of `store`: one call of a root for each wrap. `progress` is told now and then
-/// how far it is.
+/// Verifies all chains of `store`, with one root call for each wrap. Calls `progress` as it proceeds.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when the store is. A root that is away is a problem of each KEK.
+/// [`Error::Unavailable`] if the store is unavailable. An unavailable root is a problem of each KEK.
 pub async fn verify(
     store: &dyn Store,
     roots: &[root::Named],
@@ -107,7 +106,7 @@ struct Verifier<'a> {
     store: &'a dyn Store,
     roots: &'a [root::Named],
     report: Report,
-    /// Wraps that are with their roots.
+    /// The root calls in progress.
     calls: JoinSet<Result<(), Problem>>,
 }
 
@@ -164,7 +163,7 @@ impl Verifier<'_> {
         }
         let (key, kek) = match kek {
             Ok(Some(kek)) => (kek.entry.key, kek.record),
-            // It was there a moment ago.
+            // It was listed a moment ago.
             Ok(None) => return self.wrong(record::kek_key(chain, id), "it is missing"),
             Err(problem) => return self.report.problems.push(problem.into()),
         };
@@ -180,7 +179,7 @@ impl Verifier<'_> {
         }
     }
 
-    /// Has every configured root that wrapped a KEK open it.
+    /// Has every configured root that wrapped a KEK unwrap it.
     async fn open(&mut self, chain: &ChainName, id: KekId, key: String, kek: &Kek) {
         if kek.wraps.is_empty() {
             return self.wrong(key, "no root wrapped it");
@@ -215,7 +214,7 @@ impl Verifier<'_> {
         }
     }
 
-    /// Takes the answer of a root; false when none is awaited.
+    /// Waits for the result of one root call; returns false if none is in progress.
     async fn landed(&mut self) -> bool {
         match self.calls.join_next().await {
             Some(Ok(Ok(()))) => self.report.opened += 1,
@@ -226,11 +225,11 @@ impl Verifier<'_> {
         true
     }
 
-    /// The head against the KEKs that it names and those that say that they encrypt, read together:
-    /// a service may have promoted one meanwhile.
+    /// Compares the head with the KEKs that it names and those whose state is primary or standby. They
+    /// are read together, since a service may have promoted one meanwhile.
     async fn states(&mut self, chain: &ChainName, ids: Vec<KekId>) -> Result<(), Error> {
         let (head, pairs) = store::head_and_pairs(self.store, chain, &ids).await?;
-        // Damage was told of.
+        // Damage is reported already.
         let Ok(Some(head)) = head else { return Ok(()) };
         let key = head.entry.key;
         let Head { primary, standby, limits, .. } = head.record;
@@ -272,7 +271,7 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Uses without a KEK: its record is lost.
+    /// Reports counters of uses whose KEK is missing.
     async fn uses(&mut self, chain: &ChainName) -> Result<(), Error> {
         let mut ids = Ids::of_uses(self.store, chain);
         while let Some((page, strays)) = ids.next().await? {

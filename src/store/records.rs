@@ -1,12 +1,12 @@
-//! The records of chains one by one, as they are in the store: read with their revisions, and written
-//! where only one of them changes. A chain as a whole is the ledger's.
+//! Typed access to the records of chains: reads with revisions, and writes of a single record. The
+//! transactions on a whole chain are in the ledger of the service.
 
 use crate::id::{ChainName, KekId};
 
 use super::record::{self, Head, Kek, Record, Uses};
 use super::{Committed, Compare, Entry, Error, Revision, Store, Txn};
 
-/// Records that are read at once. A transaction of a store such as etcd may have 128.
+/// The maximum number of records of one read. A transaction of etcd may have 128.
 pub(crate) const MANY: usize = 64;
 
 /// A record and the revision that it was read at.
@@ -32,8 +32,8 @@ pub(crate) async fn read<R: Record>(
     store.get(key).await?.map(|entry| decode(&entry)).transpose()
 }
 
-/// Reads the head of `chain`. Limits that nobody could have set are damage: a KEK must not pass
-/// NIST's bound because a record was tampered with.
+/// Reads the head of `chain`. Invalid limits are damage: a KEK must not exceed NIST's bound because a
+/// record was modified.
 pub(crate) async fn read_head(
     store: &dyn Store,
     chain: &ChainName,
@@ -46,13 +46,13 @@ pub(crate) async fn read_head(
     Ok(head)
 }
 
-/// The head of a chain that is there.
+/// Reads the head of an existing chain.
 pub(crate) async fn head(store: &dyn Store, chain: &ChainName) -> Result<Head, Error> {
     let head = read_head(store, chain).await?;
     head.map(|head| head.record).ok_or_else(|| missing(&record::head_key(chain)))
 }
 
-/// The records of a KEK that is there.
+/// Reads the records of an existing KEK.
 pub(crate) async fn read_held(
     store: &dyn Store,
     chain: &ChainName,
@@ -70,7 +70,7 @@ pub(crate) fn decode<R: Record>(entry: &Entry) -> Result<Versioned<R>, Error> {
     Ok(Versioned { record: R::decode(&entry.key, &entry.value)?, revision: entry.revision })
 }
 
-/// Stores the head of a new chain; false when there is one already.
+/// Stores the head of a new chain. Returns false if the chain exists.
 pub(crate) async fn create(
     store: &dyn Store,
     chain: &ChainName,
@@ -85,7 +85,7 @@ pub(crate) async fn create(
     Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
 }
 
-/// Stores a KEK in another state. Compares: the KEK unchanged.
+/// Replaces the record of a KEK. Compares: the KEK unchanged.
 pub(crate) async fn put_kek(
     store: &dyn Store,
     chain: &ChainName,
@@ -102,11 +102,11 @@ pub(crate) async fn put_kek(
     Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
 }
 
-/// The names of all chains. A key that belongs to no chain is logged and left out.
+/// The names of all chains. A key that belongs to no chain is logged and skipped.
 pub(crate) async fn chains(store: &dyn Store) -> Result<Vec<ChainName>, Error> {
     let (names, strays) = super::chains(store).await?;
     for stray in strays {
-        tracing::error!(key = stray.key, "a record that belongs to no chain is left out");
+        tracing::error!(key = stray.key, "a record that belongs to no chain is skipped");
     }
     Ok(names)
 }

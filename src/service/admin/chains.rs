@@ -1,4 +1,4 @@
-//! Chains and KEKs looked at and changed: what `/v1/chains` does.
+//! Chains and KEKs: list, create, change and delete, as in `/v1/chains`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,9 +17,9 @@ use crate::store::records;
 
 /// The most items of a page.
 const MAX_PAGE: usize = 1000;
-/// 100 years, as in the configuration: whoever means longer has a slip in the unit.
+/// 100 years, as in the configuration: a larger value is a mistake in the unit.
 const MAX_ROTATE_AFTER_AGE: u64 = 36_500 * 24 * 60 * 60;
-/// How often a change is tried when others change the same record.
+/// How often a change is tried when other processes change the same record.
 const TRIES: usize = 4;
 
 impl KeyService {
@@ -36,7 +36,7 @@ impl KeyService {
         self.chains_that(|_| true, after, limit).await
     }
 
-    /// The same of the chains alone that are `visible` to whoever asks.
+    /// As [`chains`](Self::chains), but only the chains for which `visible` returns true.
     ///
     /// # Errors
     /// [`Kind::StoreUnavailable`].
@@ -118,7 +118,7 @@ impl KeyService {
         let mut infos = Vec::with_capacity(keks.len());
         let uses = match self.core.store.get_all(&keys).await {
             Ok(uses) => uses,
-            // One of them; which, is found out one by one.
+            // At least one is damaged. They are read one by one to find out which.
             Err(store::Error::Corrupt { .. }) => {
                 for (id, kek) in keks {
                     infos.extend(healthy(self.kek_info(chain, id, kek).await)?);
@@ -156,13 +156,13 @@ impl KeyService {
         })
     }
 
-    /// Makes a chain (then the first of the answer is true), or changes the limits of one. A new
-    /// chain gets its first KEK at its first use. To make one costs the caller a look-up.
+    /// Creates a chain, or changes the limits of an existing one. Returns whether it was created. A new
+    /// chain gets its first KEK at its first use. A creation is charged as a look-up.
     ///
     /// # Errors
-    /// [`Kind::InvalidRequest`] for a name or limits that can not be, [`Kind::Conflict`] for another
-    /// suite or limits below what is reserved, beyond [`Config::max_chains`], and where there is no
-    /// store, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
+    /// [`Kind::InvalidRequest`] for an invalid name or limits, [`Kind::Conflict`] for another suite,
+    /// limits below the reserved uses, more than [`Config::max_chains`] and if nothing is stored,
+    /// [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
     ///
     /// [`Config::max_chains`]: super::Config::max_chains
     pub async fn put_chain(
@@ -209,8 +209,8 @@ impl KeyService {
     /// Deletes a chain that has no KEK.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::Conflict`] when it has a KEK, when the configuration names it,
-    /// and where there is no store, [`Kind::StoreUnavailable`].
+    /// [`Kind::UnknownChain`], [`Kind::Conflict`] if it has a KEK, if the configuration names it, and if
+    /// nothing is stored, [`Kind::StoreUnavailable`].
     pub async fn delete_chain(self: &Arc<Self>, name: &str) -> Result<(), Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Manage, Some(name)).await?;
@@ -240,7 +240,7 @@ impl KeyService {
                 return Err(Error::new(Kind::Conflict, detail));
             }
             if ledger.delete().await.map_err(failed)? {
-                tracing::warn!(chain = %chain.name, "a chain without KEKs was deleted by hand");
+                tracing::warn!(chain = %chain.name, "an operator deleted a chain without KEKs");
                 chain.is_deleted.store(true, Ordering::Relaxed);
                 self.drop_deleted();
                 return Ok(());
@@ -249,7 +249,7 @@ impl KeyService {
         Err(busy())
     }
 
-    /// Forgets chains that are deleted, here or elsewhere.
+    /// Removes chains that were deleted by this process or another one.
     pub(in crate::service) fn drop_deleted(&self) {
         let is_deleted = |chain: &Arc<Chain>| chain.is_deleted.load(Ordering::Relaxed);
         let deleted: Vec<_> =
@@ -269,7 +269,7 @@ impl KeyService {
         }
     }
 
-    /// The chain of this name, and whether it was made here.
+    /// Returns the chain of this name, and whether it was created by this call.
     async fn create_chain(
         &self,
         name: &str,
@@ -294,9 +294,9 @@ impl KeyService {
         let failed = |error| self.core.store_error(&name, error);
         let created = records::create(&*self.core.store, &name, &head).await.map_err(failed)?;
         let Some(chain) = self.core.load(&name).await.map_err(failed)? else {
-            return Err(Error::new(Kind::Conflict, "the chain went away as it was made"));
+            return Err(Error::new(Kind::Conflict, "the chain was deleted while it was created"));
         };
-        // The news of it may have come here before.
+        // The follower may have loaded it already.
         Ok((self.adopt(chain), created))
     }
 
@@ -332,12 +332,11 @@ impl KeyService {
         Err(busy())
     }
 
-    /// Disables, enables or destroys a KEK. What has no store has no state either: then it is a
-    /// conflict.
+    /// Disables, enables or destroys a KEK.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] when its state does not allow
-    /// it, [`Kind::StoreUnavailable`].
+    /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] if its state does not allow the
+    /// change and if nothing is stored, [`Kind::StoreUnavailable`].
     pub async fn change_kek(
         &self,
         chain: &str,
@@ -375,7 +374,7 @@ fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>) -> KekInfo {
     }
 }
 
-/// What was read, unless it is damaged; the log has its name then.
+/// Converts damage, which is logged already, to `None`.
 fn healthy<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     match read {
         Err(error) if error.kind() == Kind::Internal => Ok(None),
@@ -383,7 +382,7 @@ fn healthy<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// `limits` with what is set, checked.
+/// `limits` with `settings` applied, validated.
 fn merge(limits: Limits, settings: ChainSettings) -> Result<Limits, Error> {
     let merged = Limits {
         rotate_after_uses: settings.rotate_after_uses.unwrap_or(limits.rotate_after_uses),
@@ -399,5 +398,5 @@ fn merge(limits: Limits, settings: ChainSettings) -> Result<Limits, Error> {
 }
 
 fn busy() -> Error {
-    Error::new(Kind::Conflict, "others changed it at the same time; try again")
+    Error::new(Kind::Conflict, "modified concurrently; try again")
 }

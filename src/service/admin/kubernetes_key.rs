@@ -1,4 +1,4 @@
-//! What the Kubernetes plugin asks of a chain: the id of its key, how the key is doing, and a new id.
+//! The calls of the Kubernetes plugin: a chain's key id, the health of its key, and a new key id.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,33 +12,32 @@ use crate::service::rotation::reserver;
 use crate::service::types::Rotated;
 use crate::service::{KeyService, recheck, tasks};
 
-/// How the keys of a chain stand, from memory alone.
+/// The health of a chain's key, from memory alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyState {
-    /// What they are called; `None` until that is known.
+    /// The key id; `None` until it is known.
     pub key_id: Option<String>,
-    /// Why no root opens the primary KEK now, if that is known.
+    /// Why no root unwraps the primary KEK now, if that is known.
     pub root_outage: Option<String>,
-    /// What else an operator should look at.
+    /// Another error that an operator should look at.
     pub last_error: Option<String>,
 }
 
 impl KeyService {
-    /// From now on the keys of `chain` have a name, and the chain is known, in the store and for good,
-    /// as one that others depend on: its KEKs are not destroyed without force.
+    /// Gives `chain` a key id. The store keeps it permanently: clients depend on the chain, so its KEKs
+    /// are not destroyed without force. A chain without a KEK gets the key id with its first KEK.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`]. Where the chain has no KEK yet, the name
-    /// comes with it.
+    /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
     pub async fn name_keys(&self, chain: &str) -> Result<(), Error> {
         let chain = self.find(Operation::Manage, Some(chain)).await?;
         chain.wants_name.store(true, Ordering::Relaxed);
-        // What fails here is told, and tried again by the chain's task.
+        // A failure is reported, and the chain's task tries again.
         reserver::drive(&self.core, &chain).await;
         Ok(())
     }
 
-    /// How the keys of `chain` stand. No store and no root is asked.
+    /// The health of the key of `chain`. Calls no store and no root.
     #[must_use]
     pub fn key_state(&self, chain: &ChainName) -> KeyState {
         let Some(chain) = self.chains.load().get(chain).cloned() else {
@@ -68,12 +67,13 @@ impl KeyService {
         }
     }
 
-    /// Rotates a chain whose keys have a name, and then gives them a new one: those who follow it
-    /// encrypt again, under the new KEK. The new name comes with the result.
+    /// Rotates a chain that has a key id, and then replaces the key id, so that clients encrypt again
+    /// under the new KEK. Returns the new key id.
     ///
     /// # Errors
-    /// Those of [`ChainHandle::rotate`](crate::service::ChainHandle::rotate). [`Kind::Conflict`] for a chain whose keys have no name,
-    /// and where nothing is stored: there the name stands for the configured roots.
+    /// Those of [`ChainHandle::rotate`](crate::service::ChainHandle::rotate). [`Kind::Conflict`] for
+    /// a chain without a key id, and if nothing is stored: then the key id is derived from the
+    /// configured roots.
     pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
         let chain = self.find(Operation::Rotate, chain).await?;
         if let Err(error) = self.check_named(&chain).await {
@@ -104,8 +104,8 @@ impl KeyService {
         !self.core.store.is_up() || self.chains.load().get(chain).is_some_and(is_asking)
     }
 
-    /// Asks each root of the primary KEK whether it opens it: one call of each. The result is in
-    /// [`key_state`](Self::key_state), readiness and the metrics from then on.
+    /// Has each root of the primary KEK unwrap it, by one call each. The result shows in
+    /// [`key_state`](Self::key_state), in readiness and in the metrics.
     pub async fn check_primary(&self, chain: &ChainName) {
         let chain = self.chains.load().get(chain).cloned();
         let primary = chain.as_ref().and_then(|chain| chain.snapshot().primary_id());

@@ -1,8 +1,8 @@
-//! Roots that come and go on a live chain: KEKs get the wraps that they lack, and lose those of a
-//! root that is given up. Data is never touched, and no KEK loses its last wrap.
+//! Adding and removing roots of a live chain: KEKs get the wraps that they lack, and lose those of a
+//! removed root. Data is never changed, and no KEK loses its last wrap.
 //!
-//! Work is done a page of KEKs at a time, and each KEK is changed by itself: whatever ends it, the
-//! next one goes on where it ended.
+//! A call processes one page of KEKs, and each KEK is changed separately. After an interruption, the
+//! next call continues.
 
 use std::sync::Arc;
 
@@ -22,32 +22,32 @@ use crate::service::types::RootProgress;
 use crate::service::{KeyService, key_id, tasks};
 use crate::store::records::{self, Held};
 
-/// How often a change is tried when others change the same record.
+/// How often a change is tried when other processes change the same record.
 const TRIES: usize = 4;
 /// The most KEKs of a page.
 const MAX_PAGE: usize = 1000;
 
-/// What is done to the KEKs of a chain.
+/// A change of the KEKs of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RootChange {
-    /// Each is wrapped by the root, if it is not yet.
+    /// The root wraps each KEK that it has not wrapped.
     Rewrap,
-    /// Each loses its wrap by the root, if it has another one that opens.
+    /// Each KEK loses its wrap by the root, if another root unwraps it.
     Remove,
 }
 
 impl KeyService {
-    /// Does `change` for `root` to the KEKs after `after`, in the order of their ids: at most
-    /// `limit` (and at most 1,000), and no more than half of the request's time allows.
+    /// Applies `change` for `root` to the KEKs after `after`, in the order of their ids: at most `limit`
+    /// (and at most 1,000), for at most half of the request's time.
     ///
-    /// A removal starts with the primary and the standby: those that the root wrapped are replaced,
-    /// so that nothing encrypted later opens with the root and an old copy of the store. Those that a
-    /// `local` root ever wrapped are replaced at the end.
+    /// A removal first replaces the primary and the standby if the root wrapped them, so that the root
+    /// and an old copy of the store do not decrypt what is encrypted later. KEKs that a `local` root has
+    /// ever wrapped are replaced at the end.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] when no such root is configured to wrap by,
-    /// [`Kind::Conflict`] when one is still configured that is to be removed,
-    /// [`Kind::RootUnavailable`] when the root does not wrap now, [`Kind::StoreUnavailable`].
+    /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] if the root that is to wrap is not configured,
+    /// [`Kind::Conflict`] if the root that is to be removed is still configured,
+    /// [`Kind::RootUnavailable`] if the root does not wrap now, [`Kind::StoreUnavailable`].
     pub async fn change_root(
         &self,
         chain: &str,
@@ -96,7 +96,7 @@ async fn change_page(
             let held = chain.reservations.lock().await.ledger.held();
             continuity::may_add(core, &chain.name, root, &held).await?;
         }
-        // Before its wraps are erased: they tell which KEKs it can open.
+        // Before its wraps are erased, since they show which KEKs it can unwrap.
         RootChange::Remove => {
             root_check::is_undisputed(core, &chain.name).await?;
             root_check::forget(core, root).await.map_err(failed)?;
@@ -116,7 +116,7 @@ async fn change_page(
             continue;
         };
         last = Some(id);
-        // Most need nothing: what the list says is enough to know.
+        // For most KEKs nothing is to be done, which the listed record shows.
         let done = Kek::decode(&entry.key, &entry.value)
             .is_ok_and(|kek| is_done(core, &kek, root, change));
         if !done {
@@ -137,14 +137,14 @@ async fn change_page(
         if change == RootChange::Remove {
             replace_wrapped(core, chain, root).await?;
         }
-        // Last: a cluster that sees another key id encrypts again, under what is primary then. What
-        // was done on the pages before is not known here.
+        // At the end, since a cluster that sees another key id encrypts again, under the current
+        // primary. The changes of earlier pages are not known here.
         key_id::note_change(core, chain, progress.changed > 0 || after.is_some()).await?;
     }
     Ok(progress)
 }
 
-/// A KEK from memory, or opened by a root.
+/// A KEK from memory, or unwrapped by a root.
 async fn kek_of(
     core: &Core,
     chain: &Chain,
@@ -170,9 +170,9 @@ fn is_done(core: &Core, kek: &Kek, root: &str, change: RootChange) -> bool {
 
 /// Why a KEK could not be changed.
 enum Failed {
-    /// The others may go well.
+    /// The change of other KEKs may succeed.
     One(String),
-    /// They would fail in the same way.
+    /// The change of other KEKs would fail in the same way.
     All(Error),
 }
 
@@ -204,7 +204,7 @@ async fn change_one(
         next.wraps.retain(|wrap| wrap.root != root);
         match change {
             RootChange::Rewrap => {
-                // What others change meanwhile is no reason to call the root again.
+                // After a conflict the wrap is reused.
                 let wrap = match made.take() {
                     Some(wrap) => wrap,
                     None => {
@@ -225,7 +225,7 @@ async fn change_one(
                         }
                     }
                 };
-                // Proven or not, the root is judged by KEKs that it did not wrap here.
+                // Even a proven root is judged only by KEKs that it did not wrap in this process.
                 core.keyring.roots.note_wrapped(&chain.name, id, std::slice::from_ref(&wrap), &[]);
                 next.exposed |= core.keyring.roots.exposes(std::slice::from_ref(&wrap));
                 made = Some(wrap.clone());
@@ -235,7 +235,7 @@ async fn change_one(
                 if next.wraps.is_empty() {
                     return Err(Failed::One("this is its last wrap".to_owned()));
                 }
-                // It must be one that opens, now: what is erased does not come back.
+                // Another root must unwrap the KEK now, since an erased wrap can't be restored.
                 core.keyring.open(&chain.name, id, &next).await?;
             }
         }
@@ -253,7 +253,7 @@ async fn change_one(
             return Ok(true);
         }
     }
-    Err(Failed::One("others changed it at the same time".to_owned()))
+    Err(Failed::One("modified concurrently".to_owned()))
 }
 
 fn not_agreed(root: &str) -> Error {
@@ -264,19 +264,19 @@ fn not_agreed(root: &str) -> Error {
     Error::new(Kind::Conflict, detail)
 }
 
-/// Adds the wraps that the primary and the standby lack, by the roots that answer. Where several
-/// processes could, one does.
+/// Adds the wraps that the primary and the standby lack, by the roots that answer. Of several
+/// processes, one does it.
 pub(in crate::service) async fn complete(core: &Core, chain: &Chain) {
-    // Whoever makes a KEK holds the claim, and it is this process's as well.
+    // If this process creates a KEK, it holds the claim already.
     let Ok(_rotator) = chain.rotator.try_lock() else { return };
     if !core.shared {
         return complete_claimed(core, chain).await;
     }
     let claim = chain.reservations.lock().await.ledger.claim(core.clock.now()).await;
-    // Another process is at it, or the store is away, which is told where it is observed.
+    // Another process holds the claim, or the store is unavailable, which is reported elsewhere.
     let Ok(Some(claim)) = claim else { return };
     complete_claimed(core, chain).await;
-    // Where this fails the claim runs out.
+    // If this fails, the claim expires.
     let _ = chain.reservations.lock().await.ledger.unclaim(claim).await;
 }
 
@@ -295,7 +295,7 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
                 Err(Failed::One(detail)) => {
                     tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK lacks a wrap");
                 }
-                // The root or the store is away, which is logged already.
+                // The root or the store is unavailable, which is logged already.
                 Err(Failed::All(_)) => break,
             }
         }
@@ -303,9 +303,9 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
     chain.need_uses.notify_one();
 }
 
-/// Replaces the primary and the standby if `removed`, which is no longer configured, has wrapped
-/// them, or a `local` root ever did and none is configured any more. One that has no other wrap stays:
-/// no root that is left opens it.
+/// Replaces the primary and the standby if `removed`, which is not configured any more, has wrapped
+/// them, or if a `local` root ever did and none is configured. A KEK without another wrap is not
+/// replaced, since no remaining root unwraps it.
 async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<(), Error> {
     let _rotator = chain.rotator.lock().await;
     let has_local = core.keyring.roots.has_local();

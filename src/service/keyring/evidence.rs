@@ -1,5 +1,5 @@
-//! Whether a root is the one that wrapped the KEKs of the store: what it opened, and what it did not.
-//! It calls no root.
+//! Evidence whether a root has the key that wrapped the stored KEKs: which wraps it unwrapped, and
+//! which it did not. It calls no root.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -7,36 +7,36 @@ use std::time::Duration;
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 
-/// How long a wrap that is wrong is not tried again before a KEK is made.
+/// How long a wrong wrap is not tried again before a KEK is created.
 const BELIEVED: Duration = Duration::from_secs(5 * 60);
-/// KEKs with wrong wraps that are remembered of a root.
+/// The maximum number of KEKs with wrong wraps that are remembered for a root.
 const MAX_WRONG: usize = 1_000;
-/// Of these, those that readiness names.
+/// The maximum number of these that readiness names.
 const NAMED: usize = 8;
 
 type Key = (ChainName, KekId);
 
-/// What one root opened, and what it did not.
+/// The evidence for one root.
 #[derive(Default)]
 pub(super) struct Evidence {
-    /// When it last opened, or wrapped, a stored KEK of a chain.
+    /// When it last unwrapped a stored KEK of a chain, or wrapped one when it was proven.
     opened: HashMap<ChainName, Monotonic>,
-    /// KEKs whose wraps by it did not open: the wrap is of another key, or damaged.
+    /// KEKs whose wraps in its name it does not unwrap: they are by another key, or damaged.
     wrong: BTreeMap<Key, Wrong>,
-    /// KEKs that it wrapped in this process without being proven. That it opens them proves nothing.
+    /// KEKs that it wrapped in this process before it was proven. Unwrapping them proves nothing.
     own: HashSet<Key>,
-    /// When it was last found to be the root that other processes have under its name.
+    /// When it was last found to have the same key as in other processes.
     agreed: Option<Monotonic>,
 }
 
-/// A wrap that did not open.
+/// A wrap that it did not unwrap.
 struct Wrong {
     why: String,
     at: Monotonic,
 }
 
 impl Evidence {
-    /// It opened a stored KEK.
+    /// It unwrapped a stored KEK.
     pub(super) fn opened(&mut self, chain: &ChainName, id: KekId, now: Monotonic) {
         let key = (chain.clone(), id);
         if !self.own.contains(&key) {
@@ -45,7 +45,7 @@ impl Evidence {
         self.wrong.remove(&key);
     }
 
-    /// A wrap that names it did not open. Returns whether that is news.
+    /// It did not unwrap a wrap in its name. Returns whether that is new.
     pub(super) fn not_opened(
         &mut self,
         chain: &ChainName,
@@ -61,7 +61,7 @@ impl Evidence {
         is_news
     }
 
-    /// This process had it wrap a KEK that is stored.
+    /// It wrapped a KEK of this process that is stored.
     pub(super) fn wrapped(
         &mut self,
         chain: &ChainName,
@@ -83,7 +83,7 @@ impl Evidence {
         self.wrong.remove(&key);
     }
 
-    /// It is the root that other processes have under its name.
+    /// It has the same key as in other processes.
     pub(super) fn agree(&mut self, now: Monotonic) {
         self.agreed = Some(now);
     }
@@ -109,12 +109,12 @@ impl Evidence {
         wrong.is_some_and(|wrong| now.since(wrong.at) < BELIEVED)
     }
 
-    /// KEKs whose wraps by it did not open.
+    /// The number of KEKs whose wraps it does not unwrap.
     pub(super) fn wrongs(&self) -> usize {
         self.wrong.len()
     }
 
-    /// The KEKs whose wraps by it did not open: their number, and some of them by id.
+    /// Describes the KEKs whose wraps it does not unwrap: their number, and some of their ids.
     pub(super) fn describe(&self) -> Option<String> {
         let (_, Wrong { why, .. }) = self.wrong.first_key_value()?;
         let ids = self.wrong.keys().take(NAMED).map(|(chain, id)| format!("{chain}/{id}"));

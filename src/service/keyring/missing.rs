@@ -1,11 +1,13 @@
-//! KEKs that were asked for and can't be used: ids that a chain does not have, and stored KEKs that
-//! no configured root opens. It knows no root and no store; it is told what was found.
+//! KEKs that were requested and can't be used: ids that a chain does not have, and stored KEKs that
+//! no configured root unwraps. It calls no root and no store.
 //!
-//! Callers choose the ids that they ask for, so the memory is bounded, and so are the log lines.
+//! Callers choose the ids that they request, so both the memory and the number of log lines are
+//! bounded.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
@@ -14,14 +16,14 @@ use crate::service::types::{Absence, MissingKek};
 
 use super::CacheKey;
 
-/// KEKs of one chain that are remembered, and of all chains together.
+/// The maximum number of KEKs that are remembered, of one chain and of all chains.
 const PER_CHAIN: usize = 1_000;
 const IN_ALL: usize = 10_000;
-/// Log lines at `error` about KEKs that were not missed before: a burst, then one per interval.
+/// Rate limit on log lines about newly missing KEKs: a burst, then one per interval.
 const LOG_BURST: u32 = 50;
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// The KEKs that are missed.
+/// The missing KEKs.
 pub(super) struct Missing {
     entries: Mutex<Entries>,
     log: RateLimiter,
@@ -33,7 +35,7 @@ struct Entries {
     per_chain: HashMap<ChainName, Counts>,
 }
 
-/// How many KEKs of a chain are missed.
+/// The number of missing KEKs of a chain.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     unknown: usize,
@@ -61,10 +63,11 @@ impl Missing {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 
-    /// A KEK was asked for and could not be used. True the first time, if that may be logged.
+    /// Notes that a requested KEK could not be used. Returns whether to log it: the first time, within
+    /// the rate limit.
     pub(super) fn note(
         &self,
         chain: &ChainName,
@@ -94,7 +97,7 @@ impl Missing {
         self.log.take(now)
     }
 
-    /// A KEK can be used, or will never be again.
+    /// Removes a KEK that can be used again, or never will be.
     pub(super) fn remove(&self, chain: &ChainName, id: KekId) {
         let Entries { keks, per_chain } = &mut *self.lock();
         if keks.is_empty() {
@@ -107,12 +110,12 @@ impl Missing {
         }
     }
 
-    /// How many KEKs of a chain are missed for this reason.
+    /// How many KEKs of a chain are missing for this reason.
     pub(super) fn count(&self, chain: &ChainName, absence: Absence) -> usize {
         self.lock().per_chain.get_mut(chain).map_or(0, |counts| *counts.of(absence))
     }
 
-    /// The KEKs of a chain that are missed, the longest missed first.
+    /// The missing KEKs of a chain; the one that was missed first comes first.
     pub(super) fn of(&self, chain: &ChainName) -> Vec<MissingKek> {
         let entries = self.lock();
         let of_chain = entries.keks.iter().filter(|((name, _), _)| name == chain);

@@ -1,5 +1,5 @@
-//! The configured roots: each call of one bounded, counted and judged, and how they stand. It knows no
-//! KEK in memory.
+//! The configured roots and their health. Every root call has a deadline, is counted, and updates the
+//! root's health. It knows no KEK in memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,16 +21,16 @@ use crate::timestamp::rfc3339;
 use super::evidence::Evidence;
 use super::unavailable;
 
-/// How long a root may take; a provider bounds itself below this.
+/// The deadline of a root call; each provider has a shorter one of its own.
 pub(in crate::service) const ROOT_DEADLINE: Duration = Duration::from_secs(15);
 
-/// How often a root that has opened nothing is compared with those of other processes.
+/// How often a root without evidence is compared with those of other processes.
 const COMPARED_EVERY: Duration = Duration::from_secs(60);
 
 /// The roots, the preferred one first.
 pub(in crate::service) struct Roots {
     states: Vec<RootState>,
-    /// How often one of them came back: what was refused before is worth another try.
+    /// How many times a root became available again: then failed calls are worth another attempt.
     recoveries: AtomicU64,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -38,11 +38,11 @@ pub(in crate::service) struct Roots {
 
 pub(in crate::service) struct RootState {
     pub(in crate::service) named: root::Named,
-    /// The last answer, if it was an outage, and since when they are so.
+    /// The outage that the last call showed, and since when it lasts.
     last_error: Mutex<Option<(root::Error, u64)>>,
-    /// What it made of the wraps in the store.
+    /// Whether it has the key that wrapped the stored KEKs.
     evidence: Mutex<Evidence>,
-    /// Limits how often it is compared with those of other processes while it has opened nothing.
+    /// Limits how often it is compared with those of other processes while there is no evidence.
     pub(in crate::service) comparisons: RateLimiter,
 }
 
@@ -56,16 +56,16 @@ pub(super) struct Wrapped {
 /// Which roots wrap a new KEK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::service) enum Trust {
-    /// Those that open a KEK which is there.
+    /// Those that unwrap a stored KEK.
     Proven,
-    /// Any that answers: an operator says that the old KEKs are lost.
+    /// Any root that answers: an operator declared the old KEKs lost.
     Any,
 }
 
 /// The roots that may wrap a new KEK of a chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::service) struct Allowed {
-    /// Those that open KEKs which the chain has: one of them must wrap it.
+    /// Those that unwrap KEKs of the chain: one of them must wrap the new one.
     pub(in crate::service) proven: Vec<Arc<str>>,
     /// Those that have wrapped nothing yet.
     pub(in crate::service) new: Vec<Arc<str>>,
@@ -98,12 +98,12 @@ impl Roots {
         }
     }
 
-    /// How often one of them came back so far.
+    /// How many times a root became available again.
     pub(super) fn recoveries(&self) -> u64 {
         self.recoveries.load(Ordering::Relaxed)
     }
 
-    /// The roots that made `wraps`, each with its wrap: first those whose last answer was good.
+    /// The roots that made `wraps`, each with its wrap; those whose last call succeeded come first.
     pub(super) fn candidates<'a>(&'a self, wraps: &'a [Wrap]) -> Vec<(&'a RootState, &'a Wrap)> {
         let with_wrap = |state: &'a RootState| {
             let wrap = wraps.iter().find(|wrap| *wrap.root == *state.named.name)?;
@@ -118,7 +118,7 @@ impl Roots {
         self.states.iter().find(|state| *state.named.name == *name)
     }
 
-    /// Wraps a KEK by every root that is allowed to and answers; one that is proven is enough.
+    /// Wraps a KEK by every allowed root that answers. One of them must be proven.
     pub(in crate::service) async fn wrap(
         &self,
         chain: &ChainName,
@@ -153,21 +153,21 @@ impl Roots {
         self.states.iter()
     }
 
-    /// All of them may wrap.
+    /// Allows all roots to wrap.
     pub(in crate::service) fn all_allowed(&self) -> Allowed {
         let proven = self.states.iter().map(|state| Arc::clone(&state.named.name)).collect();
         Allowed { proven, new: Vec::new() }
     }
 
-    /// Notes that a root opened a stored KEK.
+    /// Notes that a root unwrapped a stored KEK.
     pub(super) fn note_opened(&self, state: &RootState, chain: &ChainName, id: KekId) {
         let mut evidence = state.evidence.lock();
         evidence.opened(chain, id, self.clock.now());
         self.report_wrong(state, &evidence);
     }
 
-    /// Notes that a root did not open a KEK; an outage says nothing about the wrap. Returns whether
-    /// it is news that the wrap is wrong.
+    /// Notes that a root did not unwrap a KEK. An outage is no evidence about the wrap. Returns whether
+    /// it is new that the wrap is wrong.
     pub(super) fn note_not_opened(
         &self,
         state: &RootState,
@@ -182,8 +182,8 @@ impl Roots {
         is_news
     }
 
-    /// Notes that a KEK with these wraps is stored. Roots that were proven stay so; that the others
-    /// open it proves nothing, since this process had them wrap it.
+    /// Notes that a KEK with these wraps is stored. The roots in `proven` stay so. The others wrapped
+    /// it in this process, so unwrapping it proves nothing.
     pub(in crate::service) fn note_wrapped(
         &self,
         chain: &ChainName,
@@ -197,7 +197,7 @@ impl Roots {
         }
     }
 
-    /// A KEK was destroyed: no wrap of it will ever be needed.
+    /// Forgets a KEK that was destroyed.
     pub(super) fn forget(&self, chain: &ChainName, id: KekId) {
         for state in &self.states {
             let mut evidence = state.evidence.lock();
@@ -211,7 +211,7 @@ impl Roots {
         self.metrics.root_wrong_wraps.with_label_values(&[&state.named.name]).set(count);
     }
 
-    /// Whether one of `wraps` is by a `local` root: such a KEK is exposed for ever.
+    /// Whether one of `wraps` is by a `local` root: such a KEK is exposed permanently.
     pub(in crate::service) fn exposes(&self, wraps: &[Wrap]) -> bool {
         self.states.iter().any(|state| {
             state.named.root.kind() == "local"
@@ -229,13 +229,13 @@ impl Roots {
         self.states.iter().any(|state| state.named.root.kind() == "local")
     }
 
-    /// Whether the root that made a wrap would make it so today.
+    /// Whether the root that made a wrap would make one of the same kind now.
     pub(in crate::service) fn is_current(&self, wrap: &Wrap) -> bool {
         let state = self.find(&wrap.root);
         state.is_none_or(|state| state.named.root.is_current(&wrap.bytes))
     }
 
-    /// The names of the roots that miss wraps: what [`missing`](Self::missing) said.
+    /// The names of the roots that lack wraps, by the result of [`missing`](Self::missing).
     pub(in crate::service) fn lacking(&self, missing: &[i64]) -> Vec<String> {
         let lacking = self.states.iter().zip(missing).filter(|(_, missing)| **missing > 0);
         lacking.map(|(state, _)| state.named.name.to_string()).collect()
@@ -258,18 +258,18 @@ impl Roots {
         }
     }
 
-    /// The preferred root of those that wrapped a KEK, and what its key is called: kind, name, key.
+    /// The preferred root of those that wrapped a KEK: its kind, its name, and the name of its key.
     pub(in crate::service) fn preferred(&self, kek: &record::Kek) -> Option<[String; 3]> {
         let wrapped = |state: &&RootState| kek.wraps.iter().any(|w| *w.root == *state.named.name);
         self.states.iter().find(wrapped).map(RootState::described)
     }
 
-    /// The same of each root that is configured.
+    /// The same for each configured root.
     pub(in crate::service) fn all(&self) -> Vec<[String; 3]> {
         self.states.iter().map(RootState::described).collect()
     }
 
-    /// What is wrong with the roots that wrapped a KEK, when none of them is up.
+    /// Why no root that wrapped a KEK is available; `None` if one is.
     pub(in crate::service) fn outage(&self, kek: &record::Kek) -> Option<String> {
         let candidates = self.candidates(&kek.wraps);
         if candidates.iter().any(|(state, _)| state.is_up()) {
@@ -287,7 +287,7 @@ impl Roots {
         })
     }
 
-    /// Whether a root that wrapped a KEK is away.
+    /// Whether a root that wrapped a KEK is unavailable.
     pub(in crate::service) fn is_away(&self, record: &record::Kek) -> bool {
         self.states.iter().any(|state| {
             let last_error = state.last_error.lock();
@@ -296,7 +296,7 @@ impl Roots {
         })
     }
 
-    /// Bounds, counts and judges one call of a root.
+    /// Runs one root call with the deadline, counts it, and updates the root's health.
     pub(in crate::service) async fn call<T>(
         &self,
         state: &RootState,
@@ -308,8 +308,8 @@ impl Roots {
         result
     }
 
-    /// The same for a wrap that a caller brought along. That it does not open says nothing of the
-    /// root, whatever the root says of it.
+    /// As [`call`](Self::call), for a wrap in a caller's envelope. A failure does not change the root's
+    /// health, since the wrap may be forged.
     pub(super) async fn call_for_caller<T>(
         &self,
         state: &RootState,
@@ -339,7 +339,7 @@ impl Roots {
         result
     }
 
-    /// Notes whether a root is up, by its last answer.
+    /// Updates the health of a root after a call.
     fn judge(&self, state: &RootState, error: Option<&root::Error>) {
         let error = error.filter(|error| is_outage(error));
         let mut last_error = state.last_error.lock();
@@ -355,7 +355,7 @@ impl Roots {
         self.metrics.root_up.with_label_values(&[&state.named.name]).set(i64::from(!is_out));
     }
 
-    /// How many of `keks` each root has no wrap of, in the order of the roots.
+    /// How many of `keks` each root has not wrapped, in the order of the roots.
     pub(in crate::service) fn missing<'a>(
         &self,
         keks: impl Iterator<Item = &'a record::Kek> + Clone,
@@ -368,8 +368,7 @@ impl Roots {
         self.states.iter().map(count).collect()
     }
 
-    /// Sets the metric of the wraps that are missing: what [`missing`](Self::missing) said of each
-    /// chain.
+    /// Sets the metric of missing wraps, by the result of [`missing`](Self::missing) for each chain.
     pub(in crate::service) fn report_missing<'a>(
         &self,
         chains: impl Iterator<Item = &'a [i64]> + Clone,
@@ -395,39 +394,38 @@ impl RootState {
         self.last_error.lock().is_none()
     }
 
-    /// When it last opened or wrapped a stored KEK of `chain`.
+    /// When it last unwrapped or wrapped a stored KEK of `chain`.
     pub(in crate::service) fn opened_at(&self, chain: &ChainName) -> Option<Monotonic> {
         self.evidence.lock().opened_at(chain)
     }
 
-    /// Whether it opened or wrapped any stored KEK.
+    /// Whether it unwrapped or wrapped any stored KEK.
     pub(in crate::service) fn opened_any(&self) -> bool {
         self.evidence.lock().opened_any()
     }
 
-    /// Whether it opened nothing of the store, and not because it wrapped nothing: its key is
-    /// another one.
+    /// Whether it unwrapped none of the wraps in its name: then it has another key.
     pub(in crate::service) fn is_another(&self) -> bool {
         let evidence = self.evidence.lock();
         !evidence.opened_any() && evidence.wrongs() > 0
     }
 
-    /// Whether it was found, less than `max_age` ago, to be the root that other processes have.
+    /// Whether it was found, less than `max_age` ago, to have the same key as in other processes.
     pub(in crate::service) fn is_agreed(&self, now: Monotonic, max_age: Duration) -> bool {
         self.evidence.lock().agreed_at().is_some_and(|at| now.since(at) < max_age)
     }
 
-    /// It is the root that other processes have under its name.
+    /// Notes that it has the same key as in other processes.
     pub(in crate::service) fn agree(&self, now: Monotonic) {
         self.evidence.lock().agree(now);
     }
 
-    /// Whether this process had it wrap the KEK without being proven.
+    /// Whether it wrapped the KEK in this process before it was proven.
     pub(in crate::service) fn is_own(&self, chain: &ChainName, id: KekId) -> bool {
         self.evidence.lock().is_own(chain, id)
     }
 
-    /// Whether its wrap of the KEK was wrong a moment ago.
+    /// Whether its wrap of the KEK was wrong when it was last tried, a moment ago.
     pub(in crate::service) fn is_wrong(
         &self,
         chain: &ChainName,
@@ -437,7 +435,7 @@ impl RootState {
         self.evidence.lock().is_wrong(chain, id, now)
     }
 
-    /// Whether a wrap that names it did not open, and why.
+    /// Why it does not unwrap wraps in its name, if there are such.
     pub(in crate::service) fn wrong(&self) -> Option<String> {
         self.evidence.lock().describe()
     }
@@ -463,7 +461,7 @@ impl RootState {
     }
 }
 
-/// A wrap that is wrong is no outage: the root answered.
+/// A wrong wrap is no outage: the root answered.
 fn is_outage(error: &root::Error) -> bool {
     !matches!(error, root::Error::Wrong(_))
 }

@@ -1,5 +1,5 @@
-//! The claim: which of several processes has the next KEK wrapped. It saves calls of roots, and
-//! nothing rests on it: whoever stores a standby first has made it.
+//! The claim: which of several processes has the next KEK wrapped. It only saves root calls. Without
+//! it, the first process that stores a standby wins, and the wraps of the others are wasted.
 
 use std::time::Duration;
 
@@ -10,14 +10,13 @@ use crate::store::{Committed, Compare, Error, Revision, Txn};
 
 use super::Ledger;
 
-/// A claim that did not change for this long is one of a process that is gone: a root takes 15 s
-/// at most.
+/// A claim that has not changed for this long belongs to a process that ended: a root call takes at
+/// most 15 s.
 const LIFE: Duration = Duration::from_secs(20);
 
 impl Ledger {
-    /// Claims the making of the next KEK; `None` while another process has claimed it, and when the
-    /// head is no longer as it was read: then one may have been made. Compares: no live claim, head
-    /// unchanged.
+    /// Claims the creation of the next KEK. Returns `None` if another process holds the claim, or if the
+    /// head has changed: then a standby may exist already. Compares: no live claim, head unchanged.
     pub(in crate::service) async fn claim(
         &mut self,
         now: Monotonic,
@@ -51,7 +50,7 @@ impl Ledger {
         }
     }
 
-    /// Gives a claim back whose KEK could not be made; it runs out by itself where that fails.
+    /// Releases a claim whose KEK could not be created. If this fails, the claim expires.
     pub(in crate::service) async fn unclaim(&self, revision: Revision) -> Result<(), Error> {
         let key = record::claim_key(&self.chain);
         let txn = Txn {
@@ -62,7 +61,7 @@ impl Ledger {
         self.store.commit(txn).await.map(drop)
     }
 
-    /// Whether the claim of another process stood unchanged for its whole life.
+    /// Whether the claim of another process has expired: it was unchanged for [`LIFE`].
     fn is_dead(&mut self, revision: Revision, now: Monotonic) -> bool {
         match self.foreign_claim {
             Some((seen, since)) if seen == revision => now.since(since) >= LIFE,

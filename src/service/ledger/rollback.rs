@@ -10,39 +10,39 @@ use crate::store::{Committed, Compare, Error, Txn};
 use super::Ledger;
 
 impl Ledger {
-    /// Whether the store went back to an earlier state, and something is left to do about it.
+    /// Whether the store went back to an earlier state and the repair is not complete.
     pub(in crate::service) fn is_restored(&self) -> bool {
         self.detector.is_restored()
     }
 
-    /// What is left to do about it.
+    /// What is left to do for the repair.
     pub(in crate::service) fn rollback(&self) -> Option<Rollback> {
         self.detector.rollback()
     }
 
-    /// A record that was read shows it.
+    /// Notes that a record shows a rollback.
     pub(in crate::service) fn set_restored(&mut self) {
         self.detector.suspect();
         self.stale = true;
     }
 
-    /// The store itself reports it, once for each time.
+    /// Notes that the store itself reports a rollback, once for each.
     pub(in crate::service) fn report_restored(&mut self) {
         self.detector.report();
         self.stale = true;
     }
 
-    /// The KEKs that were primary or standby before.
+    /// The KEKs that were primary or standby before the rollback.
     pub(in crate::service) fn lost(&self) -> &[(KekId, Kek, Uses)] {
         self.detector.lost()
     }
 
-    /// Nothing is left to do about it.
+    /// Notes that the repair is complete.
     pub(in crate::service) fn end_rollback(&mut self) {
         self.detector.end();
     }
 
-    /// The head is gone, and it was there: puts one without KEKs in its place.
+    /// Restores a head that is missing, without KEKs.
     pub(super) async fn put_head_again(&mut self) -> Result<Versioned<Head>, Error> {
         let mut detector = std::mem::take(&mut self.detector);
         detector.remember_lost(self.records());
@@ -54,7 +54,7 @@ impl Ledger {
             generation: self.head.record.generation + 1,
             ..self.head.record.clone()
         };
-        // Any other process makes the same one.
+        // Another process would restore the same one.
         let _ = create(&*self.store, &self.chain, &head).await?;
         let read = read_head(&*self.store, &self.chain).await?;
         read.ok_or_else(|| missing(&record::head_key(&self.chain)))
@@ -76,7 +76,7 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Stores a KEK that the store lacks, as one that only decrypts. False when it is there.
+    /// Stores a KEK that the store lacks, as one that only decrypts. Returns false if it exists.
     pub(in crate::service) async fn restore(
         &self,
         id: KekId,
@@ -89,7 +89,7 @@ impl Ledger {
             state => state,
         };
         let txn = Txn {
-            // Its uses may be there: they are counted no lower, and it encrypts no more.
+            // Its uses may exist. They are not counted lower, and it does not encrypt any more.
             compares: vec![Compare::Absent(kek_key.clone())],
             puts: vec![(kek_key, Kek { state, ..kek }.encode()?), (uses_key, uses.encode()?)],
             deletes: Vec::new(),

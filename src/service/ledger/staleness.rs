@@ -1,4 +1,4 @@
-//! What a process hears of a chain's records between two reads of the ledger.
+//! Whether a chain's records have changed since the ledger read them.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,55 +7,55 @@ use crate::store::record::Head;
 use crate::store::records::{Versioned, decode};
 use crate::store::{Entry, Revision};
 
-/// What is heard of a chain's records between two reads; it is asked without the ledger's lock.
+/// Whether the records of the ledger are out of date. Usable without the ledger's lock.
 #[derive(Default)]
 pub(in crate::service) struct Staleness {
-    /// The newest revision that the ledger knows of.
+    /// The newest revision that the ledger has read or written.
     newest: AtomicU64,
-    /// The mark of the head that the ledger knows.
+    /// The mark of the ledger's head.
     head: AtomicU64,
     outdated: AtomicBool,
 }
 
 impl Staleness {
-    /// A record was written at `revision`. True when that is news.
+    /// Reports that a record was written at `revision`. Returns whether that is new to the ledger.
     pub(in crate::service) fn written(&self, revision: Revision) -> bool {
-        let news = revision.0 > self.newest.load(Ordering::Relaxed);
-        if news {
+        let is_new = revision.0 > self.newest.load(Ordering::Relaxed);
+        if is_new {
             self.outdate();
         }
-        news
+        is_new
     }
 
-    /// This head was read, or none. True when that is news.
+    /// Reports the stored head, if there is one. Returns whether it differs from the ledger's.
     pub(in crate::service) fn head_is(&self, head: Option<&Entry>) -> bool {
         let mark = head.and_then(|head| Some(mark(&decode(head).ok()?)));
-        let news = mark != Some(self.head.load(Ordering::Relaxed));
-        if news {
+        let is_new = mark != Some(self.head.load(Ordering::Relaxed));
+        if is_new {
             self.outdate();
         }
-        news
+        is_new
     }
 
-    /// What the ledger knows must be read again.
+    /// Marks the ledger's records as out of date.
     pub(in crate::service) fn outdate(&self) {
         self.outdated.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it must, and that it is being done.
+    /// Returns whether the records are out of date, and clears the mark.
     pub(super) fn take_outdated(&self) -> bool {
         self.outdated.swap(false, Ordering::Relaxed)
     }
 
-    /// The ledger knows this head, and no revision after `newest`.
+    /// Sets the ledger's head and its newest revision.
     pub(super) fn know(&self, head: &Versioned<Head>, newest: Revision) {
         self.newest.store(newest.0, Ordering::Relaxed);
         self.head.store(mark(head), Ordering::Relaxed);
     }
 }
 
-/// A number that tells heads apart. Where an old copy of the store was restored, the numbers of
-/// revisions come again: then two heads may share one.
+/// A number that distinguishes heads. The revision alone is not enough: after an old copy of the store
+/// was restored, revisions repeat.
 fn mark(Versioned { record, revision }: &Versioned<Head>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (revision, record.generation, record.primary, record.standby).hash(&mut hasher);

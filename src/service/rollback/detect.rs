@@ -1,10 +1,10 @@
 //! Detects that a store went back to an earlier state, because someone restored an old copy of it.
 //! Pure: it compares what was read with what this process read before, and knows no store.
 //!
-//! Within one history of a store, revisions, generations and counters only grow, and no KEK goes
-//! back in its life. [`Detector::compare`] checks that at every read of a chain's records; what else
-//! shows a rollback is reported to [`suspect`](Detector::suspect) and [`report`](Detector::report).
-//! The [module](super) says which case each of them covers.
+//! Within one history of a store, revisions, generations and counters only grow, and no KEK returns to
+//! an earlier state. [`Detector::compare`] checks that at every read of a chain's records. Other signs
+//! of a rollback are reported to [`suspect`](Detector::suspect) and [`report`](Detector::report). The
+//! [module](super) says which case each of them covers.
 
 use std::collections::VecDeque;
 
@@ -13,11 +13,11 @@ use crate::store::Revision;
 use crate::store::record::{Head, Kek, NamedRoot, Uses};
 use crate::store::records::{Held, Versioned};
 
-/// How many KEKs are remembered. A copy of the store that is older than so many rotations has a
-/// lower generation.
+/// How many KEKs are remembered. A copy of the store that is older than that many rotations is
+/// detected by its lower generation.
 const KNOWN: usize = 64;
 
-/// How far a repair raises the generation, so that it passes what any other process saw.
+/// How far a repair raises the generation, so that it exceeds what any other process has seen.
 const LEAP: u64 = 1 << 20;
 
 /// A chain's records as one read found them, or as this process knows them.
@@ -41,21 +41,21 @@ pub(in crate::service) enum Rollback {
     /// Retire the primary and the standby, whose counters are too low, and restore what the store
     /// lacks.
     Unrepaired,
-    /// Another process retired them. Only restore what the store lacks.
+    /// Another process has retired them. Only restore what the store lacks.
     Repaired,
 }
 
-/// A repair that this process met before the store reported the rollback. The report belongs to that
-/// repair, and is no reason for another one.
+/// A repair that this process saw before the store reported the rollback. The report belongs to that
+/// repair and must not cause another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Early {
-    /// Another process made it, and this one has not yet restored what it holds.
+    /// Another process made it, and this process has not yet restored what it holds.
     Adopted,
     /// This process has done its part.
     Answered,
 }
 
-/// How far a KEK was when it was last read or written.
+/// The counters of a KEK when it was last read or written.
 struct Known {
     id: KekId,
     reserved: u64,
@@ -88,7 +88,7 @@ impl Known {
     }
 }
 
-/// The past of one chain as this process saw it.
+/// The past of one chain as this process has seen it.
 #[derive(Default)]
 pub(in crate::service) struct Detector {
     /// What is left to do about a rollback.
@@ -100,9 +100,9 @@ pub(in crate::service) struct Detector {
     /// The store has reported `rollback`.
     is_reported: bool,
     early: Option<Early>,
-    /// The highest generation that was ever read.
+    /// The highest generation that was read.
     seen_generation: u64,
-    /// The newest set of roots that was ever read, and the name of the chain's keys then.
+    /// The newest set of roots that was read, and what the key id named then.
     seen_roots: (u64, Option<NamedRoot>),
     /// The last KEKs that are or were primary or standby.
     known: VecDeque<Known>,
@@ -111,27 +111,27 @@ pub(in crate::service) struct Detector {
 }
 
 impl Detector {
-    /// Whether the store went back to an earlier state, and something is left to do about it.
+    /// Whether the store went back to an earlier state and the repair is not complete.
     pub(in crate::service) fn is_restored(&self) -> bool {
         self.suspected || self.reported || self.rollback.is_some()
     }
 
-    /// What is left to do about it.
+    /// What is left to do for the repair.
     pub(in crate::service) fn rollback(&self) -> Option<Rollback> {
         self.rollback
     }
 
-    /// A record that was read shows a rollback.
+    /// Notes that a record shows a rollback.
     pub(in crate::service) fn suspect(&mut self) {
         self.suspected = true;
     }
 
-    /// The store itself reports a rollback, once for each.
+    /// Notes that the store itself reports a rollback, once for each.
     pub(in crate::service) fn report(&mut self) {
         self.reported = true;
     }
 
-    /// Whether no KEK of the chain was ever seen.
+    /// Whether this process has never seen a KEK of the chain.
     pub(in crate::service) fn has_seen_none(&self) -> bool {
         self.known.is_empty() && self.lost.is_empty()
     }
@@ -189,8 +189,8 @@ impl Detector {
         }
     }
 
-    /// Whether another process repaired the chain, and knew of no less than this one: then the KEKs
-    /// that the head names were made after the rollback.
+    /// Whether another process repaired the chain and had seen at least as much as this one. Then the
+    /// KEKs that the head names were created after the rollback.
     fn is_repaired(&self, before: &Head, head: &Head) -> bool {
         let (seen_roots, seen_named) = &self.seen_roots;
         head.repair.is_some()
@@ -200,8 +200,7 @@ impl Detector {
             && generation(&head.named_root) >= generation(seen_named)
     }
 
-    /// Notes the records as they are known now: how far the KEKs are that encrypt now or next, and
-    /// the newest set of roots.
+    /// Notes the current records: the counters of primary and standby, and the newest set of roots.
     pub(in crate::service) fn note(&mut self, now: Records<'_>) {
         let held: Vec<_> = now.held().map(|(held, role)| Known::new(held, role)).collect();
         self.known.retain(|known| held.iter().all(|now| now.id != known.id));
@@ -229,8 +228,8 @@ impl Detector {
         }
     }
 
-    /// The head that a repair by the process `owner` starts from. Its generation passes what any
-    /// process saw before, and the name of the chain's keys never becomes an earlier one.
+    /// The head that a repair by the process `owner` starts from. Its generation exceeds what any process
+    /// has seen, and the key id never becomes an earlier one.
     pub(in crate::service) fn repaired(&self, head: &Head, owner: u64) -> Head {
         let seen = self.seen_generation.max(head.generation) + LEAP;
         let (roots_generation, named_root) = self.seen_roots.clone();
@@ -244,7 +243,7 @@ impl Detector {
         }
     }
 
-    /// Nothing is left to do about a rollback.
+    /// Notes that the repair is complete.
     pub(in crate::service) fn end(&mut self) {
         self.rollback = None;
         self.lost.clear();

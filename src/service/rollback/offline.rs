@@ -1,6 +1,6 @@
-//! A store into which an old copy was put back while no service ran: nobody is there who could
-//! notice, so an operator says it. Its counts of uses are too low, so primaries and standbys
-//! encrypt no more.
+//! The repair of a store into which an old copy was restored while no service ran. Nothing can detect
+//! that, so an operator starts the repair. The copy's counters are too low, so its primaries and
+//! standbys must not encrypt any more.
 
 use crate::id::{ChainName, KekId};
 use crate::store::record;
@@ -9,26 +9,26 @@ use crate::store::{self, Committed, Error, Problem, Store};
 
 use super::retire::retire;
 
-/// How often a chain is tried when others change it at the same time.
+/// How often a chain is tried when other processes change it at the same time.
 const TRIES: usize = 8;
 
-/// What was done.
+/// The result of the repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Chains without a primary now.
+    /// Chains that have no primary now.
     pub chains: u64,
     /// The KEKs that only decrypt from now on.
     pub retired: Vec<(ChainName, KekId)>,
-    /// What could not be read: KEKs that were taken out of their heads all the same, and chains that
-    /// are as they were.
+    /// Records that could not be read: those of KEKs that were nevertheless removed from their heads,
+    /// and those of chains that were not changed.
     pub problems: Vec<Problem>,
 }
 
-/// Retires the primary and the standby of every chain in `store`. The services make new ones when
-/// they start. To do it twice does nothing more. `progress` is told of each chain.
+/// Retires the primary and the standby of every chain in `store`. The services create new ones when
+/// they start. It is idempotent. Calls `progress` after each chain.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when the store is; to repeat it goes on.
+/// [`Error::Unavailable`] if the store is unavailable; a repetition continues the repair.
 pub async fn retire_chains(
     store: &dyn Store,
     mut progress: impl FnMut(&Report),
@@ -58,7 +58,7 @@ async fn retire_chain(store: &dyn Store, chain: &ChainName) -> Result<Retired, E
             return Ok(retired);
         }
     }
-    let detail = format!("others go on changing chain {chain}: stop all services first");
+    let detail = format!("chain {chain} is being modified: stop all services first");
     Err(Error::Unavailable { detail, maybe_applied: false })
 }
 
@@ -67,16 +67,16 @@ async fn retire_chain(store: &dyn Store, chain: &ChainName) -> Result<Retired, E
 struct Retired {
     /// The KEKs that it retired.
     ids: Vec<KekId>,
-    /// KEKs that the head named and whose records are damaged: they stay as they are, and the head
-    /// names them no more.
+    /// KEKs that the head named and whose records are damaged. They are not changed, but the head does
+    /// not name them any more.
     damaged: Vec<Error>,
 }
 
-/// Retires primary and standby of a chain that no process serves. `None` when others changed the
-/// chain meanwhile.
+/// Retires primary and standby of a chain that no process serves. `None` if the chain was modified
+/// concurrently.
 ///
 /// # Errors
-/// [`Error`]; a chain that is not there is damage.
+/// [`Error`]; a missing chain is damage.
 async fn retire_all(store: &dyn Store, chain: &ChainName) -> Result<Option<Retired>, Error> {
     let key = record::head_key(chain);
     let head = read_head(store, chain).await?.ok_or_else(|| missing(&key))?;
@@ -104,7 +104,7 @@ async fn retire_all(store: &dyn Store, chain: &ChainName) -> Result<Option<Retir
     })
 }
 
-/// Damage is told of, and the rest goes on.
+/// Converts damage to a problem to report; other errors end the repair.
 fn problem(error: Error) -> Result<Problem, Error> {
     match error {
         Error::Corrupt { key, detail } => Ok(Problem { key, detail }),

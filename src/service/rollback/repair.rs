@@ -1,7 +1,7 @@
-//! What a process does when the store went back to an earlier state: the primary and the standby that
-//! it names encrypt no more, since their counters are too low, and the records that this process holds
-//! and the store lacks are restored. Of several processes one retires the KEKs; the others only add
-//! what they hold.
+//! The repair by a running process after the store went back to an earlier state. It retires the
+//! primary and the standby that the store names, since their counters are too low, and restores the
+//! records that this process holds and the store lacks. Of several processes, one retires the KEKs;
+//! the others only restore what they hold.
 
 use crate::id::{ChainName, KekId};
 use crate::keychain::Refusal;
@@ -14,7 +14,8 @@ use crate::service::ledger::Ledger;
 
 use super::detect::Rollback;
 
-/// Does it, or finds that others did meanwhile; then it is to be looked at again.
+/// Repairs the chain. If other processes modified it concurrently, nothing is retired, and the caller
+/// must read it again.
 pub(in crate::service) async fn recover(
     core: &Core,
     chain: &Chain,
@@ -33,8 +34,8 @@ pub(in crate::service) async fn recover(
             return Ok(());
         }
     }
-    // Only now: the head must not name a tombstone. What is left to do is noticed again, since a
-    // KEK that is refused here as destroyed lives in the store.
+    // After the retirement, since the head must not name a tombstone. If this fails, it is detected
+    // again: a KEK that is refused here as destroyed is not destroyed in the store.
     for (id, refusal) in chain.snapshot().refused() {
         if refusal == Refusal::Destroyed {
             bury(core, chain, ledger, id).await?;
@@ -42,14 +43,14 @@ pub(in crate::service) async fn recover(
     }
     chain.metrics.store_rollbacks.inc();
     core.rollbacks.add(retired, restored, core.clock.now());
-    tracing::info!(chain = %chain.name, retired, restored, "a chain is repaired after a restore");
+    tracing::info!(chain = %chain.name, retired, restored, "a chain was repaired after a rollback of the store");
     Ok(())
 }
 
 type Records = Vec<(KekId, Kek, Uses)>;
 
-/// Those of `records` that the store lacks. Read many at a time: until it is repaired, others reserve
-/// uses of a KEK whose counter is too low.
+/// Those of `records` that the store lacks. They are read in batches, since until the repair other
+/// processes may reserve uses of a KEK whose counter is too low.
 async fn missing(store: &dyn Store, chain: &ChainName, records: Records) -> Result<Records, Error> {
     let mut missing = Records::new();
     for records in records.chunks(records::MANY) {
@@ -61,8 +62,8 @@ async fn missing(store: &dyn Store, chain: &ChainName, records: Records) -> Resu
     Ok(missing)
 }
 
-/// The KEKs whose records this process holds. How often those were used that are retired is not
-/// known; it counts as often as they may.
+/// The KEKs whose records this process holds. The uses of retired KEKs are not known, so all of them
+/// count as reserved.
 fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
     let mut held = ledger.lost().to_vec();
     for (id, kek) in core.keyring.records(&chain.name) {
@@ -70,7 +71,7 @@ fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
             held.push((id, Kek::clone(&kek), all_used(ledger)));
         }
     }
-    // What was disabled since its record was read stays so; what was destroyed gets a tombstone.
+    // A KEK that was disabled since its record was read stays disabled; a destroyed one gets a tombstone.
     let snapshot = chain.snapshot();
     let destroyed = |id| snapshot.refused().any(|it| it == (id, Refusal::Destroyed));
     held.retain(|(id, ..)| !destroyed(*id));
@@ -81,8 +82,8 @@ fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
     held
 }
 
-/// A KEK that was destroyed stays so, also where the store never heard of it: then it must not be
-/// missed again and again.
+/// Writes the tombstone of a destroyed KEK, even if the store does not have the KEK: otherwise it would
+/// be found missing again and again.
 async fn bury(core: &Core, chain: &Chain, ledger: &Ledger, id: KekId) -> Result<(), Error> {
     let key = record::kek_key(&chain.name, id);
     let Some(read) = records::read::<Kek>(&*core.store, &key).await? else {

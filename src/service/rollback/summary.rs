@@ -1,4 +1,4 @@
-//! What a process did about a rollback of the store, for one line of the log. A leaf.
+//! Summarizes the repairs after a rollback of the store in one log line.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use parking_lot::Mutex;
 
 use crate::clock::Monotonic;
 
-/// The log names a rollback once, when no further chain was repaired for this long.
+/// The summary is logged when no further chain was repaired for this long.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// What this process did about a rollback, for one line of the log.
+/// The repairs after a rollback that are not logged yet.
 #[derive(Default)]
 pub(in crate::service) struct Summary(Mutex<Option<Done>>);
 
@@ -33,7 +33,7 @@ impl Summary {
         });
     }
 
-    /// Logs what was done, when it is over.
+    /// Logs the summary, if the repairs are over.
     pub(in crate::service) fn report(&self, now: Monotonic) {
         let mut done = self.0.lock();
         let is_over = |done: &Done| now.since(done.last) >= SETTLED;
@@ -45,7 +45,10 @@ impl Summary {
                 chains,
                 retired,
                 restored,
-                "the store went back to an earlier state: an old copy was restored. Primary and standby KEKs of the copy are retired, and KEKs that it lacked and this process held are restored. Values under KEKs that no process held answer unknown_kek: kms-proxy kek missing"
+                "the store went back to an earlier state: an old copy was restored. Primary and \
+                 standby KEKs of the copy are retired, and KEKs that it lacked and this process held \
+                 are restored. Values under KEKs that no process held answer unknown_kek: kms-proxy \
+                 kek missing"
             );
         }
     }

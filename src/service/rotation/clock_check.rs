@@ -1,4 +1,4 @@
-//! The age of a primary by the clocks of several machines, of which one may be wrong.
+//! The age of a primary by the clocks of several machines, one of which may be wrong.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use crate::timestamp;
 
 use super::reservations::Reservations;
 
-/// While the store answers, a promotion elsewhere is seen within this time.
+/// A promotion by another process is seen within this time while the store answers.
 const SEEN_WITHIN: Duration = Duration::from_secs(60);
-/// How far the clocks of two machines may be apart.
+/// The tolerated difference between the clocks of two machines.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60 * 60);
 
-/// The age of the primary since its promotion. One that was promoted in the future, by a clock
-/// that was wrong, is as old as it is known here.
+/// The time since the promotion of the primary. If that is in the future by this clock, the time since
+/// this process first saw the primary.
 pub(super) fn age(reservations: &Reservations, core: &Core, promoted_at: Option<u64>) -> Duration {
     let now = core.clock.unix_now();
     match promoted_at {
@@ -25,8 +25,8 @@ pub(super) fn age(reservations: &Reservations, core: &Core, promoted_at: Option<
     }
 }
 
-/// Notes since when the primary is known, and whether the clock of its promotion and the clock of
-/// this process agree.
+/// Notes when this process first saw the primary, and whether its clock agrees with that of the
+/// promotion.
 pub(super) fn know_primary(reservations: &mut Reservations, core: &Core, chain: &Chain) {
     let Some(held) = &reservations.ledger.primary else { return };
     let (id, promoted_at) = (held.id, held.kek.record.promoted_at);
@@ -39,14 +39,17 @@ pub(super) fn know_primary(reservations: &mut Reservations, core: &Core, chain: 
     let Some(at) = promoted_at else { return };
     let unix_now = core.clock.unix_now();
     let is_ahead = at.saturating_sub(unix_now) > CLOCKS_DIFFER.as_secs();
-    // A promotion that was just seen did not happen long ago. At a start, and after the store was
-    // away, it may have.
+    // A promotion that is seen for the first time is recent, except after a start or an outage of the
+    // store.
     let is_recent = before.is_some() && core.confirmed_within(now, SEEN_WITHIN);
     let is_behind = is_recent && unix_now.saturating_sub(at) > CLOCKS_DIFFER.as_secs();
     let detail = (is_ahead || is_behind).then(|| {
         let promoted = timestamp::rfc3339(at);
         let here = timestamp::rfc3339(unix_now);
-        format!("its primary KEK was promoted at {promoted} by one clock, and the clock of this machine says {here}: one of them is wrong")
+        format!(
+            "its primary KEK was promoted at {promoted} by one clock, and the clock of this machine \
+             says {here}: one of them is wrong"
+        )
     });
     if let Some(detail) = &detail {
         tracing::error!(chain = %chain.name, primary = %id, detail, "clocks disagree");

@@ -1,12 +1,12 @@
-//! Which roots may wrap a new KEK of a chain: those that open a KEK which the chain has already.
+//! Which roots may wrap a new KEK of a chain: those that unwrap a KEK of the chain.
 //!
-//! A wrong passphrase, a key file of another machine, two roots swapped, an alias that names
-//! another key: each makes KEKs that nobody opens once the configuration is corrected. So a root is
-//! asked to open what it is said to have wrapped before it wraps more. What it opened is remembered
-//! for `cache.kek_max_age`, so a rotation rarely costs a call for it.
+//! A wrong passphrase, a key file of another machine, two swapped roots, an alias of another key:
+//! with each of these, a root would wrap KEKs that can't be unwrapped after the configuration is
+//! corrected. So before a root wraps a KEK, it must unwrap one that was wrapped in its name. The
+//! result is remembered for `cache.kek_max_age`, so a rotation rarely costs an additional call.
 //!
-//! A chain without KEKs has nothing to open; there the other chains of the store count. A store
-//! without KEKs takes any root: that is a first start.
+//! For a chain without KEKs, the other chains of the store are examined. A store without KEKs accepts
+//! any root: that is a first start.
 
 use std::sync::Arc;
 
@@ -30,14 +30,14 @@ const TRIES: usize = 8;
 const PAGE: usize = 500;
 const MOST: usize = 100_000;
 
-/// What a root makes of the KEKs that it is said to have wrapped.
+/// Whether a root unwraps the KEKs that were wrapped in its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It opens one of them.
+    /// It unwraps one of them.
     Opens,
-    /// There is none.
+    /// No KEK was wrapped in its name.
     Unused,
-    /// It answers, and opens none.
+    /// It answers, but unwraps none.
     Other,
     /// It does not answer, or denies access.
     Silent,
@@ -84,7 +84,7 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
     let (mut allowed, mut is_first) = (Allowed::default(), true);
     let mut undecided: Vec<_> = Vec::new();
     for state in core.keyring.roots.iter() {
-        // One that does not open all that names it founds nothing.
+        // A root that does not unwrap all wraps in its name must not start a chain.
         if state.wrong().is_some() {
             continue;
         }
@@ -283,7 +283,7 @@ async fn judge(core: &Core, state: &RootState, keks: &mut Keks<'_>) -> Result<Ve
         return Ok(Verdict::Opens);
     }
     let mut wrapped = keks.wrapped_by(core, &state.named.name).await?;
-    // That a root opens what it wrapped here proves nothing.
+    // A root that unwraps what it wrapped in this process proves nothing.
     wrapped.retain(|(id, _)| !state.is_own(chain, *id));
     let mut verdict = Verdict::Unused;
     for (id, kek) in wrapped.iter().take(TRIES) {
@@ -301,14 +301,14 @@ async fn judge(core: &Core, state: &RootState, keks: &mut Keks<'_>) -> Result<Ve
         }
     }
     if verdict == Verdict::Other && keks.listed.is_none() {
-        // The primary and the standby alone do not tell: one of them may be damaged.
+        // The primary and the standby are not enough: one of them may be damaged.
         keks.list(core).await?;
         return Box::pin(judge(core, state, keks)).await;
     }
     Ok(verdict)
 }
 
-/// No KEK is made.
+/// The error if no root may wrap: no KEK is created.
 fn refused(core: &Core, chain: &ChainName) -> Error {
     let wrong =
         core.keyring.roots.iter().filter_map(|state| {

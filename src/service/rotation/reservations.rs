@@ -1,5 +1,5 @@
-//! What a chain's reservations rest on: its records, and how fast its uses are spent. The
-//! [`reserver`](super::reserver) drives them; no store and no root is called here.
+//! The state of the reserver: the records of a chain, and how fast its uses are spent. The
+//! [`reserver`](super::reserver) updates it. It calls no store and no root.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use crate::keychain::KeyChain;
 use crate::keychain::budget::BLOCK_LIFE;
 use crate::service::ledger::Ledger;
 
-/// Traffic is over when nothing was spent for this long.
+/// A chain is idle if no use was spent for this long.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
-/// While there is traffic, the next block is there this long before the last one is void.
+/// With traffic, the next block is reserved this long before the last one expires.
 const RENEW_BEFORE: Duration = Duration::from_secs(15);
 
 /// The records of a chain, and how fast its uses are spent.
 pub(in crate::service) struct Reservations {
     pub(in crate::service) ledger: Ledger,
     pub(super) pace: Pace,
-    /// The stored primary, and since when it is known as such.
+    /// The stored primary, and when this process first saw it.
     pub(super) known: Option<(KekId, Monotonic)>,
 }
 
@@ -55,7 +55,7 @@ impl Reservations {
 /// How fast the uses of a chain are spent.
 #[derive(Default)]
 pub(super) struct Pace {
-    /// The size of the last block, and when it is void.
+    /// The size of the last block, and when it expires.
     block: u64,
     void_at: Monotonic,
     /// Uses spent of the current primary when that block was requested, and when that was.
@@ -67,12 +67,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Starts again, for another primary.
+    /// Resets the measurement for another primary.
     pub(super) fn reset(&mut self) {
         (self.spent, self.seen, self.block) = (0, 0, 0);
     }
 
-    /// Measures the rate from here.
+    /// Measures the rate from `spent` on.
     pub(super) fn measure_from(&mut self, spent: u64) {
         self.spent = spent;
     }
@@ -84,7 +84,7 @@ impl Pace {
         size / 2
     }
 
-    /// Uses per second since the last block was requested, of which `spent` were spent in all.
+    /// Uses per second since the last block was requested. `spent` is the total of the primary.
     pub(super) fn rate(&self, spent: u64, now: Monotonic) -> f64 {
         let elapsed = now.since(self.since).max(Duration::from_millis(1));
         #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
@@ -92,8 +92,8 @@ impl Pace {
         rate
     }
 
-    /// Whether the next block is to be requested: requests wait, or there is traffic and the last
-    /// block is half spent or void soon. An idle chain requests none.
+    /// Whether to reserve the next block: if requests wait, or if there is traffic and the last block is
+    /// half spent or expires soon. An idle chain reserves none.
     pub(super) fn wants_uses(
         &mut self,
         (left, spent): (u64, u64),

@@ -1,5 +1,5 @@
 //! Keeps a chain supplied with uses: reserves the next block before the last one is spent, and
-//! promotes the standby when its time has come. Store calls only; it never waits for a root.
+//! promotes the standby when a rotation is due. It calls the store only and never waits for a root.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,10 +20,10 @@ use crate::store;
 use super::clock_check;
 use super::reservations::Reservations;
 
-/// Rounds of one drive: more conflicts than this are left to the next one.
+/// The maximum number of rounds of one run; after as many conflicts, the next run continues.
 const ROUNDS: usize = 16;
 
-/// Does what is due for `chain`, then lets the requests try that wait.
+/// Does what is due for `chain`, then wakes waiting requests.
 pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
     let mut reservations = chain.reservations.lock().await;
     let result = reservations.drive(core, chain).await;
@@ -51,17 +51,17 @@ impl Reservations {
             self.report(core, chain);
             self.catch_up(core, chain);
             key_id::keep(core, chain, &mut self.ledger).await?;
-            self.tell_wraps(chain);
+            self.publish_wraps(chain);
             let snapshot = chain.snapshot();
             let now = core.clock.now();
             let left = snapshot.budget().map_or(0, |budget| budget.left(now));
             let spent = spent_of(&snapshot);
             let wanted = self.pace.wants_uses((left, spent), chain.waiting(), now);
             match self.plan(core, chain) {
-                // Uses are left: where a block is as large as the limit, each new KEK would be
-                // replaced as soon as it has its first block, without an end.
+                // Uses are left. If a block is as large as the limit, each new KEK would otherwise be
+                // replaced as soon as it has its first block.
                 Some(Step::Promote(Reason::Uses)) if !wanted => {}
-                // A process that does not open the primary may have other roots than the rest.
+                // A process that can't unwrap the primary may have other roots than the others.
                 Some(Step::Promote(reason))
                     if self.holds_standby(&snapshot) && self.holds_primary(&snapshot) =>
                 {
@@ -70,7 +70,7 @@ impl Reservations {
                 }
                 Some(_) => chain.need_kek.notify_one(),
                 None if self.is_doubtful(core, chain, &snapshot) => chain.need_kek.notify_one(),
-                // Somebody else made it: it is opened now, so that its promotion needs no root.
+                // Another process created it. It is unwrapped now, so that a promotion needs no root.
                 None if self.lacks_standby(&snapshot) => chain.need_kek.notify_one(),
                 None => {}
             }
@@ -78,7 +78,7 @@ impl Reservations {
                 return Ok(());
             }
             if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {
-                // It must be made, or opened by a root, first.
+                // A root must wrap or unwrap it first.
                 chain.need_kek.notify_one();
                 return chain.rotator_error(Kind::RootUnavailable);
             }
@@ -92,7 +92,7 @@ impl Reservations {
 
     /// The next step of a rotation.
     pub(in crate::service) fn plan(&self, core: &Core, chain: &Chain) -> Option<Step> {
-        // A KEK that nobody encrypts with is worth no root call.
+        // A KEK that no request needs is not worth a root call.
         let is_first = self.ledger.primary.is_none();
         if is_first && !chain.is_wanted(core.placement) {
             return None;
@@ -114,14 +114,15 @@ impl Reservations {
         rotation::plan(&thresholds, primary.as_ref(), self.ledger.head.record.standby.is_some())
     }
 
-    /// Whether a KEK failed, or may fail, that nobody asks for at the moment.
+    /// Whether the rotator should try a KEK that no request needs at the moment, since it failed or may
+    /// fail.
     fn is_doubtful(&self, core: &Core, chain: &Chain, snapshot: &KeyChain) -> bool {
         chain.root_failure.load().is_some()
             || core.in_doubt.load(Ordering::Relaxed)
                 && self.primary_id().is_some_and(|id| snapshot.kek(id).is_none())
     }
 
-    /// Makes the stored primary the one in memory, where its KEK is held already.
+    /// Makes the stored primary the primary in memory, if its KEK is held already.
     fn catch_up(&mut self, core: &Core, chain: &Chain) {
         let snapshot = chain.snapshot();
         let Some(id) = self.primary_id().filter(|&id| snapshot.primary_id() != Some(id)) else {
@@ -132,8 +133,8 @@ impl Reservations {
         }
     }
 
-    /// Publishes how the primary travels along, where it got another wrap or lost one.
-    fn tell_wraps(&self, chain: &Chain) {
+    /// Publishes the inline record of the primary, if its wraps changed.
+    fn publish_wraps(&self, chain: &Chain) {
         let snapshot = chain.snapshot();
         let (Some(held), Some(id)) = (&self.ledger.primary, snapshot.primary_id()) else { return };
         let record = record_of(&held.kek.record);
@@ -149,7 +150,7 @@ impl Reservations {
         }
     }
 
-    /// Publishes what is stored: `kek` encrypts from now on, the others only decrypt.
+    /// Publishes the stored state: `kek` encrypts from now on, the others only decrypt.
     fn take_over(&mut self, core: &Core, chain: &Chain, kek: Arc<Kek>, budget: Budget) {
         let budget = Arc::new(budget);
         let record = self.ledger.primary.as_ref().map(|held| record_of(&held.kek.record));
@@ -171,7 +172,7 @@ impl Reservations {
                 next.release(old.id());
             }
         });
-        // One may have been disabled meanwhile.
+        // An older KEK may have been disabled meanwhile.
         let snapshot = chain.snapshot();
         for old in old.iter().filter(|old| snapshot.allows(old.id()).is_err()) {
             core.keyring.drop_kek(&chain.name, old.id());
@@ -296,14 +297,14 @@ fn record_of(kek: &store::record::Kek) -> InlineRecord<'_> {
 }
 
 impl Chain {
-    /// No use can be had until the rotator is done; an error when it is known to have failed.
+    /// No use is available until the rotator succeeds. Returns an error if its last attempt failed.
     fn rotator_error(&self, kind: Kind) -> Result<(), Error> {
         match (&*self.root_failure.load(), kind) {
             (None, _) => Ok(()),
-            // Another process changed the chain: it is tried again, so the request waits.
+            // Another process changed the chain. The rotator tries again, so the request waits.
             (Some(error), _) if error.kind() == Kind::Conflict => Ok(()),
             (Some(_), Kind::KekExhausted) => Err(Error::exhausted(
-                "no use of the KEK is left, and the next one could not be made yet",
+                "no use of the KEK is left, and the next KEK could not be created yet",
             )),
             (Some(error), _) => Err(Error::clone(error)),
         }

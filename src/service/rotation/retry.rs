@@ -1,18 +1,18 @@
-//! When a step of the rotator that failed may be tried again. A leaf.
+//! When the rotator may try again after a failure.
 
 use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::clock::Monotonic;
 
-/// When a step that failed may be tried again.
+/// The time from which the next attempt is allowed.
 pub(in crate::service) struct RetryAt {
     waits: Backoff,
     until: Monotonic,
 }
 
 impl Default for RetryAt {
-    /// Now; after failures, 1 s later, doubling to 8 s.
+    /// Immediately; after failures, 1 s later, doubling to 8 s.
     fn default() -> Self {
         Self { waits: Backoff::new(Duration::from_secs(1), 3), until: Monotonic::default() }
     }

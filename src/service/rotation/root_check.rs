@@ -4,8 +4,8 @@
 //! makes KEKs, and the other refuses and reports a [`RootDispute`], which stops `root remove`
 //! everywhere until the configurations are corrected.
 //!
-//! Whether a root opens the KEKs of a chain is [`continuity`](super::continuity)'s to find out. A
-//! store that one process uses alone needs none of this.
+//! [`continuity`](super::continuity) checks whether a root unwraps the KEKs of a chain. A store that only
+//! one process uses needs no comparison.
 
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ const DISPUTED_FOR: Duration = Duration::from_secs(15 * 60);
 /// How often a check is stored or compared when other processes store one at the same time.
 const TRIES: usize = 4;
 
-/// A root beside the one that other processes have under its name.
+/// The result of comparing a root with the one that other processes have under its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::service) enum Comparison {
     /// No process has wrapped by a root of this name.
     New,
-    /// It opens what another process wrapped by the root of this name.
+    /// It unwraps what another process wrapped by the root of this name.
     Same,
-    /// It does not: its key is another one.
+    /// It does not unwrap it: it has another key.
     Other,
     /// It does not answer, or denies access.
     Silent,
@@ -135,9 +135,9 @@ pub(in crate::service) async fn establish(
         let stored = core.store.get(&key).await.map_err(failed)?;
         let compare = match stored {
             None => Compare::Absent(key.clone()),
-            // An operator says that what the old roots wrapped is lost.
+            // An operator declared what the old roots wrapped lost.
             Some(entry) if trust == Trust::Any => Compare::Unchanged(key.clone(), entry.revision),
-            // It opened stored KEKs, which says more than the check.
+            // It unwrapped stored KEKs, which is better evidence than the check.
             Some(_) if state.opened_any() => return Ok(true),
             Some(entry) => {
                 let check = RootCheck::decode(&key, &entry.value).map_err(failed)?;
@@ -154,7 +154,7 @@ pub(in crate::service) async fn establish(
     Err(Error::new(Kind::Conflict, "modified concurrently; try again"))
 }
 
-/// Compares roots that have opened nothing yet, and reports those that have another key.
+/// Compares roots without evidence, and reports those that have another key.
 pub(in crate::service) async fn look_after(core: &Core) {
     if !core.shared {
         return;

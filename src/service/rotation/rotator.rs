@@ -1,5 +1,5 @@
-//! Makes and opens the KEKs that encrypt: the part of a rotation that waits for roots. Promotion
-//! is the reserver's, so slow roots never hold up the uses of the current primary.
+//! Creates and unwraps the KEKs that encrypt: the part of a rotation that waits for roots. The
+//! reserver promotes them, so slow roots never block the uses of the current primary.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,10 +24,10 @@ use super::{continuity, root_check};
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
 const BY_HAND_BURST: usize = 10;
 const BY_HAND_WINDOW: Duration = Duration::from_secs(60);
-/// How often a change is tried when others change the chain at the same time.
+/// How often a change is tried when other processes change the chain at the same time.
 const TRIES: usize = 4;
 
-/// Opens and makes what is due for `chain`, unless a failure is too fresh.
+/// Creates and unwraps the KEKs that are due for `chain`, unless it must wait after a failure.
 pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
     let mut backoff = chain.rotator.lock().await;
     if !backoff.is_over(core.clock.now()) {
@@ -39,14 +39,20 @@ pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
     if let Err(error) = &result
         && error.kind() == Kind::Conflict
     {
-        tracing::info!(chain = %chain.name, "other processes changed the chain while a KEK was made; it will be tried again");
+        tracing::info!(
+            chain = %chain.name,
+            "other processes changed the chain while a KEK was created; trying again"
+        );
     } else if let Err(error) = &result {
         chain.metrics.rotation_failures.inc();
-        // Each failure is logged once: it is tried every few seconds.
+        // A repeated failure is logged once, since there is an attempt every few seconds.
         if chain.root_failure.load().as_deref() == Some(error) {
-            tracing::debug!(chain = %chain.name, %error, "a KEK could not be made or opened again");
+            tracing::debug!(chain = %chain.name, %error, "a KEK still could not be created or unwrapped");
         } else {
-            tracing::error!(chain = %chain.name, %error, "a KEK could not be made or opened; it will be tried again");
+            tracing::error!(
+                chain = %chain.name, %error,
+                "a KEK could not be created or unwrapped; trying again"
+            );
         }
     }
     chain.root_failure.store(result.err().map(Arc::new));
@@ -67,15 +73,15 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
         Some(primary) => open(core, chain, primary).await.map_err(|error| unusable(error, chain)),
         None => Ok(()),
     };
-    // Without the primary nothing new is made: roots that were left out of the configuration must
-    // not start a new history by themselves. A standby of the old one may be opened all the same.
+    // If no root unwraps the primary, no KEK is created: the right root may be missing from the
+    // configuration, and the others must not take over the chain. A standby may still be unwrapped.
     let step = step.filter(|_| opened.is_ok());
     let supplied = supply_standby(core, chain, step, Trust::Proven).await;
     opened.and(supplied)
 }
 
-/// Opens the standby. Makes one where it is due, and another where it is due to be primary and
-/// can't be opened.
+/// Unwraps the standby, or creates one if that is due. A standby that can't be unwrapped is replaced
+/// when its promotion is due.
 pub(in crate::service) async fn supply_standby(
     core: &Core,
     chain: &Chain,
@@ -97,14 +103,17 @@ pub(in crate::service) async fn supply_standby(
     };
     match (opened, step) {
         (Err(error), Some(Step::Promote(_))) => {
-            tracing::error!(chain = %chain.name, standby = %id, %error, "the standby KEK can't be opened, and it is due: another one takes its place");
+            tracing::error!(
+                chain = %chain.name, standby = %id, %error,
+                "the standby KEK can't be unwrapped and is due for promotion: it is replaced"
+            );
             make_standby(core, chain, Some(id), trust).await
         }
         (opened, _) => opened,
     }
 }
 
-/// The error of requests that need the primary while no root opens it.
+/// The error of requests that need the primary while no root unwraps it.
 fn unusable(error: Error, chain: &Chain) -> Error {
     if error.kind() != Kind::RootUnavailable {
         return error;
@@ -132,7 +141,7 @@ async fn open(core: &Core, chain: &Chain, held: &Held) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a KEK in the place of the standby `instead_of`, unless another process is at it.
+/// Creates a standby, in place of `instead_of` if given, unless another process holds the claim.
 pub(in crate::service) async fn make_standby(
     core: &Core,
     chain: &Chain,
@@ -144,7 +153,7 @@ pub(in crate::service) async fn make_standby(
     }
     let claim = {
         let ledger = &mut chain.reservations.lock().await.ledger;
-        // One may have been made since it was found to be due.
+        // Another process may have created one meanwhile.
         if ledger.head.record.standby != instead_of {
             return Ok(());
         }
@@ -155,13 +164,13 @@ pub(in crate::service) async fn make_standby(
     };
     let made = make_claimed(core, chain, instead_of, trust).await;
     if made.is_err() {
-        // Its root may be reached from elsewhere. Where this fails, the claim runs out.
+        // Another process may reach a root. If this fails, the claim expires.
         let _ = chain.reservations.lock().await.ledger.unclaim(claim).await;
     }
     made
 }
 
-/// Makes a KEK, has it wrapped, stores it, and only then holds it.
+/// Creates a KEK, has it wrapped, stores it, and then holds it.
 async fn make_claimed(
     core: &Core,
     chain: &Chain,
@@ -192,13 +201,14 @@ async fn make_claimed(
         wraps,
     };
     let kek = Arc::new(kek);
-    // What it cost is spent, so a head that others changed meanwhile, its limits say, is read again.
+    // The root calls are made, so if only the limits in the head changed meanwhile, the write is
+    // repeated.
     for _ in 0..TRIES {
         let mut reservations = chain.reservations.lock().await;
         let ledger = &mut reservations.ledger;
         ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
         if (ledger.head.record.standby, ledger.head.record.primary) != (instead_of, primary) {
-            // Another process was first. What the roots were compared with is no longer in force.
+            // Another process was first. The roots were compared with KEKs that are not current.
             return Ok(());
         }
         let put = match instead_of {
@@ -215,15 +225,15 @@ async fn make_claimed(
     Err(changed_by_others())
 }
 
-/// Rotates now. One at a time for a chain, and not too often. A primary that this process can't
-/// open is replaced only where `trust` is [`Trust::Any`]: other replicas may open it.
+/// Rotates now: one manual rotation of a chain at a time, within the rate limit. A primary that this
+/// process can't unwrap is replaced only with [`Trust::Any`], since other replicas may unwrap it.
 pub(in crate::service) async fn rotate_by_hand(
     core: &Core,
     chain: &Chain,
     trust: Trust,
 ) -> Result<Rotated, Error> {
     let Ok(mut lately) = chain.by_hand.try_lock() else {
-        return Err(Error::new(Kind::Overloaded, "a rotation of this chain by hand is under way"));
+        return Err(Error::new(Kind::Overloaded, "a manual rotation of this chain is in progress"));
     };
     let now = core.clock.now();
     lately.retain(|&at| now.since(at) < BY_HAND_WINDOW);
@@ -231,19 +241,19 @@ pub(in crate::service) async fn rotate_by_hand(
         let wait = BY_HAND_WINDOW.saturating_sub(now.since(oldest));
         return Err(Error::new(
             Kind::Overloaded,
-            "this chain was rotated by hand 10 times within a minute",
+            "this chain was rotated manually 10 times within a minute",
         )
         .retry_after(wait + Duration::from_secs(1)));
     }
     lately.push(now);
     let mut rotator = chain.rotator.lock().await;
-    // Another replica may be at it as well: what it does counts, and is done again if need be.
+    // Another replica may rotate as well. Then the current state is read again.
     for _ in 0..TRIES {
         let (primary, step) = {
             let ledger = &mut chain.reservations.lock().await.ledger;
             ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
             if ledger.is_restored() {
-                // The standby that stands there may have been primary, and used.
+                // The stored standby may have been primary, and used, before the rollback.
                 let repaired = repair::recover(core, chain, ledger).await;
                 repaired.map_err(|error| core.store_error(&chain.name, error))?;
                 continue;
@@ -263,7 +273,7 @@ pub(in crate::service) async fn rotate_by_hand(
         if !reservations.holds_standby(&chain.snapshot()) {
             continue;
         }
-        // It may have been noticed since.
+        // A rollback may have been detected meanwhile.
         if reservations.ledger.is_restored() {
             continue;
         }
@@ -272,12 +282,15 @@ pub(in crate::service) async fn rotate_by_hand(
             continue;
         }
         if trust == Trust::Any {
-            tracing::warn!(chain = %chain.name, previous = previous.map(|id| id.to_string()), "a rotation is forced: the roots were not compared with the older KEKs");
+            tracing::warn!(
+                chain = %chain.name, previous = previous.map(|id| id.to_string()),
+                "a rotation is forced: the roots were not compared with the older KEKs"
+            );
         }
         if reservations.promote(core, chain, Reason::Manual).await?
             && let Some(primary) = reservations.ledger.head.record.primary
         {
-            // What failed before is of no account now.
+            // Earlier failures do not matter any more.
             *rotator = RetryAt::default();
             chain.root_failure.store(None);
             chain.set_last_error(None);
@@ -288,7 +301,7 @@ pub(in crate::service) async fn rotate_by_hand(
     Err(changed_by_others())
 }
 
-/// A caller that may rotate by hand may read what operators read.
+/// Adds the advice for operators: a caller with permission to rotate may read it.
 fn not_rotated(error: Error) -> Error {
     match error.kind() {
         Kind::RootUnavailable => Error::new(
@@ -300,5 +313,5 @@ fn not_rotated(error: Error) -> Error {
 }
 
 fn changed_by_others() -> Error {
-    Error::new(Kind::Conflict, "others changed the chain at the same time; try again")
+    Error::new(Kind::Conflict, "the chain was modified concurrently; try again")
 }
