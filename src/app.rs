@@ -1,31 +1,24 @@
 //! The composition root: what a running service is made of, in the order in which it starts and
 //! stops. It decides nothing that a part could decide.
 
-use std::io::Write;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use prometheus::Registry;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::auth::{self, Auth};
-use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::http::Listeners;
-use crate::metrics::Metrics;
-use crate::service::{KeyService, names_root};
-use crate::{http, kubernetes, root, store, tls};
+use crate::service::KeyService;
+use crate::{auth, root, store};
 
 mod notify;
 mod reload;
+mod start;
 
 pub use reload::Load;
-use reload::Reload;
+use start::Front;
 
 /// How long background tasks may take to end their current step.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,19 +31,32 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// When it can't start, when serving fails, and when a second SIGINT ended it.
 pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't wait for signals")?;
-    let started = config.clone();
-    let app = tokio::select! {
-        app = App::start(config) => app?,
-        name = signals.next() => {
+    warn_of_exposure(&config);
+    warn_of_open_chain(&config);
+    warn_of_lone_key(&config);
+    let mut front = Front::open(&config, load).await?;
+    let (reload, drain_delay) = (front.reload(), config.server.drain_delay);
+    let mut first = "";
+    let started = tokio::select! {
+        started = front.start(config) => started.map(Some),
+        name = signals.next_or_reload(&reload) => {
             tracing::info!(signal = name, "stopped before it was ready");
-            return Ok(());
+            first = name;
+            Ok(None)
         }
     };
-    let (service, reload) = (Arc::clone(&app.service), app.reload.clone());
-    let settings = Reload { load, started, auth: app.auth.clone() };
-    // It leaves nothing half done that would have to be waited for.
-    tokio::spawn(settings.follow(reload.subscribe()));
-    let drain_delay = app.config.drain_delay;
+    let service = match started {
+        Ok(Some(service)) => service,
+        // At most probes and refusals are in flight.
+        ended => {
+            tokio::select! {
+                closed = front.close() => closed?,
+                () = signals.second_interrupt(first, &reload) => {}
+            }
+            return ended.map(drop);
+        }
+    };
+    let app = App { front, service: Arc::clone(&service) };
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::select! {
         served = app.serve(async { _ = stopped.await }) => served,
@@ -72,78 +78,21 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
     }
 }
 
-/// A service that is ready to serve.
+/// A service that has started.
 struct App {
-    config: http::Config,
-    listeners: Listeners,
-    kubernetes: Option<(kubernetes::Config, kubernetes::Bound)>,
-    registry: Registry,
+    front: Front,
     service: Arc<KeyService>,
-    auth: Option<Arc<Auth>>,
-    /// Tells all that is read from files to read it again.
-    reload: Arc<watch::Sender<()>>,
 }
 
 impl App {
-    /// Starts the parts. The addresses come first: they fail fast, and calls wait instead of
-    /// being refused. Then the store, which keeps a second process away from all that follows.
-    async fn start(config: Config) -> anyhow::Result<Self> {
-        warn_of_exposure(&config);
-        warn_of_open_chain(&config);
-        warn_of_lone_key(&config);
-        let clock = Arc::new(SystemClock::new());
-        let tls = config.server.tls.clone();
-        let tls = tls.map(|tls| tls::Server::open(tls, Arc::clone(&clock) as _)).transpose()?;
-        let public = bind("server.listen", config.server.listen).await?;
-        let admin = match config.server.admin_listen {
-            Some(address) => Some(bind("server.admin_listen", address).await?),
-            None => None,
-        };
-        let kubernetes = match config.kubernetes {
-            Some(config) => Some((config.clone(), kubernetes::bind(&config)?)),
-            None => None,
-        };
-        let registry = Registry::new();
-        let metrics = Metrics::new(&registry)?;
-        let store = store::open(&config.store).await?;
-        let data_dir = config.store.data_dir();
-        let mut roots = Vec::new();
-        // The only root must open what is there, whatever its name was.
-        let is_alone = config.roots.len() == 1;
-        for config in &config.roots {
-            // A missing key file is made on a first start alone, not beside a store that needs it.
-            let name = (!is_alone).then(|| config.name());
-            let is_needed = config.is_new(data_dir) && names_root(&*store, name).await?;
-            let if_missing = if is_needed { root::IfMissing::Wait } else { root::IfMissing::Make };
-            roots.push(root::open_if(config, data_dir, if_missing).await?);
-        }
-        let auth = Auth::start(config.auth, Arc::clone(&clock) as _, Arc::clone(&metrics)).await;
-        let service = KeyService::start(config.service, store, roots, clock, metrics).await?;
-        let listeners = Listeners { public, tls: tls.map(Arc::new), admin };
-        let reload = Arc::new(watch::Sender::new(()));
-        Ok(Self { config: config.server, listeners, kubernetes, registry, service, auth, reload })
-    }
-
     /// Serves until `stopped`, finishes what is in flight, and stops the tasks behind it.
     async fn serve(self, stopped: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listeners, kubernetes, registry, service, auth, reload } = self;
-        if let Some(tls) = &listeners.tls {
-            tokio::spawn(Arc::clone(tls).follow(reload.subscribe()));
+        let Self { front, service } = self;
+        tokio::select! {
+            never = front.announce(&service) => match never {},
+            () = stopped => {}
         }
-        let kubernetes = match kubernetes {
-            Some((config, bound)) => {
-                Some(kubernetes::serve(config, bound, Arc::clone(&service)).await?)
-            }
-            None => None,
-        };
-        announce(&listeners)?;
-        notify::ready();
-        let serving = http::serve(config, listeners, Arc::clone(&service), auth, registry, stopped);
-        let served = serving.await;
-        // To the last: without it a kube-apiserver can't start.
-        if let Some(kubernetes) = kubernetes {
-            kubernetes.stop().await;
-        }
+        let served = front.close().await;
         if tokio::time::timeout(STOP_TIMEOUT, service.stop()).await.is_err() {
             tracing::warn!("a background task did not end in time");
         }
@@ -151,33 +100,6 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{key}: something listens on {address} already; is it another kms-proxy?"
-        ),
-        _ => anyhow::Error::new(error).context(format!("{key}: can't listen on {address}")),
-    })
-}
-
-/// Says where the service is to be found: in the log, and as the one line on stdout, which comes
-/// whatever the log's level is.
-fn announce(listeners: &Listeners) -> std::io::Result<()> {
-    let scheme = if listeners.tls.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{}", listeners.public.local_addr()?);
-    let admin = listeners
-        .admin
-        .as_ref()
-        .map(TcpListener::local_addr)
-        .transpose()?
-        .map(|at| format!("http://{at}"));
-    tracing::info!(url, admin = admin.as_deref(), version = env!("CARGO_PKG_VERSION"), "ready");
-    // Nobody may be reading; that is no reason to end.
-    let beside = admin.map(|admin| format!(", admin on {admin}")).unwrap_or_default();
-    _ = writeln!(std::io::stdout(), "kms-proxy is ready on {url}{beside}");
-    Ok(())
 }
 
 fn warn_of_exposure(config: &Config) {
@@ -258,14 +180,6 @@ impl Signals {
             let name = self.next_or_reload(reload).await;
             interrupts += u32::from(name == "SIGINT");
             tracing::info!(signal = name, "the shutdown has begun already");
-        }
-    }
-
-    /// The name of the next one that ends it.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }

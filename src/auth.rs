@@ -158,15 +158,26 @@ impl Auth {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Option<Arc<Self>> {
+        let auth = Self::new(config, clock, metrics)?;
+        auth.settled().await;
+        Some(auth)
+    }
+
+    /// The same without waiting. Must be called in a runtime.
+    pub fn new(config: Config, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         if config.mode == Mode::None {
             return None;
         }
         let rules = Rules::new(config, None, &clock);
-        settle(&rules).await;
         metrics.auth_fails_with(Refusal::LABELLED.into_iter().map(Refusal::as_str));
         set_clients(&metrics, &rules);
         let rules = ArcSwap::from_pointee(rules);
         Some(Arc::new(Self { rules, refused: ArcSwap::default(), clock, metrics }))
+    }
+
+    /// Waits for the keys of issuers, but not for long.
+    pub async fn settled(&self) {
+        settle(&self.rules.load_full()).await;
     }
 
     /// Whether the rules are those of `config`.

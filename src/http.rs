@@ -4,7 +4,7 @@
 //! bytes. It knows no key, no store and no root. [`serve`] runs it; [`openapi`] describes it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,7 +20,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Auth;
-use crate::service::KeyService;
+use crate::metrics::Metrics;
+use crate::service::{KeyService, Starting};
 use crate::{human_units, tls};
 
 mod activity;
@@ -46,6 +47,7 @@ mod rewrap;
 mod roots;
 mod rotate;
 mod server;
+mod starting;
 mod strict;
 #[cfg(test)]
 mod tests;
@@ -139,8 +141,7 @@ pub struct Listeners {
 }
 
 /// Serves `service` on `listeners` to the clients of `auth`, or without it to everybody, until
-/// `shutdown` ends. Then no connection is taken any more, what is in flight is finished, for
-/// [`Config::request_timeout`] at most, and idle connections are closed.
+/// `shutdown` ends; see [`Server::serve`].
 ///
 /// # Errors
 /// When a listener has no address.
@@ -152,28 +153,113 @@ pub async fn serve(
     registry: Registry,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let Listeners { public, tls, admin } = listeners;
-    let budget = Budget::new(config.body_memory());
-    let max_body = config.max_body;
-    let app = |access| {
-        let (registry, budget, tls) = (registry.clone(), budget.clone(), tls.clone());
-        Arc::new(App { access, registry, max_body, budget, tls })
-    };
-    let operators = app(Access::for_operators(Arc::clone(&service), auth.clone()));
-    let app = app(Access::new(service, auth));
-    let data = data_routes().with_state(Arc::clone(&app));
-    let mut doors = Vec::new();
-    let all = match admin {
-        None => merge(data, operator_routes().with_state(Arc::clone(&app))),
-        Some(listener) => {
-            let router = Router::from(operator_routes().with_state(Arc::clone(&operators)));
-            let router = router.fallback(problem::not_found_for_operators);
-            doors.push(Door { listener, tls: None, face: Face::new(operators, false, router) });
-            merge(data, OpenApiRouter::new())
-        }
-    };
-    doors.push(Door { listener: public, tls, face: Face::new(app, true, all) });
-    server::run(&config, doors, shutdown).await
+    let metrics = Arc::clone(service.metrics());
+    let server = Server::new(config, listeners, auth, registry, metrics, Arc::default());
+    server.entrance().open(&service);
+    server.serve(shutdown).await
+}
+
+/// Listeners, and what is behind them.
+pub struct Server {
+    config: Config,
+    doors: Vec<Door>,
+    entrance: Entrance,
+}
+
+impl Server {
+    /// Until [`Entrance::open`] it answers probes with what `starting` waits for, and all other
+    /// requests with 503.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        listeners: Listeners,
+        auth: Option<Arc<Auth>>,
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        starting: Arc<Starting>,
+    ) -> Self {
+        let Listeners { public, tls, admin } = listeners;
+        let budget = Budget::new(config.body_memory());
+        let face = |auth: Option<&Arc<Auth>>, has_data| {
+            let router = starting::router(Arc::clone(&starting), auth.is_none());
+            Face(Arc::new(Routes {
+                auth: auth.cloned(),
+                metrics: Arc::clone(&metrics),
+                budget: budget.clone(),
+                has_data,
+                starting: router,
+                started: OnceLock::new(),
+            }))
+        };
+        let (face, operators) =
+            (face(auth.as_ref(), true), admin.map(|it| (it, face(None, false))));
+        let entrance = Entrance {
+            face: face.clone(),
+            operators: operators.as_ref().map(|(_, face)| face.clone()),
+            auth,
+            registry,
+            max_body: config.max_body,
+            budget,
+            tls: tls.clone(),
+        };
+        let mut doors = vec![Door { listener: public, tls, face }];
+        doors.extend(operators.map(|(listener, face)| Door { listener, tls: None, face }));
+        Self { config, doors, entrance }
+    }
+
+    /// What lets requests in.
+    #[must_use]
+    pub fn entrance(&self) -> Entrance {
+        self.entrance.clone()
+    }
+
+    /// Serves until `shutdown` ends. Then no connection is taken any more, what is in flight is
+    /// finished, for [`Config::request_timeout`] at most, and idle connections are closed.
+    ///
+    /// # Errors
+    /// When a listener has no address.
+    pub async fn serve(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> std::io::Result<()> {
+        server::run(&self.config, self.doors, shutdown).await
+    }
+}
+
+/// Lets requests in once there is a service for them.
+#[derive(Clone)]
+pub struct Entrance {
+    face: Face,
+    operators: Option<Face>,
+    auth: Option<Arc<Auth>>,
+    registry: Registry,
+    max_body: usize,
+    budget: Budget,
+    tls: Option<Arc<tls::Server>>,
+}
+
+impl Entrance {
+    /// From now on `service` gets the requests, also those of connections that are open. A second
+    /// call changes nothing.
+    pub fn open(&self, service: &Arc<KeyService>) {
+        let app = |access| {
+            let (registry, budget, tls) =
+                (self.registry.clone(), self.budget.clone(), self.tls.clone());
+            Arc::new(App { access, registry, max_body: self.max_body, budget, tls })
+        };
+        let operators = app(Access::for_operators(Arc::clone(service), self.auth.clone()));
+        let app = app(Access::new(Arc::clone(service), self.auth.clone()));
+        let data = data_routes().with_state(Arc::clone(&app));
+        let all = match &self.operators {
+            None => merge(data, operator_routes().with_state(Arc::clone(&app))),
+            Some(face) => {
+                let router = Router::from(operator_routes().with_state(Arc::clone(&operators)));
+                face.open(operators, router.fallback(problem::not_found_for_operators));
+                merge(data, OpenApiRouter::new())
+            }
+        };
+        self.face.open(app, all);
+    }
 }
 
 /// The OpenAPI 3.1 document made from the code, as pretty JSON with a newline at its end.
@@ -226,25 +312,45 @@ fn merge(data: OpenApiRouter, operators: OpenApiRouter) -> Router {
 
 /// Where the requests of a listener go.
 #[derive(Clone)]
-struct Face {
-    app: Arc<App>,
+struct Face(Arc<Routes>);
+
+struct Routes {
+    /// Who recognises callers, where they have to be.
+    auth: Option<Arc<Auth>>,
+    metrics: Arc<Metrics>,
+    budget: Budget,
     /// Whether callers use it, some of whose calls go straight to their handlers.
     has_data: bool,
-    router: Router,
+    /// Answers until there is a service.
+    starting: Router,
+    started: OnceLock<(Arc<App>, Router)>,
 }
 
 impl Face {
-    fn new(app: Arc<App>, has_data: bool, router: Router) -> Self {
+    fn open(&self, app: Arc<App>, router: Router) {
         let router = router.method_not_allowed_fallback(problem::method_not_allowed);
-        Self { app, has_data, router }
+        _ = self.0.started.set((app, router));
+    }
+
+    fn is_starting(&self) -> bool {
+        self.0.started.get().is_none()
+    }
+
+    /// Whether the service is about to end.
+    fn is_draining(&self) -> bool {
+        self.0.started.get().is_some_and(|(app, _)| app.access.is_draining())
     }
 
     /// Answers a request. The two calls that nearly all requests are do not go through the router:
     /// its way costs about as much as sealing a short message. Boxed, since a large future is
     /// copied from layer to layer.
     async fn answer(self, request: Request) -> Response {
-        if self.has_data && request.method() == Method::POST {
-            let app = self.app;
+        let started = self.0.started.get();
+        if let Some((app, _)) = started
+            && self.0.has_data
+            && request.method() == Method::POST
+        {
+            let app = Arc::clone(app);
             match request.uri().path() {
                 "/v1/encrypt" => {
                     return Box::pin(encrypt::encrypt(State(app), request)).await.into_response();
@@ -255,7 +361,7 @@ impl Face {
                 _ => {}
             }
         }
-        let mut router = self.router;
+        let mut router = started.map_or(&self.0.starting, |(_, router)| router).clone();
         router.call(request).await.unwrap_or_else(|never| match never {})
     }
 }

@@ -5,13 +5,13 @@
 //! same chains, limits and metrics. What kube-apiserver demands of a plugin is kept here; it knows
 //! no key, no store and no root. gRPC and its messages go no further down.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::service::{Error, KeyService};
+use crate::service::{Error, KeyService, Starting};
 
 mod carried;
 mod config;
@@ -43,6 +43,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A plugin that serves.
 pub struct Serving {
+    config: Config,
+    plugin: Arc<OnceLock<Arc<Plugin>>>,
     stop: watch::Sender<()>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -56,19 +58,42 @@ pub async fn serve(
     bound: Bound,
     service: Arc<KeyService>,
 ) -> Result<Serving, Error> {
-    service.name_keys(config.chain.as_str()).await?;
-    let stop = watch::Sender::new(());
-    let (chain, policy) = (config.chain.clone(), config.on_root_outage);
-    let watching = plugin::watch_roots(Arc::clone(&service), chain, policy, stop.subscribe());
-    let mut tasks = vec![tokio::spawn(watching)];
-    tracing::info!(socket = %config.socket, chain = %config.chain, "Kubernetes is served");
-    let plugin = Arc::new(Plugin::new(service, config.chain.clone(), config.on_root_outage));
-    plugin.report_socket(None);
-    tasks.push(tokio::spawn(server::run(bound, config, plugin, stop.subscribe())));
-    Ok(Serving { stop, tasks })
+    let mut serving = start(config, bound, Arc::default());
+    serving.open(&service).await?;
+    Ok(serving)
+}
+
+/// Takes calls on the socket. Until [`Serving::open`] each of them fails with what `starting` waits
+/// for: kube-apiserver tries again, and its log says why. Must be called in a runtime.
+#[must_use]
+pub fn start(config: Config, bound: Bound, starting: Arc<Starting>) -> Serving {
+    let (stop, plugin) = (watch::Sender::new(()), Arc::<OnceLock<_>>::default());
+    let running =
+        server::run(bound, config.clone(), Arc::clone(&plugin), starting, stop.subscribe());
+    let tasks = vec![tokio::spawn(running)];
+    Serving { config, plugin, stop, tasks }
 }
 
 impl Serving {
+    /// From now on calls are answered by `service`.
+    ///
+    /// # Errors
+    /// When the chain can't be found; see [`KeyService::name_keys`].
+    pub async fn open(&mut self, service: &Arc<KeyService>) -> Result<(), Error> {
+        let Config { chain, on_root_outage, socket, .. } = &self.config;
+        service.name_keys(chain.as_str()).await?;
+        let stopped = self.stop.subscribe();
+        let watching =
+            plugin::watch_roots(Arc::clone(service), chain.clone(), *on_root_outage, stopped);
+        self.tasks.push(tokio::spawn(watching));
+        tracing::info!(%socket, %chain, "Kubernetes is served");
+        let plugin = Plugin::new(Arc::clone(service), chain.clone(), *on_root_outage);
+        // Readiness has the check from now on; the server corrects it within two seconds.
+        plugin.report_socket(None);
+        _ = self.plugin.set(Arc::new(plugin));
+        Ok(())
+    }
+
     /// Takes no call any more, finishes those in flight, and removes the socket.
     pub async fn stop(self) {
         drop(self.stop);

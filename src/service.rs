@@ -41,8 +41,10 @@ mod observed;
 mod recovery;
 mod reserver;
 pub mod restored;
+mod root_check;
 mod roots;
 mod rotator;
+mod starting;
 mod states;
 mod upkeep;
 pub mod verify;
@@ -58,6 +60,7 @@ pub use answer::{
 pub use continuity::names_root;
 pub use error::{Error, Kind};
 pub use roots::RootChange;
+pub use starting::Starting;
 
 use chain::{Chain, exhausted};
 use core::Core;

@@ -275,7 +275,23 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     }
 }
 
-/// The same, and makes a file store also where one was and disappeared: for a command that fills it.
+/// The same, but an etcd that does not answer, or refuses what it is shown, is no error: the first
+/// read reports it.
+///
+/// # Errors
+/// Those of [`open`]; of an etcd those of its settings alone.
+pub async fn connect(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
+    match config {
+        Config::Etcd(config) => match etcd::Store::connect(config) {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(detail) => Err(OpenError { kind: "etcd", detail }),
+        },
+        Config::File(_) | Config::Inline(_) => open(config).await,
+    }
+}
+
+/// [`open`], which makes a file store also where one was and disappeared: for a command that fills
+/// it.
 ///
 /// # Errors
 /// Those of [`open`].

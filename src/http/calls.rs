@@ -32,6 +32,8 @@ const ANY: &[Kind] = &[
 const PROBE: &[Kind] = &[Kind::InvalidRequest, Kind::Forbidden, Kind::Overloaded, Kind::Internal];
 /// Of calls with a body.
 const BODY: &[Kind] = &[Kind::PayloadTooLarge, Kind::UnsupportedMediaType];
+/// Of calls that need no store, while the service is starting.
+const START: &[Kind] = &[Kind::StoreUnavailable];
 /// Of calls on a chain.
 const CHAIN: &[Kind] = &[Kind::UnknownChain, Kind::StoreUnavailable];
 /// Of calls with a name in their path: an empty one makes another path of it.
@@ -53,7 +55,7 @@ fn codes(operation: &str) -> Option<&'static [&'static [Kind]]> {
         "decrypt" => &[ANY, BODY, CHAIN, OPEN],
         "rewrap" => &[ANY, BODY, CHAIN, OPEN, SEAL],
         // The items have theirs.
-        "batch_encrypt" | "batch_decrypt" | "batch_rewrap" => &[ANY, BODY],
+        "batch_encrypt" | "batch_decrypt" | "batch_rewrap" => &[ANY, BODY, START],
         "rotate" => &[ANY, BODY, CHAIN, WRAP],
         "list_chains" => &[ANY, &[Kind::StoreUnavailable]],
         "read_chain" | "missing_keks" => &[ANY, PATH, CHAIN],
@@ -61,7 +63,8 @@ fn codes(operation: &str) -> Option<&'static [&'static [Kind]]> {
         "put_chain" => &[ANY, PATH, BODY, &[Kind::Conflict, Kind::StoreUnavailable]],
         "disable_kek" | "enable_kek" | "destroy_kek" => &[ANY, PATH, BODY, CHAIN, KEK],
         "rewrap_root" | "remove_root" => &[ANY, PATH, BODY, CHAIN, WRAP],
-        "healthz" | "readyz" | "metrics" => &[PROBE],
+        "healthz" | "readyz" => &[PROBE],
+        "metrics" => &[PROBE, START],
         _ => return None,
     })
 }

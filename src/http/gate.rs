@@ -84,11 +84,11 @@ impl Gate {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
-        let metrics = Arc::clone(face.app.access.metrics());
-        let listener = if face.has_data { "public" } else { "admin" };
+        let metrics = Arc::clone(&face.0.metrics);
+        let listener = if face.0.has_data { "public" } else { "admin" };
         let (in_flight, connections) = metrics.traffic.listener(listener);
         let shared = Shared {
-            auth: face.app.access.auth().cloned(),
+            auth: face.0.auth.clone(),
             teller: Teller::default(),
             timeout: config.request_timeout,
             idle_timeout: config.idle_timeout,
@@ -96,8 +96,8 @@ impl Gate {
             scheme: if is_tls { "https://" } else { "http://" },
             waiting: Semaphore::new(config.max_requests),
             // Metrics are read also when callers have spent theirs.
-            budget: match face.has_data {
-                true => face.app.budget.clone(),
+            budget: match face.0.has_data {
+                true => face.0.budget.clone(),
                 false => Budget::new(config.body_memory()),
             },
             metrics,
@@ -145,7 +145,7 @@ impl Gate {
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
         // HTTP/2 has its own way to say that a connection ends.
-        let last = !many && (face.app.access.is_draining() || !framed);
+        let last = !many && (face.is_draining() || !framed);
         let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
@@ -238,7 +238,8 @@ impl Recognised<'_> {
         let shown = identity::shown(request.headers(), request.extensions());
         let client = match self.auth.identify(shown).await {
             Ok(client) => client,
-            Err(_) if identity::is_open(request.uri().path()) => {
+            // Until the service has started every request gets the same answer.
+            Err(_) if face.is_starting() || identity::is_open(request.uri().path()) => {
                 return guarded(face.answer(request), self.shared).await;
             }
             Err(refusal) => {

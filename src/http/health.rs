@@ -81,7 +81,12 @@ pub(super) async fn readyz(
         let health = if detail.is_some() { Health::Degraded } else { Health::Ok };
         Check { name: "tls".to_owned(), health, detail }
     });
-    let Readiness { health, checks } = app.access.readiness(caller.as_ref(), certificate);
+    respond(app.access.readiness(caller.as_ref(), certificate))
+}
+
+/// The answer of `/readyz`.
+pub(super) fn respond(readiness: Readiness) -> Result<Response, Problem> {
+    let Readiness { health, checks } = readiness;
     let checks = checks.into_iter().map(|check| CheckBody {
         name: check.name,
         status: status(check.health),

@@ -13,7 +13,7 @@ use http::request::Parts;
 
 use crate::auth::{Auth, Client, Refusal, Shown, Token};
 use crate::id::ChainName;
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
 use crate::service::{Check, DEFAULT_CHAIN, KeyService, Readiness};
 use crate::tls::peer::Peer;
@@ -135,16 +135,6 @@ impl Access {
     /// The same for whoever reaches the listener of operators.
     pub(super) fn for_operators(service: Arc<KeyService>, auth: Option<Arc<Auth>>) -> Self {
         Self { service, auth, open: true }
-    }
-
-    /// Who recognises callers, where they have to be.
-    pub(super) fn auth(&self) -> Option<&Arc<Auth>> {
-        self.auth.as_ref().filter(|_| !self.open)
-    }
-
-    /// The metrics of the service.
-    pub(super) fn metrics(&self) -> &Arc<Metrics> {
-        self.service.metrics()
     }
 
     /// Whether the service is about to end.

@@ -266,6 +266,12 @@ fn enforced(outage: &str) -> Error {
     Error::new(Kind::RootUnavailable, detail)
 }
 
+/// The answer to every call until there is a service. Only kube-apiserver reads it, which logs it.
+pub(super) fn starting(error: &Error) -> Status {
+    let code = tonic::Code::from_i32(error.kind().grpc_code());
+    Status::new(code, format!("{}: {}", error.kind().code(), error.for_operators()))
+}
+
 /// The one table of errors, as gRPC says it.
 fn status(error: &Error) -> Status {
     let code = tonic::Code::from_i32(error.kind().grpc_code());

@@ -2,7 +2,7 @@
 //! end that finishes what is in flight. What happens on a connection is `connection`'s.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::Request;
@@ -15,8 +15,10 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::service::{Error, Starting};
+
 use super::config::Config;
-use super::plugin::Plugin;
+use super::plugin::{self, Plugin};
 use super::socket::Bound;
 use super::throttle::Throttle;
 use super::{STOP_TIMEOUT, connection, proto};
@@ -34,7 +36,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(super) async fn run(
     mut bound: Bound,
     config: Config,
-    plugin: Arc<Plugin>,
+    plugin: Arc<OnceLock<Arc<Plugin>>>,
+    starting: Arc<Starting>,
     mut stop: watch::Receiver<()>,
 ) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
@@ -50,15 +53,20 @@ pub(super) async fn run(
             biased;
             _ = stop.changed() => break,
             _ = look.tick() => {
-                plugin.report_socket(bound.keep(&config).err());
+                let trouble = bound.keep(&config).err();
+                if let Some(plugin) = plugin.get() {
+                    plugin.report_socket(trouble);
+                }
                 continue;
             }
             next = next => next,
         };
         match accepted {
             Ok((stream, _)) if is_allowed(&stream, config.allowed_uids.as_deref(), &refused) => {
-                let plugin = Arc::clone(&plugin);
-                let answer = move |request| answer(Arc::clone(&plugin), request);
+                let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
+                let answer = move |request| {
+                    answer(plugin.get().cloned().ok_or_else(|| starting.error()), request)
+                };
                 let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
                 tokio::spawn(async move {
                     connection::serve(stream, answer, strangers, stop).await;
@@ -95,7 +103,14 @@ fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>, refused: &Throt
 }
 
 /// Answers one call.
-async fn answer(plugin: Arc<Plugin>, request: Request<Incoming>) -> http::Response<Body> {
+async fn answer(
+    plugin: Result<Arc<Plugin>, Error>,
+    request: Request<Incoming>,
+) -> http::Response<Body> {
+    let plugin = match plugin {
+        Ok(plugin) => plugin,
+        Err(error) => return plugin::starting(&error).into_http(),
+    };
     match request.uri().path() {
         proto::STATUS => unary(request, move |asked| async move { plugin.status(asked) }).await,
         proto::ENCRYPT => unary(request, move |asked| plugin.encrypt(asked)).await,

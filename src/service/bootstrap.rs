@@ -146,9 +146,10 @@ impl Core {
     async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
         let head = self.new_head(self.config.suite, self.config.limits);
         for name in self.named_chains() {
-            ledger::create(&*self.store, &name, &head)
-                .await
-                .map_err(|error| self.store_error(&name, error))?;
+            ledger::create(&*self.store, &name, &head).await.map_err(|error| {
+                let why = error.to_string();
+                self.store_error(&name, error).with_advice(why)
+            })?;
         }
         let names = ledger::chains(&*self.store).await.map_err(|error| {
             tracing::error!(%error, "the store can not be listed");

@@ -21,6 +21,7 @@ use super::core::Core;
 use super::error::{Error, Kind};
 use super::keyring::{Allowed, RootState};
 use super::ledger;
+use super::root_check::{self, Comparison};
 
 /// KEKs that a root may fail to open before it counts as another root.
 const TRIES: usize = 8;
@@ -59,7 +60,7 @@ pub(super) async fn allowed(
     let mut allowed = Allowed::default();
     for state in roots.iter() {
         let verdict = match judge(core, state, &mut keks).await? {
-            Verdict::Unused if is_another(state) => Verdict::Other,
+            Verdict::Unused => unused(core, chain, state).await?,
             verdict => verdict,
         };
         match verdict {
@@ -109,18 +110,22 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
             }
         }
     }
-    let mut unused = Vec::new();
+    let mut new = Vec::new();
     for (state, verdict) in undecided {
+        let verdict = match verdict {
+            Verdict::Unused => unused(core, chain, state).await?,
+            verdict => verdict,
+        };
         match verdict {
             Verdict::Opens => allowed.proven.push(Arc::clone(&state.named.name)),
-            Verdict::Unused => unused.push(Arc::clone(&state.named.name)),
+            Verdict::Unused => new.push(Arc::clone(&state.named.name)),
             Verdict::Other | Verdict::Silent => {}
         }
     }
     let is_first = is_first && core.keyring.roots.iter().all(|state| state.wrong().is_none());
     match allowed.proven.is_empty() {
-        false => Ok(Allowed { new: unused, ..allowed }),
-        true if is_first => Ok(Allowed { proven: unused, new: Vec::new() }),
+        false => Ok(Allowed { new, ..allowed }),
+        true if is_first && !new.is_empty() => Ok(Allowed { proven: new, new: Vec::new() }),
         true => Err(refused(core, chain)),
     }
 }
@@ -161,8 +166,11 @@ pub(super) async fn may_add(
 ) -> Result<(), Error> {
     let state = core.keyring.roots.iter().find(|state| *state.named.name == *root);
     let Some(state) = state else { return Ok(()) };
-    match judge(core, state, &mut Keks::new(chain, held)).await? {
-        Verdict::Unused if is_another(state) => Err(another(state)),
+    let verdict = match judge(core, state, &mut Keks::new(chain, held)).await? {
+        Verdict::Unused => unused(core, chain, state).await?,
+        verdict => verdict,
+    };
+    match verdict {
         Verdict::Opens | Verdict::Unused => Ok(()),
         Verdict::Other => Err(another(state)),
         Verdict::Silent => {
@@ -184,8 +192,21 @@ pub(super) async fn sample(core: &Core, chain: &Chain, state: &RootState) -> boo
     false
 }
 
+/// What a root is that wrapped no KEK of `chain`.
+async fn unused(core: &Core, chain: &ChainName, state: &RootState) -> Result<Verdict, Error> {
+    if is_another(state) {
+        return Ok(Verdict::Other);
+    }
+    let compared = root_check::compare(core, state).await;
+    Ok(match compared.map_err(|error| core.store_error(chain, error))? {
+        Comparison::New | Comparison::Same => Verdict::Unused,
+        Comparison::Other => Verdict::Other,
+        Comparison::Silent => Verdict::Silent,
+    })
+}
+
 /// A root that opens nothing of the store, and not because it wrapped nothing.
-fn is_another(state: &RootState) -> bool {
+pub(super) fn is_another(state: &RootState) -> bool {
     !state.opened_any() && state.wrong().is_some()
 }
 

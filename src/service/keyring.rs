@@ -364,11 +364,25 @@ impl Keyring {
         suite: Suite,
         wrap: &[u8],
     ) -> Result<Arc<Kek>, root::Error> {
+        let opened = self.unwrap_by(state, chain, id, suite, wrap).await?;
+        self.roots.note_opened(state, chain, id);
+        Ok(Arc::new(Kek::new(chain, opened)))
+    }
+
+    /// Unwraps a KEK by one root. That it opens is not noted as a proof of the root.
+    pub(super) async fn unwrap_by(
+        &self,
+        state: &RootState,
+        chain: &ChainName,
+        id: KekId,
+        suite: Suite,
+        wrap: &[u8],
+    ) -> Result<KeyBytes, root::Error> {
         let context = Context { chain, kek_id: id, suite };
         let opened = async { check(state.named.root.unwrap(context, wrap).await?, &context) };
         let opened = self.roots.call(state, "unwrap", opened).await;
-        let is_news = self.roots.note_opened(state, chain, id, opened.as_ref().err());
-        opened.map(|key| Arc::new(Kek::new(chain, key))).inspect_err(|error| {
+        opened.inspect_err(|error| {
+            let is_news = self.roots.note_not_opened(state, chain, id, error);
             // A wrap that is wrong stays so; readiness names it.
             if is_news || !matches!(error, root::Error::Wrong(_)) {
                 tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");

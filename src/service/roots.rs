@@ -15,7 +15,7 @@ use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
 use super::rotator::Trust;
-use super::{KeyService, continuity, core, ledger, names, rotator};
+use super::{KeyService, continuity, core, ledger, names, root_check, rotator};
 
 /// How often a change is tried when others change the same record.
 const TRIES: usize = 4;
@@ -92,7 +92,11 @@ async fn change_page(
             continuity::may_add(core, &chain.name, root, &held).await?;
         }
         // Before its wraps are erased: they tell which KEKs it can open.
-        RootChange::Remove => replace_wrapped(core, chain, root).await?,
+        RootChange::Remove => {
+            root_check::is_undisputed(core, &chain.name).await?;
+            root_check::forget(core, root).await.map_err(failed)?;
+            replace_wrapped(core, chain, root).await?;
+        }
     }
     let end = core.clock.now() + core.config.wait / 2;
     let prefix = record::keks_prefix(&chain.name);
@@ -186,11 +190,20 @@ async fn change_one(
                     Some(wrap) => wrap,
                     None => {
                         let kek = core.keyring.get_now(chain, id, &read.record).await?;
-                        core.keyring
-                            .roots
-                            .wrap_by(root, &chain.name, &kek)
-                            .await
-                            .map_err(Failed::All)?
+                        let roots = &core.keyring.roots;
+                        let wrap =
+                            roots.wrap_by(root, &chain.name, &kek).await.map_err(Failed::All)?;
+                        let agreed = root_check::establish(
+                            core,
+                            &chain.name,
+                            (id, kek.suite()),
+                            &wrap,
+                            Trust::Proven,
+                        );
+                        match agreed.await.map_err(Failed::All)? {
+                            true => wrap,
+                            false => return Err(Failed::All(not_agreed(root))),
+                        }
                     }
                 };
                 // Proven or not, the root is judged by KEKs that it did not wrap here.
@@ -222,6 +235,14 @@ async fn change_one(
         }
     }
     Err(Failed::One("others changed it at the same time".to_owned()))
+}
+
+fn not_agreed(root: &str) -> Error {
+    let detail = format!(
+        "root {root} has another key than other replicas have under this name, or does not open \
+         their wrap now"
+    );
+    Error::new(Kind::Conflict, detail)
 }
 
 /// Adds the wraps that the primary and the standby lack, by the roots that answer. Where several

@@ -17,7 +17,7 @@ use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Held;
-use super::{continuity, recovery};
+use super::{continuity, recovery, root_check};
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
 const BY_HAND_BURST: usize = 10;
@@ -210,6 +210,8 @@ async fn make_claimed(
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
     let wraps = roots.wrap(&chain.name, &kek, &allowed).await?;
+    let made = (kek.id(), suite);
+    let wraps = root_check::agreed(core, &chain.name, made, wraps, (&allowed, trust)).await?;
     let stored = record::Kek {
         suite,
         state: State::Standby,

@@ -20,6 +20,7 @@ mod manage;
 mod names;
 mod replicas;
 mod restores;
+mod root_check;
 mod roots;
 mod simulation;
 mod states;

@@ -15,7 +15,7 @@ use crate::store::record::{self, Kek};
 use super::chain::Chain;
 use super::core::{Core, proceed};
 use super::keyring::Standing;
-use super::{KeyService, continuity, ledger, roots};
+use super::{KeyService, continuity, ledger, root_check, roots};
 
 /// How often it is looked at what is due.
 const TICK: Duration = Duration::from_secs(5);
@@ -43,6 +43,7 @@ impl KeyService {
         self.load_repaired().await;
         self.drop_deleted();
         self.sample_roots().await;
+        root_check::look_after(core).await;
         self.retry_unopenable().await;
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {

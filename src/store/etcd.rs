@@ -125,14 +125,23 @@ impl Store {
     /// # Errors
     /// What is wrong, for an operator.
     pub async fn open(config: &Config) -> Result<Self, String> {
+        let store = Self::connect(config)?;
+        setup::first_read(&store).await?;
+        Ok(store)
+    }
+
+    /// Sets the store up. No member is asked, so all of them may be away. Must be called in a
+    /// runtime.
+    ///
+    /// # Errors
+    /// What is wrong with the settings or the files that they name, for an operator.
+    pub fn connect(config: &Config) -> Result<Self, String> {
         let (members, digest) = setup::members(config)?;
         let members = Arc::new(members);
         if config.has_files() {
             tokio::spawn(refresh::follow(config.clone(), digest, Arc::downgrade(&members)));
         }
-        let store = Self { members, prefix: config.prefix().into() };
-        setup::first_read(&store).await?;
-        Ok(store)
+        Ok(Self { members, prefix: config.prefix().into() })
     }
 
     fn key(&self, key: &str) -> String {

@@ -183,6 +183,32 @@ pub struct Claim {
     pub owner: u64,
 }
 
+/// A wrap by which processes compare their roots of one name: the first one that a root of this name
+/// made in a shared store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootCheck {
+    /// The process that made it: a random number for each process.
+    pub owner: u64,
+    /// The chain of the wrapped KEK.
+    pub chain: ChainName,
+    /// The wrapped KEK. It need not be stored: it may have been replaced before it was.
+    pub kek_id: KekId,
+    /// The suite of the wrapped KEK.
+    pub suite: Suite,
+    /// The wrapped KEK.
+    #[serde(with = "base64")]
+    pub wrap: Vec<u8>,
+}
+
+/// A process reports that its root of this name has another key than the store's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootDispute {
+    /// When it was last reported, in seconds since the Unix epoch.
+    pub reported_at: u64,
+}
+
 /// What can stand in a store.
 pub trait Record: Serialize + DeserializeOwned {
     /// The record as it is stored.
@@ -214,6 +240,8 @@ impl Record for Head {}
 impl Record for Kek {}
 impl Record for Uses {}
 impl Record for Claim {}
+impl Record for RootCheck {}
+impl Record for RootDispute {}
 
 /// What all keys start with.
 pub const CHAINS: &str = "chains/";
@@ -279,6 +307,18 @@ pub fn uses_prefix(chain: &ChainName) -> String {
 #[must_use]
 pub fn claim_key(chain: &ChainName) -> String {
     format!("chains/{chain}/claim")
+}
+
+/// The key of a root's [`RootCheck`].
+#[must_use]
+pub fn root_check_key(root: &str) -> String {
+    format!("roots/{root}/check")
+}
+
+/// The key of a root's [`RootDispute`].
+#[must_use]
+pub fn root_dispute_key(root: &str) -> String {
+    format!("roots/{root}/dispute")
 }
 
 #[derive(Serialize, Deserialize)]

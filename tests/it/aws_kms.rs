@@ -118,7 +118,7 @@ async fn a_service_that_starts_without_kms_serves_as_soon_as_it_is_there() {
     let mut sealed = Vec::new();
     for way in [Way::Close, Way::Hang] {
         front.set(way);
-        let service = setup.start().await;
+        let mut service = setup.start_unready().await;
         let (status, problem) = service.post("/v1/encrypt", json!({"plaintext": ""})).await;
         assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")));
         let (status, detail) = readiness(&service).await;
@@ -130,6 +130,7 @@ async fn a_service_that_starts_without_kms_serves_as_soon_as_it_is_there() {
         });
         sealed.push(one.await);
         assert_eq!(readiness(&service).await.0, "ok");
+        service.ready().await;
         decrypt_all(&service, &sealed).await;
         service.stop().await;
     }
@@ -160,7 +161,7 @@ async fn credentials_come_from_a_profiles_process_and_their_lack_is_told_without
     let front = Front::start(Some(&moto)).await;
     let key = moto.create_key().await;
     let bare = without_credentials(&front, &key);
-    let service = bare.start().await;
+    let service = bare.start_unready().await;
     let (_, detail) = readiness(&service).await;
     assert!(detail.contains("no credentials for AWS KMS") && detail.contains("AWS_*"), "{detail}");
     service.stop().await;
@@ -171,7 +172,7 @@ async fn credentials_come_from_a_profiles_process_and_their_lack_is_told_without
     std::fs::write(&profile, text).unwrap();
     let by_process = bare.clone().env("AWS_CONFIG_FILE", profile.display());
     std::fs::write(&script, "echo 'words-of-the-script' >&2; exit 3").unwrap();
-    let service = by_process.start().await;
+    let service = by_process.start_unready().await;
     let (_, detail) = readiness(&service).await;
     assert!(detail.contains("external process exited with code exit status: 3"), "{detail}");
     // Everybody may read this; the SDK's own line in the log is for the operator.

@@ -390,6 +390,41 @@ async fn an_outage_of_the_store_is_named_and_over_without_a_write_by_kube_apiser
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_starts_without_etcd_tells_kube_apiserver_why_and_serves_when_it_is_there() {
+    let mut etcd = Etcd::start().await;
+    etcd.kill();
+    let setup = Setup::new().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
+    let (setup, socket) = plugin(setup);
+    let mut service = setup.listen().await;
+    service.logged("the store can't be used yet").await;
+    let mut client = Client::of(&[&socket]);
+    let refused = [client.tell(&json!({"do": "status"})), client.encrypt(&seed())];
+    for answer in refused {
+        assert_eq!(answer["error"], "UNAVAILABLE", "{answer}");
+        let detail = answer["detail"].as_str().unwrap();
+        assert!(
+            detail.starts_with("store_unavailable: ") && detail.contains(&etcd.url()),
+            "{detail}"
+        );
+    }
+    etcd.restart();
+    service.ready().await;
+    // On the connection that is open.
+    client.key_id();
+    let made = client.encrypt(&seed());
+    assert_eq!(made.get("error"), None, "{made}");
+    service.stop().await;
+    assert!(!socket.exists());
+
+    etcd.kill();
+    let service = setup.listen().await;
+    service.logged("the store can't be used yet").await;
+    assert!(socket.exists());
+    service.stop().await;
+    assert!(!socket.exists(), "a service that waits removes its socket too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rotate_with_a_new_key_id_gives_the_cluster_a_reason_to_encrypt_again() {
     let (setup, socket) = plugin(Setup::new());
     let service = setup.start().await;

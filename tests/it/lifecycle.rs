@@ -354,7 +354,8 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
     }
 
     std::fs::remove_file(&file).unwrap();
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
+    service.logged("a new root key was made").await;
     let body = json!({"ciphertext": sealed.ciphertext});
     let (status, problem) = service.post("/v1/decrypt", body).await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");
@@ -386,7 +387,7 @@ async fn a_passphrase_opens_from_file_or_environment_and_another_does_not() {
     service.stop().await;
 
     let wrong = root.clone().set("ROOT__0__PASSPHRASE", "correct horse battery stable");
-    let service = wrong.start().await;
+    let service = wrong.start_unready().await;
     let body = json!({"ciphertext": sealed.ciphertext});
     for (path, body) in [("/v1/decrypt", body), ("/v1/encrypt", json!({"plaintext": ""}))] {
         let (status, problem) = service.post(path, body).await;

@@ -56,6 +56,8 @@ mod roots;
 #[cfg(test)]
 mod secrets;
 #[cfg(test)]
+mod starting;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod support;

@@ -149,7 +149,7 @@ async fn after_a_restore_a_wrong_passphrase_makes_no_kek_and_the_right_one_opens
 
         // Restarts change nothing.
         for _ in 0..2 {
-            let service = passphrase(setup.clone(), 0, "main", WRONG).start().await;
+            let service = passphrase(setup.clone(), 0, "main", WRONG).start_ready_or_not().await;
             for chain in CHAINS {
                 let before = keks(&service, chain).await;
                 encrypts_nothing(&service, chain).await;
@@ -201,7 +201,7 @@ async fn where_the_old_passphrase_is_lost_a_forced_rotation_proceeds_and_what_is
     let lost = service.encrypt("default", "aGVsbG8=").await;
     service.stop().await;
     let setup = passphrase(setup, 0, "main", WRONG);
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     encrypts_nothing(&service, "default").await;
     let (code, said) = command(&service, &["rotate"]);
     assert!(code == Some(1) && said.contains("rotate --force"), "{code:?} {said}");
@@ -236,7 +236,7 @@ async fn a_key_file_that_is_missing_is_not_made_again_and_is_taken_when_it_is_ba
     service.stop().await;
     let (file, aside) = (setup.data().join("root.key"), setup.file("aside"));
     std::fs::rename(&file, &aside).unwrap();
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     for chain in CHAINS {
         encrypts_nothing(&service, chain).await;
         let (code, said) = command(&service, &["rotate", "--chain", chain]);
@@ -274,7 +274,7 @@ async fn a_new_key_file_beside_kek_of_another_is_made_by_command_and_encrypts_by
     // That of another machine, and a new one.
     other.start().await.stop().await;
     std::fs::copy(other.data().join("root.key"), &file).unwrap();
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     encrypts_nothing(&service, "default").await;
     blamed(&service, "local", &[&last]).await;
     service.stop().await;
@@ -282,7 +282,7 @@ async fn a_new_key_file_beside_kek_of_another_is_made_by_command_and_encrypts_by
     let said = good(at_store(&setup).run(&["root", "init"]));
     assert!(said.contains("a new key is in"), "{said}");
     let made = std::fs::read(&file).unwrap();
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     encrypts_nothing(&service, "default").await;
     blamed(&service, "local", &[&last]).await;
     let keks_then = keks(&service, "default").await;
@@ -297,7 +297,7 @@ async fn a_new_key_file_beside_kek_of_another_is_made_by_command_and_encrypts_by
     service.stop().await;
     // It is lost for good.
     std::fs::write(&file, &made).unwrap();
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     assert_eq!(command(&service, &["rotate", "--force"]).0, Some(0));
     let under_new = [service.encrypt("default", "AAAA").await];
     assert_ne!(under_new[0].kek_id(), after.kek_id());

@@ -90,7 +90,7 @@ async fn aws_kms_is_called_through_the_proxy_and_a_replaced_ca_is_used() {
     replace(&ca, &one.ca());
     let tunnel = Tunnel::start().await;
     let setup = setup.set("ROOT__0__CA", ca.display()).env("HTTPS_PROXY", tunnel.variable());
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     // The proxy refuses, and the error names it.
     root_says(&service, "early", &[&tunnel.via()]).await;
 
@@ -122,7 +122,7 @@ async fn vault_is_called_through_the_proxy() {
     let setup = with_vault(bao.token(), &format!("https://bao.test:{}", at.port()))
         .set("ROOT__0__CA", pki.ca().display())
         .env("HTTPS_PROXY", tunnel.variable());
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     root_says(&service, "early", &[&tunnel.via()]).await;
     tunnel.lead_to(at);
     root_works(&service, "a").await;
@@ -132,7 +132,7 @@ async fn vault_is_called_through_the_proxy() {
     service.stop().await;
 
     // What NO_PROXY names is reached directly, and here not at all.
-    let service = setup.env("NO_PROXY", "test").start().await;
+    let service = setup.env("NO_PROXY", "test").start_unready().await;
     root_says(&service, "b", &["dns error"]).await;
     assert!(!root(&service).await.contains("through the proxy"));
 }

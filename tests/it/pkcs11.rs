@@ -169,12 +169,13 @@ async fn an_hsm_is_set_up_by_root_init_and_its_wraps_open_after_a_restart() {
 async fn a_token_that_is_away_stops_neither_a_start_nor_what_is_in_memory_and_is_found_again() {
     let hsm = Hsm::with_key();
     hsm.remove();
-    let service = hsm.setup.start().await;
+    let mut service = hsm.setup.start_unready().await;
     let (status, problem) = service.try_encrypt("default", HELLO).await.unwrap().unwrap_err();
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");
     until_ready_says(&service, r#"token \"main\" is not there"#).await;
     hsm.put_back();
     let mut sealed = vec![until_it_encrypts(&service, "default").await];
+    service.ready().await;
 
     hsm.remove();
     let refused = encrypt_in_new_chain(&service, "second").await;
@@ -193,7 +194,7 @@ async fn a_wrong_pin_is_told_of_and_the_right_one_is_taken_without_a_restart() {
     hsm.write_pin("pin-of-another");
     let (code, said) = said(&hsm.setup.run(&["root", "init"]));
     assert!(code == 1 && said.contains("the PIN is wrong"), "{said}");
-    let service = hsm.setup.start().await;
+    let service = hsm.setup.start_unready().await;
     until_ready_says(&service, "the PIN is wrong; it is not tried again until").await;
     let (status, _) = service.try_encrypt("default", HELLO).await.unwrap().unwrap_err();
     assert_eq!(status, 503);

@@ -106,6 +106,35 @@ impl Setup {
         service
     }
 
+    /// Starts the service and waits until it listens: it is not ready yet.
+    pub(crate) async fn listen(&self) -> Service {
+        let mut service = Service::spawn(self.command());
+        service.listening().await;
+        service
+    }
+
+    /// The same, and waits until it has started, but can neither encrypt nor decrypt.
+    pub(crate) async fn start_unready(&self) -> Service {
+        let service = self.listen().await;
+        service.logged("the service is not ready yet").await;
+        assert_eq!(service.said(), "", "ready is said when /readyz is 200");
+        service
+    }
+
+    /// Starts the service and waits until it has started, ready or not. Wrong roots are noticed at
+    /// the start only for the chains that the configuration names: while another chain was not
+    /// used, `/readyz` is 200.
+    pub(crate) async fn start_ready_or_not(&self) -> Service {
+        let service = self.listen().await;
+        until("a service that has started", async || {
+            let log = service.log();
+            let is_ready = log.contains("\"message\":\"ready\"");
+            (is_ready || log.contains("the service is not ready yet")).then_some(())
+        })
+        .await;
+        service
+    }
+
     /// Starts a service that must end by itself, and gives its exit code and its stderr.
     pub(crate) async fn fails(&self) -> (Option<i32>, String) {
         Service::spawn(self.command()).ended().await

@@ -12,7 +12,9 @@ use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
 use crate::root::{self, Context};
 use crate::service::answer::{Check, Health};
+use crate::service::bucket::Bucket;
 use crate::service::error::Error;
+use crate::service::root_check;
 use crate::store::record::{self, Wrap};
 
 use super::unavailable;
@@ -35,6 +37,8 @@ pub(in crate::service) struct RootState {
     trouble: Mutex<Option<(root::Error, u64)>>,
     /// What it made of the wraps in the store.
     evidence: Mutex<Evidence>,
+    /// Limits how often it is compared with those of other processes while it has opened nothing.
+    pub(in crate::service) comparisons: Bucket,
 }
 
 /// Whether a root is the one that wrapped the KEKs of the store.
@@ -46,6 +50,8 @@ struct Evidence {
     wrong: BTreeMap<(ChainName, KekId), Wrong>,
     /// KEKs that it wrapped in this process without being proven. That it opens them proves nothing.
     own: HashSet<(ChainName, KekId)>,
+    /// When it was last found to be the root that other processes have under its name.
+    agreed: Option<Monotonic>,
 }
 
 /// A wrap that did not open.
@@ -84,8 +90,12 @@ impl Roots {
             metrics.root_info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
             metrics.root_is_configured(&root.name, &root::Error::OUTCOMES);
         }
-        let state =
-            |named| RootState { named, trouble: Mutex::default(), evidence: Mutex::default() };
+        let state = |named| RootState {
+            named,
+            trouble: Mutex::default(),
+            evidence: Mutex::default(),
+            comparisons: Bucket::new(1, root_check::INTERVAL),
+        };
         Self {
             states: roots.into_iter().map(state).collect(),
             recoveries: AtomicU64::new(0),
@@ -158,32 +168,32 @@ impl Roots {
         Allowed { proven, new: Vec::new() }
     }
 
-    /// Notes whether a root opened a stored KEK; an outage says nothing of it. True when it is news
-    /// that the wrap is wrong.
-    pub(super) fn note_opened(
+    /// Notes that a root opened a stored KEK.
+    pub(super) fn note_opened(&self, state: &RootState, chain: &ChainName, id: KekId) {
+        let key = (chain.clone(), id);
+        let mut evidence = state.evidence();
+        if !evidence.own.contains(&key) {
+            evidence.opened.insert(chain.clone(), self.clock.now());
+        }
+        evidence.wrong.remove(&key);
+        self.report_wrong(state, &evidence);
+    }
+
+    /// Notes that a root did not open a KEK; an outage says nothing of it. True when it is news that
+    /// the wrap is wrong.
+    pub(super) fn note_not_opened(
         &self,
         state: &RootState,
         chain: &ChainName,
         id: KekId,
-        error: Option<&root::Error>,
+        error: &root::Error,
     ) -> bool {
-        let (key, now) = ((chain.clone(), id), self.clock.now());
+        let root::Error::Wrong(why) = error else { return false };
+        let key = (chain.clone(), id);
         let mut evidence = state.evidence();
-        let mut is_news = false;
-        match error {
-            None => {
-                if !evidence.own.contains(&key) {
-                    evidence.opened.insert(chain.clone(), now);
-                }
-                evidence.wrong.remove(&key);
-            }
-            Some(root::Error::Wrong(why)) => {
-                is_news = !evidence.wrong.contains_key(&key);
-                if evidence.wrong.len() < MAX_WRONG || !is_news {
-                    evidence.wrong.insert(key, Wrong { why: why.clone(), at: now });
-                }
-            }
-            Some(_) => {}
+        let is_news = !evidence.wrong.contains_key(&key);
+        if evidence.wrong.len() < MAX_WRONG || !is_news {
+            evidence.wrong.insert(key, Wrong { why: why.clone(), at: self.clock.now() });
         }
         self.report_wrong(state, &evidence);
         is_news
@@ -416,6 +426,16 @@ impl RootState {
     /// Whether it opened or wrapped any stored KEK.
     pub(in crate::service) fn opened_any(&self) -> bool {
         !self.evidence().opened.is_empty()
+    }
+
+    /// Whether it was found, less than `max_age` ago, to be the root that other processes have.
+    pub(in crate::service) fn is_agreed(&self, now: Monotonic, max_age: Duration) -> bool {
+        self.evidence().agreed.is_some_and(|at| now.since(at) < max_age)
+    }
+
+    /// It is the root that other processes have under its name.
+    pub(in crate::service) fn agree(&self, now: Monotonic) {
+        self.evidence().agreed = Some(now);
     }
 
     /// Whether this process had it wrap the KEK without being proven.

@@ -132,7 +132,7 @@ async fn one_replica_with_wrong_roots_stops_no_other_and_rotates_nothing() {
     }
     // A wrong passphrase of each root, then the right ones at the wrong names.
     for (what, a, b) in [("wrong", WRONG, RIGHT), ("swapped", "of b", "of a")] {
-        let wrong = Arc::new(replica(a, b).start().await);
+        let wrong = Arc::new(replica(a, b).start_ready_or_not().await);
         let of_wrong = Arc::new(Seen::default());
         of_wrong.sealed.lock().unwrap().extend(seen.sealed.lock().unwrap().last().cloned());
         let asking = tokio::spawn(client_of_wrong(Arc::clone(&wrong), Arc::clone(&of_wrong)));
@@ -284,7 +284,7 @@ async fn a_restore_that_lacks_the_primarys_record_is_named_and_store_restored_re
     let key = key.unwrap_or_else(|| panic!("{stored}"));
     assert_eq!(etcd.ctl(&["del", key]).trim(), "1");
 
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     let (status, problem) = service.post("/v1/encrypt", json!({"plaintext": "AAAA"})).await;
     assert_eq!((status.as_u16(), &problem["code"]), (500, &json!("internal")), "{problem}");
     let (_, detail) = check(&service, "chain:default").await.expect("readiness names the chain");
@@ -319,7 +319,7 @@ async fn a_service_on_the_prefix_of_another_deployment_makes_no_kek_there() {
     let of_ours = used(&ours, &["default"]).await;
     ours.stop().await;
 
-    let ours = deployment("/theirs", "of ours").start().await;
+    let ours = deployment("/theirs", "of ours").start_unready().await;
     let before = keks(&theirs, "default").await;
     encrypts_nothing(&ours, "default").await;
     assert_eq!(command(&ours, &["rotate"]).0, Some(1));
@@ -342,4 +342,32 @@ async fn a_service_on_the_prefix_of_another_deployment_makes_no_kek_there() {
     let ours = deployment("/ours", "of ours").start().await;
     decrypt_all(&ours, &of_ours).await;
     ours.encrypt("default", "AAAA").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_with_different_keys_that_start_together_on_an_empty_store_agree_on_one() {
+    let etcd = Etcd::start().await;
+    let chains: Vec<_> = (0..20).map(|number| format!("chain-{number}")).collect();
+    for round in 0..3 {
+        let replica = |phrase| {
+            let setup = on(&etcd).set("STORE__PREFIX", format!("/{round}"));
+            passphrase(setup.set("CHAIN__NAMES", chains.join(",")), 0, "main", phrase)
+        };
+        let [right, wrong] = [RIGHT, WRONG].map(replica);
+        let (right, wrong) = tokio::join!(right.start_ready_or_not(), wrong.start_ready_or_not());
+        let mut made = [Vec::new(), Vec::new()];
+        for chain in &chains {
+            for (service, made) in [&right, &wrong].into_iter().zip(&mut made) {
+                made.extend(service.try_encrypt(chain, "AAAA").await.unwrap());
+            }
+        }
+        let (first, second) = if made[0].is_empty() { (&wrong, &right) } else { (&right, &wrong) };
+        let made = made.concat();
+        assert_eq!(made.len(), chains.len(), "every chain has KEKs of one of them");
+        decrypt_all(first, &made).await;
+        let (status, _) = check(second, "root:main").await.unwrap();
+        assert_eq!(status, "degraded");
+        assert_eq!(command(second, &["rotate"]).0, Some(1));
+        decrypt_all(first, &made).await;
+    }
 }

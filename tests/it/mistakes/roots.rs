@@ -29,7 +29,8 @@ async fn a_roots_name_that_is_reused_for_another_key_wraps_nothing() {
     service.stop().await;
 
     // The old key has a name of which no KEK knows: nothing opens.
-    let service = root(&root(&setup, 0, "main", "a new one"), 1, "old", RIGHT).start().await;
+    let service =
+        root(&root(&setup, 0, "main", "a new one"), 1, "old", RIGHT).start_unready().await;
     encrypts_nothing(&service, "default").await;
     assert_eq!(command(&service, &["rotate"]).0, Some(1));
     blamed(&service, "main", &[&last]).await;
@@ -73,7 +74,7 @@ async fn two_roots_that_are_swapped_make_no_kek_and_both_are_named() {
         if is_restored {
             good(at_store(&roots("of a", "of b")).run(&["store", "restored"]));
         }
-        let service = roots("of b", "of a").start().await;
+        let service = roots("of b", "of a").start_unready().await;
         let before = keks(&service, "default").await;
         encrypts_nothing(&service, "default").await;
         assert_eq!(command(&service, &["rotate"]).0, Some(1));
@@ -178,7 +179,7 @@ async fn an_alias_that_moves_to_another_key_wraps_no_kek() {
     service.stop().await;
 
     // Before a start.
-    let service = setup.start().await;
+    let service = setup.start_unready().await;
     encrypts_nothing(&service, "default").await;
     assert_eq!(command(&service, &["rotate"]).0, Some(1));
     blamed(&service, "main", &[&sealed[1].kek_id()]).await;

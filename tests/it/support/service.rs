@@ -80,6 +80,15 @@ impl Service {
         (self.scheme, self.address) = (scheme, Some(address));
     }
 
+    /// Waits until it listens, which it does before it is ready.
+    pub(crate) async fn listening(&mut self) {
+        let log = self.logged("listening; the service is starting").await;
+        let (_, url) = log.split_once("\"url\":\"").expect("the log has the address");
+        let (scheme, address) = url.split('"').next().unwrap().split_once("://").unwrap();
+        self.scheme = if scheme == "https" { "https" } else { "http" };
+        self.address = Some(address.parse().unwrap());
+    }
+
     /// What it has said on stdout.
     pub(crate) fn said(&self) -> String {
         self.stdout.text()
@@ -107,6 +116,11 @@ impl Service {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// The log so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.text()
     }
 
     /// Waits until a whole line of the log has `part` in it; the log so far.

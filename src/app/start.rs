@@ -1,0 +1,292 @@
+//! How a service starts: its addresses come first and fail fast. Then come the store, the roots and
+//! the chains, while probes and callers are answered. A store elsewhere is waited for.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::auth::Auth;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::http::{self, Entrance, Listeners};
+use crate::metrics::Metrics;
+use crate::service::{self, Health, KeyService, Kind, Starting, names_root};
+use crate::store::{self, Store};
+use crate::{kubernetes, root, tls};
+
+use super::notify;
+use super::reload::{Load, Reload};
+
+/// The pause between two attempts to reach the store. An attempt at an etcd that does not answer
+/// takes up to 5 seconds itself.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often a service that has started is asked whether it can work.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// All that faces callers: it is there before the service, and until after its end.
+pub(super) struct Front {
+    entrance: Entrance,
+    http: JoinHandle<std::io::Result<()>>,
+    stop_http: oneshot::Sender<()>,
+    kubernetes: Option<kubernetes::Serving>,
+    addresses: Addresses,
+    clock: Arc<SystemClock>,
+    metrics: Arc<Metrics>,
+    auth: Option<Arc<Auth>>,
+    starting: Arc<Starting>,
+    /// Tells all that is read from files to read it again.
+    reload: Arc<watch::Sender<()>>,
+}
+
+impl Front {
+    /// Listens, and answers probes. What is wrong with an address or a certificate is an error.
+    pub(super) async fn open(config: &Config, load: Load) -> anyhow::Result<Self> {
+        let clock = Arc::new(SystemClock::new());
+        let tls = config.server.tls.clone();
+        let tls = tls.map(|tls| tls::Server::open(tls, Arc::clone(&clock) as _)).transpose()?;
+        let tls = tls.map(Arc::new);
+        let public = bind("server.listen", config.server.listen).await?;
+        let admin = match config.server.admin_listen {
+            Some(address) => Some(bind("server.admin_listen", address).await?),
+            None => None,
+        };
+        let bound = config.kubernetes.as_ref().map(kubernetes::bind).transpose()?;
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry)?;
+        let auth = Auth::new(config.auth.clone(), Arc::clone(&clock) as _, Arc::clone(&metrics));
+        let reload = Arc::new(watch::Sender::new(()));
+        if let Some(tls) = &tls {
+            tokio::spawn(Arc::clone(tls).follow(reload.subscribe()));
+        }
+        let settings = Reload { load, started: config.clone(), auth: auth.clone() };
+        // It leaves nothing half done that would have to be waited for.
+        tokio::spawn(settings.follow(reload.subscribe()));
+
+        let starting = Arc::<Starting>::default();
+        let addresses = Addresses::of(&public, tls.is_some(), admin.as_ref())?;
+        let Addresses { url, admin: admin_url } = &addresses;
+        tracing::info!(url, admin = admin_url.as_deref(), "listening; the service is starting");
+        let (listeners, server) = (Listeners { public, tls, admin }, config.server.clone());
+        let server = http::Server::new(
+            server,
+            listeners,
+            auth.clone(),
+            registry,
+            Arc::clone(&metrics),
+            Arc::clone(&starting),
+        );
+        let (entrance, (stop_http, stopped)) = (server.entrance(), oneshot::channel());
+        let http = tokio::spawn(server.serve(async { _ = stopped.await }));
+        let kubernetes = config
+            .kubernetes
+            .clone()
+            .zip(bound)
+            .map(|(config, bound)| kubernetes::start(config, bound, Arc::clone(&starting)));
+        Ok(Self {
+            entrance,
+            http,
+            stop_http,
+            kubernetes,
+            addresses,
+            clock,
+            metrics,
+            auth,
+            starting,
+            reload,
+        })
+    }
+
+    /// Tells all that is read from files to read it again.
+    pub(super) fn reload(&self) -> Arc<watch::Sender<()>> {
+        Arc::clone(&self.reload)
+    }
+
+    /// Starts the service and lets requests in. An etcd that does not answer, or refuses what it is
+    /// shown, is waited for without a limit; a file store that can't be opened is an error.
+    pub(super) async fn start(&mut self, config: Config) -> anyhow::Result<Arc<KeyService>> {
+        // The store keeps a second process away from all that follows.
+        let store = store::connect(&config.store).await?;
+        let waits = matches!(config.store, store::Config::Etcd(_));
+        let store = Awaited { store, waits, starting: Arc::clone(&self.starting) };
+        let roots = self.open_roots(&config, &store).await?;
+        self.starting.report("service", "the chains are loaded");
+        if let Some(auth) = &self.auth {
+            auth.settled().await;
+        }
+        let started = store.patiently(async || {
+            let (config, store, roots) =
+                (config.service.clone(), Arc::clone(&store.store), roots.clone());
+            let clock = Arc::clone(&self.clock) as _;
+            KeyService::start(config, store, roots, clock, Arc::clone(&self.metrics)).await
+        });
+        let service = started.await?;
+        if let Some(kubernetes) = &mut self.kubernetes {
+            let kubernetes = tokio::sync::Mutex::new(kubernetes);
+            let opened = store.patiently(async || kubernetes.lock().await.open(&service).await);
+            opened.await?;
+        }
+        self.entrance.open(&service);
+        Ok(service)
+    }
+
+    async fn open_roots(
+        &self,
+        config: &Config,
+        store: &Awaited,
+    ) -> anyhow::Result<Vec<root::Named>> {
+        let data_dir = config.store.data_dir();
+        let mut roots = Vec::new();
+        // The only root must open what is there, whatever its name was.
+        let is_alone = config.roots.len() == 1;
+        for config in &config.roots {
+            // A missing key file is made on a first start alone, not beside a store that needs it.
+            let name = (!is_alone).then(|| config.name());
+            let asked = async || names_root(&*store.store, name).await;
+            let is_needed = config.is_new(data_dir) && store.patiently(asked).await?;
+            let if_missing = if is_needed { root::IfMissing::Wait } else { root::IfMissing::Make };
+            self.starting.report(&format!("root:{}", config.name()), "it is set up");
+            roots.push(root::open_if(config, data_dir, if_missing).await?);
+        }
+        Ok(roots)
+    }
+
+    /// Announces the service as soon as it is ready, that is when `/readyz` is 200.
+    pub(super) async fn announce(&self, service: &KeyService) -> Infallible {
+        let mut told = false;
+        loop {
+            let readiness = service.readiness();
+            if readiness.health != Health::Down {
+                self.addresses.announce();
+                notify::ready();
+                return std::future::pending().await;
+            }
+            if !told && !service.is_draining() {
+                let trouble = readiness.checks.into_iter().filter(|it| it.health != Health::Ok);
+                let trouble: Vec<_> = trouble
+                    .map(|it| format!("{}: {}", it.name, it.detail.unwrap_or_default()))
+                    .collect();
+                tracing::warn!(error = trouble.join("; "), "the service is not ready yet");
+                told = true;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Takes no request any more, and finishes what is in flight.
+    pub(super) async fn close(self) -> std::io::Result<()> {
+        // Without a receiver it has ended already.
+        _ = self.stop_http.send(());
+        let served = self.http.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        // To the last: without it a kube-apiserver can't start.
+        if let Some(kubernetes) = self.kubernetes {
+            kubernetes.stop().await;
+        }
+        served
+    }
+}
+
+/// A store, and whether a start waits for it.
+struct Awaited {
+    store: Arc<dyn Store>,
+    waits: bool,
+    starting: Arc<Starting>,
+}
+
+impl Awaited {
+    /// Repeats `step` until it does not fail for the store.
+    async fn patiently<T, E: Failure>(&self, step: impl AsyncFn() -> Result<T, E>) -> Result<T, E> {
+        loop {
+            self.answers().await;
+            match step().await {
+                Err(error) if self.waits => match error.of_store() {
+                    Some(detail) => self.report(&detail),
+                    None => return Err(error),
+                },
+                result => return result,
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Waits until the store answers: its own words say best what is wrong.
+    async fn answers(&self) {
+        while self.waits
+            && let Err(store::Error::Unavailable { detail, .. }) = self.store.get("").await
+        {
+            self.report(&detail);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn report(&self, detail: &str) {
+        if self.starting.report("store", detail) {
+            tracing::warn!(
+                store = self.store.kind(),
+                error = detail,
+                "the store can't be used yet; the service waits for it"
+            );
+        }
+    }
+}
+
+/// An error that may be the store's.
+trait Failure {
+    /// What is wrong with the store, where a later attempt may succeed.
+    fn of_store(&self) -> Option<String>;
+}
+
+impl Failure for store::Error {
+    fn of_store(&self) -> Option<String> {
+        match self {
+            Self::Unavailable { detail, .. } => Some(detail.clone()),
+            Self::Corrupt { .. } => None,
+        }
+    }
+}
+
+impl Failure for service::Error {
+    fn of_store(&self) -> Option<String> {
+        (self.kind() == Kind::StoreUnavailable).then(|| self.for_operators())
+    }
+}
+
+async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{key}: something listens on {address} already; is it another kms-proxy?"
+        ),
+        _ => anyhow::Error::new(error).context(format!("{key}: can't listen on {address}")),
+    })
+}
+
+/// Where the service is to be found.
+struct Addresses {
+    url: String,
+    admin: Option<String>,
+}
+
+impl Addresses {
+    fn of(public: &TcpListener, is_tls: bool, admin: Option<&TcpListener>) -> anyhow::Result<Self> {
+        let scheme = if is_tls { "https" } else { "http" };
+        let at = |listener: &TcpListener| listener.local_addr().context("a listener's address");
+        let admin = admin.map(|admin| Ok::<_, anyhow::Error>(format!("http://{}", at(admin)?)));
+        Ok(Self { url: format!("{scheme}://{}", at(public)?), admin: admin.transpose()? })
+    }
+
+    /// In the log, and as the one line on stdout, which comes whatever the log's level is.
+    fn announce(&self) {
+        let Self { url, admin } = self;
+        tracing::info!(url, admin = admin.as_deref(), version = env!("CARGO_PKG_VERSION"), "ready");
+        let beside = admin.as_ref().map(|admin| format!(", admin on {admin}")).unwrap_or_default();
+        // Nobody may be reading; that is no reason to end.
+        _ = writeln!(std::io::stdout(), "kms-proxy is ready on {url}{beside}");
+    }
+}

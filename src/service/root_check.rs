@@ -1,0 +1,224 @@
+//! Compares the roots of all processes by name. The first wrap that a root of some name makes in a
+//! shared store is kept there as a [`RootCheck`]; before a root wraps, its process has it open the
+//! wrap that another process left. So of two processes that have different keys under one name, one
+//! makes KEKs, and the other refuses and reports a [`RootDispute`], which stops `root remove`
+//! everywhere until the configurations are corrected.
+//!
+//! Whether a root opens the KEKs of a chain is [`continuity`](super::continuity)'s to find out. A
+//! store that one process uses alone needs none of this.
+
+use std::time::Duration;
+
+use crate::id::{ChainName, KekId, Suite};
+use crate::root;
+use crate::store::record::{self, Record as _, RootCheck, RootDispute, Wrap};
+use crate::store::{self, Committed, Compare, Store as _, Txn};
+
+use super::core::Core;
+use super::error::{Error, Kind};
+use super::keyring::{Allowed, RootState};
+use super::rotator::Trust;
+use super::{continuity, ledger, rfc3339};
+
+/// How often a root that has opened no KEK yet is compared, and a dispute is reported again.
+pub(super) const INTERVAL: Duration = Duration::from_secs(60);
+/// How long a dispute counts after it was last reported.
+const DISPUTED_FOR: Duration = Duration::from_secs(15 * 60);
+/// How often a check is stored or compared when other processes store one at the same time.
+const TRIES: usize = 4;
+
+/// A root beside the one that other processes have under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// No process has wrapped by a root of this name.
+    New,
+    /// It opens what another process wrapped by the root of this name.
+    Same,
+    /// It does not: its key is another one.
+    Other,
+    /// It does not answer, or denies access.
+    Silent,
+}
+
+/// Compares a root with the check that the store has under its name.
+///
+/// # Errors
+/// When the store does not answer, or the check is damaged.
+pub(super) async fn compare(core: &Core, state: &RootState) -> Result<Comparison, store::Error> {
+    if !core.shared || state.is_agreed(core.clock.now(), core.config.kek_max_age) {
+        return Ok(Comparison::New);
+    }
+    let key = record::root_check_key(&state.named.name);
+    match ledger::read::<RootCheck>(&*core.store, &key).await? {
+        Some(check) => Ok(open(core, state, &check.record).await),
+        None => Ok(Comparison::New),
+    }
+}
+
+async fn open(core: &Core, state: &RootState, check: &RootCheck) -> Comparison {
+    let RootCheck { owner, chain, kek_id, suite, wrap } = check;
+    if *owner == core.owner {
+        state.agree(core.clock.now());
+        return Comparison::Same;
+    }
+    if state.is_wrong(chain, *kek_id, core.clock.now()) {
+        return Comparison::Other;
+    }
+    match core.keyring.unwrap_by(state, chain, *kek_id, *suite, wrap).await {
+        Ok(_) => {
+            state.agree(core.clock.now());
+            Comparison::Same
+        }
+        Err(root::Error::Wrong(_)) => Comparison::Other,
+        Err(_) => Comparison::Silent,
+    }
+}
+
+/// Drops the wraps of a new KEK whose roots have another key than other processes have under their
+/// name. A root whose name is new to the store leaves its wrap there as the check.
+///
+/// # Errors
+/// [`Kind::RootUnavailable`] when no wrap is left by a root that is allowed to found or continue the
+/// chain, [`Kind::StoreUnavailable`].
+pub(super) async fn agreed(
+    core: &Core,
+    chain: &ChainName,
+    (id, suite): (KekId, Suite),
+    wraps: Vec<Wrap>,
+    (allowed, trust): (&Allowed, Trust),
+) -> Result<Vec<Wrap>, Error> {
+    let mut kept = Vec::with_capacity(wraps.len());
+    for wrap in wraps {
+        if establish(core, chain, (id, suite), &wrap, trust).await? {
+            kept.push(wrap);
+        }
+    }
+    let is_proven = |wrap: &Wrap| allowed.proven.iter().any(|name| **name == *wrap.root);
+    if kept.iter().any(is_proven) {
+        return Ok(kept);
+    }
+    let detail = "the roots have other keys than other processes have under their names";
+    Err(Error::new(Kind::RootUnavailable, detail))
+}
+
+/// Whether the root that made `wrap` has the key that all processes have under its name. Where there
+/// is no check yet, `wrap` becomes it.
+///
+/// # Errors
+/// [`Kind::StoreUnavailable`], [`Kind::Conflict`].
+pub(super) async fn establish(
+    core: &Core,
+    chain: &ChainName,
+    (kek_id, suite): (KekId, Suite),
+    wrap: &Wrap,
+    trust: Trust,
+) -> Result<bool, Error> {
+    let Some(state) = core.keyring.roots.iter().find(|state| *state.named.name == *wrap.root)
+    else {
+        return Ok(false);
+    };
+    if !core.shared || state.is_agreed(core.clock.now(), core.config.kek_max_age) {
+        return Ok(true);
+    }
+    let key = record::root_check_key(&wrap.root);
+    let check = RootCheck {
+        owner: core.owner,
+        chain: chain.clone(),
+        kek_id,
+        suite,
+        wrap: wrap.bytes.clone(),
+    };
+    let failed = |error| core.store_error(chain, error);
+    let value = check.encode().map_err(failed)?;
+    for _ in 0..TRIES {
+        let stored = core.store.get(&key).await.map_err(failed)?;
+        let compare = match stored {
+            None => Compare::Absent(key.clone()),
+            // An operator says that what the old roots wrapped is lost.
+            Some(entry) if trust == Trust::Any => Compare::Unchanged(key.clone(), entry.revision),
+            // It opened stored KEKs, which says more than the check.
+            Some(_) if state.opened_any() => return Ok(true),
+            Some(entry) => {
+                let check = RootCheck::decode(&key, &entry.value).map_err(failed)?;
+                return Ok(open(core, state, &check).await == Comparison::Same);
+            }
+        };
+        let puts = vec![(key.clone(), value.clone())];
+        let txn = Txn { compares: vec![compare], puts, deletes: Vec::new() };
+        if let Committed::Applied(_) = core.store.commit(txn).await.map_err(failed)? {
+            state.agree(core.clock.now());
+            return Ok(true);
+        }
+    }
+    Err(Error::new(Kind::Conflict, "modified concurrently; try again"))
+}
+
+/// Compares roots that have opened nothing yet, and reports those that have another key.
+pub(super) async fn look_after(core: &Core) {
+    if !core.shared {
+        return;
+    }
+    for state in core.keyring.roots.iter().filter(|state| state.is_up()) {
+        if state.opened_any() || !state.comparisons.take(core.clock.now()) {
+            continue;
+        }
+        let is_other = continuity::is_another(state)
+            || matches!(compare(core, state).await, Ok(Comparison::Other));
+        if is_other {
+            // A store that fails is reported where it is observed.
+            let _ = dispute(core, &state.named.name).await;
+        }
+    }
+}
+
+async fn dispute(core: &Core, root: &str) -> Result<(), store::Error> {
+    let dispute = RootDispute { reported_at: core.clock.unix_now() };
+    let puts = vec![(record::root_dispute_key(root), dispute.encode()?)];
+    core.store.commit(Txn { puts, ..Txn::default() }).await.map(drop)
+}
+
+/// Refuses to erase wraps while a process reports that its root, one of those that are to open the
+/// KEKs afterwards, has another key.
+///
+/// # Errors
+/// [`Kind::Conflict`], [`Kind::StoreUnavailable`].
+pub(super) async fn is_undisputed(core: &Core, chain: &ChainName) -> Result<(), Error> {
+    if !core.shared {
+        return Ok(());
+    }
+    for state in core.keyring.roots.iter() {
+        let name = &state.named.name;
+        let dispute =
+            ledger::read::<RootDispute>(&*core.store, &record::root_dispute_key(name)).await;
+        let dispute = dispute.map_err(|error| core.store_error(chain, error))?;
+        let Some(reported_at) = dispute.map(|dispute| dispute.record.reported_at) else { continue };
+        let until = reported_at.saturating_add(DISPUTED_FOR.as_secs());
+        if core.clock.unix_now() < until {
+            let detail = format!(
+                "another replica reported at {} that its root {name} has another key than this \
+                 one's: correct that replica's configuration first. The report counts until {}",
+                rfc3339(reported_at),
+                rfc3339(until)
+            );
+            return Err(Error::new(Kind::Conflict, detail));
+        }
+    }
+    Ok(())
+}
+
+/// Forgets what the store knows of a root that is removed, so that its name can be given to another.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn forget(core: &Core, root: &str) -> Result<(), store::Error> {
+    if !core.shared {
+        return Ok(());
+    }
+    let keys = [record::root_check_key(root), record::root_dispute_key(root)];
+    let stored = core.store.get_all(&keys).await?;
+    let deletes: Vec<_> = stored.into_iter().flatten().map(|entry| entry.key).collect();
+    if deletes.is_empty() {
+        return Ok(());
+    }
+    core.store.commit(Txn { deletes, ..Txn::default() }).await.map(drop)
+}

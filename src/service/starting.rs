@@ -1,0 +1,49 @@
+//! What a start waits for, while there is no [`KeyService`](super::KeyService) yet: shown by
+//! readiness, and the answer to every call.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::answer::{Check, Health};
+use super::error::{Error, Kind};
+
+/// The one thing that a start waits for at this moment.
+pub struct Starting(Mutex<Check>);
+
+impl Default for Starting {
+    fn default() -> Self {
+        Self(Mutex::new(check("service", "starting")))
+    }
+}
+
+impl Starting {
+    /// Sets what the start waits for: the name of a check, and a detail for operators. True when it
+    /// differs from before, so that it is logged once.
+    pub fn report(&self, name: &str, detail: &str) -> bool {
+        let new = check(name, detail);
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *current != new;
+        *current = new;
+        is_new
+    }
+
+    /// What the start waits for.
+    #[must_use]
+    pub fn check(&self) -> Check {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The answer to every call until the service has started.
+    #[must_use]
+    pub fn error(&self) -> Error {
+        let Check { name, detail, .. } = self.check();
+        Error::new(
+            Kind::StoreUnavailable,
+            "the service is starting; /readyz says what it waits for",
+        )
+        .with_advice(format!("{name}: {}", detail.unwrap_or_default()))
+    }
+}
+
+fn check(name: &str, detail: &str) -> Check {
+    Check { name: name.to_owned(), health: Health::Down, detail: Some(detail.to_owned()) }
+}
