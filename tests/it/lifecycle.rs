@@ -355,7 +355,6 @@ async fn a_key_file_that_is_damaged_or_open_to_others_is_refused_and_a_lost_one_
 
     std::fs::remove_file(&file).unwrap();
     let service = setup.start_unready().await;
-    service.logged("a new root key was made").await;
     let body = json!({"ciphertext": sealed.ciphertext});
     let (status, problem) = service.post("/v1/decrypt", body).await;
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");
