@@ -24,6 +24,10 @@ run: $(PROTOX) ## build and start the service on http://127.0.0.1:8080 with the 
 	$(BUILD)
 	exec $(KMS_PROXY) serve
 
+.PHONY: install
+install: $(PROTOX) ## build the program and install it where `cargo install` does
+	$(CARGO) install --locked --path .
+
 .PHONY: test
 test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked
@@ -75,10 +79,23 @@ soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times (
 	KMS_PROXY_SOAK_ROUNDS=$(ROUNDS) $(CARGO) test --release --locked --test it -- --nocapture after_a_kill_at_any_moment
 
 .PHONY: lint
-lint: $(PROTOX) ## formatting, clippy and docs, warnings denied
+lint: $(PROTOX) ## formatting, clippy, docs and each Cargo feature alone, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	$(MAKE) features
+
+# Each feature alone; `lint` and `test` see all of them together.
+FEATURES := aws-kms pkcs11 vault-transit service etcd kubernetes server
+
+.PHONY: features
+features: $(PROTOX) ## the library without features, and with each of them alone
+	$(CARGO) test --locked --no-default-features --lib
+	@set -e; for feature in $(FEATURES); do \
+		set -x; \
+		$(CARGO) clippy --locked --no-default-features --features $$feature -- -D warnings; \
+		{ set +x; } 2>/dev/null; \
+	done
 
 .PHONY: bench
 bench: $(PROTOX) test-env ## envelopes next to bare AES-GCM, requests next to bare JSON, etcd and no store next to a file, a slow root

@@ -129,6 +129,13 @@ impl ChainName {
     }
 }
 
+impl Default for ChainName {
+    /// `default`.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

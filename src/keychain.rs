@@ -45,6 +45,14 @@ pub struct KeyChain {
 }
 
 impl KeyChain {
+    /// The chain `default`, of AES-128, with a fresh primary. See [`generate`](Self::generate).
+    ///
+    /// # Errors
+    /// [`EncryptError::Randomness`].
+    pub fn new() -> Result<Self, EncryptError> {
+        Self::generate(ChainName::default(), Suite::default())
+    }
+
     /// A chain without a KEK.
     #[must_use]
     pub fn empty(name: ChainName) -> Self {

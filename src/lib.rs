@@ -1,9 +1,20 @@
 //! Encryption under a key chain: one call of an expensive root key pays for millions of messages.
 //!
+//! ```
+//! use kms_proxy::KeyChain;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let chain = KeyChain::new()?;
+//! let envelope = chain.encrypt(b"hello", b"row 7")?;
+//! assert_eq!(chain.decrypt(&envelope, b"row 7")?.as_slice(), b"hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Every plaintext is encrypted under a fresh key, that key is wrapped by the chain's primary KEK,
-//! and only the KEK is wrapped by a root key: one in AWS KMS, in an HSM, in Vault or OpenBao, a
-//! passphrase, or for development a key file; and [`RootKey`] takes one of your own. The `kms-proxy` binary offers this over HTTP; this crate is the same thing
-//! without the HTTP.
+//! and only KEKs are wrapped by a root key: a passphrase, a key in AWS KMS, in an HSM, or in Vault
+//! or OpenBao, a key file for development, or any implementation of [`RootKey`]. The program
+//! `kms-proxy` offers this over HTTP; this crate is the same without the HTTP.
 //!
 //! | word | meaning |
 //! | --- | --- |
@@ -11,41 +22,63 @@
 //! | key chain | a named set of KEKs, one of them primary, with a limit of uses for each |
 //! | KEK | wraps DEKs. The primary encrypts; the older ones only decrypt |
 //! | DEK | a fresh random key, used for exactly one plaintext |
-//! | envelope | what is stored: a header (which KEK, the wrapped DEK) and a payload (the ciphertext) |
-//! | AAD | bytes that are authenticated and not stored: the same ones must be given to decrypt |
+//! | envelope | what is stored: a header (KEK id, wrapped DEK) and a payload (the ciphertext) |
+//! | AAD | bytes that are authenticated and not stored: the same bytes are needed to decrypt |
 //! | use | one DEK wrapped under a KEK: what the limits count |
 //!
-//! To *rotate* is to make a new primary KEK, to *rewrap* is to move an envelope's DEK to it.
+//! To *rotate* is to make a new primary KEK; to *rewrap* is to move an envelope's DEK to it.
 //!
-//! # A chain of one's own
+//! # Cargo features
 //!
-//! A [`KeyChain`] is synchronous and does no I/O. An envelope opens with the AAD that it was made
-//! with, in the chain that it was made in, and in no other way:
+//! `default` is the whole program. A library needs less: with `default-features = false` this crate
+//! is envelopes, key chains, exports, and the `local` and `passphrase` roots, without HTTP, gRPC or
+//! a cloud SDK. Each feature adds to that, and none changes a default:
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `aws-kms` | roots in AWS KMS |
+//! | `pkcs11` | roots in an HSM, through its PKCS#11 module |
+//! | `vault-transit` | roots in the transit engine of Vault or OpenBao |
+//! | `service` | `KeyService`: chains in a `file`, `inline` or `memory` store, rotation, limits |
+//! | `etcd` | `service`, and the etcd store; needs `protoc`, see below |
+//! | `kubernetes` | `service`, and the KMS v2 plugin of Kubernetes |
+//! | `server` | `kubernetes`, and the program: HTTP, TLS, identities, configuration, command line |
+//!
+//! The build of `etcd` runs `protoc`, the Protocol Buffers compiler: install it (Debian:
+//! `protobuf-compiler`), or name one in the environment variable `PROTOC`. Nothing else needs it.
+//!
+//! A configuration that names a root or a store of a feature that is off is refused with an error
+//! that names the feature.
+//!
+//! # Start anew
+//!
+//! A [`KeyChain`] is synchronous and does no I/O. An envelope opens only with the AAD and in the
+//! chain that it was made with:
 //!
 //! ```
 //! use kms_proxy::{ChainName, DecryptError, KeyChain, Suite};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let chain = KeyChain::generate(ChainName::new("orders")?, Suite::Aes128Gcm)?;
-//! let envelope = chain.encrypt(b"hello", b"row 7")?;
+//! let orders = KeyChain::generate(ChainName::new("orders")?, Suite::Aes256Gcm)?;
+//! let envelope = orders.encrypt(b"hello", b"row 7")?;
 //!
-//! assert_eq!(chain.decrypt(&envelope, b"row 7")?.as_slice(), b"hello");
-//! assert_eq!(chain.decrypt(&envelope, b"row 8").unwrap_err(), DecryptError::Invalid);
+//! assert_eq!(orders.decrypt(&envelope, b"row 8").unwrap_err(), DecryptError::Invalid);
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # Rotate and rewrap
 //!
-//! After a rotation old envelopes still decrypt. To move one to the new primary takes its header
-//! alone, 62 bytes or, in a chain of AES-256, 78, however long the payload is:
+//! Old envelopes still decrypt after a rotation. A rewrap needs only the header of an envelope, 62
+//! bytes, or 78 in a chain of AES-256, however long the payload is:
 //!
 //! ```
+//! use kms_proxy::KeyChain;
 //! use kms_proxy::envelope::{Envelope, header_len};
-//! # use kms_proxy::{ChainName, KeyChain, Suite};
+//! # use kms_proxy::Suite;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let mut chain = KeyChain::generate(ChainName::new("orders")?, Suite::Aes128Gcm)?;
+//! # let mut chain = KeyChain::new()?;
 //! let mut envelope = chain.encrypt(b"a long text", b"row 7")?;
 //! let primary = chain.rotate()?;
 //!
@@ -59,119 +92,150 @@
 //! # }
 //! ```
 //!
-//! # Write a chain, and start again from it
+//! # Start from a reader
 //!
-//! A chain is written to any [`io::Write`](std::io::Write), each of its KEKs wrapped under a
-//! [`RootKey`], and read back from any [`io::Read`](std::io::Read). [`saved`] has the format, and
-//! how the copy comes by uses of its own:
+//! A chain is exported to any [`io::Write`](std::io::Write), each of its KEKs wrapped by a
+//! [`RootKey`], and read from any [`io::Read`](std::io::Read). The export takes half of the uses
+//! that are left; [`export`] says why:
 //!
 //! ```
-//! use kms_proxy::{root, saved};
-//! # use kms_proxy::{ChainName, KeyChain, Suite};
+//! use kms_proxy::root::passphrase;
+//! use kms_proxy::secret::SecretBytes;
+//! use kms_proxy::{KeyChain, export};
 //!
-//! # #[tokio::main]
+//! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let chain = KeyChain::generate(ChainName::new("orders")?, Suite::Aes128Gcm)?;
+//! # let chain = KeyChain::new()?;
 //! # let envelope = chain.encrypt(b"hello", b"row 7")?;
-//! let root = root::local::Root::generate()?; // a key in memory, for examples and tests
+//! let root = passphrase::Root::new(SecretBytes::new(b"correct horse battery staple".to_vec()))?;
 //! let mut file = Vec::new();
-//! saved::write(&chain, &root, &mut file).await?;
+//! export::write_with_half_the_uses(&chain, &root, &mut file).await?;
 //!
-//! let chain = saved::read(&root, &mut file.as_slice()).await?;
+//! let chain = export::read(&root, &mut file.as_slice()).await?;
 //! assert_eq!(chain.decrypt(&envelope, b"row 7")?.as_slice(), b"hello");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # Start from a root
+//! # Start from an external KMS
 //!
-//! A [`KeyService`] keeps its chains in a [`Store`]: it counts uses durably and over all replicas,
-//! makes the next KEK by itself before the limit or the age is reached, and has it wrapped by every
-//! root. This is what runs behind the HTTP:
+//! With the feature `aws-kms`, or likewise with `vault-transit` and its `Root`:
 //!
-//! ```
-//! use std::sync::Arc;
+#![cfg_attr(
+    feature = "aws-kms",
+    doc = concat!("```no_run\n", include_str!("../docs/library/kms.rs"), "```")
+)]
 //!
-//! use kms_proxy::clock::SystemClock;
-//! use kms_proxy::metrics::{Metrics, Registry};
-//! use kms_proxy::{KeyService, root, service, store};
+//! # Start a service
 //!
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let root = root::Named { name: "main".into(), root: Arc::new(root::local::Root::generate()?) };
-//! let store = Arc::new(store::memory::Store::new());
-//! let metrics = Metrics::new(&Registry::new())?;
-//! let service = KeyService::start(
-//!     service::Config::default(),
-//!     store,
-//!     vec![root],
-//!     Arc::new(SystemClock::new()),
-//!     metrics,
-//! )
-//! .await?;
+//! A `KeyService` (feature `service`) keeps its chains in a store: it counts uses durably and over
+//! all replicas, makes the next KEK before the limit or the age is reached, and has it wrapped by
+//! every root. The program does this for its HTTP clients:
 //!
-//! let made = service.encrypt(None, b"hello".into(), b"row 7").await?; // None: the chain `default`
-//! service.rotate(None).await?;
-//! let opened = service.decrypt(None, made.envelope.into(), b"row 7").await?;
-//! assert_eq!(opened.plaintext.as_slice(), b"hello");
-//! service.stop().await;
-//! # Ok(())
-//! # }
-//! ```
+#![cfg_attr(
+    feature = "service",
+    doc = r#"
+```
+use kms_proxy::{ChainName, KeyService, root};
+
+# #[tokio::main]
+# async fn main() -> Result<(), Box<dyn std::error::Error>> {
+let service = KeyService::builder()
+    .chain(ChainName::new("orders")?)
+    .root("main", root::local::Root::generate()?) // a key in memory, for examples and tests
+    .start()
+    .await?;
+let orders = service.chain("orders")?;
+
+let encrypted = orders.encrypt(b"hello", b"row 7").await?;
+orders.rotate().await?;
+let decrypted = orders.decrypt(encrypted.envelope, b"row 7").await?;
+assert_eq!(decrypted.plaintext.as_slice(), b"hello");
+service.stop().await;
+# Ok(())
+# }
+```
+"#
+)]
+//!
+//! # Start from an HSM
+//!
+//! With the features `service` and `pkcs11`:
+//!
+#![cfg_attr(
+    all(feature = "pkcs11", feature = "service"),
+    doc = concat!("```no_run\n", include_str!("../docs/library/hsm.rs"), "```")
+)]
 //!
 //! # Map
 //!
 //! | modules | what they own |
 //! | --- | --- |
-//! | [`id`], [`secret`], [`random`], [`aead`], [`clock`], [`human_units`], [`loopback`], [`timestamp`] | leaves: names, key bytes, randomness, AES-GCM, time, quantities |
-//! | [`metrics`], [`telemetry`] | what is counted, and how logs are written |
+//! | [`id`], [`secret`], [`random`] | leaves: names, key bytes, randomness |
+//! | [`aead`], [`clock`], [`human_units`], [`loopback`], [`timestamp`] | leaves: AES-GCM, time, quantities as text |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
 //! | [`root`] | the contract of a root key, and one file for each provider |
-//! | [`store`] | the contract of a store, the records in it, and one file for each kind |
-//! | [`saved`] | a chain written under a root and read back |
-//! | [`service`] | chains, roots and a store joined: [`KeyService`] |
-//! | [`auth`] | who calls, and what each caller may do |
-//! | [`tls`] | certificates, handshakes, and who a client is by its certificate |
-//! | [`http`], [`kubernetes`], [`config`], [`app`] | the server around it |
+//! | [`export`] | a chain written under a root and read back |
+//! | `store` | the contract of a store, the records in it, and one file for each kind |
+//! | `metrics`, `telemetry` | what is counted, and how logs are written |
+//! | `service` | chains, roots and a store joined: `KeyService` |
+//! | `auth` | who calls, and what each caller may do |
+//! | `tls` | certificates, handshakes, and who a client is by its certificate |
+//! | `http`, `kubernetes`, `config`, `app` | the server around it |
 //!
-//! A module imports only what stands above or beside it in this table; a test sees to it.
+//! A module imports only modules above or beside it in this table; a test enforces that.
 //!
 //! # Security
 //!
-//! The types of this crate that hold a key or a plaintext wipe it when they are dropped, and none
-//! shows it in `Debug`, errors or logs. The buffers of HTTP and of other libraries are the
-//! allocator's: the `kms-proxy` program has one that wipes what is freed; `SECURITY.md` has the whole
-//! list. AES-GCM nonces of a KEK are random, which is safe for 2^32 uses (NIST SP 800-38D); the limits
-//! here stay far below, see [`keychain::UNSHARED_USES`] and [`store::record::Limits`]. A failed
-//! decryption says nothing about why. There is no `unsafe` code in this crate.
+//! Types that hold a key or a plaintext wipe it when they are dropped, and show it in no `Debug`,
+//! error or log. Buffers of HTTP and of other libraries belong to the allocator: the program
+//! `kms-proxy` has one that wipes what is freed; `SECURITY.md` has the whole list. The AES-GCM
+//! nonces of a KEK are random, which is safe for 2^32 uses (NIST SP 800-38D); the limits here are
+//! far below that, see [`keychain::UNSHARED_USES`]. A failed decryption does not say why it failed.
+//! This crate contains no `unsafe` code.
+
+// Some helpers are used only by modules that a feature adds.
+#![cfg_attr(not(feature = "default"), allow(dead_code, unused_imports))]
 
 pub mod aead;
+#[cfg(feature = "server")]
 pub mod app;
+#[cfg(feature = "server")]
 pub mod auth;
 mod backoff;
 pub mod clock;
+#[cfg(feature = "server")]
 pub mod config;
 pub mod envelope;
 pub mod error_chain;
+pub mod export;
 mod files;
+#[cfg(feature = "server")]
 pub mod http;
 pub mod human_units;
 pub mod id;
 pub mod keychain;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod loopback;
+#[cfg(feature = "service")]
 pub mod metrics;
+#[cfg(feature = "_pem")]
 mod pem;
+#[cfg(feature = "_proxy")]
 mod proxy;
 pub mod random;
 pub mod root;
-pub mod saved;
 pub mod secret;
+#[cfg(feature = "service")]
 pub mod service;
+#[cfg(feature = "service")]
 pub mod store;
+#[cfg(feature = "server")]
 pub mod telemetry;
 pub mod timestamp;
+#[cfg(feature = "server")]
 pub mod tls;
 
 pub use envelope::Envelope;
@@ -179,5 +243,7 @@ pub use id::{ChainName, KekId, Suite};
 pub use keychain::message::Plaintext;
 pub use keychain::{DecryptError, EncryptError, KeyChain, RewrapError};
 pub use root::RootKey;
+#[cfg(feature = "service")]
 pub use service::KeyService;
+#[cfg(feature = "service")]
 pub use store::Store;

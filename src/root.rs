@@ -12,16 +12,21 @@ use serde::Deserialize;
 use crate::id::{ChainName, KekId, Suite};
 use crate::secret::{KeyBytes, SecretBytes};
 
+#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
 mod authorities;
+#[cfg(feature = "aws-kms")]
 pub mod aws_kms;
 #[cfg(test)]
 mod contract;
 pub mod local;
 pub mod passphrase;
+#[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 mod sealed;
+pub(crate) mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(feature = "vault-transit")]
 pub mod vault_transit;
 
 pub use local::IfMissing;
@@ -144,17 +149,18 @@ pub struct OpenError {
 /// One `[[root]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
+#[non_exhaustive]
 pub enum Config {
     /// A key in AWS KMS.
-    AwsKms(aws_kms::Config),
+    AwsKms(settings::AwsKms),
     /// A key file: for development.
     Local(local::Config),
     /// A key derived from a passphrase.
     Passphrase(passphrase::Config),
     /// A key in an HSM.
-    Pkcs11(pkcs11::Config),
+    Pkcs11(settings::Pkcs11),
     /// A key in the transit engine of Vault or OpenBao.
-    VaultTransit(vault_transit::Config),
+    VaultTransit(settings::VaultTransit),
 }
 
 impl Config {
@@ -168,6 +174,44 @@ impl Config {
             Self::Pkcs11(config) => &config.name,
             Self::VaultTransit(config) => &config.name,
         }
+    }
+
+    /// The kind as the configuration names it, such as `local`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::AwsKms(_) => "aws-kms",
+            Self::Local(_) => "local",
+            Self::Passphrase(_) => "passphrase",
+            Self::Pkcs11(_) => "pkcs11",
+            Self::VaultTransit(_) => "vault-transit",
+        }
+    }
+
+    /// The provider of this kind.
+    ///
+    /// # Errors
+    /// When this build leaves it out.
+    fn provider(&self) -> Result<&dyn Provider, OpenError> {
+        match self {
+            Self::Local(config) => Ok(config),
+            Self::Passphrase(config) => Ok(config),
+            #[cfg(feature = "aws-kms")]
+            Self::AwsKms(config) => Ok(config),
+            #[cfg(feature = "pkcs11")]
+            Self::Pkcs11(config) => Ok(config),
+            #[cfg(feature = "vault-transit")]
+            Self::VaultTransit(config) => Ok(config),
+            #[allow(unreachable_patterns, reason = "reachable where a feature is off")]
+            _ => Err(self.failed(format!(
+                "roots of kind {0} are not part of this build: it needs the Cargo feature {0}",
+                self.kind()
+            ))),
+        }
+    }
+
+    fn failed(&self, detail: String) -> OpenError {
+        OpenError { root: self.name().to_owned(), detail }
     }
 
     /// Where the secret `setting` goes, and whether a file gives it already; `None` when this kind
@@ -196,14 +240,7 @@ impl Config {
     /// # Errors
     /// The [`OpenError`] that `open` would give.
     pub fn check(&self, data_dir: &Path) -> Result<(), OpenError> {
-        let checked = match self {
-            Self::AwsKms(config) => config.check(),
-            Self::Local(config) => config.check(data_dir),
-            Self::Passphrase(config) => config.check(),
-            Self::Pkcs11(config) => config.check(),
-            Self::VaultTransit(config) => config.check(),
-        };
-        checked.map_err(|detail| OpenError { root: self.name().to_owned(), detail })
+        self.provider()?.check(data_dir).map_err(|detail| self.failed(detail))
     }
 
     /// Whether to open it would make a new key, because none is there: nothing that was wrapped
@@ -249,24 +286,11 @@ pub async fn open_if(
     data_dir: &Path,
     if_missing: IfMissing,
 ) -> Result<Named, OpenError> {
-    let failed = |detail| OpenError { root: config.name().to_owned(), detail };
     if !is_name(config.name()) {
-        return Err(failed("a root's name is 1 to 63 of a-z 0-9 . _ -".to_owned()));
+        return Err(config.failed("a root's name is 1 to 63 of a-z 0-9 . _ -".to_owned()));
     }
-    let root: Result<Arc<dyn RootKey>, String> = match config {
-        Config::AwsKms(config) => aws_kms::Root::open(config).map(|root| Arc::new(root) as _),
-        Config::Local(config) => {
-            local::Root::open_if(config, data_dir, if_missing).map(|root| Arc::new(root) as _)
-        }
-        Config::Passphrase(config) => {
-            passphrase::Root::open(config).await.map(|root| Arc::new(root) as _)
-        }
-        Config::Pkcs11(config) => pkcs11::Root::open(config).await.map(|root| Arc::new(root) as _),
-        Config::VaultTransit(config) => {
-            vault_transit::Root::open(config).await.map(|root| Arc::new(root) as _)
-        }
-    };
-    let root = root.map_err(failed)?;
+    let root = config.provider()?.open(data_dir, if_missing).await;
+    let root = root.map_err(|detail| config.failed(detail))?;
     Ok(Named { name: config.name().into(), root })
 }
 
@@ -276,31 +300,24 @@ pub async fn open_if(
 /// [`OpenError`]; a key that is there already is never replaced.
 pub async fn init(config: &Config, data_dir: &Path) -> Result<String, OpenError> {
     config.check(data_dir)?;
-    match config {
-        Config::Local(own) => match local::init(own, data_dir) {
-            Ok(true) => Ok(format!("a new key is in {}", own.path(data_dir).display())),
-            Ok(false) => {
-                Ok(format!("nothing is to be done: the key is in {}", own.path(data_dir).display()))
-            }
-            Err(detail) => Err(OpenError { root: config.name().to_owned(), detail }),
-        },
-        Config::Passphrase(_) => {
-            Ok("nothing is to be done: the passphrase is all there is".to_owned())
-        }
-        Config::AwsKms(_) => {
-            Ok("make the key with AWS: `aws kms create-key --description kms-proxy`, and give the \
-             service's role kms:Encrypt and kms:Decrypt on it"
-                .to_owned())
-        }
-        Config::VaultTransit(own) => Ok(format!(
-            "make the key with Vault or OpenBao: `vault write -f {}/keys/{}`, and give the service's \
-             policy update on its encrypt and decrypt",
-            own.mount, own.key
-        )),
-        Config::Pkcs11(own) => pkcs11::Root::init(own)
-            .await
-            .map_err(|detail| OpenError { root: config.name().to_owned(), detail }),
-    }
+    config.provider()?.init(data_dir).await.map_err(|detail| config.failed(detail))
+}
+
+/// The settings of one kind of root, and what can be done with them. Errors are for an operator.
+#[async_trait]
+trait Provider: Sync {
+    /// Looks for what would make [`open`](Self::open) fail, without making or asking anything.
+    fn check(&self, data_dir: &Path) -> Result<(), String>;
+
+    /// Opens the root.
+    async fn open(
+        &self,
+        data_dir: &Path,
+        if_missing: IfMissing,
+    ) -> Result<Arc<dyn RootKey>, String>;
+
+    /// Makes the root's key, or returns how an operator makes it.
+    async fn init(&self, data_dir: &Path) -> Result<String, String>;
 }
 
 #[cfg(test)]

@@ -28,11 +28,13 @@ mod allowance;
 pub mod answer;
 mod bootstrap;
 mod bucket;
+mod builder;
 mod chain;
 mod continuity;
 mod core;
 pub mod error;
 mod follower;
+mod handle;
 mod keyring;
 mod ledger;
 mod manage;
@@ -57,8 +59,10 @@ pub use answer::{
     Absence, ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health,
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
+pub use builder::Builder;
 pub use continuity::names_root;
 pub use error::{Error, Kind};
+pub use handle::ChainHandle;
 pub use roots::RootChange;
 pub use starting::Starting;
 
@@ -142,7 +146,7 @@ impl KeyService {
     /// # Errors
     /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and when no use can be had
     /// [`Kind::KekExhausted`], [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
-    pub async fn encrypt(
+    pub(crate) async fn encrypt(
         &self,
         chain: Option<&str>,
         plaintext: Plaintext,
@@ -169,7 +173,7 @@ impl KeyService {
     /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], [`Kind::InvalidCiphertext`],
     /// [`Kind::UnknownKek`], [`Kind::KekDisabled`], and for a KEK that is not in memory
     /// [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
-    pub async fn decrypt(
+    pub(crate) async fn decrypt(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
@@ -186,7 +190,11 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
-    pub async fn rewrap(&self, chain: Option<&str>, envelope: Vec<u8>) -> Result<Rewrapped, Error> {
+    pub(crate) async fn rewrap(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
         self.rewrap_to(self.core.form, chain, envelope).await
     }
 
@@ -196,7 +204,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
-    pub async fn rewrap_inline(
+    pub(crate) async fn rewrap_inline(
         &self,
         chain: Option<&str>,
         envelope: Vec<u8>,
@@ -220,7 +228,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt).
-    pub async fn datakey(
+    pub(crate) async fn datakey(
         &self,
         chain: Option<&str>,
         bytes: usize,
@@ -246,7 +254,7 @@ impl KeyService {
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
-    pub async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+    pub(crate) async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Proven).await
     }
 
@@ -255,7 +263,7 @@ impl KeyService {
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
-    pub async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
+    pub(crate) async fn force_rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Any).await
     }
 

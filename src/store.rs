@@ -12,11 +12,13 @@ use serde::Deserialize;
 
 pub mod backup;
 pub mod copy;
+#[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod file;
 pub mod inline;
 pub mod memory;
 pub mod record;
+pub(crate) mod settings;
 mod walk;
 
 #[cfg(test)]
@@ -194,7 +196,7 @@ pub enum Config {
     /// An embedded store: the default.
     File(file::Config),
     /// An etcd cluster, which replicas share.
-    Etcd(Box<etcd::Config>),
+    Etcd(Box<settings::Etcd>),
     /// None: KEKs travel along every envelope.
     Inline(inline::Config),
 }
@@ -234,6 +236,20 @@ impl Config {
         file::check(&config.path).map_err(|detail| OpenError { kind: "file", detail })
     }
 
+    /// Whether the settings can be used together, and their kind is part of this build.
+    ///
+    /// # Errors
+    /// The key within `[store]`, and what is wrong with it.
+    pub fn check_settings(&self) -> Result<(), (&'static str, String)> {
+        match self {
+            Self::File(_) | Self::Inline(_) => Ok(()),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(config) => config.check(),
+            #[allow(unreachable_patterns, reason = "reachable where the feature is off")]
+            _ => Err(("kind", LEFT_OUT.to_owned())),
+        }
+    }
+
     /// Whether to open it would make it, because nothing is there.
     #[must_use]
     pub fn is_missing(&self) -> bool {
@@ -246,6 +262,10 @@ impl Config {
         }
     }
 }
+
+/// What a configuration with a store that this build leaves out ends with.
+const LEFT_OUT: &str =
+    "stores of kind etcd are not part of this build: it needs the Cargo feature etcd";
 
 /// A store that could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -267,11 +287,14 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
             Ok(store) => Ok(Arc::new(store)),
             Err(detail) => Err(OpenError { kind: "file", detail }),
         },
+        Config::Inline(_) => Ok(Arc::new(inline::Store::new())),
+        #[cfg(feature = "etcd")]
         Config::Etcd(config) => match etcd::Store::open(config).await {
             Ok(store) => Ok(Arc::new(store)),
             Err(detail) => Err(OpenError { kind: "etcd", detail }),
         },
-        Config::Inline(_) => Ok(Arc::new(inline::Store::new())),
+        #[allow(unreachable_patterns, reason = "reachable where the feature is off")]
+        _ => Err(OpenError { kind: "etcd", detail: LEFT_OUT.to_owned() }),
     }
 }
 

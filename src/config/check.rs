@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::id::ChainName;
 use crate::service::MIN_DESTROY_DELAY;
 use crate::tls::ClientCert;
-use crate::{http, root, service, store, tls};
+use crate::{http, root, service, tls};
 
 use super::Config;
 
@@ -18,9 +18,8 @@ impl Config {
         self.check_server()?;
         self.check_roots()?;
         self.check_auth()?;
-        if let store::Config::Etcd(etcd) = &self.store {
-            etcd.check().map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
-        }
+        let checked = self.store.check_settings();
+        checked.map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
         if let Some(kubernetes) = &self.kubernetes {
             let checked = kubernetes.check();
             checked.map_err(|(key, detail)| wrong(&format!("kubernetes.{key}"), detail))?;

@@ -14,18 +14,18 @@ pub(super) const TAGGED: &str = "kind";
 #[serde(rename = "kind", rename_all = "kebab-case")]
 enum Store {
     File(store::file::Config),
-    Etcd(Box<store::etcd::Config>),
+    Etcd(Box<store::settings::Etcd>),
     Inline(store::inline::Config),
 }
 
 #[derive(Deserialize)]
 #[serde(rename = "kind", rename_all = "kebab-case")]
 enum Root {
-    AwsKms(root::aws_kms::Config),
+    AwsKms(root::settings::AwsKms),
     Local(root::local::Config),
     Passphrase(root::passphrase::Config),
-    Pkcs11(root::pkcs11::Config),
-    VaultTransit(root::vault_transit::Config),
+    Pkcs11(root::settings::Pkcs11),
+    VaultTransit(root::settings::VaultTransit),
 }
 
 /// The `[store]`.

@@ -177,7 +177,7 @@ pub(super) async fn read(
     let limit = query.limit().map_err(refuse)?;
     let after = query.after.as_deref().map(str::parse::<KekId>).transpose();
     let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
-    let (chain, page) = service.chain(&name, after, limit).await?;
+    let (chain, page) = service.chain_with_keks(&name, after, limit).await?;
     Ok(answer::json(&ChainWithKeksBody {
         chain: chain.into(),
         items: page.items.into_iter().map(KekBody::from).collect(),

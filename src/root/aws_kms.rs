@@ -5,7 +5,7 @@
 //! is judged in `failure`.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,21 +18,21 @@ use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::primitives::Blob;
-use serde::Deserialize;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use crate::human_units;
 use crate::loopback::is_loopback;
 use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
 
 use super::authorities::{self, Authorities, Ca, is_same};
-use super::{Context, Error, sealed};
+use super::{Context, Error, IfMissing, RootKey, sealed};
 
 mod failure;
 mod key_id;
 mod outgoing;
+
+pub use super::settings::AwsKms as Config;
 
 /// The first byte of a wrap. Then follows what KMS made of the KEK, as it is.
 const FORMAT: u8 = 1;
@@ -42,29 +42,6 @@ const LONGEST_WRAP: usize = 1024;
 
 /// How often a call is tried at most. KMS bills each time that it answers.
 const ATTEMPTS: u32 = 3;
-
-/// One `[[root]]` with `kind = "aws-kms"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The root's name in records and metrics.
-    pub name: String,
-    /// The key: its id, its ARN, an alias (`alias/...`) or an alias' ARN.
-    pub key_id: String,
-    /// The region; by default that of an ARN, else the one that the SDK finds.
-    pub region: Option<String>,
-    /// Where KMS is, if not where the region's is; `http://` or `https://`.
-    pub endpoint: Option<String>,
-    /// A PEM file with the certificates to trust, in place of the system's.
-    pub ca: Option<PathBuf>,
-    /// How long a call may take with all its retries.
-    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
-    pub timeout: Duration,
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(5)
-}
 
 impl Config {
     /// Whether the settings can be meant so. Nobody is asked.
@@ -249,7 +226,7 @@ fn encryption_context(context: Context<'_>) -> HashMap<String, String> {
 }
 
 #[async_trait]
-impl super::RootKey for Root {
+impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         let call = self.client().await?.encrypt().key_id(&self.config.key_id);
         let call = call.set_encryption_context(Some(encryption_context(context)));
@@ -286,6 +263,23 @@ impl super::RootKey for Root {
 
     fn key(&self) -> String {
         self.config.key_id.clone()
+    }
+}
+
+#[async_trait]
+impl super::Provider for Config {
+    fn check(&self, _: &Path) -> Result<(), String> {
+        self.check()
+    }
+
+    async fn open(&self, _: &Path, _: IfMissing) -> Result<Arc<dyn RootKey>, String> {
+        Ok(Arc::new(Root::open(self)?))
+    }
+
+    async fn init(&self, _: &Path) -> Result<String, String> {
+        Ok("make the key with AWS: `aws kms create-key --description kms-proxy`, and give the \
+            service's role kms:Encrypt and kms:Decrypt on it"
+            .to_owned())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -16,7 +16,7 @@ use crate::id::Suite;
 use crate::random;
 use crate::secret::KeyBytes;
 
-use super::{Context, Error, sealed};
+use super::{Context, Error, RootKey, sealed};
 
 /// The first byte of a wrap. Then follow nonce (12 bytes), sealed KEK (16 or 32) and tag (16).
 const FORMAT: u8 = 1;
@@ -30,6 +30,7 @@ const MAGIC: &str = "kms-proxy local root key v1";
 /// One `[[root]]` with `kind = "local"`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Config {
     /// The root's name in records and metrics.
     pub name: String,
@@ -38,6 +39,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// A root whose key file is `root.key` in the data directory.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), key_file: None }
+    }
+
     /// Where the key is.
     #[must_use]
     pub fn path(&self, data_dir: &Path) -> PathBuf {
@@ -153,7 +160,7 @@ impl Root {
 }
 
 #[async_trait]
-impl super::RootKey for Root {
+impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         sealed::seal(self.cipher()?, context, &[FORMAT], kek)
     }
@@ -248,6 +255,30 @@ fn parse(text: &[u8]) -> Result<KeyBytes, &'static str> {
 fn check(key: &KeyBytes) -> [u8; 4] {
     let hash = Sha256::new().chain_update(MAGIC).chain_update(key.expose()).finalize();
     hash.first_chunk().copied().unwrap_or_default()
+}
+
+#[async_trait]
+impl super::Provider for Config {
+    fn check(&self, data_dir: &Path) -> Result<(), String> {
+        self.check(data_dir)
+    }
+
+    async fn open(
+        &self,
+        data_dir: &Path,
+        if_missing: IfMissing,
+    ) -> Result<Arc<dyn RootKey>, String> {
+        Ok(Arc::new(Root::open_if(self, data_dir, if_missing)?))
+    }
+
+    async fn init(&self, data_dir: &Path) -> Result<String, String> {
+        let path = self.path(data_dir);
+        Ok(if init(self, data_dir)? {
+            format!("a new key is in {}", path.display())
+        } else {
+            format!("nothing is to be done: the key is in {}", path.display())
+        })
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +20,7 @@ use crate::human_units;
 use crate::random;
 use crate::secret::{KeyBytes, SecretBytes};
 
-use super::{Context, Error, sealed};
+use super::{Context, Error, IfMissing, RootKey, sealed};
 
 mod setting;
 
@@ -36,6 +36,7 @@ const KEYS: usize = 16;
 /// One `[[root]]` with `kind = "passphrase"`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Config {
     /// The root's name in records and metrics.
     pub name: String,
@@ -81,6 +82,19 @@ impl fmt::Debug for Config {
 }
 
 impl Config {
+    /// A root with this passphrase and the default costs: 64 MiB, 3 passes and 1 lane.
+    #[must_use]
+    pub fn new(name: impl Into<String>, passphrase: SecretBytes) -> Self {
+        Self {
+            name: name.into(),
+            passphrase_file: None,
+            passphrase: Some(Arc::new(passphrase)),
+            memory: default_memory(),
+            passes: default_passes(),
+            lanes: default_lanes(),
+        }
+    }
+
     /// Whether the costs are in bounds, and there is one passphrase that can be read. A pipe is left alone: what is read from
     /// it is gone.
     pub(super) fn check(&self) -> Result<(), String> {
@@ -251,7 +265,7 @@ impl Root {
 }
 
 #[async_trait]
-impl super::RootKey for Root {
+impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         let (setting, cipher) = self.own().await?;
         let head = [&[FORMAT], &setting.to_bytes()[..]].concat();
@@ -305,6 +319,21 @@ impl super::RootKey for Root {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the passphrase is empty")]
 pub struct Empty;
+
+#[async_trait]
+impl super::Provider for Config {
+    fn check(&self, _: &Path) -> Result<(), String> {
+        self.check()
+    }
+
+    async fn open(&self, _: &Path, _: IfMissing) -> Result<Arc<dyn RootKey>, String> {
+        Ok(Arc::new(Root::open(self).await?))
+    }
+
+    async fn init(&self, _: &Path) -> Result<String, String> {
+        Ok("nothing is to be done: the passphrase is all there is".to_owned())
+    }
+}
 
 #[cfg(test)]
 mod tests;

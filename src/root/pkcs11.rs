@@ -4,6 +4,7 @@
 //! The token seals KEKs with AES-GCM. Modules block, hang, lose sessions and tokens; so they are
 //! called on threads of their own, and what is lost is opened anew, without a restart.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use async_trait::async_trait;
 
 use crate::secret::KeyBytes;
 
-use super::{Context, Error, sealed};
+use super::{Context, Error, IfMissing, RootKey, sealed};
 
 mod config;
 mod fault;
@@ -80,7 +81,7 @@ impl Root {
 }
 
 #[async_trait]
-impl super::RootKey for Root {
+impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         let aad = context.aad();
         // The thread needs a copy of its own. It is wiped when the call has returned.
@@ -108,6 +109,21 @@ impl super::RootKey for Root {
 
 fn took_too_long(config: &Config) -> String {
     format!("module {}: no answer in {} s", config.module.display(), PATIENCE.as_secs())
+}
+
+#[async_trait]
+impl super::Provider for Config {
+    fn check(&self, _: &Path) -> Result<(), String> {
+        self.check()
+    }
+
+    async fn open(&self, _: &Path, _: IfMissing) -> Result<Arc<dyn RootKey>, String> {
+        Ok(Arc::new(Root::open(self).await?))
+    }
+
+    async fn init(&self, _: &Path) -> Result<String, String> {
+        Root::init(self).await
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! This file owns the two calls and what is looked at before them. What they say is in `key`, tokens
 //! are the session's, HTTP is the client's. A KEK is bound to its context as associated data, which transit's AEADs take.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::KeyBytes;
 
-use super::{Context, Error};
+use super::{Context, Error, IfMissing, RootKey};
 
 mod client;
 mod config;
@@ -186,7 +187,7 @@ impl Root {
 }
 
 #[async_trait]
-impl super::RootKey for Root {
+impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         in_time(self.encrypt(context, kek)).await
     }
@@ -214,6 +215,25 @@ async fn in_time<T>(calls: impl Future<Output = Result<T, Error>>) -> Result<T, 
     tokio::time::timeout(DEADLINE, calls)
         .await
         .unwrap_or_else(|_| Err(Error::Away("no answer in 14 s".to_owned())))
+}
+
+#[async_trait]
+impl super::Provider for Config {
+    fn check(&self, _: &Path) -> Result<(), String> {
+        self.check()
+    }
+
+    async fn open(&self, _: &Path, _: IfMissing) -> Result<Arc<dyn RootKey>, String> {
+        Ok(Arc::new(Root::open(self).await?))
+    }
+
+    async fn init(&self, _: &Path) -> Result<String, String> {
+        Ok(format!(
+            "make the key with Vault or OpenBao: `vault write -f {}/keys/{}`, and give the service's \
+             policy update on its encrypt and decrypt",
+            self.mount, self.key
+        ))
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ impl KeyService {
     ///
     /// # Errors
     /// When the store does not answer; roots may be away.
-    pub async fn start(
+    pub(crate) async fn start(
         config: Config,
         store: Arc<dyn Store>,
         roots: Vec<root::Named>,

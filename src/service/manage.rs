@@ -64,7 +64,7 @@ impl KeyService {
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
-    pub async fn chain(
+    pub async fn chain_with_keks(
         &self,
         name: &str,
         after: Option<KekId>,

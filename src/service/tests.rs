@@ -174,7 +174,7 @@ async fn a_good_read_does_not_end_an_outage_of_writes() {
     world.clock.advance(Duration::from_secs(61));
     world.store.fail_next([Fault::NotSent]);
     assert_eq!(kind(world.encrypt().await), Kind::StoreUnavailable);
-    assert!(world.service.chain(DEFAULT_CHAIN, None, 1).await.is_ok());
+    assert!(world.service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.is_ok());
     let store = || world.service.core.store.check().health;
     assert_eq!(store(), Health::Degraded);
     assert!(world.encrypt().await.is_ok());
@@ -376,9 +376,9 @@ async fn chains_are_made_changed_and_listed() {
     let page = world.service.chains(page.next.as_ref().map(ChainName::as_str), 1).await.unwrap();
     assert_eq!((page.items[0].chain.as_str(), page.next), ("orders", None));
     world.service.rotate(Some("orders")).await.unwrap();
-    let (info, page) = world.service.chain("orders", None, 1).await.unwrap();
+    let (info, page) = world.service.chain_with_keks("orders", None, 1).await.unwrap();
     assert_eq!((info.keks, page.items.len()), (2, 1));
-    let (_, rest) = world.service.chain("orders", page.next, 1).await.unwrap();
+    let (_, rest) = world.service.chain_with_keks("orders", page.next, 1).await.unwrap();
     assert_eq!((rest.items.len(), rest.next), (1, None));
     assert_eq!(
         kind(world.service.encrypt(Some("nobody"), b"x"[..].into(), b"").await),

@@ -5,17 +5,10 @@
 //! records mean is not its business.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare as EtcdCompare, CompareOp, GetOptions, KeyValue, TxnOp, TxnOpResponse};
-use serde::Deserialize;
-
-use crate::human_units;
-use crate::secret::SecretBytes;
 
 use super::{Committed, Compare, Entry, Error, Revision, Txn};
 
@@ -32,77 +25,12 @@ mod tests;
 use failure::Failure;
 use members::Members;
 
+pub use super::settings::{Etcd as Config, EtcdTls as Tls};
+
 /// Keys of one read: etcd takes 128 operations in a txn by default.
 const KEYS: usize = 64;
 /// Entries of one read of a list: gRPC messages are 4 MiB at most, and a record is about 1 KB.
 const PAGE: usize = 500;
-
-/// `[store]` with `kind = "etcd"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The members' URLs: `https://` all of them, or `http://`.
-    #[serde(deserialize_with = "human_units::list::deserialize")]
-    pub endpoints: Vec<String>,
-    /// What all keys start with, then a `/`.
-    #[serde(default = "default_prefix")]
-    pub prefix: String,
-    /// The user, where etcd asks for one.
-    pub username: Option<String>,
-    /// The file with the user's password; white space at its end does not count.
-    pub password_file: Option<PathBuf>,
-    /// The password itself, from the environment: it has no place in a configuration file.
-    #[serde(skip)]
-    pub password: Option<Arc<SecretBytes>>,
-    /// Certificates.
-    pub tls: Option<Tls>,
-    /// How long one member may take for one call: 2 s.
-    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
-    pub timeout: Duration,
-    /// The directory for what this machine alone keeps, such as the key file of a `local` root.
-    #[serde(default = "default_data_dir")]
-    pub data_dir: PathBuf,
-}
-
-/// Certificates, as PEM files.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// The authorities that the members' certificates are checked by; the system's when it is not
-    /// set.
-    pub ca: Option<PathBuf>,
-    /// The client's own certificate, with the chain above it.
-    pub cert: Option<PathBuf>,
-    /// The key of that.
-    pub key: Option<PathBuf>,
-}
-
-fn default_prefix() -> String {
-    "/kms-proxy".to_owned()
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(2)
-}
-
-fn default_data_dir() -> PathBuf {
-    super::DEFAULT_DATA_DIR.into()
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("endpoints", &self.endpoints)
-            .field("prefix", &self.prefix)
-            .field("username", &self.username)
-            .field("password_file", &self.password_file)
-            .field("password", &self.password.as_ref().map(|_| "(secret)"))
-            .field("tls", &self.tls)
-            .field("timeout", &self.timeout)
-            .field("data_dir", &self.data_dir)
-            .finish()
-    }
-}
 
 impl Config {
     /// What all keys start with; it ends with a `/`.

@@ -32,7 +32,7 @@ const MODULES: &str = "
     store:     backoff clock error_chain files id pem random secret timestamp human_units
 
     keychain:  aead clock envelope id random secret
-    saved:     id keychain root
+    export:    id keychain root
     service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
     auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units

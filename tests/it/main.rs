@@ -28,6 +28,8 @@ mod inline;
 #[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
+mod library;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod limits;

@@ -1,5 +1,7 @@
-//! What would be published: the package is made as `cargo publish` makes it, without the build.
+//! The package: what would be published, made as `cargo publish` makes it without the build; and
+//! what its Cargo features pull in.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::support::root;
@@ -34,4 +36,90 @@ fn the_package_is_made_without_a_warning_and_has_what_it_needs() {
     for private in [".ci/", "target/", "fuzz/", "kms-proxy-data"] {
         assert!(!files.iter().any(|file| file.starts_with(private)), "{private} is among\n{list}");
     }
+}
+
+/// What no small library may depend on.
+const LARGE: [&str; 10] = [
+    "aws-config",
+    "aws-sdk-kms",
+    "axum",
+    "clap",
+    "etcd-client",
+    "hyper",
+    "reqwest",
+    "rustls",
+    "tikv-jemallocator",
+    "tonic",
+];
+
+#[test]
+fn without_features_the_library_is_small() {
+    let crates = crates("");
+    assert!(crates.len() <= 80, "{} crates: {crates:?}", crates.len());
+    assert!(crates.contains("aes-gcm"), "the tree was read: {crates:?}");
+    for large in LARGE {
+        assert!(!crates.contains(large), "{large} is among {crates:?}");
+    }
+}
+
+#[test]
+fn only_the_etcd_store_needs_a_compiler_of_protocol_buffers() {
+    let without = crates("aws-kms pkcs11 server vault-transit");
+    let with = crates("etcd");
+    for needs_protoc in ["etcd-client", "prost-build", "tonic-prost-build"] {
+        assert!(!without.contains(needs_protoc), "{needs_protoc} is among {without:?}");
+        assert!(with.contains(needs_protoc), "{needs_protoc} is not among {with:?}");
+    }
+}
+
+/// The crates that a build with these features compiles, build scripts included.
+fn crates(features: &str) -> BTreeSet<String> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).args(["tree", "--offline", "--locked", "--prefix", "none"]);
+    command.args(["--edges", "normal,build", "--no-default-features", "--features", features]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn features_add_modules_and_providers_and_change_nothing_else() {
+    let mut files = vec![root().join("src")];
+    let mut seen = 0;
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).unwrap();
+        seen += source.matches("#[cfg(").count();
+        assert_eq!(misplaced(&source), None, "{}", path.display());
+    }
+    assert!(seen > 20, "the sources were read");
+    for bad in [
+        "#[cfg(feature = \"etcd\")]\nconst LIMIT: u32 = 7;",
+        "#[cfg(not(feature = \"etcd\"))]\nfn open() {}",
+        "let limit = if cfg!(feature = \"etcd\") { 7 } else { 8 };",
+    ] {
+        assert!(misplaced(bad).is_some(), "{bad}");
+    }
+}
+
+/// A condition on a feature that is neither on a module, on its re-export nor on a match arm.
+fn misplaced(source: &str) -> Option<&str> {
+    let mut lines = source.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if line.contains("cfg!(feature") {
+            return Some(line);
+        }
+        if line.starts_with("#[cfg(") && line.contains("feature") {
+            let next = lines.next().unwrap_or_default();
+            let starts = ["mod ", "pub mod ", "pub use "].iter().any(|word| next.starts_with(word));
+            if !starts && !next.contains("=>") {
+                return Some(next);
+            }
+        }
+    }
+    None
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::support::{Sealed, Service, Setup, decrypt_all, until};
 
-const PIN: &str = "pin-4d0e7a";
+pub(crate) const PIN: &str = "pin-4d0e7a";
 const INSTALL: &str = "SoftHSM is missing; run: sudo apt-get install softhsm2";
 const HELLO: &str = "aGVsbG8=";
 
@@ -93,7 +93,7 @@ fn lock(path: &Path) -> File {
 }
 
 /// The module, wherever Debian's package of this machine puts it.
-fn softhsm() -> PathBuf {
+pub(crate) fn softhsm() -> PathBuf {
     let fixed = PathBuf::from("/usr/lib/softhsm/libsofthsm2.so");
     let of_machine = std::fs::read_dir("/usr/lib").unwrap();
     let of_machine = of_machine.map(|entry| entry.unwrap().path().join("softhsm/libsofthsm2.so"));

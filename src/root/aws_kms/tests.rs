@@ -18,7 +18,7 @@ use kms::{Front, Moto, REGION, Way};
 
 /// A root for `key_id` behind `front`.
 async fn root(front: &Front, key_id: &str) -> Root {
-    with_timeout(front, key_id, default_timeout()).await
+    with_timeout(front, key_id, Config::new("main", key_id).timeout).await
 }
 
 async fn with_timeout(front: &Front, key_id: &str, timeout: Duration) -> Root {

@@ -1,88 +1,20 @@
 //! What is set of a `pkcs11` root, and where its PIN comes from.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
-
 use crate::files;
-use crate::human_units;
 use crate::secret::SecretBytes;
 
-/// One `[[root]]` with `kind = "pkcs11"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The root's name in records and metrics.
-    pub name: String,
-    /// The PKCS#11 module of the HSM's maker: a shared library.
-    pub module: PathBuf,
-    /// The label of the token; or `slot` says where it is.
-    pub token_label: Option<String>,
-    /// The id of the token's slot; or `token_label` says what it is called.
-    #[serde(default, deserialize_with = "slot")]
-    pub slot: Option<u64>,
-    /// The label of the AES-256 key in the token.
-    pub key_label: String,
-    /// The file with the PIN of the token's user; white space at its end does not count. It is
-    /// read for each login, so a new PIN needs no restart.
-    pub pin_file: Option<PathBuf>,
-    /// The PIN itself, from the environment: it has no place in a configuration file.
-    #[serde(skip)]
-    pub pin: Option<Arc<SecretBytes>>,
-    /// Who makes the nonces.
-    #[serde(default)]
-    pub gcm_iv: GcmIv,
-    /// How long a caller waits for the token.
-    #[serde(default = "timeout", deserialize_with = "human_units::duration::deserialize")]
-    pub timeout: Duration,
-}
-
-/// Who makes the nonce of a wrap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GcmIv {
-    /// This process, at random.
-    #[default]
-    Caller,
-    /// The token, which writes it back: some allow nothing else (AWS CloudHSM, FIPS modes).
-    Token,
-}
-
-impl GcmIv {
-    /// The word in the configuration.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Caller => "caller",
-            Self::Token => "token",
-        }
-    }
-}
+pub use crate::root::settings::{GcmIv, Pkcs11 as Config};
 
 /// The longest label of a token, in bytes: PKCS#11 pads it to that.
 const MAX_TOKEN_LABEL: usize = 32;
 
 /// The service waits 15 s for a root, so a longer wait would never be seen.
 const MAX_TIMEOUT: Duration = Duration::from_secs(15);
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("name", &self.name)
-            .field("module", &self.module)
-            .field("token_label", &self.token_label)
-            .field("slot", &self.slot)
-            .field("key_label", &self.key_label)
-            .field("pin_file", &self.pin_file)
-            .field("pin", &self.pin.as_ref().map(|_| "(secret)"))
-            .field("gcm_iv", &self.gcm_iv)
-            .field("timeout", &self.timeout)
-            .finish()
-    }
-}
 
 impl Config {
     /// Whether the files are there, and exactly one token and one PIN are named. The module is not
@@ -156,26 +88,6 @@ fn read(path: &Path) -> Result<(SecretBytes, files::Access), String> {
     }
     let (pin, access) = files::read_secret(path).map_err(|error| at(&error))?;
     Ok((pin.trim_end(), access))
-}
-
-fn timeout() -> Duration {
-    Duration::from_secs(5)
-}
-
-/// A slot's id: a number, or text when it comes from the environment.
-fn slot<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Slot {
-        Number(u64),
-        Text(String),
-    }
-    let slot = match Slot::deserialize(deserializer) {
-        Ok(Slot::Number(slot)) => Some(slot),
-        Ok(Slot::Text(text)) => text.trim().parse().ok(),
-        Err(_) => None,
-    };
-    slot.map(Some).ok_or_else(|| de::Error::custom("slot is a whole number"))
 }
 
 #[cfg(test)]

@@ -1,94 +1,23 @@
 //! One `[[root]]` with `kind = "vault-transit"`: its settings, and what is wrong with them.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
-use serde::Deserialize;
 
-use crate::human_units;
 use crate::loopback::is_loopback;
 use crate::proxy::Proxies;
 use crate::root::authorities;
 use crate::secret::SecretBytes;
 
+pub use crate::root::settings::VaultTransit as Config;
+
 use super::login::{Login, MAX_LEN, Secret};
-
-/// One `[[root]]` with `kind = "vault-transit"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The root's name in records and metrics.
-    pub name: String,
-    /// The server's URL, such as `https://vault.example:8200`.
-    pub address: String,
-    /// Where the transit engine is mounted.
-    #[serde(default = "transit")]
-    pub mount: String,
-    /// The name of the key in the transit engine.
-    pub key: String,
-    /// The namespace that engine and login are in.
-    pub namespace: Option<String>,
-    /// A PEM file with the certificates to trust, in place of the system's.
-    pub ca: Option<PathBuf>,
-    /// The file with a token that something else keeps valid.
-    pub token_file: Option<PathBuf>,
-    /// The token itself, from the environment: it has no place in a configuration file.
-    #[serde(skip)]
-    pub token: Option<Arc<SecretBytes>>,
-    /// Of AppRole: the role's id.
-    pub role_id: Option<String>,
-    /// Of AppRole: the file with the secret id.
-    pub secret_id_file: Option<PathBuf>,
-    /// Of AppRole: the secret id itself, from the environment.
-    #[serde(skip)]
-    pub secret_id: Option<Arc<SecretBytes>>,
-    /// Of AppRole: where it is mounted.
-    #[serde(default = "approle")]
-    pub auth_mount: String,
-    /// How long one call may take.
-    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
-    pub timeout: Duration,
-}
-
-fn transit() -> String {
-    "transit".to_owned()
-}
-
-fn approle() -> String {
-    "approle".to_owned()
-}
-
-fn five_seconds() -> Duration {
-    Duration::from_secs(5)
-}
 
 /// A wrap or unwrap is a few calls at worst, and the service gives it 15 seconds.
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(10);
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secret = |secret: &Option<Arc<SecretBytes>>| secret.as_ref().map(|_| "(secret)");
-        f.debug_struct("Config")
-            .field("name", &self.name)
-            .field("address", &self.address)
-            .field("mount", &self.mount)
-            .field("key", &self.key)
-            .field("namespace", &self.namespace)
-            .field("ca", &self.ca)
-            .field("token_file", &self.token_file)
-            .field("token", &secret(&self.token))
-            .field("role_id", &self.role_id)
-            .field("secret_id_file", &self.secret_id_file)
-            .field("secret_id", &secret(&self.secret_id))
-            .field("auth_mount", &self.auth_mount)
-            .field("timeout", &self.timeout)
-            .finish()
-    }
-}
 
 impl Config {
     /// Whether all of it can be used. No server is asked.

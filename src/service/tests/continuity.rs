@@ -11,7 +11,7 @@ async fn founded() -> (World, Vec<u8>, KekId) {
 }
 
 async fn keks(service: &KeyService) -> Vec<KekId> {
-    let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 100).await.unwrap();
     page.items.into_iter().map(|kek| kek.kek_id).collect()
 }
 
@@ -161,7 +161,7 @@ async fn a_root_that_is_new_wraps_beside_the_old_one_alone() {
     world.root.away.store(false, SeqCst);
     world.clock.advance(Duration::from_secs(60));
     let rotated = service.rotate(None).await.unwrap();
-    let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 100).await.unwrap();
     let kek = page.items.iter().find(|kek| kek.kek_id == rotated.primary).unwrap();
     assert_eq!(kek.roots, ["new", "main"]);
 }
@@ -180,7 +180,7 @@ async fn what_a_root_opened_is_believed_for_a_day() {
 #[tokio::test]
 async fn an_unknown_kek_is_named_listed_and_counted() {
     let (world, _, id) = founded().await;
-    let (_, before) = world.service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    let (_, before) = world.service.chain_with_keks(DEFAULT_CHAIN, None, 100).await.unwrap();
     assert_eq!(before.items.len(), 1);
     let chain = ChainName::new(DEFAULT_CHAIN).unwrap();
     let lost = KeyChain::generate(chain, Suite::Aes128Gcm).unwrap();

@@ -373,7 +373,7 @@ async fn what_needs_shared_state_is_a_conflict_that_says_why() {
     let unknown = service.encrypt(Some("orders"), b"x".into(), b"").await;
     assert_eq!(kind(unknown), Kind::UnknownChain);
     // It can be looked at all the same.
-    let (info, keks) = service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+    let (info, keks) = service.chain_with_keks(DEFAULT_CHAIN, None, 10).await.unwrap();
     assert_eq!((info.primary, keks.items.len()), (Some(id), 1));
 }
 
@@ -414,7 +414,7 @@ async fn memory_stays_bounded_over_rotations_and_old_envelopes_open() {
     }
     let ids: std::collections::HashSet<_> = envelopes.iter().map(|one| kek_id(one)).collect();
     assert_eq!(ids.len(), 100);
-    let (info, _) = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap();
+    let (info, _) = service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap();
     assert!(info.keks <= 18, "{}", info.keks);
     for id in ids {
         service.core.keyring.drop_kek(&chain_of(&service).name, id);

@@ -45,7 +45,8 @@ async fn a_chain_that_another_replica_deleted_is_gone_and_does_not_come_back() {
     let replicas = Replicas::new(2).await;
     let [one, other] = &replicas.services[..] else { panic!("two replicas") };
     one.put_chain("orders", ChainSettings::default()).await.unwrap();
-    until("the other has it", async || other.chain("orders", None, 1).await.is_ok()).await;
+    until("the other has it", async || other.chain_with_keks("orders", None, 1).await.is_ok())
+        .await;
     one.delete_chain("orders").await.unwrap();
     until("the other misses it", async || {
         kind(other.encrypt(Some("orders"), b"hello"[..].into(), b"").await) == Kind::UnknownChain
@@ -53,7 +54,7 @@ async fn a_chain_that_another_replica_deleted_is_gone_and_does_not_come_back() {
     .await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     for service in [one, other] {
-        assert_eq!(kind(service.chain("orders", None, 1).await), Kind::UnknownChain);
+        assert_eq!(kind(service.chain_with_keks("orders", None, 1).await), Kind::UnknownChain);
     }
 }
 

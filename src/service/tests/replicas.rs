@@ -163,7 +163,7 @@ async fn what_one_replica_changes_the_others_see() {
         b.encrypt(Some("orders"), b"x"[..].into(), b"").await.is_ok()
     })
     .await;
-    let (_, page) = a.chain("orders", None, 10).await.unwrap();
+    let (_, page) = a.chain_with_keks("orders", None, 10).await.unwrap();
     assert_eq!(page.items.len(), 1);
 }
 

@@ -59,7 +59,7 @@ async fn encrypt(service: &KeyService) -> Result<KekId, Error> {
 }
 
 async fn states(service: &KeyService) -> HashMap<KekId, State> {
-    let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 100).await.unwrap();
     page.items.into_iter().map(|kek| (kek.kek_id, kek.state)).collect()
 }
 
@@ -89,7 +89,7 @@ async fn a_standby_that_no_root_opens_is_replaced_when_it_is_due() {
         world.a.away.store(false, SeqCst);
         world.b.away.store(true, SeqCst);
         let service = world.start().await;
-        let head = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0;
+        let head = service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap().0;
         let standby = head.standby.unwrap();
         assert_eq!(head.primary, Some(first));
         assert!(encrypt(&service).await.is_ok(), "the primary is well");
@@ -114,7 +114,8 @@ async fn a_standby_whose_record_is_damaged_stops_nothing_and_is_replaced() {
         let first = encrypt(&service).await.unwrap();
         world.encrypt_until(&service, |_, head| head.standby.is_some()).await;
         service.stop().await;
-        let standby = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
+        let standby =
+            service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
         damage(&world.store, key(&default_chain(), standby)).await;
         let service = world.start().await;
         assert_eq!(encrypt(&service).await, Ok(first));
@@ -178,7 +179,7 @@ async fn a_primary_that_no_root_opens_does_not_keep_the_standby_from_being_opene
     let service = world.start().await;
     let chain = chain_of(&service);
     let held: Vec<_> = chain.snapshot().keks().map(|kek| kek.id()).collect();
-    let standby = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
+    let standby = service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
     assert_eq!(held, [standby]);
 }
 
@@ -218,7 +219,7 @@ async fn lists_leave_out_what_is_damaged_and_go_on() {
     damage(&world.store, record::uses_key(&default_chain(), uncounted)).await;
     let (mut listed, mut after) = (Vec::new(), None);
     loop {
-        let (info, page) = world.service.chain(DEFAULT_CHAIN, after, 1).await.unwrap();
+        let (info, page) = world.service.chain_with_keks(DEFAULT_CHAIN, after, 1).await.unwrap();
         assert_eq!(info.keks, 3);
         listed.extend(page.items.into_iter().map(|kek| kek.kek_id));
         after = page.next;
@@ -391,7 +392,7 @@ async fn change_root(
 
 /// The roots that wrapped each KEK of the chain.
 async fn wrapped_by(service: &KeyService) -> Vec<Vec<String>> {
-    let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+    let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 100).await.unwrap();
     page.items.into_iter().map(|kek| kek.roots).collect()
 }
 
@@ -425,7 +426,7 @@ async fn a_root_comes_and_another_goes_and_data_stays() {
     // A KEK that only the old root wrapped, and one whose other wrap opens no more.
     let chain = default_chain();
     let ids: Vec<_> = {
-        let (_, page) = service.chain(DEFAULT_CHAIN, None, 100).await.unwrap();
+        let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 100).await.unwrap();
         let retired = page.items.iter().filter(|kek| kek.state == State::Retired);
         retired.map(|kek| kek.kek_id).collect()
     };
@@ -467,7 +468,7 @@ async fn a_removal_that_fails_replaces_nothing() {
     let service = start(Arc::clone(&two.store) as _, &[("b", &two.b)], &two.clock).await;
     let (changed, failed) = change_root(&service, "a", RootChange::Remove).await.unwrap();
     assert!(changed == 0 && failed.len() == 1, "{changed} {failed:?}");
-    let (info, _) = service.chain(DEFAULT_CHAIN, None, 1).await.unwrap();
+    let (info, _) = service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap();
     assert_eq!((info.primary, info.keks), (Some(id), 1), "nothing was made in its place");
 }
 
@@ -541,7 +542,7 @@ async fn what_is_encrypted_after_a_root_was_removed_opens_with_it_no_more() {
     let world = TwoRoots::new();
     let service = world.start().await;
     encrypt(&service).await.unwrap();
-    let (_, page) = service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+    let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 10).await.unwrap();
     let old = page.items[0].kek_id;
     service.stop().await;
     let one = [("b", &world.b)];
@@ -550,7 +551,7 @@ async fn what_is_encrypted_after_a_root_was_removed_opens_with_it_no_more() {
     assert!(progress.unwrap().failed.is_empty());
     let new = encrypt(&service).await.unwrap();
     assert_ne!(new, old, "the primary was replaced");
-    let (_, page) = service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+    let (_, page) = service.chain_with_keks(DEFAULT_CHAIN, None, 10).await.unwrap();
     for kek in page.items {
         assert_eq!(kek.roots, ["b"], "{}", kek.kek_id);
     }

@@ -92,7 +92,7 @@ impl HeldWorld {
     }
 
     async fn stored(&self) -> State {
-        let (_, page) = self.service.chain(DEFAULT_CHAIN, None, 10).await.unwrap();
+        let (_, page) = self.service.chain_with_keks(DEFAULT_CHAIN, None, 10).await.unwrap();
         page.items.iter().find(|kek| kek.kek_id == self.id).unwrap().state
     }
 

@@ -1,5 +1,7 @@
 //! The etcd store on real etcd processes: the contract, members that fail, lost answers, watches.
 
+use std::time::Duration;
+
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -7,6 +9,7 @@ use rustix::process::Signal;
 use tempfile::tempdir;
 
 use super::*;
+use crate::secret::SecretBytes;
 use crate::store::contract::{self, applied, put, value};
 use crate::store::{News, Store as _};
 
@@ -23,16 +26,7 @@ use proxy::{Mode, Proxy};
 use server::Etcd;
 
 fn config(endpoints: &[String]) -> Config {
-    Config {
-        endpoints: endpoints.to_vec(),
-        prefix: default_prefix(),
-        username: None,
-        password_file: None,
-        password: None,
-        tls: None,
-        timeout: Duration::from_secs(3),
-        data_dir: default_data_dir(),
-    }
+    Config { timeout: Duration::from_secs(3), ..Config::new(endpoints.to_vec()) }
 }
 
 async fn open(endpoints: &[String]) -> Store {

@@ -1,7 +1,7 @@
 //! Certificates and passwords whose files are replaced while a store uses them.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::tls::tests::pki::Pki;

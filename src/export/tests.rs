@@ -25,7 +25,7 @@ fn chain() -> (KeyChain, Vec<u8>) {
 
 async fn written(chain: &KeyChain, root: &dyn RootKey) -> String {
     let mut out = Vec::new();
-    write(chain, root, &mut out).await.unwrap();
+    write_with_half_the_uses(chain, root, &mut out).await.unwrap();
     String::from_utf8(out).unwrap()
 }
 
@@ -197,7 +197,7 @@ async fn the_id_is_derived_anew_after_each_unwrap() {
 async fn a_failed_wrap_takes_no_use_and_writes_nothing() {
     let (chain, _) = chain();
     let mut out = Vec::new();
-    let result = write(&chain, &Careless, &mut out).await;
+    let result = write_with_half_the_uses(&chain, &Careless, &mut out).await;
     assert!(matches!(result, Err(WriteError::Root(_, root::Error::Away(_)))));
     assert_eq!((left(&chain), out.len()), (UNSHARED_USES, 0));
 }
@@ -206,6 +206,9 @@ async fn a_failed_wrap_takes_no_use_and_writes_nothing() {
 async fn a_failed_output_is_an_error_and_its_uses_are_lost() {
     let (chain, _) = chain();
     let mut full: &mut [u8] = &mut [0; 10];
-    assert!(matches!(write(&chain, &root(), &mut full).await, Err(WriteError::Output(_))));
+    assert!(matches!(
+        write_with_half_the_uses(&chain, &root(), &mut full).await,
+        Err(WriteError::Output(_))
+    ));
     assert_eq!(left(&chain), UNSHARED_USES / 2);
 }

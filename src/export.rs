@@ -26,7 +26,7 @@
 //!
 //! # Uses
 //!
-//! A KEK must not wrap too many DEKs, so a copy gets uses of its own: [`write()`] takes half of those
+//! A KEK must not wrap too many DEKs, so a copy gets uses of its own: [`write_with_half_the_uses`] takes half of those
 //! that are left from the chain and gives them to the copy. Original and copies together never
 //! spend more than the [`UNSHARED_USES`] (2^22) that the KEK began with, as long as each copy is
 //! read once. To read one twice, or to go back to an old one, is to spend its uses twice. NIST's
@@ -65,7 +65,7 @@ const FORMAT: u32 = 1;
 /// # Errors
 /// [`WriteError`]. When `out` fails, the uses that the copy took are lost; otherwise nothing
 /// happened.
-pub async fn write(
+pub async fn write_with_half_the_uses(
     chain: &KeyChain,
     root: &dyn RootKey,
     out: &mut impl Write,
@@ -98,7 +98,7 @@ pub async fn write(
     Ok(())
 }
 
-/// Reads a chain that [`write()`] wrote, its KEKs opened by `root`: one call of the root for each, one
+/// Reads a chain that [`write_with_half_the_uses`] wrote, its KEKs opened by `root`: one call of the root for each, one
 /// after the other. `input` is read to its end.
 ///
 /// # Errors

@@ -1,0 +1,98 @@
+//! The settings of the store that a build can leave out. They are always compiled, so that a
+//! configuration is read the same way in every build and a missing store has a clear error.
+//!
+//! Plain data: the store checks and uses its own settings.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::human_units;
+use crate::secret::SecretBytes;
+
+/// `[store]` with `kind = "etcd"`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Etcd {
+    /// The members' URLs: `https://` all of them, or `http://`.
+    #[serde(deserialize_with = "human_units::list::deserialize")]
+    pub endpoints: Vec<String>,
+    /// What all keys start with, then a `/`.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+    /// The user, where etcd asks for one.
+    pub username: Option<String>,
+    /// The file with the user's password; white space at its end does not count.
+    pub password_file: Option<PathBuf>,
+    /// The password itself, from the environment: it has no place in a configuration file.
+    #[serde(skip)]
+    pub password: Option<Arc<SecretBytes>>,
+    /// Certificates.
+    pub tls: Option<EtcdTls>,
+    /// How long one member may take for one call: 2 s.
+    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
+    pub timeout: Duration,
+    /// The directory for what this machine alone keeps, such as the key file of a `local` root.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+}
+
+/// Certificates, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdTls {
+    /// The authorities that the members' certificates are checked by; the system's when it is not
+    /// set.
+    pub ca: Option<PathBuf>,
+    /// The client's own certificate, with the chain above it.
+    pub cert: Option<PathBuf>,
+    /// The key of that.
+    pub key: Option<PathBuf>,
+}
+
+fn default_prefix() -> String {
+    "/kms-proxy".to_owned()
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(2)
+}
+
+fn default_data_dir() -> PathBuf {
+    super::DEFAULT_DATA_DIR.into()
+}
+
+impl Etcd {
+    /// The cluster with these members, with the defaults for everything else.
+    #[must_use]
+    pub fn new(endpoints: Vec<String>) -> Self {
+        Self {
+            endpoints,
+            prefix: default_prefix(),
+            username: None,
+            password_file: None,
+            password: None,
+            tls: None,
+            timeout: default_timeout(),
+            data_dir: default_data_dir(),
+        }
+    }
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("username", &self.username)
+            .field("password_file", &self.password_file)
+            .field("password", &self.password.as_ref().map(|_| "(secret)"))
+            .field("tls", &self.tls)
+            .field("timeout", &self.timeout)
+            .field("data_dir", &self.data_dir)
+            .finish()
+    }
+}
