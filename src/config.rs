@@ -10,14 +10,11 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::id::{ChainName, Suite};
 use crate::secret::SecretBytes;
-use crate::store::record::Limits;
-use crate::{auth, files, http, human_units, kubernetes, root, service, store, telemetry};
+use crate::{auth, files, http, kubernetes, root, service, store, telemetry};
 
 mod check;
 mod source;
@@ -125,9 +122,9 @@ impl Config {
             let from = variables.contains(&from).then_some(from);
             Error::Setting { key, from, detail }
         };
-        let settings = Settings::deserialize(source.tree)
+        let sections = Sections::deserialize(source.tree)
             .map_err(|wrong| error(wrong.key(), wrong.detail()))?;
-        let mut config = settings.resolve(flags);
+        let mut config = sections.resolve(flags);
         for (key, secret) in source.secrets {
             config.give(&key, secret).map_err(|Wrong(key, detail)| error(key, detail))?;
         }
@@ -183,10 +180,10 @@ impl Config {
     }
 }
 
-/// The sections as they are written.
-#[derive(Deserialize)]
+/// The sections as they are written, in the file and by `check-config`.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Settings {
+struct Sections {
     #[serde(default)]
     server: http::Config,
     #[serde(default)]
@@ -196,79 +193,24 @@ struct Settings {
     #[serde(deserialize_with = "tagged::roots")]
     root: Vec<root::Config>,
     #[serde(default)]
-    chain: Chain,
+    chain: service::ChainConfig,
     #[serde(default)]
-    cache: Cache,
+    cache: service::CacheConfig,
     #[serde(default)]
     auth: Auth,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     client: Vec<auth::ClientConfig>,
     kubernetes: Option<kubernetes::Config>,
 }
 
-/// `[chain]`: made at start, and the defaults of new chains.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Chain {
-    names: Vec<ChainName>,
-    suite: Suite,
-    rotate_after_uses: u64,
-    max_uses: u64,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    rotate_after_age: Duration,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    destroy_delay: Duration,
-    max_chains: usize,
-}
-
-/// `[cache]`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Cache {
-    dek_entries: usize,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    dek_max_age: Duration,
-    keks: usize,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    kek_max_age: Duration,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    offline_grace: Duration,
-}
-
 /// `[auth]`.
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Auth {
     mode: auth::Mode,
 }
 
-impl Default for Chain {
-    fn default() -> Self {
-        let service::Config { names, suite, limits, destroy_delay, max_chains, .. } =
-            Default::default();
-        let Limits { rotate_after_uses, max_uses, rotate_after_age } = limits;
-        let rotate_after_age = Duration::from_secs(rotate_after_age);
-        Self {
-            names,
-            suite,
-            rotate_after_uses,
-            max_uses,
-            rotate_after_age,
-            destroy_delay,
-            max_chains,
-        }
-    }
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        let service::Config { dek_entries, dek_max_age, keks, kek_max_age, offline_grace, .. } =
-            Default::default();
-        Self { dek_entries, dek_max_age, keks, kek_max_age, offline_grace }
-    }
-}
-
-impl Settings {
+impl Sections {
     /// The parts' own `Config`s, with the flags over them.
     fn resolve(self, flags: &Flags) -> Config {
         let Self { mut server, log, mut store, root, mut chain, cache, auth, client, kubernetes } =
@@ -277,30 +219,25 @@ impl Settings {
         if let Some(data_dir) = &flags.data_dir {
             store.set_data_dir(data_dir.clone());
         }
-        // Its chain is made at start, like the others that are named.
+        // The chain of Kubernetes is created at the start, like the others that are named.
         let of_kubernetes = kubernetes.iter().map(|kubernetes| &kubernetes.chain);
         let missing = of_kubernetes.filter(|name| !chain.names.contains(name)).cloned();
         chain.names.extend(missing.collect::<Vec<_>>());
-        let limits = Limits {
-            rotate_after_uses: chain.rotate_after_uses,
-            max_uses: chain.max_uses,
-            rotate_after_age: chain.rotate_after_age.as_secs(),
-        };
-        let service = service::Config {
-            names: chain.names,
-            suite: chain.suite,
-            limits,
-            destroy_delay: chain.destroy_delay,
-            max_chains: chain.max_chains,
-            wait: server.request_timeout,
-            dek_entries: cache.dek_entries,
-            dek_max_age: cache.dek_max_age,
-            kek_max_age: cache.kek_max_age,
-            offline_grace: cache.offline_grace,
-            keks: cache.keks,
-            ..Default::default()
-        };
+        let wait = server.request_timeout;
+        let service = service::Config { chain, cache, wait, ..Default::default() };
         let auth = auth::Config { mode: auth.mode, clients: client };
         Config { server, log, store, roots: root, service, auth, kubernetes }
+    }
+}
+
+impl From<&Config> for Sections {
+    fn from(config: &Config) -> Self {
+        let Config { server, log, store, roots, service, auth, kubernetes } = config.clone();
+        let service::Config { chain, cache, wait: _, max_waiting: _ } = service;
+        let auth::Config { mode, clients } = auth;
+        let data_dir = store.data_dir();
+        let root = roots.into_iter().map(|root| root.with_paths(data_dir)).collect();
+        let auth = Auth { mode };
+        Self { server, log, root, store, chain, cache, auth, client: clients, kubernetes }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::id::{ChainName, KekId, Suite};
 use crate::secret::{KeyBytes, SecretBytes};
@@ -147,7 +147,7 @@ pub struct OpenError {
 }
 
 /// One `[[root]]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
 #[non_exhaustive]
 pub enum Config {
@@ -212,6 +212,14 @@ impl Config {
 
     fn failed(&self, detail: String) -> OpenError {
         OpenError { root: self.name().to_owned(), detail }
+    }
+
+    /// The same settings with the paths that are in force: a default may be below `data_dir`.
+    pub(crate) fn with_paths(mut self, data_dir: &Path) -> Self {
+        if let Self::Local(config) = &mut self {
+            config.key_file = Some(config.path(data_dir));
+        }
+        self
     }
 
     /// Where the secret `setting` goes, and whether a file gives it already; `None` when this kind

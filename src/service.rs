@@ -30,6 +30,7 @@ mod bootstrap;
 mod bucket;
 mod builder;
 mod chain;
+mod config;
 mod continuity;
 mod core;
 pub mod error;
@@ -60,6 +61,7 @@ pub use answer::{
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
 pub use builder::Builder;
+pub use config::{CacheConfig, ChainConfig, Config};
 pub use continuity::names_root;
 pub use error::{Error, Kind};
 pub use handle::ChainHandle;
@@ -76,57 +78,6 @@ pub const DEFAULT_CHAIN: &str = "default";
 /// A KEK is disabled for at least 2 minutes before it is destroyed: reserved uses are void after
 /// one, so no envelope is born under a destroyed KEK.
 pub const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
-
-/// Settings of the service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Chains to make at start, besides `default`.
-    pub names: Vec<ChainName>,
-    /// The suite of new chains.
-    pub suite: Suite,
-    /// The limits of new chains.
-    pub limits: Limits,
-    /// How long a KEK must be disabled before it can be destroyed: 24 h, and never less than
-    /// [`MIN_DESTROY_DELAY`].
-    pub destroy_delay: Duration,
-    /// Chains at most; those beyond are not made.
-    pub max_chains: usize,
-    /// How long a request waits for an empty budget to be filled: `server.request_timeout`.
-    pub wait: Duration,
-    /// How many requests may wait so at once.
-    pub max_waiting: usize,
-    /// DEKs in the cache; 0 switches it off.
-    pub dek_entries: usize,
-    /// How long a DEK stays in the cache.
-    pub dek_max_age: Duration,
-    /// Retired KEKs in memory.
-    pub keks: usize,
-    /// How often the roots of a KEK in memory are asked whether they still open it: 24 h. Where they
-    /// are away it is used for `offline_grace` longer.
-    pub kek_max_age: Duration,
-    /// How long decrypts go on while the store is away where others can write to it: 24 h. What
-    /// they disable meanwhile is not known here.
-    pub offline_grace: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            names: Vec::new(),
-            suite: Suite::default(),
-            limits: Limits::default(),
-            destroy_delay: Duration::from_secs(24 * 60 * 60),
-            max_chains: 10_000,
-            wait: Duration::from_secs(10),
-            max_waiting: 20_000,
-            dek_entries: 10_000,
-            dek_max_age: Duration::from_secs(300),
-            keks: 10_000,
-            kek_max_age: Duration::from_secs(24 * 60 * 60),
-            offline_grace: Duration::from_secs(24 * 60 * 60),
-        }
-    }
-}
 
 /// The one door.
 pub struct KeyService {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub mod backup;
 pub mod copy;
@@ -190,7 +190,7 @@ pub enum Error {
 pub const DEFAULT_DATA_DIR: &str = "./kms-proxy-data";
 
 /// The `[store]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
 pub enum Config {
     /// An embedded store: the default.

@@ -24,30 +24,30 @@ impl Config {
             let checked = kubernetes.check();
             checked.map_err(|(key, detail)| wrong(&format!("kubernetes.{key}"), detail))?;
         }
-        let service::Config { names, limits, destroy_delay, max_chains, .. } = &self.service;
-        if *max_chains == 0 {
+        let service::Config { chain, cache, .. } = &self.service;
+        if chain.max_chains == 0 {
             return Err(wrong("chain.max_chains", "it is 1 or more"));
         }
+        let limits = chain.limits();
         limits.validate().map_err(|detail| wrong("chain", detail))?;
-        if let Some(index) = first_repeated(names) {
+        if let Some(index) = first_repeated(&chain.names) {
             return Err(wrong(&format!("chain.names.{index}"), "this name is there already"));
         }
-        if !(MIN_DESTROY_DELAY..=LONGEST).contains(destroy_delay) {
+        if !(MIN_DESTROY_DELAY..=LONGEST).contains(&chain.destroy_delay) {
             return Err(wrong("chain.destroy_delay", "it is 2m to 36500d"));
         }
-        if limits.rotate_after_age > LONGEST.as_secs() {
+        if chain.rotate_after_age > LONGEST {
             return Err(wrong("chain.rotate_after_age", "it is 1m to 36500d"));
         }
-        within("cache.dek_entries", self.service.dek_entries, 0..=MAX_CACHED)?;
-        within("cache.keks", self.service.keks, 1..=MAX_CACHED)?;
-        if self.service.dek_max_age.is_zero() {
+        within("cache.dek_entries", cache.dek_entries, 0..=MAX_CACHED)?;
+        within("cache.keks", cache.keks, 1..=MAX_CACHED)?;
+        if cache.dek_max_age.is_zero() {
             let detail = "it is more than nothing; cache.dek_entries = 0 switches the cache off";
             return Err(wrong("cache.dek_max_age", detail));
         }
-        for (key, age) in [
-            ("cache.kek_max_age", self.service.kek_max_age),
-            ("cache.offline_grace", self.service.offline_grace),
-        ] {
+        for (key, age) in
+            [("cache.kek_max_age", cache.kek_max_age), ("cache.offline_grace", cache.offline_grace)]
+        {
             if !(MIN_AGE..=LONGEST).contains(&age) {
                 return Err(wrong(key, "it is 1m to 36500d"));
             }

@@ -1,6 +1,11 @@
 //! Configurations, each with what comes of it: typed settings, or an error that names the key.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use super::*;
+use crate::id::{ChainName, Suite};
+use crate::store::record::Limits;
 
 const NOBODY: [(&str, &str); 0] = [];
 
@@ -142,7 +147,9 @@ fn the_file_sets_everything() {
     assert_eq!(config.roots.get(1), Some(&local("old", Some("/data/old.key"))));
     let Some(root::Config::Pkcs11(hsm)) = config.roots.last() else { panic!("another root") };
     assert_eq!((hsm.slot, hsm.gcm_iv.as_str(), hsm.timeout.as_secs()), (Some(7), "token", 1));
-    let service::Config { names, suite, limits, destroy_delay, wait, .. } = &config.service;
+    let service::Config { chain, cache, wait, .. } = &config.service;
+    let service::ChainConfig { names, suite, destroy_delay, .. } = chain;
+    let limits = chain.limits();
     assert_eq!(
         names.iter().map(ChainName::as_str).collect::<Vec<_>>(),
         ["orders", "invoices", "k8s"]
@@ -154,9 +161,9 @@ fn the_file_sets_everything() {
     assert_eq!(kubernetes.on_root_outage, kubernetes::OnRootOutage::Enforce);
     assert_eq!(*suite, Suite::Aes256Gcm);
     let age = 30 * 24 * 60 * 60;
-    assert_eq!(*limits, Limits { rotate_after_uses: 1000, max_uses: 2000, rotate_after_age: age });
+    assert_eq!(limits, Limits { rotate_after_uses: 1000, max_uses: 2000, rotate_after_age: age });
     assert_eq!((*destroy_delay, *wait), (Duration::from_secs(120), request_timeout));
-    let service::Config { dek_entries, dek_max_age, keks, offline_grace, .. } = config.service;
+    let service::CacheConfig { dek_entries, dek_max_age, keks, offline_grace, .. } = *cache;
     assert_eq!((dek_entries, dek_max_age, keks), (0, Duration::from_secs(60), 1));
     assert_eq!(offline_grace, Duration::from_secs(3600));
 }
@@ -190,10 +197,10 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
     let [_, old, root::Config::Pkcs11(hsm), third] = &config.roots[..] else { panic!("others") };
     assert_eq!((old, third), (&local("old", Some("/data/new.key")), &local("third", None)));
     assert_eq!(hsm.slot, Some(8));
-    assert_eq!(config.service.names.len(), 3 + 1, "and that of Kubernetes");
-    assert_eq!(config.service.suite, Suite::Aes128Gcm);
-    assert_eq!(config.service.limits.max_uses, 3000);
-    assert_eq!(config.service.dek_max_age, Duration::from_secs(120));
+    assert_eq!(config.service.chain.names.len(), 3 + 1, "and that of Kubernetes");
+    assert_eq!(config.service.chain.suite, Suite::Aes128Gcm);
+    assert_eq!(config.service.chain.max_uses, 3000);
+    assert_eq!(config.service.cache.dek_max_age, Duration::from_secs(120));
 
     let listen = "127.0.0.1:2".parse().unwrap();
     let flags = Flags { listen: Some(listen), data_dir: Some("/flag".into()) };
@@ -212,7 +219,7 @@ fn lists_in_the_environment_are_words_or_toml() {
         ("[]", &[]),
     ] {
         let config = load("", [("KMS_PROXY__CHAIN__NAMES", text)]).unwrap();
-        let found: Vec<_> = config.service.names.iter().map(ChainName::as_str).collect();
+        let found: Vec<_> = config.service.chain.names.iter().map(ChainName::as_str).collect();
         assert_eq!(found, names, "{text:?}");
     }
     let error = load("", [("KMS_PROXY__CHAIN__NAMES", "[a")]).unwrap_err();
@@ -522,6 +529,87 @@ fn what_is_printed_can_be_read_back() {
     let printed = load("[store]\npath = '/data'", NOBODY).unwrap().to_string();
     assert!(printed.contains("key_file = \"/data/root.key\"\n"), "{printed}");
     assert!(printed.contains("format = \""), "{printed}");
+}
+
+/// The settings that [`FULL`] has no room for: other kinds of stores, roots and clients.
+const OTHERS: [&str; 6] = [
+    "[store]\nkind = 'etcd'\nendpoints = ['https://e']\nprefix = '/p'\nusername = 'u'\n\
+     password_file = 'p'\ntls = { ca = 'a', cert = 'c', key = 'k' }\ntimeout = '3s'\n\
+     data_dir = '/keys'",
+    "[store]\nkind = 'inline'\ndata_dir = '/keys'",
+    "[[root]]\nkind = 'pkcs11'\nname = 'a'\nmodule = 'm'\ntoken_label = 't'\nkey_label = 'k'",
+    "[[root]]\nkind = 'aws-kms'\nname = 'a'\nkey_id = 'alias/a'\nregion = 'eu-west-1'\n\
+     endpoint = 'https://kms.example'\nca = 'c'\ntimeout = '1500ms'",
+    "[[root]]\nkind = 'vault-transit'\nname = 'a'\naddress = 'https://v'\nkey = 'k'\n\
+     mount = 'm'\nnamespace = 'n'\nca = 'c'\ntoken_file = 't'\nrole_id = 'r'\n\
+     secret_id_file = 's'\nauth_mount = 'b'\ntimeout = '1500ms'",
+    "[server.tls]\ncert = 'c'\nkey = 'k'\nclient_ca = 'a'\n[auth]\nmode = 'required'\n\
+     [[client]]\nname = 'a'\ntls_san = 'a.example'\nmax_in_flight = 7\nlookups_per_minute = 8\n\
+     allow = [{ chains = ['orders-*'], operations = ['read', 'encrypt'] }]\n\
+     [[client]]\nname = 'b'\n\
+     token_sha256 = '0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'\n\
+     allow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     [[client]]\nname = 'c'\nallow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     jwt = { issuer = 'i', audience = 'a', subject = 's', jwks_file = 'x' }\n\
+     [[client]]\nname = 'd'\nallow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     jwt = { issuer = 'j', audience = 'a', subject = 's', jwks_url = 'https://j', \
+     jwks_ca = 'c', jwks_token_file = 't' }",
+];
+
+/// The keys that each table takes, as the error about an unknown one lists them, are the keys that
+/// are printed when all of them are set.
+#[test]
+fn every_setting_is_printed() {
+    let mut printed_of = BTreeMap::<Vec<String>, BTreeSet<String>>::new();
+    for file in [FULL].into_iter().chain(OTHERS) {
+        let printed: toml::Table = unchecked(file).unwrap().to_string().parse().unwrap();
+        for path in tables(&printed.clone().into()) {
+            let mut printed = toml::Value::from(printed.clone());
+            let table = path.iter().fold(&mut printed, |value, key| match value {
+                toml::Value::Array(items) => &mut items[key.parse::<usize>().unwrap()],
+                table => &mut table[key.as_str()],
+            });
+            let table = table.as_table_mut().unwrap();
+            let keys: Vec<String> = table.keys().cloned().collect();
+            table.insert("unknown".to_owned(), 1.into());
+            let error = unchecked(&toml::to_string(&printed).unwrap()).unwrap_err();
+            let key = path.iter().map(|key| format!("{key}.")).collect::<String>();
+            let wanted = format!("{key}unknown: no such key; expected ");
+            let known = error.strip_prefix(&wanted).unwrap_or_else(|| panic!("{wanted} {error}"));
+            let known = known.trim_start_matches("one of ").split(", ").map(str::to_owned);
+            printed_of.entry(known.collect()).or_default().extend(keys);
+        }
+    }
+    assert_eq!(printed_of.len(), 20, "{printed_of:#?}");
+    for (known, printed) in printed_of {
+        let known: BTreeSet<_> = known.into_iter().collect();
+        assert_eq!(known, printed);
+    }
+}
+
+/// The typed settings of a file, whether or not they can be used together.
+fn unchecked(file: &str) -> Result<Config, String> {
+    let source = source::Source::read(Some((Path::new("k.toml"), file)), []).unwrap();
+    let sections = Sections::deserialize(source.tree);
+    sections.map_err(|error| error.to_string()).map(|sections| sections.resolve(&Flags::default()))
+}
+
+/// The paths of a table and of all tables in it.
+fn tables(value: &toml::Value) -> Vec<Vec<String>> {
+    let below = |(key, value): (String, &toml::Value)| {
+        tables(value).into_iter().map(move |path| [vec![key.clone()], path].concat())
+    };
+    match value {
+        toml::Value::Table(table) => {
+            let all = table.iter().map(|(key, value)| (key.clone(), value));
+            [vec![Vec::new()], all.flat_map(below).collect()].concat()
+        }
+        toml::Value::Array(items) => {
+            let all = items.iter().enumerate().map(|(index, item)| (index.to_string(), item));
+            all.flat_map(below).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 #[test]

@@ -61,7 +61,8 @@ async fn start_at(
     clock: Arc<ManualClock>,
 ) -> Arc<KeyService> {
     let chain = chain();
-    let config = service::Config { names: vec![chain.clone()], ..service::Config::default() };
+    let chains = service::ChainConfig { names: vec![chain.clone()], ..Default::default() };
+    let config = service::Config { chain: chains, ..service::Config::default() };
     let root = root::Named { name: "main".into(), root: Arc::clone(root) as _ };
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let service = KeyService::start(config, store, vec![root], clock, metrics).await.unwrap();

@@ -45,7 +45,7 @@ pub(super) enum Comparison {
 /// # Errors
 /// When the store does not answer, or the check is damaged.
 pub(super) async fn compare(core: &Core, state: &RootState) -> Result<Comparison, store::Error> {
-    if !core.shared || state.is_agreed(core.clock.now(), core.config.kek_max_age) {
+    if !core.shared || state.is_agreed(core.clock.now(), core.config.cache.kek_max_age) {
         return Ok(Comparison::New);
     }
     let key = record::root_check_key(&state.named.name);
@@ -117,7 +117,7 @@ pub(super) async fn establish(
     else {
         return Ok(false);
     };
-    if !core.shared || state.is_agreed(core.clock.now(), core.config.kek_max_age) {
+    if !core.shared || state.is_agreed(core.clock.now(), core.config.cache.kek_max_age) {
         return Ok(true);
     }
     let key = record::root_check_key(&wrap.root);

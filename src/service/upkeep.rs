@@ -53,7 +53,8 @@ impl KeyService {
         }
         let (now, mut asked, mut away) = (core.clock.now(), 0, HashSet::new());
         for (chain, id) in self.held() {
-            let Some(age) = core.keyring.check_due(&chain.name, id, core.config.kek_max_age, now)
+            let Some(age) =
+                core.keyring.check_due(&chain.name, id, core.config.cache.kek_max_age, now)
             else {
                 continue;
             };
@@ -136,7 +137,7 @@ impl KeyService {
         let chains = self.chains.load_full();
         for (name, id) in core.keyring.travellers() {
             let due = core.keyring.traveller(&name, id, now);
-            let due = due.filter(|&(age, _)| is_due(id, age, core.config.kek_max_age));
+            let due = due.filter(|&(age, _)| is_due(id, age, core.config.cache.kek_max_age));
             let (Some((age, roots)), Some(chain)) = (due, chains.get(&name)) else { continue };
             let standing = if away.contains(&roots) {
                 Standing::Away
@@ -157,7 +158,11 @@ impl KeyService {
         let core = &self.core;
         let detail = match standing {
             Standing::Opens => return core.keyring.checked(&chain.name, id, core.clock.now()),
-            Standing::Away if age < core.config.kek_max_age + core.config.offline_grace => return,
+            Standing::Away
+                if age < core.config.cache.kek_max_age + core.config.cache.offline_grace =>
+            {
+                return;
+            }
             Standing::Away => "its roots have been away for longer than cache.offline_grace",
             Standing::Refused => "no root opens it any more",
         };

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redb::ReadableDatabase;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::files;
 
@@ -35,7 +35,7 @@ use writer::Writer;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `[store]` with `kind = "file"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The data directory; made with mode 0700 when it is missing.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::id::{ChainName, KekId};
 
@@ -18,7 +18,7 @@ use super::record::{self, Kek, Part, Record, State};
 use super::{Committed, Entry, Error, Txn, memory};
 
 /// `[store]` with `kind = "inline"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The directory for what this machine alone keeps: the key file of a `local` root, and nothing

@@ -362,7 +362,8 @@ async fn a_start_waits_for_all_chains_at_once_and_not_for_long() {
         (vec![named("a", Arc::clone(&silent) as _), named("b", silent)], Duration::from_secs(20)),
     ] {
         let names = ["x", "y", "z"].map(|name| ChainName::new(name).unwrap()).into();
-        let config = Config { names, ..Config::default() };
+        let chain = ChainConfig { names, ..ChainConfig::default() };
+        let config = Config { chain, ..Config::default() };
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let (store, clock): (Arc<memory::Store>, Arc<ManualClock>) = Default::default();
         let before = tokio::time::Instant::now();
