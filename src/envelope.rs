@@ -37,7 +37,7 @@ pub enum Malformed {
     #[error("the envelope is truncated")]
     Truncated,
     /// The carried KEK record of a version 2 header is not well-formed.
-    #[error("the carried KEK record is malformed")]
+    #[error("the inline KEK record is malformed")]
     Record,
     /// The text form is not `kp:` and standard base64.
     #[error("the text is not kp: and base64")]
@@ -50,7 +50,7 @@ pub enum Version<'a> {
     /// Version 1: in the store.
     Stored,
     /// Version 2: it travels along, wrapped, as this record.
-    Carried(&'a [u8]),
+    Inline(&'a [u8]),
 }
 
 impl Version<'_> {
@@ -59,7 +59,7 @@ impl Version<'_> {
     pub const fn code(self) -> u8 {
         match self {
             Self::Stored => 1,
-            Self::Carried(_) => 2,
+            Self::Inline(_) => 2,
         }
     }
 }
@@ -67,7 +67,7 @@ impl Version<'_> {
 /// Everything before the payload: which KEK, and the DEK wrapped by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header<'a> {
-    /// Version 1 or 2, with the carried record in the latter.
+    /// Version 1 or 2, with the inline record in the latter.
     pub version: Version<'a>,
     /// The suite of KEK and DEK.
     pub suite: Suite,
@@ -101,8 +101,8 @@ impl<'a> Header<'a> {
         } else {
             let len = u16::from_be_bytes(*reader.array()?);
             let record = reader.take(usize::from(len))?;
-            CarriedRecord::parse(record)?;
-            Version::Carried(record)
+            InlineRecord::parse(record)?;
+            Version::Inline(record)
         };
         let wrap_nonce = reader.array()?;
         let wrapped_dek = reader.take(suite.key_len())?;
@@ -116,7 +116,7 @@ impl<'a> Header<'a> {
     }
 
     /// The AAD of the DEK's wrap: `kms-proxy dek v1`, version, suite, kek_id, chain, and in
-    /// version 2 the carried record, so that no bit of the header can change.
+    /// version 2 the inline record, so that no bit of the header can change.
     #[must_use]
     pub fn dek_aad(&self, chain: &ChainName) -> Vec<u8> {
         dek_aad(self.version, self.suite, &self.kek_id, chain)
@@ -175,7 +175,7 @@ pub fn write_header(
 pub fn write_header_start(out: &mut Vec<u8>, version: Version<'_>, suite: Suite, kek_id: &KekId) {
     out.extend_from_slice(&[version.code(), suite.code()]);
     out.extend_from_slice(kek_id.as_bytes());
-    push_carried(out, version);
+    push_inline(out, version);
 }
 
 /// The AAD of a DEK's wrap; see [`Header::dek_aad`].
@@ -185,7 +185,7 @@ pub fn dek_aad(version: Version<'_>, suite: Suite, kek_id: &KekId, chain: &Chain
     aad.extend_from_slice(&[version.code(), suite.code()]);
     aad.extend_from_slice(kek_id.as_bytes());
     push_chain(&mut aad, chain);
-    push_carried(&mut aad, version);
+    push_inline(&mut aad, version);
     aad
 }
 
@@ -228,17 +228,17 @@ pub fn from_text(text: impl AsRef<[u8]>) -> Result<Vec<u8>, Malformed> {
     base64_simd::STANDARD.decode_to_vec(base64).map_err(|_| Malformed::Text)
 }
 
-/// The carried record of a version 2 header: the wraps of the KEK, and nothing else of the chain.
+/// The inline record of a version 2 header: the wraps of the KEK, and nothing else of the chain.
 ///
 /// A format byte (1), then for each wrap: the root's name with its length before it (u8), the
 /// wrapped bytes with their length before them (u16).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CarriedRecord<'a> {
+pub struct InlineRecord<'a> {
     /// Root name and wrapped KEK, in the writer's order; at least one.
     pub wraps: Vec<(Cow<'a, str>, Cow<'a, [u8]>)>,
 }
 
-impl<'a> CarriedRecord<'a> {
+impl<'a> InlineRecord<'a> {
     /// Reads a record that is exactly `bytes`.
     ///
     /// # Errors
@@ -288,9 +288,9 @@ fn push_chain(out: &mut Vec<u8>, chain: &ChainName) {
     out.extend_from_slice(chain.as_str().as_bytes());
 }
 
-fn push_carried(out: &mut Vec<u8>, version: Version<'_>) {
-    if let Version::Carried(record) = version {
-        // A record that came from parsing or from CarriedRecord::to_bytes fits its length field.
+fn push_inline(out: &mut Vec<u8>, version: Version<'_>) {
+    if let Version::Inline(record) = version {
+        // A record that came from parsing or from InlineRecord::to_bytes fits its length field.
         out.extend_from_slice(&u16::try_from(record.len()).unwrap_or(u16::MAX).to_be_bytes());
         out.extend_from_slice(record);
     }
@@ -324,7 +324,7 @@ mod tests {
 
     pub(super) fn record() -> Vec<u8> {
         let wraps = vec![("main".into(), vec![1, 2, 3].into()), ("dr".into(), vec![4; 60].into())];
-        CarriedRecord { wraps }.to_bytes().unwrap()
+        InlineRecord { wraps }.to_bytes().unwrap()
     }
 
     pub(super) fn sample(version: Version<'_>, suite: Suite, payload: usize) -> Vec<u8> {
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn written_headers_parse_to_the_same() {
         let record = record();
-        for version in [Version::Stored, Version::Carried(&record)] {
+        for version in [Version::Stored, Version::Inline(&record)] {
             for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
                 let bytes = sample(version, suite, 20);
                 let envelope = Envelope::parse(&bytes).unwrap();
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn every_truncation_is_refused() {
         let record = record();
-        for version in [Version::Stored, Version::Carried(&record)] {
+        for version in [Version::Stored, Version::Inline(&record)] {
             let bytes = sample(version, Suite::Aes128Gcm, TAG_LEN);
             for len in 0..bytes.len() {
                 assert!(Envelope::parse(&bytes[..len]).is_err(), "{len} of {}", bytes.len());
@@ -375,15 +375,15 @@ mod tests {
         for len in 0..good.len() {
             // A cut between two wraps leaves a shorter well-formed record.
             assert_eq!(
-                CarriedRecord::parse(&good[..len]).is_ok(),
+                InlineRecord::parse(&good[..len]).is_ok(),
                 len == 1 + 1 + 4 + 2 + 3,
                 "{len}"
             );
         }
-        assert!(CarriedRecord::parse(&[2, 1, b'a', 0, 1, 7]).is_err(), "unknown format");
-        assert!(CarriedRecord::parse(&[1, 1, 0xff, 0, 1, 7]).is_err(), "root name is not UTF-8");
-        assert!(CarriedRecord::parse(&[1, 0, 0, 1, 7]).is_err(), "empty root name");
-        assert!(CarriedRecord::parse(&[1, 1, b'a', 0, 0]).is_err(), "empty wrap");
+        assert!(InlineRecord::parse(&[2, 1, b'a', 0, 1, 7]).is_err(), "unknown format");
+        assert!(InlineRecord::parse(&[1, 1, 0xff, 0, 1, 7]).is_err(), "root name is not UTF-8");
+        assert!(InlineRecord::parse(&[1, 0, 0, 1, 7]).is_err(), "empty root name");
+        assert!(InlineRecord::parse(&[1, 1, b'a', 0, 0]).is_err(), "empty wrap");
     }
 
     #[test]

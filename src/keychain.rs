@@ -13,16 +13,16 @@ use crate::envelope::{Envelope, Version};
 use crate::id::{ChainName, KekId, Suite};
 
 pub mod budget;
-pub mod carried;
 pub mod dek_cache;
 pub mod error;
+pub mod inline;
 pub mod kek;
 pub mod message;
 pub mod rotation;
 
 use budget::Budget;
-pub use carried::{Carried, Form};
 pub use error::{DecryptError, EncryptError, Refusal};
+pub use inline::{InlineKek, KekPlacement};
 use kek::{Dek, Kek};
 use message::{Opened, Plaintext, Sealed};
 
@@ -38,7 +38,7 @@ pub struct KeyChain {
     name: ChainName,
     primary: Option<(Arc<Kek>, Arc<Budget>)>,
     /// How the primary travels along; not every chain needs it to.
-    carried: Option<Arc<Carried>>,
+    inline: Option<Arc<InlineKek>>,
     /// All KEKs that are held here, the primary among them.
     keks: HashMap<KekId, Arc<Kek>>,
     refused: HashMap<KekId, Refusal>,
@@ -56,7 +56,7 @@ impl KeyChain {
     /// A chain without a KEK.
     #[must_use]
     pub fn empty(name: ChainName) -> Self {
-        Self { name, primary: None, carried: None, keks: HashMap::new(), refused: HashMap::new() }
+        Self { name, primary: None, inline: None, keks: HashMap::new(), refused: HashMap::new() }
     }
 
     /// A chain of its own with a fresh primary, known to this process alone and good for
@@ -92,18 +92,18 @@ impl KeyChain {
     pub fn set_primary(&mut self, kek: Arc<Kek>, budget: Arc<Budget>) {
         self.hold(Arc::clone(&kek));
         self.primary = Some((kek, budget));
-        self.carried = None;
+        self.inline = None;
     }
 
-    /// How the primary travels along: `carried` was made of it.
-    pub fn set_carried(&mut self, carried: Option<Arc<Carried>>) {
-        self.carried = carried;
+    /// Sets the start of headers that embed the primary: `inline` was made of it.
+    pub fn set_inline(&mut self, inline: Option<Arc<InlineKek>>) {
+        self.inline = inline;
     }
 
     /// How the primary travels along.
     #[must_use]
-    pub fn carried(&self) -> Option<&Carried> {
-        self.carried.as_deref()
+    pub fn inline(&self) -> Option<&InlineKek> {
+        self.inline.as_deref()
     }
 
     /// Holds `kek` for decryption.
@@ -191,10 +191,10 @@ impl KeyChain {
 
     /// Takes one use of the primary; `None` when none is left.
     #[must_use]
-    pub fn take(&self, now: Monotonic) -> Option<Use<'_>> {
+    pub fn take(&self, now: Monotonic) -> Option<Permit<'_>> {
         let (kek, budget) = self.primary.as_ref()?;
         let void_at = budget.take(now)?;
-        Some(Use { kek, carried: self.carried(), form: Form::Stored, void_at })
+        Some(Permit { kek, inline: self.inline(), placement: KekPlacement::Stored, void_at })
     }
 
     /// Encrypts `plaintext` for whoever has this chain and the same `aad`. For a chain of one's
@@ -225,7 +225,7 @@ impl KeyChain {
         let parsed =
             Envelope::parse_header_or_whole(envelope).map_err(|_| DecryptError::Invalid)?;
         let dek = self.open_dek(&parsed)?;
-        if self.is_current(&parsed, Form::Stored) {
+        if self.is_current(&parsed, KekPlacement::Stored) {
             return Ok(envelope.to_vec());
         }
         let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
@@ -234,15 +234,15 @@ impl KeyChain {
         Ok(rewrapped)
     }
 
-    /// Whether a rewrap to `form` would change nothing but the wrap itself: then it is not made. A
-    /// carried record that has other wraps than the primary has by now is worth one.
+    /// Whether a rewrap to `placement` would change nothing but the wrap itself: then it is not made. An
+    /// inline record with other wraps than those of the primary now is replaced.
     #[must_use]
-    pub fn is_current(&self, envelope: &Envelope<'_>, form: Form) -> bool {
+    pub fn is_current(&self, envelope: &Envelope<'_>, placement: KekPlacement) -> bool {
         self.primary_id() == Some(envelope.header.kek_id)
-            && match (envelope.header.version, form) {
-                (Version::Stored, Form::Stored) => true,
-                (Version::Carried(record), Form::Carried) => {
-                    self.carried().is_some_and(|carried| carried.record() == record)
+            && match (envelope.header.version, placement) {
+                (Version::Stored, KekPlacement::Stored) => true,
+                (Version::Inline(record), KekPlacement::Inline) => {
+                    self.inline().is_some_and(|inline| inline.record() == record)
                 }
                 _ => false,
             }
@@ -287,14 +287,14 @@ impl fmt::Debug for KeyChain {
 
 /// One use of the primary that was taken and must be spent or lost: nothing is sealed without one.
 #[must_use]
-pub struct Use<'a> {
+pub struct Permit<'a> {
     kek: &'a Kek,
-    carried: Option<&'a Carried>,
-    form: Form,
+    inline: Option<&'a InlineKek>,
+    placement: KekPlacement,
     void_at: Monotonic,
 }
 
-impl Use<'_> {
+impl Permit<'_> {
     /// The KEK that it is a use of.
     #[must_use]
     pub fn kek_id(&self) -> KekId {
@@ -307,16 +307,16 @@ impl Use<'_> {
         self.void_at
     }
 
-    /// The same use for an envelope of another form; it is version 1 otherwise.
-    pub fn in_form(self, form: Form) -> Self {
-        Self { form, ..self }
+    /// The same use for an envelope with its KEK placed elsewhere; it is version 1 otherwise.
+    pub fn placed(self, placement: KekPlacement) -> Self {
+        Self { placement, ..self }
     }
 
-    /// How the KEK travels along, where it shall.
-    fn carried(&self) -> Result<Option<&Carried>, EncryptError> {
-        match self.form {
-            Form::Stored => Ok(None),
-            Form::Carried => self.carried.ok_or(EncryptError::NoRecord).map(Some),
+    /// The header that embeds the KEK, for an inline placement.
+    fn inline(&self) -> Result<Option<&InlineKek>, EncryptError> {
+        match self.placement {
+            KekPlacement::Stored => Ok(None),
+            KekPlacement::Inline => self.inline.ok_or(EncryptError::NoRecord).map(Some),
         }
     }
 
@@ -325,7 +325,7 @@ impl Use<'_> {
     /// # Errors
     /// [`EncryptError`]; the use is lost then.
     pub fn seal(self, plaintext: Plaintext, aad: &[u8]) -> Result<Sealed, EncryptError> {
-        self.kek.seal(plaintext, aad, self.carried()?)
+        self.kek.seal(plaintext, aad, self.inline()?)
     }
 
     /// A header that holds an opened DEK.
@@ -333,7 +333,7 @@ impl Use<'_> {
     /// # Errors
     /// [`EncryptError`]; the use is lost then.
     pub fn seal_dek(self, dek: &Dek) -> Result<Vec<u8>, EncryptError> {
-        self.kek.seal_dek(dek, self.carried()?)
+        self.kek.seal_dek(dek, self.inline()?)
     }
 }
 

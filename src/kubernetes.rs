@@ -13,10 +13,10 @@ use tokio::task::JoinHandle;
 
 use crate::service::{Error, KeyService, Starting};
 
-mod carried;
 mod config;
 mod connection;
 pub mod doctor;
+mod inline;
 mod plugin;
 mod proto;
 mod server;

@@ -18,6 +18,7 @@ pub mod file;
 pub mod inline;
 pub mod memory;
 pub mod record;
+pub(crate) mod records;
 pub(crate) mod settings;
 mod walk;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::id::ChainName;
 use crate::metrics::Operation;
-use crate::service::{Allowance, Error, Kind};
+use crate::service::{Error, Kind, LookupQuota};
 
 use super::config::ClientConfig;
 use super::permission::Allow;
@@ -24,7 +24,7 @@ pub(crate) struct Client {
 pub(super) struct Usage {
     in_flight: AtomicUsize,
     lookups_per_minute: u32,
-    lookups: Arc<Allowance>,
+    lookups: Arc<LookupQuota>,
 }
 
 /// A request in flight; dropping it makes room for another.
@@ -98,14 +98,14 @@ impl Client {
     }
 
     /// What it may look up.
-    pub(crate) fn lookups(&self) -> &Arc<Allowance> {
+    pub(crate) fn lookups(&self) -> &Arc<LookupQuota> {
         &self.usage.lookups
     }
 }
 
 impl Usage {
     fn new(lookups_per_minute: u32) -> Self {
-        let lookups = Arc::new(Allowance::new(lookups_per_minute));
+        let lookups = Arc::new(LookupQuota::new(lookups_per_minute));
         Self { in_flight: AtomicUsize::new(0), lookups_per_minute, lookups }
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use kms_proxy::aead::TAG_LEN;
-use kms_proxy::envelope::{CarriedRecord, Envelope, Version};
+use kms_proxy::envelope::{Envelope, InlineRecord, Version};
 use serde::Serialize;
 
 use super::data::to_binary;
@@ -68,9 +68,9 @@ fn report(envelope: &[u8]) -> Result<Report> {
     let Envelope { header, payload } =
         Envelope::parse_header_or_whole(envelope).map_err(refused)?;
     let (mut record_bytes, mut roots) = (None, None);
-    if let Version::Carried(record) = header.version {
+    if let Version::Inline(record) = header.version {
         record_bytes = Some(record.len());
-        let wraps = CarriedRecord::parse(record).map_err(refused)?.wraps.into_iter();
+        let wraps = InlineRecord::parse(record).map_err(refused)?.wraps.into_iter();
         let wrap = |(root, wrap): (Cow<'_, str>, Cow<'_, [u8]>)| Wrap {
             name: root.into_owned(),
             wrap_bytes: wrap.len(),
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn whole_envelopes_and_headers_are_told_of() {
         let wraps = vec![("main".into(), vec![1, 2].into()), ("dr".into(), vec![3].into())];
-        let record = CarriedRecord { wraps }.to_bytes().unwrap();
+        let record = InlineRecord { wraps }.to_bytes().unwrap();
         let stored = Report {
             version: 1,
             suite: "aes-128-gcm",
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(report(&whole).unwrap(), stored);
         let header = Report { payload_bytes: 0, plaintext_bytes: None, ..stored };
         assert_eq!(report(&whole[..62]).unwrap(), header);
-        let carried = report(&envelope(Version::Carried(&record), Suite::Aes256Gcm, 16)).unwrap();
+        let carried = report(&envelope(Version::Inline(&record), Suite::Aes256Gcm, 16)).unwrap();
         assert_eq!((carried.version, carried.suite), (2, "aes-256-gcm"));
         assert_eq!(carried.header_bytes, 78 + 2 + record.len());
         assert_eq!(carried.plaintext_bytes, Some(0));

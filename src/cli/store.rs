@@ -8,7 +8,7 @@ use kms_proxy::clock::{Clock, SystemClock};
 use kms_proxy::config::{Config, Flags};
 use kms_proxy::id::ChainName;
 use kms_proxy::root;
-use kms_proxy::service::{restored, verify};
+use kms_proxy::service::{offline, verify};
 use kms_proxy::store::copy::{self, Primaries, Report};
 use kms_proxy::store::{Problem, Store, backup};
 
@@ -260,11 +260,11 @@ async fn restored(args: RestoredArgs) -> Result {
         )));
     }
     let mut progress = Progress::new();
-    let report = restored::retire(&*store, |report| {
+    let report = offline::retire_chains(&*store, |report| {
         progress.tell(|| count(report.chains, "chain"));
     });
     let report = report.await.map_err(|error| Failure::refused(error.to_string()))?;
-    let restored::Report { chains, retired, problems: bad } = report;
+    let offline::Report { chains, retired, problems: bad } = report;
     let mut text = String::new();
     for (chain, id) in &retired {
         text.push_str(&format!("{chain}: {id} only decrypts now\n"));

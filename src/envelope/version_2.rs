@@ -1,4 +1,4 @@
-//! Tests of the carried record, and of envelopes that are nearly right.
+//! Tests of the inline record, and of envelopes that are nearly right.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn written(envelope: &Envelope<'_>) -> Vec<u8> {
 fn a_header_alone_is_whole_or_refused() {
     let record = record();
     for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
-        for version in [Version::Stored, Version::Carried(&record)] {
+        for version in [Version::Stored, Version::Inline(&record)] {
             let header = sample(version, suite, 0);
             assert!(Envelope::parse_header_or_whole(&header).unwrap().payload.is_empty());
             assert!(Envelope::parse(&header).is_err());
@@ -37,10 +37,10 @@ fn a_header_alone_is_whole_or_refused() {
 
 #[test]
 fn records_that_do_not_fit_are_not_written() {
-    let of = |root: usize, wrap: usize| CarriedRecord {
+    let of = |root: usize, wrap: usize| InlineRecord {
         wraps: vec![("r".repeat(root).into(), vec![7; wrap].into())],
     };
-    assert!(CarriedRecord { wraps: Vec::new() }.to_bytes().is_none());
+    assert!(InlineRecord { wraps: Vec::new() }.to_bytes().is_none());
     for (root, wrap, fits) in [
         (1, 1, true),
         (0, 1, false),
@@ -55,7 +55,7 @@ fn records_that_do_not_fit_are_not_written() {
         let bytes = of(root, wrap).to_bytes();
         assert_eq!(bytes.is_some(), fits, "{root}, {wrap}");
         if let Some(bytes) = bytes {
-            assert_eq!(CarriedRecord::parse(&bytes), Ok(of(root, wrap)));
+            assert_eq!(InlineRecord::parse(&bytes), Ok(of(root, wrap)));
         }
     }
 }
@@ -69,7 +69,7 @@ proptest! {
     ) {
         let record = record();
         let suite = if long { Suite::Aes256Gcm } else { Suite::Aes128Gcm };
-        let mut bytes = sample(Version::Carried(&record), suite, 20);
+        let mut bytes = sample(Version::Inline(&record), suite, 20);
         for (at, byte, edit) in edits {
             let at = at.index(bytes.len());
             match edit {
@@ -91,9 +91,9 @@ proptest! {
         ),
     ) {
         let wraps = wraps.into_iter().map(|(root, wrap)| (root.into(), wrap.into())).collect();
-        let record = CarriedRecord { wraps };
+        let record = InlineRecord { wraps };
         let bytes = record.to_bytes().unwrap();
-        prop_assert_eq!(CarriedRecord::parse(&bytes), Ok(record));
+        prop_assert_eq!(InlineRecord::parse(&bytes), Ok(record));
     }
 
     /// Nothing in a record is skipped.
@@ -105,7 +105,7 @@ proptest! {
         let (at, cut) = (at.index(bytes.len()), cut.index(bytes.len()));
         bytes[at] = byte;
         for bytes in [&bytes[..], &bytes[..=cut]] {
-            if let Ok(record) = CarriedRecord::parse(bytes) {
+            if let Ok(record) = InlineRecord::parse(bytes) {
                 prop_assert_eq!(record.to_bytes().unwrap(), bytes);
             }
         }

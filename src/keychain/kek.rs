@@ -8,8 +8,8 @@ use crate::id::{ChainName, KekId, Suite};
 use crate::random;
 use crate::secret::KeyBytes;
 
-use super::carried::Carried;
 use super::error::{DecryptError, EncryptError};
+use super::inline::InlineKek;
 use super::message::{Plaintext, Sealed};
 
 /// A key encryption key of one chain, ready for use. Wiped on drop.
@@ -77,19 +77,19 @@ impl Kek {
         &self,
         mut plaintext: Plaintext,
         aad: &[u8],
-        carried: Option<&Carried>,
+        inline: Option<&InlineKek>,
     ) -> Result<Sealed, EncryptError> {
         let suite = self.suite();
         let aad = envelope::data_aad(suite, &self.chain, aad).ok_or(EncryptError::AadTooLong)?;
         let dek = KeyBytes::random(suite)?;
         let (header, message, tag) = plaintext.parts(suite).ok_or(EncryptError::TooLong)?;
         *tag = aead::seal_once(&dek, &aad, message).map_err(|_| EncryptError::TooLong)?;
-        let Some(carried) = carried else {
+        let Some(inline) = inline else {
             self.wrap(&dek, header)?;
             return Ok(plaintext.into_sealed(suite));
         };
         let room = message.len() + TAG_LEN;
-        let header = self.wrap_carried(&dek, carried, room)?;
+        let header = self.wrap_inline(&dek, inline, room)?;
         Ok(plaintext.into_sealed_behind(header))
     }
 
@@ -97,10 +97,10 @@ impl Kek {
     pub(super) fn seal_dek(
         &self,
         dek: &Dek,
-        carried: Option<&Carried>,
+        inline: Option<&InlineKek>,
     ) -> Result<Vec<u8>, EncryptError> {
-        if let Some(carried) = carried {
-            return self.wrap_carried(&dek.0, carried, 0);
+        if let Some(inline) = inline {
+            return self.wrap_inline(&dek.0, inline, 0);
         }
         let mut header = vec![0; envelope::header_len(self.suite())];
         self.wrap(&dek.0, &mut header)?;
@@ -108,16 +108,16 @@ impl Kek {
     }
 
     /// A version 2 header that holds `dek`, with room for as many bytes behind it.
-    fn wrap_carried(
+    fn wrap_inline(
         &self,
         dek: &KeyBytes,
-        carried: &Carried,
+        inline: &InlineKek,
         room: usize,
     ) -> Result<Vec<u8>, EncryptError> {
         if dek.suite() != self.suite() {
             return Err(EncryptError::OtherSuite);
         }
-        let start = carried.header_start();
+        let start = inline.header_start();
         // All of it at once: a DEK must not stay behind in a buffer that grew.
         let len = start.len() + NONCE_LEN + self.suite().key_len() + TAG_LEN;
         let mut header = Vec::with_capacity(len + room);
@@ -128,7 +128,7 @@ impl Kek {
             rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(EncryptError::TooLong)?;
         let (wrapped, tag) = rest.split_last_chunk_mut().ok_or(EncryptError::TooLong)?;
         random::fill(nonce)?;
-        self.seal_key(dek, nonce, carried.dek_aad(), wrapped, tag)?;
+        self.seal_key(dek, nonce, inline.dek_aad(), wrapped, tag)?;
         Ok(header)
     }
 
@@ -166,12 +166,12 @@ impl Kek {
             return Err(DecryptError::Invalid);
         }
         let mut dek = KeyBytes::from_slice(header.wrapped_dek).ok_or(DecryptError::Invalid)?;
-        let carried;
+        let with_record;
         let aad = match header.version {
             Version::Stored => &self.dek_aad,
-            Version::Carried(_) => {
-                carried = header.dek_aad(&self.chain);
-                &carried
+            Version::Inline(_) => {
+                with_record = header.dek_aad(&self.chain);
+                &with_record
             }
         };
         self.cipher

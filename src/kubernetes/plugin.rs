@@ -14,10 +14,10 @@ use crate::id::{ChainName, KekId};
 use crate::keychain::message::Plaintext;
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
-use crate::service::names::{self, KeyState};
 use crate::service::{Check, Decrypted, Health, KeyService};
+use crate::service::{KeyState, key_id};
 
-use super::carried;
+use super::inline;
 use super::proto::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
 };
@@ -111,7 +111,7 @@ impl Plugin {
         let (chain, plaintext) = (Some(self.chain.as_str()), Plaintext::from(plaintext));
         let made = self.service.encrypt(chain, plaintext, &aad(&key_id)).await?;
         let (kek_id, envelope) = (made.kek_id, made.envelope.into());
-        let (ciphertext, annotations) = carried::split(envelope).ok_or_else(no_envelope)?;
+        let (ciphertext, annotations) = inline::split(envelope).ok_or_else(no_envelope)?;
         if ciphertext.len() > MAX_CIPHERTEXT {
             return Err(too_long());
         }
@@ -135,11 +135,11 @@ impl Plugin {
         let DecryptRequest { ciphertext, key_id, annotations, .. } = request;
         let refuse =
             |detail| self.refuse(Operation::Decrypt, Error::new(Kind::InvalidCiphertext, detail));
-        if key_id.len() > MAX_KEY_ID || !key_id.starts_with(&names::prefix(&self.chain)) {
+        if key_id.len() > MAX_KEY_ID || !key_id.starts_with(&key_id::prefix(&self.chain)) {
             return Err(refuse("this plugin never gave out such a key_id"));
         }
         let fits = ciphertext.len() <= MAX_CIPHERTEXT;
-        let envelope = carried::join(ciphertext, &annotations).filter(|_| fits);
+        let envelope = inline::join(ciphertext, &annotations).filter(|_| fits);
         let envelope = envelope.ok_or_else(|| refuse("the ciphertext is none of this plugin's"))?;
         let opened = self.service.decrypt(Some(self.chain.as_str()), envelope, &aad(&key_id)).await;
         opened.map_err(|error| match error.kind() {

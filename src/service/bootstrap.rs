@@ -2,32 +2,36 @@
 //! names, and starts their tasks. A root that is away delays nothing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::id::ChainName;
-use crate::keychain::Form;
+use crate::keychain::KekPlacement;
 use crate::keychain::dek_cache::DekCache;
 use crate::metrics::Metrics;
 use crate::root;
 use crate::store::record::{Head, Limits};
-use crate::store::{self, Store};
+use crate::store::{self, Store, records};
 
-use super::bucket::Bucket;
 use super::chain::Chain;
-use super::core::{self, CONCURRENT_LOOKUPS, Core, Unknown};
+use super::core::{CONCURRENT_LOOKUPS, Core};
 use super::error::Error;
 use super::keyring::Keyring;
-use super::ledger::{self, Ledger};
-use super::observed::Observed;
-use super::reserver::{self, Reserver};
-use super::{Config, DEFAULT_CHAIN, KeyService, internal, recovery, rotator, upkeep};
+use super::ledger::Ledger;
+use super::limits::rate_limiter::RateLimiter;
+use super::limits::unknown::Unknown;
+use super::monitored_store::MonitoredStore;
+use super::rollback::summary::Summary;
+use super::rotation::reservations::Reservations;
+use super::rotation::{reserver, rotator};
+use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
 
 /// How long a start waits for the chains that it names: a call of a root, and a little.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -46,12 +50,13 @@ impl KeyService {
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
         let mut owner = [0; 8];
-        crate::random::fill(&mut owner).map_err(|error| internal(&error))?;
+        crate::random::fill(&mut owner).map_err(|error| Error::internal(&error))?;
         let shared = store.watch().is_some();
-        let form = if store.is_lasting() { Form::Stored } else { Form::Carried };
+        let placement =
+            if store.is_lasting() { KekPlacement::Stored } else { KekPlacement::Inline };
         let core = Arc::new(Core {
-            form,
-            store: Arc::new(Observed::new(store, Arc::clone(&clock), Arc::clone(&metrics))),
+            placement,
+            store: Arc::new(MonitoredStore::new(store, Arc::clone(&clock), Arc::clone(&metrics))),
             keyring: Keyring::new(
                 roots,
                 config.cache.keks,
@@ -71,8 +76,8 @@ impl KeyService {
             owner: u64::from_le_bytes(owner),
             stopping: watch::Sender::new(false),
             damage: Mutex::default(),
-            retries: Bucket::new(1, upkeep::RETRY),
-            rollbacks: recovery::Summary::default(),
+            retries: RateLimiter::new(1, recheck::RETRY),
+            rollbacks: Summary::default(),
         });
         let (chains, damaged) = core.load_chains().await?;
         let named: Vec<_> =
@@ -80,7 +85,7 @@ impl KeyService {
         for chain in &named {
             chain.is_named.store(true, Ordering::Relaxed);
         }
-        let tasks = vec![core::spawn_sweep(&core), core::spawn_probe(&core)];
+        let tasks = vec![tasks::spawn_sweep(&core), tasks::spawn_probe(&core)];
         let service = Arc::new(Self {
             core,
             chains: ArcSwap::from_pointee(chains),
@@ -93,7 +98,7 @@ impl KeyService {
             service.spawn(chain);
         }
         let others = service.follow().into_iter().chain([service.keep_up()]);
-        service.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
+        service.tasks.lock().extend(others);
         service.make_ready(named).await;
         Ok(service)
     }
@@ -120,8 +125,8 @@ impl KeyService {
 
     /// Starts the tasks of a chain.
     pub(super) fn spawn(&self, chain: &Arc<Chain>) {
-        let tasks = core::spawn(&self.core, chain);
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
+        let tasks = tasks::spawn(&self.core, chain);
+        self.tasks.lock().extend(tasks);
     }
 }
 
@@ -151,12 +156,12 @@ impl Core {
     async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
         let head = self.new_head(self.config.chain.suite, self.config.chain.limits());
         for name in self.named_chains() {
-            ledger::create(&*self.store, &name, &head).await.map_err(|error| {
+            records::create(&*self.store, &name, &head).await.map_err(|error| {
                 let why = error.to_string();
                 self.store_error(&name, error).with_advice(why)
             })?;
         }
-        let names = ledger::chains(&*self.store).await.map_err(|error| {
+        let names = records::chains(&*self.store).await.map_err(|error| {
             tracing::error!(%error, "the store can not be listed");
             Error::new(super::Kind::StoreUnavailable, error.to_string())
         })?;
@@ -182,7 +187,7 @@ impl Core {
         let store: Arc<dyn Store> = Arc::clone(&self.store) as _;
         let ledger = Ledger::load(store, name.clone(), self.owner).await?;
         Ok(ledger.map(|ledger| {
-            Arc::new(Chain::new(name.clone(), self.metrics.chain(name), Reserver::new(ledger)))
+            Arc::new(Chain::new(name.clone(), self.metrics.chain(name), Reservations::new(ledger)))
         }))
     }
 }

@@ -10,7 +10,7 @@ use crate::metrics::{Metrics, Registry};
 use crate::root::{self, RootKey};
 use crate::store::{Store, memory};
 
-use super::{Config, Error, KeyService, internal};
+use super::{Config, Error, KeyService};
 
 /// The parts of a service that is to be started. See [`KeyService::builder`].
 #[must_use = "a builder does nothing until it is started"]
@@ -91,7 +91,7 @@ impl Builder {
     /// # Errors
     /// When the store does not answer, or `registry` refuses the metrics. Roots may be unavailable.
     pub async fn start(self) -> Result<Arc<KeyService>, Error> {
-        let metrics = Metrics::new(&self.registry).map_err(|error| internal(&error))?;
+        let metrics = Metrics::new(&self.registry).map_err(|error| Error::internal(&error))?;
         KeyService::start(self.config, self.store, self.roots, self.clock, metrics).await
     }
 }

@@ -1,37 +1,28 @@
-//! What the parts of a running service share, and the tasks in the background.
+//! What the parts of a running service share. It knows no chain and no task.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
-use tracing::Instrument as _;
 
 use crate::clock::{Clock, Monotonic};
 use crate::id::{ChainName, KekId};
-use crate::keychain::Form;
+use crate::keychain::KekPlacement;
 use crate::keychain::dek_cache::DekCache;
 use crate::metrics::Metrics;
 use crate::store::record::{self, Head, Kek, Part, Record as _, Uses};
 use crate::store::{self, Store as _};
 
 use super::Config;
-use super::bucket::Bucket;
-use super::chain::Chain;
 use super::error::{Error, Kind};
 use super::keyring::Keyring;
-use super::observed::Observed;
-use super::{recovery, reserver, rotator, states};
-
-/// How often a chain is looked at when nobody asks.
-const TICK: Duration = Duration::from_secs(1);
-
-/// How often DEKs are wiped whose time is over.
-const SWEEP: Duration = Duration::from_secs(10);
-
-/// How often a store that failed is asked whether it is back.
-const PROBE: Duration = Duration::from_secs(2);
+use super::limits::rate_limiter::RateLimiter;
+use super::limits::unknown::Unknown;
+use super::monitored_store::MonitoredStore;
+use super::rollback::summary::Summary;
 
 /// How many names that are not known here may be looked up in the store at once.
 pub(super) const CONCURRENT_LOOKUPS: usize = 64;
@@ -39,9 +30,9 @@ pub(super) const CONCURRENT_LOOKUPS: usize = 64;
 /// The shared parts.
 pub(super) struct Core {
     pub(super) config: Config,
-    pub(super) store: Arc<Observed>,
+    pub(super) store: Arc<MonitoredStore>,
     /// What is encrypted here: where the store ends with the process, KEKs travel along.
-    pub(super) form: Form,
+    pub(super) placement: KekPlacement,
     pub(super) keyring: Keyring,
     pub(super) deks: DekCache,
     pub(super) unknown: Unknown<(ChainName, KekId)>,
@@ -63,15 +54,15 @@ pub(super) struct Core {
     /// Stored records that are damaged, by their keys, with their chains.
     pub(super) damage: Mutex<BTreeMap<String, ChainName>>,
     /// How often KEKs are tried again that no root opened.
-    pub(super) retries: Bucket,
+    pub(super) retries: RateLimiter,
     /// What was done about a rollback of the store and is not logged yet.
-    pub(super) rollbacks: recovery::Summary,
+    pub(super) rollbacks: Summary,
 }
 
 impl Core {
     /// What all replicas must know of can only be changed where there is a store.
     pub(super) fn needs_store(&self, what: &str) -> Result<(), Error> {
-        if self.form == Form::Stored {
+        if self.placement == KekPlacement::Stored {
             return Ok(());
         }
         let detail = format!(
@@ -141,111 +132,27 @@ impl Core {
     }
 
     fn damage(&self) -> MutexGuard<'_, BTreeMap<String, ChainName>> {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.damage.lock()
     }
 }
 
-/// Runs `work` to its end, even when whoever waits for it hangs up: what is stored by then must
-/// reach memory as well.
-pub(super) async fn run_to_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| Err(super::internal(&error)))
-}
-
-/// Starts the tasks of a chain. They end, between two steps, when the service stops.
-pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinHandle<()>; 2] {
-    let reserving = {
-        let (core, chain, mut stop) =
-            (Arc::clone(core), Arc::clone(chain), core.stopping.subscribe());
-        async move {
-            while proceed(&mut stop, next(chain.need_uses.notified())).await
-                && !chain.is_deleted.load(Ordering::Relaxed)
-            {
-                states::settle(&core, &chain).await;
-                reserver::drive(&core, &chain).await;
-            }
-        }
-    };
-    let rotating = {
-        let (core, chain, mut stop) =
-            (Arc::clone(core), Arc::clone(chain), core.stopping.subscribe());
-        async move {
-            while proceed(&mut stop, chain.need_kek.notified()).await
-                && !chain.is_deleted.load(Ordering::Relaxed)
-            {
-                rotator::drive(&core, &chain).await;
-            }
-        }
-    };
-    [tokio::spawn(reserving), tokio::spawn(rotating)]
-}
-
-/// Starts the task that wipes DEKs whose time in the cache is over.
-pub(super) fn spawn_sweep(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
-    let (core, mut stop) = (Arc::clone(core), core.stopping.subscribe());
-    tokio::spawn(async move {
-        while proceed(&mut stop, tokio::time::sleep(SWEEP)).await {
-            core.deks.expire(core.clock.now());
-        }
-    })
-}
-
-/// Starts the task that asks a store that failed whether it is back.
-pub(super) fn spawn_probe(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
-    let (core, mut stop) = (Arc::clone(core), core.stopping.subscribe());
-    tokio::spawn(async move {
-        let Ok(chain) = ChainName::new(super::DEFAULT_CHAIN) else { return };
-        while proceed(&mut stop, tokio::time::sleep(PROBE)).await {
-            if !core.store.is_up() {
-                core.store.probe(&chain, core.owner).await;
-            }
-        }
-    })
-}
-
-/// Waits for `news`; false when it is time to stop.
-pub(super) async fn proceed(
-    stop: &mut watch::Receiver<bool>,
-    news: impl Future<Output = ()>,
-) -> bool {
-    tokio::select! {
-        biased;
-        _ = stop.wait_for(|&stopping| stopping) => false,
-        () = news => true,
-    }
-}
-
-/// News, or the next tick without.
-async fn next(news: impl Future<Output = ()>) {
-    // Silence is what a tick is for.
-    let _ = tokio::time::timeout(TICK, news).await;
-}
-
-/// What was certainly not there a moment ago: a short and bounded memory, so that nobody can make
-/// the store work for names that he makes up.
-pub(super) struct Unknown<K> {
-    cache: quick_cache::sync::Cache<K, Monotonic>,
-}
-
-impl<K: Clone + Eq + std::hash::Hash> Unknown<K> {
-    const ENTRIES: usize = 1024;
-    const MAX_AGE: Duration = Duration::from_secs(5);
-
-    pub(super) fn new() -> Self {
-        Self { cache: quick_cache::sync::Cache::new(Self::ENTRIES) }
+impl Core {
+    /// Every state in memory was as the store says, at `when`.
+    pub(super) fn confirm(&self, when: Monotonic) {
+        self.confirmed.store(when.as_nanos(), Ordering::Relaxed);
     }
 
-    pub(super) fn insert(&self, key: K, now: Monotonic) {
-        self.cache.insert(key, now);
+    /// Whether every state in memory was as the store says within `time`, where others can write.
+    pub(super) fn confirmed_within(&self, now: Monotonic, time: Duration) -> bool {
+        self.shared
+            && now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))) < time
     }
 
-    /// There is news of it.
-    pub(super) fn remove(&self, key: &K) {
-        self.cache.remove(key);
-    }
-
-    pub(super) fn contains(&self, key: &K, now: Monotonic) -> bool {
-        self.cache.get(key).is_some_and(|since| now.since(since) < Self::MAX_AGE)
+    /// Whether states in memory may still be relied on: where others can change them, they are read
+    /// every 20 s, and count for `offline_grace` while the store is away.
+    pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
+        !self.shared
+            || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))
+                < self.config.cache.offline_grace
     }
 }

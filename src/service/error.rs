@@ -157,6 +157,17 @@ impl Error {
         )
     }
 
+    /// No use of a KEK can be had.
+    pub(super) fn exhausted(detail: &'static str) -> Self {
+        Self::new(Kind::KekExhausted, detail)
+    }
+
+    /// A failure that is no fault of the caller. Its cause is logged, not returned.
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
+        tracing::error!(%error, "a call failed because of an internal error");
+        Self::new(Kind::Internal, "the service failed; its log says why")
+    }
+
     /// Which kind of failure.
     #[must_use]
     pub const fn kind(&self) -> Kind {

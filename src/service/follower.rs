@@ -4,26 +4,22 @@
 //! Nothing waits for it. A read of a KEK or chain that is not known goes to the store itself.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::clock::Monotonic;
-use crate::id::{ChainName, KekId};
+use crate::id::KekId;
 use crate::keychain::Refusal;
 use crate::store::record::{self, Kek, Part, Record};
+use crate::store::records::MANY;
 use crate::store::{self, News, Revision, Store};
 
 use super::chain::Chain;
-use super::{KeyService, states};
+use super::{KeyService, kek_lifecycle};
 
 /// How often everything in memory is compared with the store: a KEK that is disabled elsewhere is
 /// refused here within 30 s, also where the watch failed.
 const EVERY: Duration = Duration::from_secs(20);
-
-/// Keys of one read.
-pub(super) const PAGE: usize = 64;
 
 impl KeyService {
     /// Starts to follow; nothing to do where nobody else can write.
@@ -73,10 +69,10 @@ impl KeyService {
             if let Part::Kek(id) = part {
                 self.core.unknown.remove(&(name.clone(), id));
                 if self.is_held(&chain, id) {
-                    states::learn(&self.core, &chain, id).await?;
+                    kek_lifecycle::learn(&self.core, &chain, id).await?;
                 }
             }
-            if part != Part::Claim && chain.tidings.written(revision) {
+            if part != Part::Claim && chain.staleness.written(revision) {
                 chain.need_uses.notify_one();
             }
         }
@@ -94,11 +90,11 @@ impl KeyService {
 
     async fn read_heads(&self) -> Result<(), store::Error> {
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
-        for chains in chains.chunks(PAGE) {
+        for chains in chains.chunks(MANY) {
             let keys: Vec<_> = chains.iter().map(|chain| record::head_key(&chain.name)).collect();
             let heads = self.core.store.get_all(&keys).await?;
             for (chain, head) in chains.iter().zip(heads) {
-                if chain.tidings.head_is(head.as_ref()) {
+                if chain.staleness.head_is(head.as_ref()) {
                     chain.need_uses.notify_one();
                 }
             }
@@ -109,11 +105,11 @@ impl KeyService {
     /// Reads the records of all KEKs in memory, and of those that are refused.
     async fn read_states(&self) -> Result<(), store::Error> {
         let chains = self.chains.load_full();
-        let travellers = self.core.keyring.travellers().into_iter();
+        let inline = self.core.keyring.inline_keks().into_iter();
         let mut held = self.held();
         // One that travelled along may have been stored, and disabled, since.
-        held.extend(travellers.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
-        for held in held.chunks(PAGE) {
+        held.extend(inline.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
+        for held in held.chunks(MANY) {
             let keys: Vec<_> =
                 held.iter().map(|(chain, id)| record::kek_key(&chain.name, *id)).collect();
             let read = self.core.store.get_all(&keys).await?;
@@ -121,42 +117,25 @@ impl KeyService {
                 match entry.map(|entry| Kek::decode(&entry.key, &entry.value)) {
                     Some(Ok(kek)) => {
                         let known = chain.snapshot().refused().find(|(known, _)| known == id);
-                        if states::refusal(kek.state) != known.map(|(_, refusal)| refusal) {
-                            states::learn(&self.core, chain, *id).await?;
+                        if kek_lifecycle::refusal(kek.state) != known.map(|(_, refusal)| refusal) {
+                            kek_lifecycle::learn(&self.core, chain, *id).await?;
                         }
                     }
                     Some(Err(error)) => {
                         tracing::error!(chain = %chain.name, kek_id = %id, %error, "a stored record is damaged");
                         self.core.note_damage(&chain.name, &record::kek_key(&chain.name, *id));
                     }
-                    None if self.core.keyring.has_traveller(&chain.name, *id) => {}
+                    None if self.core.keyring.has_inline(&chain.name, *id) => {}
                     // A record is never deleted. Where nothing is known that could be put in its
                     // place, it is no reason to repair the chain again and again.
                     None if !self.can_put_back(chain, *id) => {
                         tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is gone");
                     }
-                    None => states::suspect(&self.core, chain, *id).await?,
+                    None => kek_lifecycle::suspect(&self.core, chain, *id).await?,
                 }
             }
         }
         Ok(())
-    }
-
-    /// The KEKs in memory and those that are refused, with their chains.
-    pub(super) fn held(&self) -> Vec<(Arc<Chain>, KekId)> {
-        let chains = self.chains.load();
-        let mut held: Vec<_> = chains
-            .values()
-            .flat_map(|chain| {
-                let snapshot = chain.snapshot();
-                let ids = snapshot.keks().map(|kek| kek.id());
-                let ids = ids.chain(snapshot.refused().map(|(id, _)| id));
-                ids.map(|id| (Arc::clone(chain), id)).collect::<Vec<_>>()
-            })
-            .collect();
-        let cached = self.core.keyring.held().into_iter();
-        held.extend(cached.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
-        held
     }
 
     fn is_held(&self, chain: &Chain, id: KekId) -> bool {
@@ -176,54 +155,8 @@ impl KeyService {
     async fn restored(&self) {
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {
-            chain.reserver.lock().await.ledger.report_restored();
+            chain.reservations.lock().await.ledger.report_restored();
             chain.need_uses.notify_one();
         }
-    }
-
-    /// Loads a chain that is new here, if there is one of this name.
-    pub(super) async fn load_chain(
-        &self,
-        name: &ChainName,
-    ) -> Result<Option<Arc<Chain>>, store::Error> {
-        let chain = self.core.load(name).await?;
-        Ok(chain.map(|chain| self.adopt(chain)))
-    }
-
-    /// Takes a loaded chain into service; the one that is in service already where there is one.
-    pub(super) fn adopt(&self, chain: Arc<Chain>) -> Arc<Chain> {
-        let mut ours = false;
-        self.chains.rcu(|chains| {
-            let mut chains = (**chains).clone();
-            ours = !chains.contains_key(&chain.name);
-            chains.entry(chain.name.clone()).or_insert_with(|| Arc::clone(&chain));
-            chains
-        });
-        if ours {
-            self.spawn(&chain);
-            return chain;
-        }
-        self.chains.load().get(&chain.name).cloned().unwrap_or(chain)
-    }
-}
-
-impl super::core::Core {
-    /// Every state in memory was as the store says, at `when`.
-    pub(super) fn confirm(&self, when: Monotonic) {
-        self.confirmed.store(when.as_nanos(), Ordering::Relaxed);
-    }
-
-    /// Whether every state in memory was as the store says within `time`, where others can write.
-    pub(super) fn confirmed_within(&self, now: Monotonic, time: Duration) -> bool {
-        self.shared
-            && now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))) < time
-    }
-
-    /// Whether states in memory may still be relied on: where others can change them, they are read
-    /// every 20 s, and count for `offline_grace` while the store is away.
-    pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
-        !self.shared
-            || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))
-                < self.config.cache.offline_grace
     }
 }

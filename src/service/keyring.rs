@@ -19,20 +19,20 @@ use crate::root::{self, Context};
 use crate::secret::KeyBytes;
 use crate::store::record;
 
-use super::answer::{Absence, MissingKek};
-use super::chain::Chain;
 use super::error::{Error, Kind};
+use super::types::{Absence, MissingKek};
 
-mod carried;
-mod flights;
+mod evidence;
+mod inline;
 mod missing;
 mod roots;
+mod single_flight;
 
-use carried::Carried;
-use flights::Flights;
+use inline::Inline;
 use missing::Missing;
 use roots::Roots;
-pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState};
+pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState, Trust};
+use single_flight::SingleFlight;
 
 /// How many KEKs may be on their way from a root at once.
 pub(super) const CONCURRENT_UNWRAPS: usize = 16;
@@ -48,7 +48,7 @@ type CacheKey = (ChainName, KekId);
 
 /// How the roots of a KEK stand to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Opening {
     /// One of them opens it.
     Opens,
     /// None does now, and one is away.
@@ -76,10 +76,10 @@ pub(super) struct Keyring {
     records: Cache<CacheKey, Arc<record::Kek>>,
     /// When roots were last found to open a KEK.
     checked: Cache<CacheKey, Monotonic>,
-    flights: Flights<CacheKey>,
+    calls: SingleFlight<CacheKey>,
     failures: Cache<CacheKey, Failure>,
     unwraps: Semaphore,
-    carried: Carried,
+    inline: Inline,
     missing: Missing,
     clock: Arc<dyn Clock>,
 }
@@ -96,10 +96,10 @@ impl Keyring {
             cache: Cache::new(keks.max(1)),
             records: Cache::new(keks.max(1)),
             checked: Cache::new(keks.max(1)),
-            flights: Flights::default(),
+            calls: SingleFlight::default(),
             failures: Cache::new(FAILURES),
             unwraps: Semaphore::new(CONCURRENT_UNWRAPS),
-            carried: Carried::new(keks),
+            inline: Inline::new(keks),
             missing: Missing::new(),
             clock,
         }
@@ -110,15 +110,15 @@ impl Keyring {
         self.cache.get(&(chain.clone(), id))
     }
 
-    /// The KEK, if it is in the cache or travelled along.
+    /// The KEK, if it is in the cache or inline.
     pub(super) fn in_memory(&self, chain: &ChainName, id: KekId) -> Option<Arc<Kek>> {
         let key = (chain.clone(), id);
-        self.cache.get(&key).or_else(|| self.carried.get(&key))
+        self.cache.get(&key).or_else(|| self.inline.get(&key))
     }
 
-    /// Whether any KEK is in the cache or travelled along.
+    /// Whether any KEK is in the cache or inline.
     pub(super) fn holds_any(&self) -> bool {
-        !self.cache.is_empty() || !self.carried.is_empty()
+        !self.cache.is_empty() || !self.inline.is_empty()
     }
 
     /// Keeps a KEK that was primary.
@@ -130,7 +130,7 @@ impl Keyring {
     pub(super) fn drop_kek(&self, chain: &ChainName, id: KekId) {
         let key = (chain.clone(), id);
         self.cache.remove(&key);
-        self.carried.drop_kek(&key);
+        self.inline.drop_kek(&key);
     }
 
     /// The KEKs in the cache.
@@ -236,7 +236,7 @@ impl Keyring {
             self.cache.insert(key.clone(), Arc::clone(&kek));
             Ok(kek)
         };
-        self.flights.join(&key, open).await
+        self.calls.join(&key, open).await
     }
 
     /// What became of `key` a moment ago, if it did not open.
@@ -256,7 +256,7 @@ impl Keyring {
     /// KEKs that are on their way from a root.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
-        self.flights.len()
+        self.calls.len()
     }
 
     /// As many callers as may be on their way to a root, for as long as it is held.
@@ -265,30 +265,17 @@ impl Keyring {
         self.unwraps.acquire_many(16).await.unwrap()
     }
 
-    /// The KEK from memory, or by a root.
-    pub(super) async fn get_now(
-        &self,
-        chain: &Chain,
-        id: KekId,
-        record: &record::Kek,
-    ) -> Result<Arc<Kek>, Error> {
-        match chain.snapshot().kek(id).cloned().or_else(|| self.cached(&chain.name, id)) {
-            Some(kek) => Ok(kek),
-            None => self.open(&chain.name, id, record).await,
-        }
-    }
-
     /// How the roots stand to a KEK that is in memory.
-    pub(super) async fn standing(
+    pub(super) async fn opening(
         &self,
         chain: &ChainName,
         id: KekId,
         record: &record::Kek,
-    ) -> Standing {
+    ) -> Opening {
         match self.open(chain, id, record).await {
-            Ok(_) => Standing::Opens,
-            Err(_) if self.roots.is_away(record) => Standing::Away,
-            Err(_) => Standing::Refused,
+            Ok(_) => Opening::Opens,
+            Err(_) if self.roots.is_away(record) => Opening::Away,
+            Err(_) => Opening::Refused,
         }
     }
 
@@ -302,7 +289,7 @@ impl Keyring {
     ) -> bool {
         let context = Context { chain, kek_id: id, suite: record.suite };
         let mut opens = false;
-        for (state, wrap) in self.roots.candidates(record) {
+        for (state, wrap) in self.roots.candidates(&record.wraps) {
             let opened =
                 async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
             match self.roots.call(state, "unwrap", opened).await {
@@ -327,7 +314,7 @@ impl Keyring {
         id: KekId,
         record: &record::Kek,
     ) -> Result<Arc<Kek>, Error> {
-        let candidates = self.roots.candidates(record);
+        let candidates = self.roots.candidates(&record.wraps);
         let wrapped_by = record.wraps.iter().map(|wrap| &*wrap.root).collect::<Vec<_>>().join(", ");
         let (mut forgotten, mut is_away) = (REFUSED_FOR, false);
         for &(state, wrap) in &candidates {

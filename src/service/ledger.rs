@@ -4,24 +4,21 @@
 //! What is known may be out of date; then a write conflicts, and everything is read again. A write
 //! whose answer was lost counts as made: what it would have given is never used.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::store::record::{self, Head, Kek, Limits, NamedRoot, Record, State, Uses};
+use crate::store::records::{Held, Versioned, missing, read_head, read_held};
 use crate::store::{Committed, Compare, Error, Revision, Store, Txn};
 
-mod claim;
-mod history;
-mod records;
-mod tidings;
+use super::rollback::detect::{Detector, Records};
 
-use history::Known;
-pub(super) use history::{Retired, Rollback, retire_all};
-pub(super) use records::{Held, Versioned, chains, create, head, put_kek, read};
-use records::{decode, missing, read_head, read_held};
-pub(super) use tidings::Tidings;
+mod claim;
+mod rollback;
+mod staleness;
+
+pub(super) use staleness::Staleness;
 
 /// What was read of a chain.
 struct Read {
@@ -32,6 +29,13 @@ struct Read {
     damage: Option<Error>,
     /// Whether the primary is in the state that the head says.
     fits: bool,
+}
+
+impl Read {
+    fn records(&self) -> Records<'_> {
+        let (primary, standby) = (self.primary.as_ref(), self.standby.as_ref());
+        Records { head: &self.head, primary, standby }
+    }
 }
 
 /// The records of one chain.
@@ -48,31 +52,15 @@ pub(super) struct Ledger {
     /// What is wrong with the standby's records.
     pub(super) standby_damage: Option<Error>,
     stale: bool,
-    tidings: Arc<Tidings>,
+    staleness: Arc<Staleness>,
     /// The claim of another process, and since when it is known.
     foreign_claim: Option<(Revision, Monotonic)>,
-    /// The store went back to an earlier state, and what is left to do about it.
-    rollback: Option<Rollback>,
-    /// A record shows that it did; the next read tells.
-    suspected: bool,
+    /// The chain's past, and whether the store went back to it.
+    detector: Detector,
     /// A head that is missing is put again, also where the chain never had a KEK.
     keeps_head: bool,
     /// The head is gone, and no KEK is with it.
     deleted: bool,
-    /// The store reports that it did; the next read tells.
-    reported: bool,
-    /// The store has reported `rollback`.
-    is_reported: bool,
-    /// The repair in the head was met before the store reported what it is for.
-    early: Option<history::Early>,
-    /// The highest generation that was ever read.
-    seen_generation: u64,
-    /// The newest set of roots that was ever read, and what the keys were called by it.
-    seen_roots: (u64, Option<NamedRoot>),
-    /// The KEKs that are or were primary or standby, the last ones.
-    known: VecDeque<Known>,
-    /// KEKs that were primary or standby before it did.
-    lost: Vec<(KekId, Kek, Uses)>,
 }
 
 impl Ledger {
@@ -96,25 +84,17 @@ impl Ledger {
             standby: None,
             standby_damage: None,
             stale: true,
-            tidings: Arc::default(),
+            staleness: Arc::default(),
             foreign_claim: None,
-            rollback: None,
-            suspected: false,
+            detector: Detector::default(),
             keeps_head: true,
             deleted: false,
-            reported: false,
-            is_reported: false,
-            early: None,
-            seen_generation: 0,
-            seen_roots: (0, None),
-            known: VecDeque::new(),
-            lost: Vec::new(),
         }))
     }
 
     /// What others hear of the records goes here.
-    pub(super) fn tidings(&self) -> Arc<Tidings> {
-        Arc::clone(&self.tidings)
+    pub(super) fn staleness(&self) -> Arc<Staleness> {
+        Arc::clone(&self.staleness)
     }
 
     /// The primary and the standby, as they were last read.
@@ -125,18 +105,19 @@ impl Ledger {
 
     /// Reads everything again if it may be out of date.
     pub(super) async fn refresh(&mut self) -> Result<(), Error> {
-        if !self.tidings.take_outdated() && !self.stale {
+        if !self.staleness.take_outdated() && !self.stale {
             return Ok(());
         }
         self.stale = true;
         let read = self.read_all().await?;
-        self.seen_generation = self.seen_generation.max(self.head.record.generation);
-        self.notice_rollback(&read);
+        let mut detector = std::mem::take(&mut self.detector);
+        detector.compare(self.records(), read.records(), read.fits);
+        self.detector = detector;
         let Read { head, primary, standby, damage, .. } = read;
         self.head = head;
         (self.primary, self.standby, self.standby_damage) = (primary, standby, damage);
         self.stale = false;
-        self.tell();
+        self.publish_known();
         Ok(())
     }
 
@@ -180,14 +161,20 @@ impl Ledger {
         }
     }
 
+    fn records(&self) -> Records<'_> {
+        let (primary, standby) = (self.primary.as_ref(), self.standby.as_ref());
+        Records { head: &self.head, primary, standby }
+    }
+
     /// Notes what is known now.
-    fn tell(&mut self) {
-        self.note_known();
-        self.note_roots();
+    fn publish_known(&mut self) {
+        let mut detector = std::mem::take(&mut self.detector);
+        detector.note(self.records());
+        self.detector = detector;
         let held = self.primary.iter().chain(&self.standby);
         let revisions = held.flat_map(|held| [held.kek.revision, held.uses.revision]);
         let newest = revisions.fold(self.head.revision, Revision::max);
-        self.tidings.know(&self.head, newest);
+        self.staleness.know(&self.head, newest);
     }
 
     async fn read_held(&self, id: Option<KekId>) -> Result<Option<Held>, Error> {
@@ -257,7 +244,7 @@ impl Ledger {
             uses: Versioned { record: Uses::default(), revision },
         });
         self.standby_damage = None;
-        self.tell();
+        self.publish_known();
         Ok(true)
     }
 
@@ -298,7 +285,7 @@ impl Ledger {
         next.uses.revision = revision;
         self.primary = Some(next);
         self.standby = None;
-        self.tell();
+        self.publish_known();
         Ok(true)
     }
 
@@ -325,7 +312,7 @@ impl Ledger {
         if let Some(primary) = &mut self.primary {
             primary.uses = Versioned { record: uses, revision };
         }
-        self.tell();
+        self.publish_known();
         Ok(true)
     }
 
@@ -372,7 +359,7 @@ impl Ledger {
     /// Whether no KEK of the chain was ever read here.
     fn has_no_kek(&self) -> bool {
         let Head { primary, standby, .. } = &self.head.record;
-        primary.or(*standby).is_none() && self.known.is_empty() && self.lost.is_empty()
+        primary.or(*standby).is_none() && self.detector.has_seen_none()
     }
 
     /// Deletes the head of a chain without KEKs. Compares: head unchanged. A KEK that another process
@@ -401,7 +388,7 @@ impl Ledger {
         };
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
-        self.tell();
+        self.publish_known();
         Ok(true)
     }
 

@@ -1,10 +1,10 @@
 //! What a start waits for, while there is no [`KeyService`](super::KeyService) yet: shown by
 //! readiness, and the answer to every call.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
-use super::answer::{Check, Health};
 use super::error::{Error, Kind};
+use super::types::{Check, Health};
 
 /// The one thing that a start waits for at this moment.
 pub struct Starting(Mutex<Check>);
@@ -20,7 +20,7 @@ impl Starting {
     /// differs from before, so that it is logged once.
     pub fn report(&self, name: &str, detail: &str) -> bool {
         let new = check(name, detail);
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.0.lock();
         let is_new = *current != new;
         *current = new;
         is_new
@@ -29,7 +29,7 @@ impl Starting {
     /// What the start waits for.
     #[must_use]
     pub fn check(&self) -> Check {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// The answer to every call until the service has started.

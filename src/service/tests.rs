@@ -5,13 +5,19 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use prometheus::Registry;
 
+use super::rotation::reserver;
 use super::*;
+use crate::clock::Monotonic;
 use crate::clock::{Clock as _, ManualClock};
+use crate::envelope::{Envelope, Version};
+use crate::id::KekId;
 use crate::keychain::message::Opened;
+use crate::keychain::{KekPlacement, KeyChain};
 use crate::root;
 use crate::root::testing::TestRoot;
 use crate::store::memory::{self, Fault};
-use crate::store::record::State;
+use crate::store::record::{self, State};
+use crate::store::records;
 use crate::store::{self, Store};
 
 mod continuity;
@@ -74,7 +80,7 @@ impl World {
 
     async fn reserved(&self, id: KekId) -> u64 {
         let key = record::uses_key(&ChainName::new(DEFAULT_CHAIN).unwrap(), id);
-        ledger::read::<record::Uses>(&*self.store, &key).await.unwrap().unwrap().record.reserved
+        records::read::<record::Uses>(&*self.store, &key).await.unwrap().unwrap().record.reserved
     }
 }
 
@@ -459,10 +465,10 @@ async fn a_primary_from_the_future_is_as_old_as_it_is_known() {
         let (_, first) = world.encrypt().await.unwrap();
         let name = ChainName::new(DEFAULT_CHAIN).unwrap();
         let key = record::kek_key(&name, first);
-        let read = ledger::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
+        let read = records::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
         let promoted_at = Some(world.clock.unix_now() + 1_000 * 86_400 + ahead);
         let kek = record::Kek { promoted_at, ..read.record.clone() };
-        assert!(ledger::put_kek(&*world.store, &name, first, &read, &kek).await.unwrap());
+        assert!(records::put_kek(&*world.store, &name, first, &read, &kek).await.unwrap());
         world.clock.advance(Duration::from_secs(1_000 * 86_400));
         let world = world.restarted().await;
         let chain = chain_of(&world.service);
@@ -487,7 +493,7 @@ async fn a_turn_that_is_left_over_brings_no_news_of_old_trouble() {
     world.clock.advance(Duration::from_secs(61));
     let chain = chain_of(&world.service);
     let waiting = chain.wait_for_uses(Duration::from_secs(10), 10);
-    let old = exhausted("old");
+    let old = Error::exhausted("old");
     let twice = async {
         for _ in 0..2 {
             chain.set_trouble(Some(old.clone()));

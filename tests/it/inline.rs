@@ -38,7 +38,7 @@ fn header(ciphertext: &str) -> (usize, Option<usize>) {
     let header = Envelope::parse(&bytes).unwrap().header;
     let record = match header.version {
         Version::Stored => None,
-        Version::Carried(record) => Some(record.len()),
+        Version::Inline(record) => Some(record.len()),
     };
     (header.bytes.len(), record)
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
-use crate::service::answer::{Absence, MissingKek};
-use crate::service::bucket::Bucket;
+use crate::service::limits::rate_limiter::RateLimiter;
+use crate::service::types::{Absence, MissingKek};
 
 use super::CacheKey;
 
@@ -24,7 +24,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// The KEKs that are missed.
 pub(super) struct Missing {
     entries: Mutex<Entries>,
-    log: Bucket,
+    log: RateLimiter,
 }
 
 #[derive(Default)]
@@ -57,7 +57,7 @@ struct Entry {
 
 impl Missing {
     pub(super) fn new() -> Self {
-        Self { entries: Mutex::default(), log: Bucket::new(LOG_BURST, LOG_EVERY) }
+        Self { entries: Mutex::default(), log: RateLimiter::new(LOG_BURST, LOG_EVERY) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {

@@ -1,26 +1,31 @@
 //! The configured roots: each call of one bounded, counted and judged, and how they stand. It knows no
 //! KEK in memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::clock::{Clock, Monotonic};
-use crate::id::{ChainName, KekId};
+use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
 use crate::root::{self, Context};
-use crate::service::answer::{Check, Health};
-use crate::service::bucket::Bucket;
 use crate::service::error::Error;
-use crate::service::root_check;
+use crate::service::limits::rate_limiter::RateLimiter;
+use crate::service::types::{Check, Health};
 use crate::store::record::{self, Wrap};
+use crate::timestamp::rfc3339;
 
+use super::evidence::Evidence;
 use super::unavailable;
 
 /// How long a root may take; a provider bounds itself below this.
 pub(in crate::service) const ROOT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How often a root that has opened nothing is compared with those of other processes.
+const COMPARED_EVERY: Duration = Duration::from_secs(60);
 
 /// The roots, the preferred one first.
 pub(in crate::service) struct Roots {
@@ -38,35 +43,24 @@ pub(in crate::service) struct RootState {
     /// What it made of the wraps in the store.
     evidence: Mutex<Evidence>,
     /// Limits how often it is compared with those of other processes while it has opened nothing.
-    pub(in crate::service) comparisons: Bucket,
+    pub(in crate::service) comparisons: RateLimiter,
 }
 
-/// Whether a root is the one that wrapped the KEKs of the store.
-#[derive(Default)]
-struct Evidence {
-    /// When it last opened, or wrapped, a stored KEK of a chain.
-    opened: HashMap<ChainName, Monotonic>,
-    /// KEKs whose wraps by it did not open: the wrap is of another key, or damaged.
-    wrong: BTreeMap<(ChainName, KekId), Wrong>,
-    /// KEKs that it wrapped in this process without being proven. That it opens them proves nothing.
-    own: HashSet<(ChainName, KekId)>,
-    /// When it was last found to be the root that other processes have under its name.
-    agreed: Option<Monotonic>,
+/// A KEK as roots wrapped it.
+#[derive(Clone, Debug)]
+pub(super) struct Wrapped {
+    pub(super) suite: Suite,
+    pub(super) wraps: Vec<Wrap>,
 }
 
-/// A wrap that did not open.
-struct Wrong {
-    why: String,
-    at: Monotonic,
+/// Which roots wrap a new KEK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::service) enum Trust {
+    /// Those that open a KEK which is there.
+    Proven,
+    /// Any that answers: an operator says that the old KEKs are lost.
+    Any,
 }
-
-/// How long a wrap that is wrong is not tried again before a KEK is made.
-const BELIEVED: Duration = Duration::from_secs(5 * 60);
-
-/// KEKs with wrong wraps that are remembered of a root.
-const MAX_WRONG: usize = 1_000;
-/// Of these, those that readiness names.
-const NAMED: usize = 8;
 
 /// The roots that may wrap a new KEK of a chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,7 +88,7 @@ impl Roots {
             named,
             trouble: Mutex::default(),
             evidence: Mutex::default(),
-            comparisons: Bucket::new(1, root_check::INTERVAL),
+            comparisons: RateLimiter::new(1, COMPARED_EVERY),
         };
         Self {
             states: roots.into_iter().map(state).collect(),
@@ -109,13 +103,10 @@ impl Roots {
         self.recoveries.load(Ordering::Relaxed)
     }
 
-    /// Those that wrapped a KEK, each with its wrap: first those whose last answer was good.
-    pub(super) fn candidates<'a>(
-        &'a self,
-        record: &'a record::Kek,
-    ) -> Vec<(&'a RootState, &'a Wrap)> {
+    /// The roots that made `wraps`, each with its wrap: first those whose last answer was good.
+    pub(super) fn candidates<'a>(&'a self, wraps: &'a [Wrap]) -> Vec<(&'a RootState, &'a Wrap)> {
         let with_wrap = |state: &'a RootState| {
-            let wrap = record.wraps.iter().find(|wrap| *wrap.root == *state.named.name)?;
+            let wrap = wraps.iter().find(|wrap| *wrap.root == *state.named.name)?;
             Some((state, wrap))
         };
         let mut candidates: Vec<_> = self.states.iter().filter_map(with_wrap).collect();
@@ -170,17 +161,13 @@ impl Roots {
 
     /// Notes that a root opened a stored KEK.
     pub(super) fn note_opened(&self, state: &RootState, chain: &ChainName, id: KekId) {
-        let key = (chain.clone(), id);
-        let mut evidence = state.evidence();
-        if !evidence.own.contains(&key) {
-            evidence.opened.insert(chain.clone(), self.clock.now());
-        }
-        evidence.wrong.remove(&key);
+        let mut evidence = state.evidence.lock();
+        evidence.opened(chain, id, self.clock.now());
         self.report_wrong(state, &evidence);
     }
 
-    /// Notes that a root did not open a KEK; an outage says nothing of it. True when it is news that
-    /// the wrap is wrong.
+    /// Notes that a root did not open a KEK; an outage says nothing about the wrap. Returns whether
+    /// it is news that the wrap is wrong.
     pub(super) fn note_not_opened(
         &self,
         state: &RootState,
@@ -189,18 +176,14 @@ impl Roots {
         error: &root::Error,
     ) -> bool {
         let root::Error::Wrong(why) = error else { return false };
-        let key = (chain.clone(), id);
-        let mut evidence = state.evidence();
-        let is_news = !evidence.wrong.contains_key(&key);
-        if evidence.wrong.len() < MAX_WRONG || !is_news {
-            evidence.wrong.insert(key, Wrong { why: why.clone(), at: self.clock.now() });
-        }
+        let mut evidence = state.evidence.lock();
+        let is_news = evidence.not_opened(chain, id, why, self.clock.now());
         self.report_wrong(state, &evidence);
         is_news
     }
 
-    /// Notes that a KEK with these wraps is stored by now. Roots that were proven stay so; that the
-    /// others open it proves nothing, since this process had them wrap it.
+    /// Notes that a KEK with these wraps is stored. Roots that were proven stay so; that the others
+    /// open it proves nothing, since this process had them wrap it.
     pub(in crate::service) fn note_wrapped(
         &self,
         chain: &ChainName,
@@ -209,28 +192,22 @@ impl Roots {
         proven: &[Arc<str>],
     ) {
         for state in wraps.iter().filter_map(|wrap| self.find(&wrap.root)) {
-            let mut evidence = state.evidence();
-            if proven.contains(&state.named.name) {
-                evidence.opened.insert(chain.clone(), self.clock.now());
-            } else {
-                evidence.own.insert((chain.clone(), id));
-            }
+            let is_proven = proven.contains(&state.named.name);
+            state.evidence.lock().wrapped(chain, id, is_proven, self.clock.now());
         }
     }
 
-    /// A KEK was destroyed: no wrap of it will ever be asked for.
+    /// A KEK was destroyed: no wrap of it will ever be needed.
     pub(super) fn forget(&self, chain: &ChainName, id: KekId) {
         for state in &self.states {
-            let mut evidence = state.evidence();
-            evidence.own.remove(&(chain.clone(), id));
-            if evidence.wrong.remove(&(chain.clone(), id)).is_some() {
-                self.report_wrong(state, &evidence);
-            }
+            let mut evidence = state.evidence.lock();
+            evidence.forget(chain, id);
+            self.report_wrong(state, &evidence);
         }
     }
 
     fn report_wrong(&self, state: &RootState, evidence: &Evidence) {
-        let count = i64::try_from(evidence.wrong.len()).unwrap_or(i64::MAX);
+        let count = i64::try_from(evidence.wrongs()).unwrap_or(i64::MAX);
         self.metrics.root_wrong_wraps.with_label_values(&[&state.named.name]).set(count);
     }
 
@@ -294,7 +271,7 @@ impl Roots {
 
     /// What is wrong with the roots that wrapped a KEK, when none of them is up.
     pub(in crate::service) fn outage(&self, kek: &record::Kek) -> Option<String> {
-        let candidates = self.candidates(kek);
+        let candidates = self.candidates(&kek.wraps);
         if candidates.iter().any(|(state, _)| state.is_up()) {
             return None;
         }
@@ -313,7 +290,7 @@ impl Roots {
     /// Whether a root that wrapped a KEK is away.
     pub(in crate::service) fn is_away(&self, record: &record::Kek) -> bool {
         self.states.iter().any(|state| {
-            let trouble = state.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            let trouble = state.trouble.lock();
             matches!(&*trouble, Some((root::Error::Away(_), _)))
                 && record.wraps.iter().any(|wrap| *wrap.root == *state.named.name)
         })
@@ -365,7 +342,7 @@ impl Roots {
     /// Notes whether a root is up, by its last answer.
     fn judge(&self, state: &RootState, error: Option<&root::Error>) {
         let error = error.filter(|error| is_outage(error));
-        let mut trouble = state.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = state.trouble.lock();
         let before = trouble.take();
         let is_out = error.is_some();
         if before.is_some() && !is_out {
@@ -415,32 +392,39 @@ impl Roots {
 
 impl RootState {
     pub(in crate::service) fn is_up(&self) -> bool {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.trouble.lock().is_none()
     }
 
     /// When it last opened or wrapped a stored KEK of `chain`.
     pub(in crate::service) fn opened_at(&self, chain: &ChainName) -> Option<Monotonic> {
-        self.evidence().opened.get(chain).copied()
+        self.evidence.lock().opened_at(chain)
     }
 
     /// Whether it opened or wrapped any stored KEK.
     pub(in crate::service) fn opened_any(&self) -> bool {
-        !self.evidence().opened.is_empty()
+        self.evidence.lock().opened_any()
+    }
+
+    /// Whether it opened nothing of the store, and not because it wrapped nothing: its key is
+    /// another one.
+    pub(in crate::service) fn is_another(&self) -> bool {
+        let evidence = self.evidence.lock();
+        !evidence.opened_any() && evidence.wrongs() > 0
     }
 
     /// Whether it was found, less than `max_age` ago, to be the root that other processes have.
     pub(in crate::service) fn is_agreed(&self, now: Monotonic, max_age: Duration) -> bool {
-        self.evidence().agreed.is_some_and(|at| now.since(at) < max_age)
+        self.evidence.lock().agreed_at().is_some_and(|at| now.since(at) < max_age)
     }
 
     /// It is the root that other processes have under its name.
     pub(in crate::service) fn agree(&self, now: Monotonic) {
-        self.evidence().agreed = Some(now);
+        self.evidence.lock().agree(now);
     }
 
     /// Whether this process had it wrap the KEK without being proven.
     pub(in crate::service) fn is_own(&self, chain: &ChainName, id: KekId) -> bool {
-        self.evidence().own.contains(&(chain.clone(), id))
+        self.evidence.lock().is_own(chain, id)
     }
 
     /// Whether its wrap of the KEK was wrong a moment ago.
@@ -450,18 +434,12 @@ impl RootState {
         id: KekId,
         now: Monotonic,
     ) -> bool {
-        let evidence = self.evidence();
-        let wrong = evidence.wrong.get(&(chain.clone(), id));
-        wrong.is_some_and(|wrong| now.since(wrong.at) < BELIEVED)
+        self.evidence.lock().is_wrong(chain, id, now)
     }
 
     /// Whether a wrap that names it did not open, and why.
     pub(in crate::service) fn wrong(&self) -> Option<String> {
-        describe(&self.evidence().wrong)
-    }
-
-    fn evidence(&self) -> MutexGuard<'_, Evidence> {
-        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+        self.evidence.lock().describe()
     }
 
     fn described(&self) -> [String; 3] {
@@ -470,10 +448,9 @@ impl RootState {
     }
 
     fn check(&self) -> Check {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let outage = trouble
-            .as_ref()
-            .map(|(error, since)| format!("{error}, since {}", crate::service::rfc3339(*since)));
+        let trouble = self.trouble.lock();
+        let outage =
+            trouble.as_ref().map(|(error, since)| format!("{error}, since {}", rfc3339(*since)));
         let faults: Vec<_> = outage.into_iter().chain(self.wrong()).collect();
         let is_local = self.named.root.kind() == "local";
         let development =
@@ -484,19 +461,6 @@ impl RootState {
             detail: if faults.is_empty() { development } else { Some(faults.join("; ")) },
         }
     }
-}
-
-/// The KEKs whose wraps by a root are wrong: their number, and some of them by id.
-fn describe(wrong: &BTreeMap<(ChainName, KekId), Wrong>) -> Option<String> {
-    let (_, Wrong { why, .. }) = wrong.first_key_value()?;
-    let ids: Vec<_> = wrong.keys().take(NAMED).map(|(chain, id)| format!("{chain}/{id}")).collect();
-    let more = if wrong.len() > NAMED { ", ..." } else { "" };
-    let keks = if wrong.len() == 1 { "KEK" } else { "KEKs" };
-    Some(format!(
-        "it does not open {} {keks} that name it ({}{more}): {why}",
-        wrong.len(),
-        ids.join(", ")
-    ))
 }
 
 /// A wrap that is wrong is no outage: the root answered.

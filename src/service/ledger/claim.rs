@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::clock::Monotonic;
 use crate::store::record::{self, Claim, Record};
+use crate::store::records::read;
 use crate::store::{Committed, Compare, Error, Revision, Txn};
 
-use super::{Ledger, read};
+use super::Ledger;
 
 /// A claim that did not change for this long is one of a process that is gone: a root takes 15 s
 /// at most.

@@ -30,7 +30,7 @@ fn check(service: &KeyService, name: &str) -> Check {
 /// What `store restored` leaves: KEKs that only decrypt.
 async fn retired(world: &World) {
     world.service.stop().await;
-    restored::retire(&*world.store, |_| {}).await.unwrap();
+    offline::retire_chains(&*world.store, |_| {}).await.unwrap();
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn two_roots_that_are_swapped_make_no_kek() {
     let service = start(Arc::clone(&store) as _, &[("a", &a), ("b", &b)], &clock).await;
     let made = service.encrypt(None, b"hello"[..].into(), b"aad").await.unwrap();
     service.stop().await;
-    restored::retire(&*store, |_| {}).await.unwrap();
+    offline::retire_chains(&*store, |_| {}).await.unwrap();
     let service = start(Arc::clone(&store) as _, &[("a", &b), ("b", &a)], &clock).await;
     drive(&service).await;
     assert_eq!(keks(&service).await, [made.kek_id]);

@@ -1,7 +1,7 @@
 //! Services without a store, whose KEKs travel along, and how they get on with those that have one.
 
 use super::*;
-use crate::envelope::CarriedRecord;
+use crate::envelope::InlineRecord;
 use crate::keychain::kek::Kek;
 use crate::store::inline;
 
@@ -30,12 +30,12 @@ async fn decrypt(service: &KeyService, envelope: &[u8]) -> Result<Vec<u8>, Error
     Ok(opened.plaintext.as_slice().to_vec())
 }
 
-/// The names of the roots in the carried record; none of version 1.
+/// The names of the roots in the inline record; none of version 1.
 fn travels_with(envelope: &[u8]) -> Vec<String> {
     match Envelope::parse_header_or_whole(envelope).unwrap().header.version {
         Version::Stored => Vec::new(),
-        Version::Carried(record) => {
-            let wraps = CarriedRecord::parse(record).unwrap().wraps.into_iter();
+        Version::Inline(record) => {
+            let wraps = InlineRecord::parse(record).unwrap().wraps.into_iter();
             wraps.map(|(root, _)| root.into_owned()).collect()
         }
     }
@@ -157,11 +157,11 @@ async fn a_record_of_another_envelope_fails() {
     let reader = inline(&roots, &clock).await;
     for ours in &envelopes {
         for theirs in envelopes.iter().filter(|theirs| *theirs != ours) {
-            let Version::Carried(record) = Envelope::parse(theirs).unwrap().header.version else {
+            let Version::Inline(record) = Envelope::parse(theirs).unwrap().header.version else {
                 panic!("it is version 2");
             };
             let parsed = Envelope::parse(ours).unwrap();
-            let Version::Carried(own) = parsed.header.version else { panic!("it is version 2") };
+            let Version::Inline(own) = parsed.header.version else { panic!("it is version 2") };
             let (start, end) = (&ours[..18], &ours[20 + own.len()..]);
             let len = u16::try_from(record.len()).unwrap().to_be_bytes();
             let exchanged = [start, &len, record, end].concat();
@@ -212,7 +212,7 @@ async fn a_foreign_kek_is_checked_against_its_id() {
     let clock = Arc::clone(&clock) as _;
     let reader = KeyService::start(Config::default(), store, named, clock, metrics).await.unwrap();
     assert_eq!(kind(decrypt(&reader, &envelope).await), Kind::InvalidCiphertext);
-    assert!(reader.core.keyring.travellers().is_empty());
+    assert!(reader.core.keyring.inline_keks().is_empty());
 }
 
 #[tokio::test]
@@ -316,7 +316,7 @@ async fn envelopes_move_between_the_options_header_by_header() {
     // A foreign KEK in memory is no record that the store lost.
     two.look_after_keks().await;
     let chain = chain_of(&two);
-    assert!(!chain.reserver.lock().await.ledger.is_restored());
+    assert!(!chain.reservations.lock().await.ledger.is_restored());
 }
 
 #[tokio::test]
@@ -453,12 +453,16 @@ async fn a_header_with_the_wrap_of_aws_kms_stays_below_350_bytes() {
             let chain = ChainName::new(DEFAULT_CHAIN).unwrap();
             let kek = Kek::generate(&chain, suite).unwrap();
             let wraps = vec![(name.as_str().into(), vec![7; wrap].into())];
-            let carried = crate::keychain::Carried::new(&kek, &CarriedRecord { wraps }).unwrap();
+            let inline = {
+                let record = InlineRecord { wraps };
+                crate::keychain::InlineKek::new(kek.suite(), kek.id(), kek.chain(), &record)
+                    .unwrap()
+            };
             let mut chain = KeyChain::empty(chain);
             let uses = crate::keychain::budget::Budget::unshared(1);
             chain.set_primary(Arc::new(kek), Arc::new(uses));
-            chain.set_carried(Some(Arc::new(carried)));
-            let one = chain.take(Monotonic::default()).unwrap().in_form(Form::Carried);
+            chain.set_inline(Some(Arc::new(inline)));
+            let one = chain.take(Monotonic::default()).unwrap().placed(KekPlacement::Inline);
             let sealed: Vec<u8> = one.seal(b"".into(), b"").unwrap().into();
             let header = Envelope::parse(&sealed).unwrap().header.bytes.len();
             assert!(header <= most, "{suite}, a name of {}: {header}", name.len());

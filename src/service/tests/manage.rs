@@ -68,7 +68,7 @@ async fn chains_are_bounded_and_making_one_is_charged() {
     let started = KeyService::start(config, store, roots, Arc::clone(&clock) as _, metrics).await;
     let service = started.unwrap();
     clock.advance(Duration::from_secs(60));
-    let allowance = Arc::new(Allowance::new(1));
+    let allowance = Arc::new(LookupQuota::new(1));
     let put = async |name: &str| service.put_chain(name, ChainSettings::default()).await;
     allowance.scope(async { put("a").await.unwrap() }).await;
     let refused = allowance.scope(async { put("b").await }).await;

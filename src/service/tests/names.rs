@@ -60,7 +60,7 @@ async fn it_changes_with_the_roots_and_after_the_kek_that_they_are_changed_for()
     assert!(second.ends_with("/test/new"), "{second}");
     // A repetition that finds nothing to do changes nothing.
     let roots_generation =
-        || async { ledger::head(&*replicas.store, &default()).await.unwrap().roots_generation };
+        || async { records::head(&*replicas.store, &default()).await.unwrap().roots_generation };
     let before = roots_generation().await;
     change_root(&service, "new", RootChange::Rewrap).await;
     assert_eq!(roots_generation().await, before + 1);
@@ -85,7 +85,7 @@ async fn a_replica_that_encrypts_nothing_follows_a_name_whose_kek_it_never_saw_c
     let idle = on(&replicas, &["new", "main"]).await;
     assert_eq!((named(&service).await, named(&idle).await), (first.clone(), first.clone()));
     let chain = chain_of(&idle);
-    let away = chain.reserver.lock().await;
+    let away = chain.reservations.lock().await;
     for _ in 0..2 {
         service.rotate(None).await.unwrap();
     }
@@ -108,8 +108,8 @@ async fn a_restore_never_brings_an_older_name_back() {
     replicas.store.restore(early);
     until("the chain is repaired", async || {
         encrypt(&service).await.is_ok()
-            && ledger::head(&*replicas.store, &default()).await.unwrap().generation > 3
-            && chain_of(&service).reserver.lock().await.ledger.head.record.named_root.is_some()
+            && records::head(&*replicas.store, &default()).await.unwrap().generation > 3
+            && chain_of(&service).reservations.lock().await.ledger.head.record.named_root.is_some()
     })
     .await;
     assert_eq!(key_id(&service), Some(second.clone()));

@@ -28,7 +28,7 @@ async fn states(replicas: &Replicas, ids: [KekId; 2]) -> [Option<State>; 2] {
 }
 
 async fn head(replicas: &Replicas) -> Head {
-    ledger::head(&*replicas.store, &default()).await.unwrap()
+    records::head(&*replicas.store, &default()).await.unwrap()
 }
 
 #[tokio::test]
@@ -155,9 +155,9 @@ async fn a_rollback_costs_one_new_kek_however_many_replicas_notice_it() {
 /// What the follower does when the store itself reports a rollback.
 async fn report(service: &KeyService) {
     let chain = chain_of(service);
-    chain.reserver.lock().await.ledger.report_restored();
+    chain.reservations.lock().await.ledger.report_restored();
     chain.need_uses.notify_one();
-    until("nothing is left to do", async || !chain.reserver.lock().await.ledger.is_restored())
+    until("nothing is left to do", async || !chain.reservations.lock().await.ledger.is_restored())
         .await;
 }
 
@@ -171,7 +171,7 @@ async fn a_rollback_that_the_store_reports_late_is_repaired_once_and_a_second_on
             let head = head(&replicas).await;
             for service in services {
                 let chain = chain_of(service);
-                let mut reserver = chain.reserver.lock().await;
+                let mut reserver = chain.reservations.lock().await;
                 if reserver.ledger.refresh().await.is_err() || reserver.ledger.head.record != head {
                     return false;
                 }

@@ -36,7 +36,7 @@ impl TwoRoots {
         for _ in 0..400 {
             let _ = encrypt(service).await;
             self.drive(service).await;
-            let head = chain.reserver.lock().await.ledger.head.record.clone();
+            let head = chain.reservations.lock().await.ledger.head.record.clone();
             if done(&chain.snapshot(), &head) {
                 return;
             }
@@ -172,10 +172,10 @@ async fn a_primary_that_no_root_opens_does_not_keep_the_standby_from_being_opene
     service.stop().await;
     // The first KEK's wrap by `a` is lost.
     let key = record::kek_key(&default_chain(), first);
-    let read = ledger::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
+    let read = records::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
     let mut kek = read.record.clone();
     kek.wraps.retain(|wrap| wrap.root == "b");
-    assert!(ledger::put_kek(&*world.store, &default_chain(), first, &read, &kek).await.unwrap());
+    assert!(records::put_kek(&*world.store, &default_chain(), first, &read, &kek).await.unwrap());
     let service = world.start().await;
     let chain = chain_of(&service);
     let held: Vec<_> = chain.snapshot().keks().map(|kek| kek.id()).collect();
@@ -274,10 +274,10 @@ async fn a_root_that_is_away_is_asked_once_a_second_and_when_it_is_back() {
 async fn a_wrap_that_does_not_open_is_tried_every_thirty_seconds() {
     let (world, [(one, id), (other, _)]) = two_cold_keks().await;
     let read = record::kek_key(&default_chain(), id);
-    let read = ledger::read::<record::Kek>(&*world.store, &read).await.unwrap().unwrap();
+    let read = records::read::<record::Kek>(&*world.store, &read).await.unwrap().unwrap();
     let mut kek = read.record.clone();
     kek.wraps[0].bytes.clear();
-    assert!(ledger::put_kek(&*world.store, &default_chain(), id, &read, &kek).await.unwrap());
+    assert!(records::put_kek(&*world.store, &default_chain(), id, &read, &kek).await.unwrap());
     let before = world.root.unwraps.load(SeqCst);
     let calls = || world.root.unwraps.load(SeqCst) - before;
     let fail = async || {
@@ -433,13 +433,13 @@ async fn a_root_comes_and_another_goes_and_data_stays() {
     };
     for (id, spoil) in [(ids[0], false), (ids[1], true)] {
         let key = record::kek_key(&chain, id);
-        let read = ledger::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
+        let read = records::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
         let mut kek = read.record.clone();
         match spoil {
             false => kek.wraps.retain(|wrap| wrap.root == "a"),
             true => kek.wraps.iter_mut().for_each(|wrap| wrap.bytes.truncate(3)),
         }
-        assert!(ledger::put_kek(&*two.store, &chain, id, &read, &kek).await.unwrap());
+        assert!(records::put_kek(&*two.store, &chain, id, &read, &kek).await.unwrap());
     }
     let (changed, failed) = change_root(&service, "a", RootChange::Remove).await.unwrap();
     assert!(changed >= 3 && failed.len() == 2, "{changed} {failed:?}");
@@ -460,9 +460,9 @@ async fn a_removal_that_fails_replaces_nothing() {
     let service = start(Arc::clone(&two.store) as _, &[("a", &two.a)], &two.clock).await;
     let id = encrypt(&service).await.unwrap();
     let key = record::kek_key(&default_chain(), id);
-    let read = ledger::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
+    let read = records::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
     let exposed = record::Kek { exposed: true, ..read.record.clone() };
-    let put = ledger::put_kek(&*two.store, &default_chain(), id, &read, &exposed).await;
+    let put = records::put_kek(&*two.store, &default_chain(), id, &read, &exposed).await;
     assert!(put.unwrap());
     service.stop().await;
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::service::states::settle;
+use crate::service::kek_lifecycle::settle;
 use crate::store::{Committed, Entry, Txn};
 
 /// A store that holds the answer of one commit back until the test lets it go.
@@ -171,9 +171,9 @@ async fn a_commit_that_is_applied_late_is_followed() {
     assert_eq!(world.decrypt().await, Ok(()), "it was not applied");
     let name = ChainName::new(DEFAULT_CHAIN).unwrap();
     let key = record::kek_key(&name, world.id);
-    let read = ledger::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
+    let read = records::read::<record::Kek>(&*world.store, &key).await.unwrap().unwrap();
     let disabled = record::Kek { state: State::Disabled, ..read.record.clone() };
-    assert!(ledger::put_kek(&*world.store, &name, world.id, &read, &disabled).await.unwrap());
+    assert!(records::put_kek(&*world.store, &name, world.id, &read, &disabled).await.unwrap());
     world.settle().await;
     assert_eq!(world.decrypt().await, REFUSED);
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use kms_proxy::aead::{Cipher, NONCE_LEN};
-use kms_proxy::envelope::{self, CarriedRecord, Malformed, Version};
+use kms_proxy::envelope::{self, InlineRecord, Malformed, Version};
 use kms_proxy::id::{ChainName, Suite};
 use kms_proxy::keychain::KeyChain;
 use kms_proxy::keychain::budget::Budget;
@@ -148,8 +148,8 @@ fn kek(chain: &ChainName, suite: Suite) -> Arc<Kek> {
 fn carried(chain: &ChainName, kek: &Kek, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
     let (suite, id, nonce) = (kek.suite(), kek.id(), [7; NONCE_LEN]);
     let wraps = vec![("main".into(), vec![5; 300].into()), ("dr".into(), vec![6; 28].into())];
-    let record = CarriedRecord { wraps }.to_bytes().unwrap();
-    let version = Version::Carried(&record);
+    let record = InlineRecord { wraps }.to_bytes().unwrap();
+    let version = Version::Inline(&record);
     let dek = KeyBytes::random(suite).unwrap();
     let mut wrapped = dek.expose().to_vec();
     let wrap_aad = envelope::dek_aad(version, suite, &id, chain);

@@ -5,7 +5,7 @@ use super::*;
 /// An envelope that somebody made up, with this record.
 fn made_up(record: &[u8], id: KekId) -> Vec<u8> {
     let mut out = Vec::new();
-    let version = Version::Carried(record);
+    let version = Version::Inline(record);
     crate::envelope::write_header(
         &mut out,
         version,
@@ -21,7 +21,7 @@ fn made_up(record: &[u8], id: KekId) -> Vec<u8> {
 
 fn record(wraps: &[(&'static str, &[u8])]) -> Vec<u8> {
     let wraps = wraps.iter().map(|&(root, wrap)| (root.into(), wrap.to_vec().into())).collect();
-    CarriedRecord { wraps }.to_bytes().unwrap()
+    InlineRecord { wraps }.to_bytes().unwrap()
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_made_up_id_before_a_good_record_spoils_nothing() {
     let roots = [("main", &root)];
     let (maker, reader) = (inline(&roots, &clock).await, inline(&roots, &clock).await);
     let envelope = encrypt(&maker).await;
-    let Version::Carried(record) = Envelope::parse(&envelope).unwrap().header.version else {
+    let Version::Inline(record) = Envelope::parse(&envelope).unwrap().header.version else {
         panic!("it is version 2");
     };
     let bad = made_up(record, KekId::from_bytes([9; 16]));

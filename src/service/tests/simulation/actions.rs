@@ -11,7 +11,7 @@ use super::hub::Hub;
 use super::world::{Birth, Mistake, Process};
 use super::{Counts, Rng, Weather};
 use crate::id::KekId;
-use crate::service::answer::{ChainSettings, Change};
+use crate::service::types::{ChainSettings, Change};
 use crate::service::{DEFAULT_CHAIN, Health, Kind};
 use crate::store::memory::Snapshot;
 use crate::store::record::State;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::Rng;
 use super::hub::Hub;
 use crate::id::KekId;
-use crate::service::answer::Change;
+use crate::service::types::Change;
 use crate::service::{DEFAULT_CHAIN, Error, KeyService, Kind};
 
 /// An envelope that a client keeps.

@@ -213,7 +213,7 @@ impl Process {
         for call in &self.calls {
             call.abort();
         }
-        for task in self.service.tasks.lock().unwrap().iter() {
+        for task in self.service.tasks.lock().iter() {
             task.abort();
         }
         let hub = &self.net.hub;
@@ -248,7 +248,7 @@ impl Process {
 
     /// None of its tasks ended, as one that panicked does.
     pub(super) fn is_whole(&self) -> bool {
-        self.service.tasks.lock().unwrap().iter().all(|task| !task.is_finished())
+        self.service.tasks.lock().iter().all(|task| !task.is_finished())
     }
 
     /// The KEKs whose records it has.

@@ -11,16 +11,17 @@
 use std::sync::Arc;
 
 use crate::id::{ChainName, KekId};
-use crate::keychain::Form;
+use crate::keychain::KekPlacement;
 use crate::root;
 use crate::store::record::{self, Kek, Record};
 use crate::store::{self, Store};
 
-use super::chain::Chain;
-use super::core::Core;
-use super::error::{Error, Kind};
-use super::keyring::{Allowed, RootState};
-use super::ledger;
+use crate::service::chain::Chain;
+use crate::service::core::Core;
+use crate::service::error::{Error, Kind};
+use crate::service::keyring::{Allowed, RootState};
+use crate::store::records;
+
 use super::root_check::{self, Comparison};
 
 /// KEKs that a root may fail to open before it counts as another root.
@@ -46,13 +47,13 @@ enum Verdict {
 ///
 /// # Errors
 /// [`Kind::RootUnavailable`] when no root opens a KEK that is there, [`Kind::StoreUnavailable`].
-pub(super) async fn allowed(
+pub(in crate::service) async fn allowed(
     core: &Core,
     chain: &ChainName,
     held: &[(KekId, Kek)],
 ) -> Result<Allowed, Error> {
     let roots = &core.keyring.roots;
-    if core.form == Form::Carried {
+    if core.placement == KekPlacement::Inline {
         // Every KEK that is stored here was made by this process.
         return Ok(roots.all_allowed());
     }
@@ -93,7 +94,7 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
         }
     }
     if !undecided.is_empty() {
-        let others = ledger::chains(&*core.store).await;
+        let others = records::chains(&*core.store).await;
         for other in others.map_err(|error| core.store_error(chain, error))? {
             let mut keks = Keks::new(&other, &[]);
             for (state, verdict) in &mut undecided {
@@ -135,7 +136,7 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
 /// # Errors
 /// When the store does not answer.
 pub async fn names_root(store: &dyn Store, root: Option<&str>) -> Result<bool, store::Error> {
-    for chain in ledger::chains(store).await? {
+    for chain in records::chains(store).await? {
         let (prefix, mut after) = (record::keks_prefix(&chain), None::<String>);
         loop {
             let page = store.list(&prefix, after.as_deref(), PAGE).await?;
@@ -158,7 +159,7 @@ pub async fn names_root(store: &dyn Store, root: Option<&str>) -> Result<bool, s
 /// # Errors
 /// [`Kind::Conflict`] when its key is another one, [`Kind::RootUnavailable`] when it does not answer,
 /// [`Kind::StoreUnavailable`].
-pub(super) async fn may_add(
+pub(in crate::service) async fn may_add(
     core: &Core,
     chain: &ChainName,
     root: &str,
@@ -181,8 +182,8 @@ pub(super) async fn may_add(
 
 /// Has a root that has opened nothing yet open a KEK, so that readiness knows whether its key is the
 /// right one.
-pub(super) async fn sample(core: &Core, chain: &Chain, state: &RootState) -> bool {
-    let held = chain.reserver.lock().await.ledger.held();
+pub(in crate::service) async fn sample(core: &Core, chain: &Chain, state: &RootState) -> bool {
+    let held = chain.reservations.lock().await.ledger.held();
     for (id, kek) in held {
         if let Some(wrap) = kek.wraps.iter().find(|wrap| *wrap.root == *state.named.name) {
             let opened = core.keyring.open_by(state, &chain.name, id, kek.suite, &wrap.bytes).await;
@@ -194,7 +195,7 @@ pub(super) async fn sample(core: &Core, chain: &Chain, state: &RootState) -> boo
 
 /// What a root is that wrapped no KEK of `chain`.
 async fn unused(core: &Core, chain: &ChainName, state: &RootState) -> Result<Verdict, Error> {
-    if is_another(state) {
+    if state.is_another() {
         return Ok(Verdict::Other);
     }
     let compared = root_check::compare(core, state).await;
@@ -203,11 +204,6 @@ async fn unused(core: &Core, chain: &ChainName, state: &RootState) -> Result<Ver
         Comparison::Other => Verdict::Other,
         Comparison::Silent => Verdict::Silent,
     })
-}
-
-/// A root that opens nothing of the store, and not because it wrapped nothing.
-pub(super) fn is_another(state: &RootState) -> bool {
-    !state.opened_any() && state.wrong().is_some()
 }
 
 fn another(state: &RootState) -> Error {

@@ -7,7 +7,7 @@ use crate::clock::Monotonic;
 
 /// `burst` units at once, and then one in each `every`.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(in crate::service) struct RateLimiter {
     /// Nanoseconds that one unit stands for, and the whole burst.
     every: u64,
     burst: u64,
@@ -15,16 +15,16 @@ pub(super) struct Bucket {
     paid_at: AtomicU64,
 }
 
-impl Bucket {
-    /// A full bucket.
-    pub(super) fn new(burst: u32, every: Duration) -> Self {
+impl RateLimiter {
+    /// A full limiter.
+    pub(in crate::service) fn new(burst: u32, every: Duration) -> Self {
         let every = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX).max(1);
         let burst = every.saturating_mul(u64::from(burst));
         Self { every, burst, paid_at: AtomicU64::new(0) }
     }
 
     /// Takes one unit, if there is one.
-    pub(super) fn take(&self, now: Monotonic) -> bool {
+    pub(in crate::service) fn take(&self, now: Monotonic) -> bool {
         let now = now.as_nanos();
         let paid = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
             let paid_at = paid_at.max(now).saturating_add(self.every);
@@ -34,14 +34,14 @@ impl Bucket {
     }
 
     /// Gives back one unit that was taken.
-    pub(super) fn give_back(&self) {
+    pub(in crate::service) fn give_back(&self) {
         let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
             Some(paid_at.saturating_sub(self.every))
         });
     }
 
     /// How long it takes until there is one unit more.
-    pub(super) fn every(&self) -> Duration {
+    pub(in crate::service) fn every(&self) -> Duration {
         Duration::from_nanos(self.every)
     }
 }
@@ -52,15 +52,15 @@ mod tests {
 
     #[test]
     fn a_burst_comes_at_once_and_then_one_after_another() {
-        let bucket = Bucket::new(100, Duration::from_secs(1));
+        let limiter = RateLimiter::new(100, Duration::from_secs(1));
         let take = |secs: u64| {
             let now = Monotonic::default() + Duration::from_secs(secs);
-            (0..500).filter(|_| bucket.take(now)).count()
+            (0..500).filter(|_| limiter.take(now)).count()
         };
         assert_eq!([5, 5, 6, 6, 16].map(take), [100, 0, 1, 0, 10]);
         assert_eq!(take(1_000_000), 100, "no more are saved up");
-        bucket.give_back();
-        bucket.give_back();
+        limiter.give_back();
+        limiter.give_back();
         assert_eq!(take(1_000_000), 2);
     }
 }

@@ -3,9 +3,11 @@
 //! encrypt no more.
 
 use crate::id::{ChainName, KekId};
-use crate::store::{self, Error, Problem, Store};
+use crate::store::record;
+use crate::store::records::{Held, missing, read_head, read_held};
+use crate::store::{self, Committed, Error, Problem, Store};
 
-use super::ledger::{self, Retired};
+use super::retire::retire;
 
 /// How often a chain is tried when others change it at the same time.
 const TRIES: usize = 8;
@@ -27,7 +29,10 @@ pub struct Report {
 ///
 /// # Errors
 /// [`Error::Unavailable`] when the store is; to repeat it goes on.
-pub async fn retire(store: &dyn Store, mut progress: impl FnMut(&Report)) -> Result<Report, Error> {
+pub async fn retire_chains(
+    store: &dyn Store,
+    mut progress: impl FnMut(&Report),
+) -> Result<Report, Error> {
     let mut report = Report::default();
     let (chains, strays) = store::chains(store).await?;
     report.problems.extend(strays);
@@ -49,12 +54,54 @@ pub async fn retire(store: &dyn Store, mut progress: impl FnMut(&Report)) -> Res
 
 async fn retire_chain(store: &dyn Store, chain: &ChainName) -> Result<Retired, Error> {
     for _ in 0..TRIES {
-        if let Some(retired) = ledger::retire_all(store, chain).await? {
+        if let Some(retired) = retire_all(store, chain).await? {
             return Ok(retired);
         }
     }
     let detail = format!("others go on changing chain {chain}: stop all services first");
     Err(Error::Unavailable { detail, maybe_applied: false })
+}
+
+/// What [`retire_all`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Retired {
+    /// The KEKs that it retired.
+    ids: Vec<KekId>,
+    /// KEKs that the head named and whose records are damaged: they stay as they are, and the head
+    /// names them no more.
+    damaged: Vec<Error>,
+}
+
+/// Retires primary and standby of a chain that no process serves. `None` when others changed the
+/// chain meanwhile.
+///
+/// # Errors
+/// [`Error`]; a chain that is not there is damage.
+async fn retire_all(store: &dyn Store, chain: &ChainName) -> Result<Option<Retired>, Error> {
+    let key = record::head_key(chain);
+    let head = read_head(store, chain).await?.ok_or_else(|| missing(&key))?;
+    let mut retired = Retired::default();
+    if head.record.primary.or(head.record.standby).is_none() {
+        return Ok(Some(retired));
+    }
+    let mut held = async |id: Option<KekId>| -> Result<Option<Held>, Error> {
+        let Some(id) = id else { return Ok(None) };
+        match read_held(store, chain, id).await {
+            Err(error @ Error::Corrupt { .. }) => {
+                retired.damaged.push(error);
+                Ok(None)
+            }
+            held => held.map(Some),
+        }
+    };
+    let (primary, standby) = (held(head.record.primary).await?, held(head.record.standby).await?);
+    let held: Vec<_> = primary.iter().chain(&standby).collect();
+    let (txn, _) = retire(chain, &head, &held)?;
+    retired.ids = held.iter().map(|held| held.id).collect();
+    Ok(match store.commit(txn).await? {
+        Committed::Applied(_) => Some(retired),
+        Committed::Conflict => None,
+    })
 }
 
 /// Damage is told of, and the rest goes on.
@@ -69,9 +116,9 @@ fn problem(error: Error) -> Result<Problem, Error> {
 mod tests {
     use super::*;
     use crate::id::Suite;
-    use crate::store::memory;
     use crate::store::record::{self, Head, Kek, Limits, Record, State, Uses};
     use crate::store::{Committed, Compare, Txn};
+    use crate::store::{memory, records};
 
     fn chain(name: &str) -> ChainName {
         ChainName::new(name).unwrap()
@@ -116,18 +163,18 @@ mod tests {
         let store = memory::Store::new();
         let ids = make(&store, &chain("a")).await;
         make(&store, &chain("b")).await;
-        let report = retire(&store, |_| {}).await.unwrap();
+        let report = retire_chains(&store, |_| {}).await.unwrap();
         assert_eq!((report.chains, report.retired.len(), &report.problems[..]), (2, 4, &[][..]));
-        let head = ledger::head(&store, &chain("a")).await.unwrap();
+        let head = records::head(&store, &chain("a")).await.unwrap();
         assert_eq!((head.primary, head.standby, head.generation), (None, None, 6));
         for id in ids {
             let key = record::kek_key(&chain("a"), id);
-            let kek = ledger::read::<Kek>(&store, &key).await.unwrap().unwrap();
+            let kek = records::read::<Kek>(&store, &key).await.unwrap().unwrap();
             assert_eq!(kek.record.state, State::Retired);
         }
-        let again = retire(&store, |_| {}).await.unwrap();
+        let again = retire_chains(&store, |_| {}).await.unwrap();
         assert_eq!((again.chains, &again.retired[..]), (2, &[][..]));
-        assert_eq!(ledger::head(&store, &chain("a")).await.unwrap(), head);
+        assert_eq!(records::head(&store, &chain("a")).await.unwrap(), head);
     }
 
     #[tokio::test]
@@ -139,11 +186,11 @@ mod tests {
         put(&store, primary.clone(), b"{".to_vec()).await;
         put(&store, record::head_key(&chain("b")), b"{".to_vec()).await;
         make(&store, &chain("c")).await;
-        let report = retire(&store, |_| {}).await.unwrap();
+        let report = retire_chains(&store, |_| {}).await.unwrap();
         let keys: Vec<_> = report.problems.iter().map(|problem| &*problem.key).collect();
         assert_eq!(keys, [&*primary, "chains/b/head"]);
         assert_eq!((report.chains, report.retired.len()), (2, 3));
-        let head = ledger::head(&store, &chain("a")).await.unwrap();
+        let head = records::head(&store, &chain("a")).await.unwrap();
         assert_eq!((head.primary, head.standby), (None, None));
         // What is damaged was not written over.
         let compares = vec![Compare::Unchanged(
@@ -154,6 +201,6 @@ mod tests {
         assert!(matches!(store.commit(txn).await.unwrap(), Committed::Applied(_)));
         assert_eq!(store.get(&primary).await.unwrap().unwrap().value, b"{");
         store.set_down(true);
-        assert!(retire(&store, |_| {}).await.is_err());
+        assert!(retire_chains(&store, |_| {}).await.is_err());
     }
 }

@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::backoff::Backoff;
-use crate::clock::Monotonic;
 use crate::id::KekId;
 use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{Reason, Step};
 use crate::store::record::{self, State};
 
-use super::answer::Rotated;
-use super::chain::Chain;
-use super::core::Core;
-use super::error::{Error, Kind};
-use super::ledger::Held;
-use super::{continuity, recovery, root_check};
+use crate::service::chain::Chain;
+use crate::service::core::Core;
+use crate::service::error::{Error, Kind};
+use crate::service::keyring::Trust;
+use crate::service::rollback::repair;
+use crate::service::types::Rotated;
+use crate::store::records::Held;
+
+use super::retry::RetryAt;
+use super::{continuity, root_check};
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
 const BY_HAND_BURST: usize = 10;
@@ -25,35 +27,8 @@ const BY_HAND_WINDOW: Duration = Duration::from_secs(60);
 /// How often a change is tried when others change the chain at the same time.
 const TRIES: usize = 4;
 
-/// When a step that failed may be tried again.
-pub(super) struct RetryAt {
-    waits: Backoff,
-    until: Monotonic,
-}
-
-impl Default for RetryAt {
-    /// Now; after failures, 1 s later, doubling to 8 s.
-    fn default() -> Self {
-        Self { waits: Backoff::new(Duration::from_secs(1), 3), until: Monotonic::default() }
-    }
-}
-
-impl RetryAt {
-    fn is_over(&self, now: Monotonic) -> bool {
-        now >= self.until
-    }
-
-    fn note<T>(&mut self, result: &Result<T, Error>, now: Monotonic) {
-        if result.is_ok() {
-            *self = Self::default();
-            return;
-        }
-        self.until = now + self.waits.failed();
-    }
-}
-
 /// Opens and makes what is due for `chain`, unless a failure is too fresh.
-pub(super) async fn drive(core: &Core, chain: &Chain) {
+pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
     let mut backoff = chain.rotator.lock().await;
     if !backoff.is_over(core.clock.now()) {
         return;
@@ -80,9 +55,13 @@ pub(super) async fn drive(core: &Core, chain: &Chain) {
 
 async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
     let (primary, step) = {
-        let mut reserver = chain.reserver.lock().await;
-        reserver.ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
-        (reserver.ledger.primary.clone(), reserver.plan(core, chain))
+        let mut reservations = chain.reservations.lock().await;
+        reservations
+            .ledger
+            .refresh()
+            .await
+            .map_err(|error| core.store_error(&chain.name, error))?;
+        (reservations.ledger.primary.clone(), reservations.plan(core, chain))
     };
     let opened = match &primary {
         Some(primary) => open(core, chain, primary).await.map_err(|error| unusable(error, chain)),
@@ -95,25 +74,16 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
     opened.and(supplied)
 }
 
-/// Which roots wrap a new KEK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// Those that open a KEK which is there.
-    Proven,
-    /// Any that answers: an operator says that the old KEKs are lost.
-    Any,
-}
-
 /// Opens the standby. Makes one where it is due, and another where it is due to be primary and
 /// can't be opened.
-pub(super) async fn supply_standby(
+pub(in crate::service) async fn supply_standby(
     core: &Core,
     chain: &Chain,
     step: Option<Step>,
     trust: Trust,
 ) -> Result<(), Error> {
     let (stored, standby, damage) = {
-        let ledger = &chain.reserver.lock().await.ledger;
+        let ledger = &chain.reservations.lock().await.ledger;
         (ledger.head.record.standby, ledger.standby.clone(), ledger.standby_damage.clone())
     };
     let Some(id) = stored else {
@@ -163,7 +133,7 @@ async fn open(core: &Core, chain: &Chain, held: &Held) -> Result<(), Error> {
 }
 
 /// Makes a KEK in the place of the standby `instead_of`, unless another process is at it.
-pub(super) async fn make_standby(
+pub(in crate::service) async fn make_standby(
     core: &Core,
     chain: &Chain,
     instead_of: Option<KekId>,
@@ -173,7 +143,7 @@ pub(super) async fn make_standby(
         return make_claimed(core, chain, instead_of, trust).await;
     }
     let claim = {
-        let ledger = &mut chain.reserver.lock().await.ledger;
+        let ledger = &mut chain.reservations.lock().await.ledger;
         // One may have been made since it was found to be due.
         if ledger.head.record.standby != instead_of {
             return Ok(());
@@ -186,7 +156,7 @@ pub(super) async fn make_standby(
     let made = make_claimed(core, chain, instead_of, trust).await;
     if made.is_err() {
         // Its root may be reached from elsewhere. Where this fails, the claim runs out.
-        let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
+        let _ = chain.reservations.lock().await.ledger.unclaim(claim).await;
     }
     made
 }
@@ -199,7 +169,7 @@ async fn make_claimed(
     trust: Trust,
 ) -> Result<(), Error> {
     let (suite, primary, held) = {
-        let ledger = &chain.reserver.lock().await.ledger;
+        let ledger = &chain.reservations.lock().await.ledger;
         (ledger.head.record.suite, ledger.head.record.primary, ledger.held())
     };
     let roots = &core.keyring.roots;
@@ -224,8 +194,8 @@ async fn make_claimed(
     let kek = Arc::new(kek);
     // What it cost is spent, so a head that others changed meanwhile, its limits say, is read again.
     for _ in 0..TRIES {
-        let mut reserver = chain.reserver.lock().await;
-        let ledger = &mut reserver.ledger;
+        let mut reservations = chain.reservations.lock().await;
+        let ledger = &mut reservations.ledger;
         ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
         if (ledger.head.record.standby, ledger.head.record.primary) != (instead_of, primary) {
             // Another process was first. What the roots were compared with is no longer in force.
@@ -247,7 +217,7 @@ async fn make_claimed(
 
 /// Rotates now. One at a time for a chain, and not too often. A primary that this process can't
 /// open is replaced only where `trust` is [`Trust::Any`]: other replicas may open it.
-pub(super) async fn rotate_by_hand(
+pub(in crate::service) async fn rotate_by_hand(
     core: &Core,
     chain: &Chain,
     trust: Trust,
@@ -270,11 +240,11 @@ pub(super) async fn rotate_by_hand(
     // Another replica may be at it as well: what it does counts, and is done again if need be.
     for _ in 0..TRIES {
         let (primary, step) = {
-            let ledger = &mut chain.reserver.lock().await.ledger;
+            let ledger = &mut chain.reservations.lock().await.ledger;
             ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
             if ledger.is_restored() {
                 // The standby that stands there may have been primary, and used.
-                let repaired = recovery::recover(core, chain, ledger).await;
+                let repaired = repair::recover(core, chain, ledger).await;
                 repaired.map_err(|error| core.store_error(&chain.name, error))?;
                 continue;
             }
@@ -289,23 +259,23 @@ pub(super) async fn rotate_by_hand(
             opened.map_err(|error| not_rotated(unusable(error, chain)))?;
         }
         supply_standby(core, chain, Some(step), trust).await.map_err(not_rotated)?;
-        let mut reserver = chain.reserver.lock().await;
-        if !reserver.holds_standby(&chain.snapshot()) {
+        let mut reservations = chain.reservations.lock().await;
+        if !reservations.holds_standby(&chain.snapshot()) {
             continue;
         }
         // It may have been noticed since.
-        if reserver.ledger.is_restored() {
+        if reservations.ledger.is_restored() {
             continue;
         }
-        let previous = reserver.ledger.head.record.primary;
+        let previous = reservations.ledger.head.record.primary;
         if trust == Trust::Proven && previous != primary.as_ref().map(|held| held.id) {
             continue;
         }
         if trust == Trust::Any {
             tracing::warn!(chain = %chain.name, previous = previous.map(|id| id.to_string()), "a rotation is forced: the roots were not compared with the older KEKs");
         }
-        if reserver.promote(core, chain, Reason::Manual).await?
-            && let Some(primary) = reserver.ledger.head.record.primary
+        if reservations.promote(core, chain, Reason::Manual).await?
+            && let Some(primary) = reservations.ledger.head.record.primary
         {
             // What failed before is of no account now.
             *rotator = RetryAt::default();

@@ -3,70 +3,26 @@
 //! and the store lacks are restored. Of several processes one retires the KEKs; the others only add
 //! what they hold.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::keychain::Refusal;
 use crate::store::record::{self, Kek, State, Uses};
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, records};
 
-use super::chain::Chain;
-use super::core::Core;
-use super::follower::PAGE;
-use super::ledger::{self, Ledger, Rollback};
+use crate::service::chain::Chain;
+use crate::service::core::Core;
+use crate::service::ledger::Ledger;
 
-/// The log names a rollback once, when no further chain was repaired for this long.
-const SETTLED: Duration = Duration::from_secs(5);
-
-/// What this process did about a rollback, for one line of the log.
-#[derive(Default)]
-pub(super) struct Summary(Mutex<Option<Done>>);
-
-struct Done {
-    chains: u32,
-    retired: u32,
-    restored: u32,
-    last: Monotonic,
-}
-
-impl Summary {
-    fn add(&self, retired: u32, restored: u32, now: Monotonic) {
-        let mut done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = done.take();
-        let before = before.map_or((0, 0, 0), |it| (it.chains, it.retired, it.restored));
-        *done = Some(Done {
-            chains: before.0 + 1,
-            retired: before.1 + retired,
-            restored: before.2 + restored,
-            last: now,
-        });
-    }
-
-    /// Logs what was done, when it is over.
-    pub(super) fn report(&self, now: Monotonic) {
-        let mut done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |done: &Done| now.since(done.last) >= SETTLED;
-        if !done.as_ref().is_some_and(is_over) {
-            return;
-        }
-        if let Some(Done { chains, retired, restored, .. }) = done.take() {
-            tracing::error!(
-                chains,
-                retired,
-                restored,
-                "the store went back to an earlier state: an old copy was restored. Primary and standby KEKs of the copy are retired, and KEKs that it lacked and this process held are restored. Values under KEKs that no process held answer unknown_kek: kms-proxy kek missing"
-            );
-        }
-    }
-}
+use super::detect::Rollback;
 
 /// Does it, or finds that others did meanwhile; then it is to be looked at again.
-pub(super) async fn recover(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Result<(), Error> {
+pub(in crate::service) async fn recover(
+    core: &Core,
+    chain: &Chain,
+    ledger: &mut Ledger,
+) -> Result<(), Error> {
     let mut restored = 0;
     for (id, kek, uses) in missing(&*core.store, &chain.name, held(core, chain, ledger)).await? {
-        restored += u32::from(ledger.put_back(id, kek, uses).await?);
+        restored += u32::from(ledger.restore(id, kek, uses).await?);
     }
     let mut retired = 0;
     if ledger.rollback() == Some(Rollback::Repaired) {
@@ -96,7 +52,7 @@ type Records = Vec<(KekId, Kek, Uses)>;
 /// uses of a KEK whose counter is too low.
 async fn missing(store: &dyn Store, chain: &ChainName, records: Records) -> Result<Records, Error> {
     let mut missing = Records::new();
-    for records in records.chunks(PAGE) {
+    for records in records.chunks(records::MANY) {
         let keys: Vec<_> = records.iter().map(|(id, ..)| record::kek_key(chain, *id)).collect();
         let read = store.get_all(&keys).await?;
         let lacking = records.iter().zip(read).filter(|(_, entry)| entry.is_none());
@@ -129,7 +85,7 @@ fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
 /// missed again and again.
 async fn bury(core: &Core, chain: &Chain, ledger: &Ledger, id: KekId) -> Result<(), Error> {
     let key = record::kek_key(&chain.name, id);
-    let Some(read) = ledger::read::<Kek>(&*core.store, &key).await? else {
+    let Some(read) = records::read::<Kek>(&*core.store, &key).await? else {
         let tombstone = Kek {
             suite: ledger.head.record.suite,
             state: State::Destroyed,
@@ -139,11 +95,11 @@ async fn bury(core: &Core, chain: &Chain, ledger: &Ledger, id: KekId) -> Result<
             exposed: false,
             wraps: Vec::new(),
         };
-        return ledger.put_back(id, tombstone, all_used(ledger)).await.map(drop);
+        return ledger.restore(id, tombstone, all_used(ledger)).await.map(drop);
     };
     if read.record.state != State::Destroyed {
         let tombstone = Kek { state: State::Destroyed, wraps: Vec::new(), ..read.record.clone() };
-        ledger::put_kek(&*core.store, &chain.name, id, &read, &tombstone).await?;
+        records::put_kek(&*core.store, &chain.name, id, &read, &tombstone).await?;
     }
     Ok(())
 }

@@ -8,10 +8,12 @@ use crate::metrics::Operation;
 use crate::store::record::{self, Kek, Limits, Record, Uses};
 use crate::store::{self, Store};
 
-use super::answer::{ChainInfo, ChainSettings, Change, KekInfo, Page};
-use super::chain::Chain;
-use super::error::{Error, Kind};
-use super::{KeyService, allowance, core, ledger, states};
+use crate::service::chain::Chain;
+use crate::service::error::{Error, Kind};
+use crate::service::limits::lookup_quota;
+use crate::service::types::{ChainInfo, ChainSettings, Change, KekInfo, Page};
+use crate::service::{KeyService, kek_lifecycle, tasks};
+use crate::store::records;
 
 /// The most items of a page.
 const MAX_PAGE: usize = 1000;
@@ -135,13 +137,13 @@ impl KeyService {
 
     async fn kek_info(&self, chain: &Chain, kek_id: KekId, kek: Kek) -> Result<KekInfo, Error> {
         let uses =
-            ledger::read::<Uses>(&*self.core.store, &record::uses_key(&chain.name, kek_id)).await;
+            records::read::<Uses>(&*self.core.store, &record::uses_key(&chain.name, kek_id)).await;
         let uses = uses.map_err(|error| self.core.store_error(&chain.name, error))?;
         Ok(kek_info(kek_id, kek, uses.map(|uses| uses.record)))
     }
 
     async fn info(&self, chain: &Chain) -> Result<ChainInfo, Error> {
-        let head = ledger::head(&*self.core.store, &chain.name).await;
+        let head = records::head(&*self.core.store, &chain.name).await;
         let head = head.map_err(|error| self.core.store_error(&chain.name, error))?;
         let keks = self.core.store.count(&record::keks_prefix(&chain.name)).await;
         Ok(ChainInfo {
@@ -169,13 +171,13 @@ impl KeyService {
         settings: ChainSettings,
     ) -> Result<(bool, ChainInfo), Error> {
         if !self.chains.load().contains_key(name)
-            && let Err(error) = allowance::charge(self.core.clock.now())
+            && let Err(error) = lookup_quota::charge(self.core.clock.now())
         {
             self.core.metrics.failed(Operation::Manage, "", error.kind().code());
             return Err(error);
         }
         let (service, name) = (Arc::clone(self), name.to_owned());
-        core::run_to_end(async move { service.put_chain_now(&name, settings).await }).await
+        tasks::run_to_end(async move { service.put_chain_now(&name, settings).await }).await
     }
 
     async fn put_chain_now(
@@ -220,7 +222,7 @@ impl KeyService {
             let (service, chain) = (Arc::clone(self), Arc::clone(&chain));
             async move { service.delete_now(&chain).await }
         };
-        let result = core::run_to_end(work).await;
+        let result = tasks::run_to_end(work).await;
         self.finish(Operation::Manage, &chain, started, result)
     }
 
@@ -232,7 +234,7 @@ impl KeyService {
         }
         let failed = |error| self.core.store_error(&chain.name, error);
         for _ in 0..TRIES {
-            let ledger = &mut chain.reserver.lock().await.ledger;
+            let ledger = &mut chain.reservations.lock().await.ledger;
             ledger.refresh().await.map_err(failed)?;
             let keks = self.core.store.count(&record::keks_prefix(&chain.name)).await;
             let keks = keks.map_err(failed)?;
@@ -252,7 +254,7 @@ impl KeyService {
     }
 
     /// Forgets chains that are deleted, here or elsewhere.
-    pub(super) fn drop_deleted(&self) {
+    pub(in crate::service) fn drop_deleted(&self) {
         let is_deleted = |chain: &Arc<Chain>| chain.is_deleted.load(Ordering::Relaxed);
         let deleted: Vec<_> =
             self.chains.load().values().filter(|it| is_deleted(it)).cloned().collect();
@@ -294,7 +296,7 @@ impl KeyService {
         let limits = merge(config.chain.limits(), settings)?;
         let head = self.core.new_head(settings.suite.unwrap_or(config.chain.suite), limits);
         let failed = |error| self.core.store_error(&name, error);
-        let created = ledger::create(&*self.core.store, &name, &head).await.map_err(failed)?;
+        let created = records::create(&*self.core.store, &name, &head).await.map_err(failed)?;
         let Some(chain) = self.core.load(&name).await.map_err(failed)? else {
             return Err(Error::new(Kind::Conflict, "the chain went away as it was made"));
         };
@@ -305,7 +307,7 @@ impl KeyService {
     async fn change_limits(&self, chain: &Chain, settings: ChainSettings) -> Result<(), Error> {
         let failed = |error| self.core.store_error(&chain.name, error);
         for _ in 0..TRIES {
-            let mut reserver = chain.reserver.lock().await;
+            let mut reserver = chain.reservations.lock().await;
             let ledger = &mut reserver.ledger;
             ledger.refresh().await.map_err(failed)?;
             let head = &ledger.head.record;
@@ -352,10 +354,10 @@ impl KeyService {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
             async move {
                 core.needs_store("a KEK can't be disabled, enabled or destroyed")?;
-                states::change(&core, &chain, id, change).await
+                kek_lifecycle::change(&core, &chain, id, change).await
             }
         };
-        let result = match core::run_to_end(work).await {
+        let result = match tasks::run_to_end(work).await {
             Ok(kek) => self.kek_info(&chain, id, kek).await,
             Err(error) => Err(error),
         };

@@ -1,19 +1,21 @@
 //! A store that notes how it is doing and how long it takes: for `/readyz` and the metrics.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::id::ChainName;
 use crate::metrics::Metrics;
 use crate::store::record::{self, Claim, Record as _};
 use crate::store::{Committed, Compare, Entry, Error, Store, Txn, Watch};
+use crate::timestamp::rfc3339;
 
-use super::answer::{Check, Health};
+use super::types::{Check, Health};
 
 /// Passes everything on, and remembers whether the last answers were good ones.
-pub(super) struct Observed {
+pub(super) struct MonitoredStore {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -36,24 +38,24 @@ enum Access {
     Write,
 }
 
-impl Observed {
+impl MonitoredStore {
     pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         metrics.store_up.set(1);
         Self { store, clock, metrics, trouble: Mutex::new(None) }
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.trouble.lock().is_none()
     }
 
     pub(super) fn check(&self) -> Check {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = self.trouble.lock();
         Check {
             name: "store".to_owned(),
             health: if trouble.is_none() { Health::Ok } else { Health::Degraded },
-            detail: trouble.as_ref().map(|Trouble { detail, since, .. }| {
-                format!("{detail} since {}", super::rfc3339(*since))
-            }),
+            detail: trouble
+                .as_ref()
+                .map(|Trouble { detail, since, .. }| format!("{detail} since {}", rfc3339(*since))),
         }
     }
 
@@ -98,7 +100,7 @@ impl Observed {
     }
 
     fn note<T>(&self, access: Access, result: Result<T, Error>) -> Result<T, Error> {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         match &result {
             Err(Error::Unavailable { detail, .. }) => {
                 let of_writes = access == Access::Write;
@@ -126,7 +128,7 @@ impl Observed {
 }
 
 #[async_trait]
-impl Store for Observed {
+impl Store for MonitoredStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
         self.call("get", Access::Read, self.store.get(key)).await
     }

@@ -1,36 +1,37 @@
 //! What one client may cost others: look-ups in the store and calls of a root for what is not in
 //! memory.
 //!
-//! The face that knows the client wraps its call in [`Allowance::scope`]; deep below, the few places
-//! that look something up call [`charge`]. A call without an allowance is free.
+//! The face that knows the client wraps its call in [`LookupQuota::scope`]; deep below, the few places
+//! that look something up call [`charge`]. A call without a quota is free.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Monotonic;
 
-use super::bucket::Bucket;
-use super::error::{Error, Kind};
+use crate::service::error::{Error, Kind};
+
+use super::rate_limiter::RateLimiter;
 
 tokio::task_local! {
-    static CURRENT: Arc<Allowance>;
+    static CURRENT: Arc<LookupQuota>;
 }
 
 /// Look-ups in each minute, which may also come at once.
 #[derive(Debug)]
-pub struct Allowance(Bucket);
+pub struct LookupQuota(RateLimiter);
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-impl Allowance {
-    /// An allowance of `per_minute` look-ups, and of one where that is 0.
+impl LookupQuota {
+    /// A quota of `per_minute` look-ups, and of one where that is 0.
     #[must_use]
     pub fn new(per_minute: u32) -> Self {
         let per_minute = per_minute.max(1);
-        Self(Bucket::new(per_minute, MINUTE / per_minute))
+        Self(RateLimiter::new(per_minute, MINUTE / per_minute))
     }
 
-    /// Runs a call that this allowance pays for.
+    /// Runs a call that this quota pays for.
     pub async fn scope<T>(self: &Arc<Self>, call: impl Future<Output = T>) -> T {
         CURRENT.scope(Arc::clone(self), call).await
     }
@@ -48,7 +49,7 @@ impl Allowance {
 ///
 /// # Errors
 /// [`Kind::Overloaded`] when it is used up.
-pub(super) fn charge(now: Monotonic) -> Result<(), Error> {
+pub(in crate::service) fn charge(now: Monotonic) -> Result<(), Error> {
     CURRENT.try_with(|allowance| allowance.take(now)).unwrap_or(Ok(()))
 }
 
@@ -58,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_minutes_look_ups_may_come_at_once_and_then_one_after_another() {
-        let allowance = Allowance::new(60);
+        let allowance = LookupQuota::new(60);
         let mut now = Monotonic::default() + MINUTE;
         for _ in 0..60 {
             allowance.take(now).unwrap();
@@ -71,7 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_call_in_the_scope_pays() {
-        let allowance = Arc::new(Allowance::new(1));
+        let allowance = Arc::new(LookupQuota::new(1));
         let now = Monotonic::default() + MINUTE;
         allowance.scope(async { charge(now).unwrap() }).await;
         assert!(allowance.scope(async { charge(now) }).await.is_err());

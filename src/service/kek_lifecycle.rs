@@ -4,22 +4,20 @@
 //! The changes of a chain come one after the other, each with its read, its commit and what memory
 //! makes of it. What a lost answer leaves in doubt is read again until it is certain.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::Monotonic;
 use crate::id::KekId;
 use crate::keychain::Refusal;
 use crate::store;
 use crate::store::record::{self, Kek, State};
+use crate::store::records::{self, Versioned};
+use crate::timestamp::rfc3339;
 
-use super::answer::Change;
+use super::MIN_DESTROY_DELAY;
 use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
-use super::ledger::{self, Versioned};
-use super::{MIN_DESTROY_DELAY, rfc3339};
+use super::types::Change;
 
 /// How often a change is tried when others change the same record.
 const TRIES: usize = 4;
@@ -44,7 +42,7 @@ pub(super) async fn change(
 ) -> Result<Kek, Error> {
     let failed = |error| core.store_error(&chain.name, error);
     if matches!(change, Change::Destroy | Change::Disable) {
-        let head = ledger::head(&*core.store, &chain.name).await.map_err(failed)?;
+        let head = records::head(&*core.store, &chain.name).await.map_err(failed)?;
         if head.named_root.is_some() {
             return Err(needed_by_kubernetes(change));
         }
@@ -66,7 +64,7 @@ pub(super) async fn change(
             follow(core, chain, id, next.state);
         }
         doubts.insert(id, core.clock.now());
-        match ledger::put_kek(&*core.store, &chain.name, id, &read, &next).await {
+        match records::put_kek(&*core.store, &chain.name, id, &read, &next).await {
             Ok(true) => {
                 doubts.remove(&id);
                 follow(core, chain, id, next.state);
@@ -134,7 +132,7 @@ pub(super) async fn learn(
 /// A record that this process knows was read as an old one, or is gone: an old copy of the store was
 /// restored. It is read again while this process repairs nothing, since a repair may be what was missed.
 pub(super) async fn suspect(core: &Core, chain: &Chain, id: KekId) -> Result<(), store::Error> {
-    let ledger = &mut chain.reserver.lock().await.ledger;
+    let ledger = &mut chain.reservations.lock().await.ledger;
     let destroyed = chain.snapshot().refused().any(|it| it == (id, Refusal::Destroyed));
     let is_old = match read(core, chain, id).await? {
         Some(read) => destroyed && read.record.state != State::Destroyed,
@@ -152,7 +150,7 @@ async fn read(
     chain: &Chain,
     id: KekId,
 ) -> Result<Option<Versioned<Kek>>, store::Error> {
-    ledger::read(&*core.store, &record::kek_key(&chain.name, id)).await
+    records::read(&*core.store, &record::kek_key(&chain.name, id)).await
 }
 
 /// Does in memory what `state` says.
@@ -236,36 +234,4 @@ fn needed_by_kubernetes(change: Change) -> Error {
         }
     };
     Error::new(Kind::Conflict, detail)
-}
-
-/// Since when this process has seen KEKs disabled, by its monotonic clock.
-#[derive(Default)]
-pub(super) struct Disabled(Mutex<HashMap<KekId, Seen>>);
-
-/// When a KEK was seen disabled.
-#[derive(Clone, Copy)]
-struct Seen {
-    at: Monotonic,
-    /// This process disabled it.
-    is_witness: bool,
-}
-
-impl Disabled {
-    /// When the KEK was first seen disabled: `now`, if it was not seen before.
-    fn seen(&self, id: KekId, now: Monotonic) -> Seen {
-        *self.lock().entry(id).or_insert(Seen { at: now, is_witness: false })
-    }
-
-    /// This process disabled the KEK.
-    fn witness(&self, id: KekId, now: Monotonic) {
-        self.lock().insert(id, Seen { at: now, is_witness: true });
-    }
-
-    fn remove(&self, id: KekId) {
-        self.lock().remove(&id);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<KekId, Seen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

@@ -4,13 +4,12 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::store::record::Head;
+use crate::store::records::{Versioned, decode};
 use crate::store::{Entry, Revision};
-
-use super::{Versioned, decode};
 
 /// What is heard of a chain's records between two reads; it is asked without the ledger's lock.
 #[derive(Default)]
-pub(in crate::service) struct Tidings {
+pub(in crate::service) struct Staleness {
     /// The newest revision that the ledger knows of.
     newest: AtomicU64,
     /// The mark of the head that the ledger knows.
@@ -18,7 +17,7 @@ pub(in crate::service) struct Tidings {
     outdated: AtomicBool,
 }
 
-impl Tidings {
+impl Staleness {
     /// A record was written at `revision`. True when that is news.
     pub(in crate::service) fn written(&self, revision: Revision) -> bool {
         let news = revision.0 > self.newest.load(Ordering::Relaxed);

@@ -4,18 +4,23 @@
 //! Work is done a page of KEKs at a time, and each KEK is changed by itself: whatever ends it, the
 //! next one goes on where it ended.
 
+use std::sync::Arc;
+
 use crate::id::KekId;
+use crate::keychain;
 use crate::keychain::rotation::Reason;
 use crate::metrics::Operation;
 use crate::store::record::{self, Kek, Record, State};
 use crate::store::{Error as StoreError, Store as _};
 
-use super::answer::RootProgress;
-use super::chain::Chain;
-use super::core::Core;
-use super::error::{Error, Kind};
-use super::rotator::Trust;
-use super::{KeyService, continuity, core, ledger, names, root_check, rotator};
+use crate::service::chain::Chain;
+use crate::service::core::Core;
+use crate::service::error::{Error, Kind};
+use crate::service::keyring::Trust;
+use crate::service::rotation::{continuity, root_check, rotator};
+use crate::service::types::RootProgress;
+use crate::service::{KeyService, key_id, tasks};
+use crate::store::records::{self, Held};
 
 /// How often a change is tried when others change the same record.
 const TRIES: usize = 4;
@@ -59,7 +64,7 @@ impl KeyService {
             core.needs_store("KEKs get and lose no wraps by hand")?;
             change_page(&core, &of_chain, &root, change, after, limit.clamp(1, MAX_PAGE)).await
         };
-        let result = core::run_to_end(work).await;
+        let result = tasks::run_to_end(work).await;
         self.finish(Operation::Manage, &chain, started, result)
     }
 }
@@ -88,7 +93,7 @@ async fn change_page(
     let failed = |error| core.store_error(&chain.name, error);
     match change {
         RootChange::Rewrap => {
-            let held = chain.reserver.lock().await.ledger.held();
+            let held = chain.reservations.lock().await.ledger.held();
             continuity::may_add(core, &chain.name, root, &held).await?;
         }
         // Before its wraps are erased: they tell which KEKs it can open.
@@ -134,9 +139,23 @@ async fn change_page(
         }
         // Last: a cluster that sees another key id encrypts again, under what is primary then. What
         // was done on the pages before is not known here.
-        names::note_change(core, chain, progress.changed > 0 || after.is_some()).await?;
+        key_id::note_change(core, chain, progress.changed > 0 || after.is_some()).await?;
     }
     Ok(progress)
+}
+
+/// A KEK from memory, or opened by a root.
+async fn kek_of(
+    core: &Core,
+    chain: &Chain,
+    id: KekId,
+    record: &Kek,
+) -> Result<Arc<keychain::kek::Kek>, Error> {
+    let held = chain.snapshot().kek(id).cloned();
+    match held.or_else(|| core.keyring.cached(&chain.name, id)) {
+        Some(kek) => Ok(kek),
+        None => core.keyring.open(&chain.name, id, record).await,
+    }
 }
 
 /// Whether there is nothing to do for a KEK.
@@ -177,7 +196,7 @@ async fn change_one(
     let key = record::kek_key(&chain.name, id);
     let mut made = None;
     for _ in 0..TRIES {
-        let read = ledger::read::<Kek>(&*core.store, &key).await.map_err(failed)?;
+        let read = records::read::<Kek>(&*core.store, &key).await.map_err(failed)?;
         let Some(read) = read.filter(|read| !is_done(core, &read.record, root, change)) else {
             return Ok(false);
         };
@@ -189,7 +208,7 @@ async fn change_one(
                 let wrap = match made.take() {
                     Some(wrap) => wrap,
                     None => {
-                        let kek = core.keyring.get_now(chain, id, &read.record).await?;
+                        let kek = kek_of(core, chain, id, &read.record).await?;
                         let roots = &core.keyring.roots;
                         let wrap =
                             roots.wrap_by(root, &chain.name, &kek).await.map_err(Failed::All)?;
@@ -220,9 +239,9 @@ async fn change_one(
                 core.keyring.open(&chain.name, id, &next).await?;
             }
         }
-        if ledger::put_kek(&*core.store, &chain.name, id, &read, &next).await.map_err(failed)? {
+        if records::put_kek(&*core.store, &chain.name, id, &read, &next).await.map_err(failed)? {
             core.keyring.remember(&chain.name, id, &next);
-            chain.tidings.outdate();
+            chain.staleness.outdate();
             match change {
                 RootChange::Rewrap => {
                     tracing::info!(chain = %chain.name, kek_id = %id, root, "a KEK got a wrap");
@@ -247,22 +266,22 @@ fn not_agreed(root: &str) -> Error {
 
 /// Adds the wraps that the primary and the standby lack, by the roots that answer. Where several
 /// processes could, one does.
-pub(super) async fn complete(core: &Core, chain: &Chain) {
+pub(in crate::service) async fn complete(core: &Core, chain: &Chain) {
     // Whoever makes a KEK holds the claim, and it is this process's as well.
     let Ok(_rotator) = chain.rotator.try_lock() else { return };
     if !core.shared {
         return complete_claimed(core, chain).await;
     }
-    let claim = chain.reserver.lock().await.ledger.claim(core.clock.now()).await;
+    let claim = chain.reservations.lock().await.ledger.claim(core.clock.now()).await;
     // Another process is at it, or the store is away, which is told where it is observed.
     let Ok(Some(claim)) = claim else { return };
     complete_claimed(core, chain).await;
     // Where this fails the claim runs out.
-    let _ = chain.reserver.lock().await.ledger.unclaim(claim).await;
+    let _ = chain.reservations.lock().await.ledger.unclaim(claim).await;
 }
 
 async fn complete_claimed(core: &Core, chain: &Chain) {
-    let held = chain.reserver.lock().await.ledger.held();
+    let held = chain.reservations.lock().await.ledger.held();
     for root in core.keyring.roots.lacking(&chain.missing_wraps.load()) {
         if let Err(error) = continuity::may_add(core, &chain.name, &root, &held).await {
             let detail = error.detail();
@@ -292,9 +311,9 @@ async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<()
     let has_local = core.keyring.roots.has_local();
     for _ in 0..TRIES {
         let (primary, standby) = {
-            let ledger = &mut chain.reserver.lock().await.ledger;
+            let ledger = &mut chain.reservations.lock().await.ledger;
             ledger.refresh().await.map_err(|error| core.store_error(&chain.name, error))?;
-            let is_open_to_removed = |held: &Option<ledger::Held>| {
+            let is_open_to_removed = |held: &Option<Held>| {
                 held.as_ref().map(|held| {
                     let kek = &held.kek.record;
                     let others = kek.wraps.iter().any(|wrap| wrap.root != removed);
@@ -313,7 +332,7 @@ async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<()
             }
             (Some((_, true)), Some(_)) => {
                 rotator::supply_standby(core, chain, None, Trust::Proven).await?;
-                let mut reserver = chain.reserver.lock().await;
+                let mut reserver = chain.reservations.lock().await;
                 reserver.promote(core, chain, Reason::Root).await?;
             }
             (None | Some((_, false)), _) => return Ok(()),

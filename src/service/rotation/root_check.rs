@@ -14,14 +14,12 @@ use crate::root;
 use crate::store::record::{self, Record as _, RootCheck, RootDispute, Wrap};
 use crate::store::{self, Committed, Compare, Store as _, Txn};
 
-use super::core::Core;
-use super::error::{Error, Kind};
-use super::keyring::{Allowed, RootState};
-use super::rotator::Trust;
-use super::{continuity, ledger, rfc3339};
+use crate::service::core::Core;
+use crate::service::error::{Error, Kind};
+use crate::service::keyring::{Allowed, RootState, Trust};
+use crate::store::records;
+use crate::timestamp::rfc3339;
 
-/// How often a root that has opened no KEK yet is compared, and a dispute is reported again.
-pub(super) const INTERVAL: Duration = Duration::from_secs(60);
 /// How long a dispute counts after it was last reported.
 const DISPUTED_FOR: Duration = Duration::from_secs(15 * 60);
 /// How often a check is stored or compared when other processes store one at the same time.
@@ -29,7 +27,7 @@ const TRIES: usize = 4;
 
 /// A root beside the one that other processes have under its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(in crate::service) enum Comparison {
     /// No process has wrapped by a root of this name.
     New,
     /// It opens what another process wrapped by the root of this name.
@@ -44,12 +42,15 @@ pub(super) enum Comparison {
 ///
 /// # Errors
 /// When the store does not answer, or the check is damaged.
-pub(super) async fn compare(core: &Core, state: &RootState) -> Result<Comparison, store::Error> {
+pub(in crate::service) async fn compare(
+    core: &Core,
+    state: &RootState,
+) -> Result<Comparison, store::Error> {
     if !core.shared || state.is_agreed(core.clock.now(), core.config.cache.kek_max_age) {
         return Ok(Comparison::New);
     }
     let key = record::root_check_key(&state.named.name);
-    match ledger::read::<RootCheck>(&*core.store, &key).await? {
+    match records::read::<RootCheck>(&*core.store, &key).await? {
         Some(check) => Ok(open(core, state, &check.record).await),
         None => Ok(Comparison::New),
     }
@@ -80,7 +81,7 @@ async fn open(core: &Core, state: &RootState, check: &RootCheck) -> Comparison {
 /// # Errors
 /// [`Kind::RootUnavailable`] when no wrap is left by a root that is allowed to found or continue the
 /// chain, [`Kind::StoreUnavailable`].
-pub(super) async fn agreed(
+pub(in crate::service) async fn agreed(
     core: &Core,
     chain: &ChainName,
     (id, suite): (KekId, Suite),
@@ -106,7 +107,7 @@ pub(super) async fn agreed(
 ///
 /// # Errors
 /// [`Kind::StoreUnavailable`], [`Kind::Conflict`].
-pub(super) async fn establish(
+pub(in crate::service) async fn establish(
     core: &Core,
     chain: &ChainName,
     (kek_id, suite): (KekId, Suite),
@@ -154,7 +155,7 @@ pub(super) async fn establish(
 }
 
 /// Compares roots that have opened nothing yet, and reports those that have another key.
-pub(super) async fn look_after(core: &Core) {
+pub(in crate::service) async fn look_after(core: &Core) {
     if !core.shared {
         return;
     }
@@ -162,8 +163,8 @@ pub(super) async fn look_after(core: &Core) {
         if state.opened_any() || !state.comparisons.take(core.clock.now()) {
             continue;
         }
-        let is_other = continuity::is_another(state)
-            || matches!(compare(core, state).await, Ok(Comparison::Other));
+        let is_other =
+            state.is_another() || matches!(compare(core, state).await, Ok(Comparison::Other));
         if is_other {
             // A store that fails is reported where it is observed.
             let _ = dispute(core, &state.named.name).await;
@@ -182,14 +183,14 @@ async fn dispute(core: &Core, root: &str) -> Result<(), store::Error> {
 ///
 /// # Errors
 /// [`Kind::Conflict`], [`Kind::StoreUnavailable`].
-pub(super) async fn is_undisputed(core: &Core, chain: &ChainName) -> Result<(), Error> {
+pub(in crate::service) async fn is_undisputed(core: &Core, chain: &ChainName) -> Result<(), Error> {
     if !core.shared {
         return Ok(());
     }
     for state in core.keyring.roots.iter() {
         let name = &state.named.name;
         let dispute =
-            ledger::read::<RootDispute>(&*core.store, &record::root_dispute_key(name)).await;
+            records::read::<RootDispute>(&*core.store, &record::root_dispute_key(name)).await;
         let dispute = dispute.map_err(|error| core.store_error(chain, error))?;
         let Some(reported_at) = dispute.map(|dispute| dispute.record.reported_at) else { continue };
         let until = reported_at.saturating_add(DISPUTED_FOR.as_secs());
@@ -210,7 +211,7 @@ pub(super) async fn is_undisputed(core: &Core, chain: &ChainName) -> Result<(), 
 ///
 /// # Errors
 /// When the store does not answer.
-pub(super) async fn forget(core: &Core, root: &str) -> Result<(), store::Error> {
+pub(in crate::service) async fn forget(core: &Core, root: &str) -> Result<(), store::Error> {
     if !core.shared {
         return Ok(());
     }

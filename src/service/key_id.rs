@@ -8,32 +8,18 @@ use std::sync::atomic::Ordering;
 use sha2::{Digest, Sha256};
 
 use crate::id::ChainName;
-use crate::metrics::Operation;
 use crate::store::Store as _;
 use crate::store::record::{Kek, NamedRoot};
 
-use super::answer::Rotated;
 use super::chain::Chain;
-use super::core::{self, Core};
+use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Ledger;
-use super::{KeyService, internal, reserver, upkeep};
 
 /// How often a change is tried when others change the same record.
 const TRIES: usize = 4;
 /// The longest name of a provider's key that is kept, in bytes.
 const MAX_KEY: usize = 512;
-
-/// How the keys of a chain stand, from memory alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyState {
-    /// What they are called; `None` until that is known.
-    pub key_id: Option<String>,
-    /// Why no root opens the primary KEK now, if that is known.
-    pub root_outage: Option<String>,
-    /// What else an operator should look at.
-    pub trouble: Option<String>,
-}
 
 /// What every name of a key of `chain` starts with.
 #[must_use]
@@ -42,104 +28,11 @@ pub fn prefix(chain: &ChainName) -> String {
 }
 
 /// What the keys of `chain` are called: at most 800 bytes.
-fn key_id(chain: &ChainName, root: &NamedRoot) -> String {
+pub(super) fn key_id(chain: &ChainName, root: &NamedRoot) -> String {
     let NamedRoot { generation, mark, kind, name, key, .. } = root;
     let prefix = prefix(chain);
     let id = format!("{prefix}{generation}-{mark:016x}/{kind}/{name}");
     if key.is_empty() { id } else { format!("{id}/{key}") }
-}
-
-impl KeyService {
-    /// From now on the keys of `chain` have a name, and the chain is known, in the store and for good,
-    /// as one that others depend on: its KEKs are not destroyed without force.
-    ///
-    /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`]. Where the chain has no KEK yet, the name
-    /// comes with it.
-    pub async fn name_keys(&self, chain: &str) -> Result<(), Error> {
-        let chain = self.find(Operation::Manage, Some(chain)).await?;
-        chain.wants_name.store(true, Ordering::Relaxed);
-        // What fails here is told, and tried again by the chain's task.
-        reserver::drive(&self.core, &chain).await;
-        Ok(())
-    }
-
-    /// How the keys of `chain` stand. No store and no root is asked.
-    #[must_use]
-    pub fn key_state(&self, chain: &ChainName) -> KeyState {
-        let Some(chain) = self.chains.load().get(chain).cloned() else {
-            let trouble = Some("the chain is not there yet".to_owned());
-            return KeyState { key_id: None, root_outage: None, trouble };
-        };
-        let keyring = &self.core.keyring;
-        let primary = chain.snapshot().primary_id();
-        let record = primary.and_then(|id| keyring.remembered(&chain.name, id));
-        let root_outage = match &record {
-            Some(record) => keyring.roots.outage(record),
-            None => {
-                let failure = chain.root_failure.load();
-                let failure = failure.as_ref().filter(|it| it.kind() == Kind::RootUnavailable);
-                failure.map(|error| error.detail().to_owned())
-            }
-        };
-        let store = self.core.store.check();
-        let away = (!self.core.store.is_up())
-            .then(|| format!("store: {}", store.detail.unwrap_or_default()));
-        let trouble = chain.trouble().map(|error| error.detail().to_owned()).or(away);
-        let name = chain.named_root.load();
-        KeyState {
-            key_id: name.as_ref().map(|root| key_id(&chain.name, root)),
-            root_outage,
-            trouble,
-        }
-    }
-
-    /// Rotates a chain whose keys have a name, and then gives them a new one: those who follow it
-    /// encrypt again, under the new KEK. The new name comes with the result.
-    ///
-    /// # Errors
-    /// Those of [`rotate`](Self::rotate). [`Kind::Conflict`] for a chain whose keys have no name,
-    /// and where nothing is stored: there the name stands for the configured roots.
-    pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
-        let chain = self.find(Operation::Rotate, chain).await?;
-        if let Err(error) = self.check_named(&chain).await {
-            self.core.metrics.failed(Operation::Rotate, chain.name.as_str(), error.kind().code());
-            return Err(error);
-        }
-        let rotated = self.rotate(Some(chain.name.as_str())).await?;
-        let core = Arc::clone(&self.core);
-        let named = core::run_to_end(async move {
-            note_change(&core, &chain, true).await?;
-            let head = &chain.reserver.lock().await.ledger.head;
-            Ok(head.record.named_root.as_ref().map(|root| key_id(&chain.name, root)))
-        });
-        Ok((rotated, named.await?.ok_or_else(no_name)?))
-    }
-
-    async fn check_named(&self, chain: &Chain) -> Result<(), Error> {
-        self.core.needs_store("a key id can't be renewed by hand")?;
-        let ledger = &mut chain.reserver.lock().await.ledger;
-        ledger.refresh().await.map_err(|error| self.core.store_error(&chain.name, error))?;
-        ledger.head.record.named_root.is_some().then_some(()).ok_or_else(no_name)
-    }
-
-    /// Whether the store is down, or has not answered yet what the tasks of `chain` asked.
-    #[must_use]
-    pub fn awaits_store(&self, chain: &ChainName) -> bool {
-        // The lock is held for calls of the store alone.
-        let is_asking = |chain: &Arc<Chain>| chain.reserver.try_lock().is_err();
-        !self.core.store.is_up() || self.chains.load().get(chain).is_some_and(is_asking)
-    }
-
-    /// Asks each root of the primary KEK whether it opens it: one call of each. The result is in
-    /// [`key_state`](Self::key_state), readiness and the metrics from then on.
-    pub async fn check_primary(&self, chain: &ChainName) {
-        let chain = self.chains.load().get(chain).cloned();
-        let primary = chain.as_ref().and_then(|chain| chain.snapshot().primary_id());
-        if let (Some(chain), Some(id)) = (chain, primary) {
-            upkeep::ask(&self.core, &chain, id).await;
-        }
-    }
 }
 
 /// Names the keys of a chain where that is wanted and was not done yet, and follows the name that is
@@ -177,7 +70,7 @@ pub(super) async fn note_change(core: &Core, chain: &Chain, changed: bool) -> Re
     }
     let failed = |error| core.store_error(&chain.name, error);
     for _ in 0..TRIES {
-        let ledger = &mut chain.reserver.lock().await.ledger;
+        let ledger = &mut chain.reservations.lock().await.ledger;
         ledger.refresh().await.map_err(failed)?;
         let now = match (&ledger.head.record.named_root, &ledger.primary) {
             (Some(before), Some(primary)) => {
@@ -194,7 +87,7 @@ pub(super) async fn note_change(core: &Core, chain: &Chain, changed: bool) -> Re
     Err(Error::new(Kind::Conflict, "others changed the chain at the same time; try again"))
 }
 
-fn no_name() -> Error {
+pub(super) fn no_name() -> Error {
     Error::new(Kind::Conflict, "this chain has no key id: no Kubernetes plugin has served it yet")
 }
 
@@ -223,7 +116,7 @@ fn named_after(core: &Core, kek: Option<&Kek>) -> Result<Option<NamedRoot>, Erro
         (all.into_iter().next(), mark)
     } else {
         let mut mark = [0; 8];
-        crate::random::fill(&mut mark).map_err(|error| internal(&error))?;
+        crate::random::fill(&mut mark).map_err(|error| Error::internal(&error))?;
         (kek.and_then(|kek| core.keyring.roots.preferred(kek)), u64::from_be_bytes(mark))
     };
     let Some([kind, name, mut key]) = preferred else { return Ok(None) };

@@ -16,7 +16,7 @@ pub(super) type Stored = (Vec<u8>, HashMap<String, Vec<u8>>);
 /// envelope.
 pub(super) fn split(envelope: Vec<u8>) -> Option<Stored> {
     let parsed = Envelope::parse(&envelope).ok()?;
-    let Version::Carried(record) = parsed.header.version else {
+    let Version::Inline(record) = parsed.header.version else {
         return Some((envelope, HashMap::new()));
     };
     let annotations = HashMap::from([(KEK.to_owned(), record.to_vec())]);
@@ -32,7 +32,7 @@ pub(super) fn join(ciphertext: Vec<u8>, annotations: &HashMap<String, Vec<u8>>) 
     }
     let Some(record) = annotations.get(KEK) else { return Some(ciphertext) };
     u16::try_from(record.len()).ok()?;
-    Some(with_version(&parsed, Version::Carried(record)))
+    Some(with_version(&parsed, Version::Inline(record)))
 }
 
 fn with_version(envelope: &Envelope<'_>, version: Version<'_>) -> Vec<u8> {
@@ -54,7 +54,7 @@ fn with_version(envelope: &Envelope<'_>, version: Version<'_>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{CarriedRecord, header_len};
+    use crate::envelope::{InlineRecord, header_len};
     use crate::id::{KekId, Suite};
 
     fn envelope(version: Version<'_>) -> Vec<u8> {
@@ -67,9 +67,9 @@ mod tests {
 
     #[test]
     fn a_carried_record_is_taken_apart_and_put_together_again() {
-        let record = CarriedRecord { wraps: vec![("main".into(), vec![5; 900].into())] };
+        let record = InlineRecord { wraps: vec![("main".into(), vec![5; 900].into())] };
         let record = record.to_bytes().unwrap();
-        let whole = envelope(Version::Carried(&record));
+        let whole = envelope(Version::Inline(&record));
         let (ciphertext, annotations) = split(whole.clone()).unwrap();
         assert_eq!(ciphertext, envelope(Version::Stored));
         assert_eq!(ciphertext.len(), header_len(Suite::Aes128Gcm) + 48);

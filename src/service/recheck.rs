@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use crate::clock::Monotonic;
 use crate::id::KekId;
-use crate::keychain::Form;
+use crate::keychain::KekPlacement;
 use crate::store::record::{self, Kek};
+use crate::store::records;
 
 use super::chain::Chain;
-use super::core::{Core, proceed};
-use super::keyring::Standing;
-use super::{KeyService, continuity, ledger, root_check, roots};
+use super::core::Core;
+use super::keyring::Opening;
+use super::rotation::{continuity, root_check};
+use super::tasks::proceed;
+use super::{KeyService, admin};
 
 /// How often it is looked at what is due.
 const TICK: Duration = Duration::from_secs(5);
@@ -48,7 +51,7 @@ impl KeyService {
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {
             if !core.keyring.roots.lacking(&chain.missing_wraps.load()).is_empty() {
-                roots::complete(core, &chain).await;
+                admin::roots::complete(core, &chain).await;
             }
         }
         let (now, mut asked, mut away) = (core.clock.now(), 0, HashSet::new());
@@ -67,18 +70,18 @@ impl KeyService {
                 .iter()
                 .flat_map(|record| record.wraps.iter().map(|wrap| wrap.root.clone()))
                 .collect();
-            let standing = if away.contains(&roots) {
-                Standing::Away
+            let opening = if away.contains(&roots) {
+                Opening::Away
             } else {
                 asked += 1;
                 check(core, &chain, id).await
             };
-            self.judge(&chain, id, standing, age);
-            if standing == Standing::Away {
+            self.judge(&chain, id, opening, age);
+            if opening == Opening::Away {
                 away.insert(roots);
             }
         }
-        self.look_after_travellers(now, AT_ONCE - asked, away).await;
+        self.recheck_inline(now, AT_ONCE - asked, away).await;
     }
 
     /// Takes chains into service whose records were damaged at the start and are whole now.
@@ -95,7 +98,7 @@ impl KeyService {
     /// Has each root that opened nothing yet open a KEK that names it: readiness reports a root with
     /// another key before it is needed.
     async fn sample_roots(&self) {
-        if self.core.form == Form::Carried {
+        if self.core.placement == KekPlacement::Inline {
             return;
         }
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
@@ -127,44 +130,39 @@ impl KeyService {
     }
 
     /// Has the roots asked of those that are due among the KEKs that travelled along.
-    async fn look_after_travellers(
-        &self,
-        now: Monotonic,
-        most: usize,
-        mut away: HashSet<Vec<String>>,
-    ) {
+    async fn recheck_inline(&self, now: Monotonic, most: usize, mut away: HashSet<Vec<String>>) {
         let (core, mut asked) = (&self.core, 0);
         let chains = self.chains.load_full();
-        for (name, id) in core.keyring.travellers() {
-            let due = core.keyring.traveller(&name, id, now);
+        for (name, id) in core.keyring.inline_keks() {
+            let due = core.keyring.inline_checked(&name, id, now);
             let due = due.filter(|&(age, _)| is_due(id, age, core.config.cache.kek_max_age));
             let (Some((age, roots)), Some(chain)) = (due, chains.get(&name)) else { continue };
-            let standing = if away.contains(&roots) {
-                Standing::Away
+            let opening = if away.contains(&roots) {
+                Opening::Away
             } else if asked < most {
                 asked += 1;
-                core.keyring.check_traveller(&name, id).await
+                core.keyring.check_inline(&name, id).await
             } else {
                 return;
             };
-            self.judge(chain, id, standing, age);
-            if standing == Standing::Away {
+            self.judge(chain, id, opening, age);
+            if opening == Opening::Away {
                 away.insert(roots);
             }
         }
     }
 
-    fn judge(&self, chain: &Chain, id: KekId, standing: Standing, age: Duration) {
+    fn judge(&self, chain: &Chain, id: KekId, opening: Opening, age: Duration) {
         let core = &self.core;
-        let detail = match standing {
-            Standing::Opens => return core.keyring.checked(&chain.name, id, core.clock.now()),
-            Standing::Away
+        let detail = match opening {
+            Opening::Opens => return core.keyring.checked(&chain.name, id, core.clock.now()),
+            Opening::Away
                 if age < core.config.cache.kek_max_age + core.config.cache.offline_grace =>
             {
                 return;
             }
-            Standing::Away => "its roots have been away for longer than cache.offline_grace",
-            Standing::Refused => "no root opens it any more",
+            Opening::Away => "its roots have been away for longer than cache.offline_grace",
+            Opening::Refused => "no root opens it any more",
         };
         tracing::error!(chain = %chain.name, kek_id = %id, detail, "a KEK is dropped from memory");
         chain.publish(|next| next.forget(id));
@@ -184,17 +182,17 @@ pub(super) async fn ask(core: &Core, chain: &Chain, id: KekId) {
 }
 
 /// Asks the roots of a KEK whether one of them opens it.
-async fn check(core: &Core, chain: &Chain, id: KekId) -> Standing {
+async fn check(core: &Core, chain: &Chain, id: KekId) -> Opening {
     match stored(core, chain, id).await {
-        Some(kek) => core.keyring.standing(&chain.name, id, &kek).await,
-        None => Standing::Away,
+        Some(kek) => core.keyring.opening(&chain.name, id, &kek).await,
+        None => Opening::Away,
     }
 }
 
 /// The record of a KEK: as it is stored or, if that can't be read, as it was last known.
 async fn stored(core: &Core, chain: &Chain, id: KekId) -> Option<Arc<Kek>> {
     let key = record::kek_key(&chain.name, id);
-    match ledger::read::<Kek>(&*core.store, &key).await {
+    match records::read::<Kek>(&*core.store, &key).await {
         Ok(Some(read)) => Some(Arc::new(read.record)),
         // What is stored is not known now; what was stored has to do.
         Ok(None) | Err(_) => core.keyring.remembered(&chain.name, id),

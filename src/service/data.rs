@@ -1,0 +1,329 @@
+//! The data path: encrypts, decrypts, rewraps and makes data keys with one snapshot of a chain.
+//!
+//! Encrypting takes a reserved use from the snapshot; only an empty budget waits. Decrypting waits
+//! only for a KEK that is not in memory. No root and no record is known here.
+
+use std::sync::Arc;
+
+use crate::clock::Monotonic;
+use crate::envelope::{Envelope, Version};
+use crate::id::KekId;
+use crate::keychain::dek_cache::SharedDek;
+use crate::keychain::message::{Plaintext, Sealed};
+use crate::keychain::{DecryptError, EncryptError, KekPlacement, KeyChain, Permit};
+use crate::metrics::Operation;
+use crate::secret::SecretBytes;
+use crate::store::{record, records};
+
+use super::chain::Chain;
+use super::core::Core;
+use super::error::{Error, Kind};
+use super::limits::lookup_quota;
+use super::types::{DataKey, Decrypted, Encrypted, Rewrapped};
+use super::{KeyService, kek_lifecycle};
+
+impl KeyService {
+    /// Encrypts `plaintext`; `chain` is the caller's, `None` means `default`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and when no use can be had
+    /// [`Kind::KekExhausted`], [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
+    pub(crate) async fn encrypt(
+        &self,
+        chain: Option<&str>,
+        plaintext: Plaintext,
+        aad: &[u8],
+    ) -> Result<Encrypted, Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Encrypt, chain).await?;
+        let result = self.seal(&chain, plaintext, aad, started).await;
+        self.finish(
+            Operation::Encrypt,
+            &chain,
+            started,
+            result.map(|(envelope, kek_id)| Encrypted {
+                envelope,
+                chain: chain.name.clone(),
+                kek_id,
+            }),
+        )
+    }
+
+    /// Decrypts a whole binary envelope.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], [`Kind::InvalidCiphertext`],
+    /// [`Kind::UnknownKek`], [`Kind::KekDisabled`], and for a KEK that is not in memory
+    /// [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
+    pub(crate) async fn decrypt(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+        aad: &[u8],
+    ) -> Result<Decrypted, Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Decrypt, chain).await?;
+        let result = self.open(&chain, envelope, aad, started).await;
+        self.finish(Operation::Decrypt, &chain, started, result)
+    }
+
+    /// Moves a binary envelope, or a header alone, to the primary KEK. What is there already comes
+    /// back unchanged and costs no use. A payload passed along is not verified.
+    ///
+    /// # Errors
+    /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
+    pub(crate) async fn rewrap(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
+        self.rewrap_to(self.core.placement, chain, envelope).await
+    }
+
+    /// The same, and the KEK travels along what comes back: it is of version 2, and any service opens
+    /// it that has the chain's name and one of the roots. With a store of kind `inline` every rewrap
+    /// is one of these.
+    ///
+    /// # Errors
+    /// Those of [`rewrap`](Self::rewrap).
+    pub(crate) async fn rewrap_inline(
+        &self,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
+        self.rewrap_to(KekPlacement::Inline, chain, envelope).await
+    }
+
+    async fn rewrap_to(
+        &self,
+        placement: KekPlacement,
+        chain: Option<&str>,
+        envelope: Vec<u8>,
+    ) -> Result<Rewrapped, Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Rewrap, chain).await?;
+        let result = self.move_to_primary(&chain, envelope, placement, started).await;
+        self.finish(Operation::Rewrap, &chain, started, result)
+    }
+
+    /// Makes a random key of `bytes` bytes (16 to 64) and its envelope.
+    ///
+    /// # Errors
+    /// Those of [`encrypt`](Self::encrypt).
+    pub(crate) async fn datakey(
+        &self,
+        chain: Option<&str>,
+        bytes: usize,
+        aad: &[u8],
+    ) -> Result<DataKey, Error> {
+        let started = self.core.clock.now();
+        let chain = self.find(Operation::Datakey, chain).await?;
+        let result = async {
+            if !(16..=64).contains(&bytes) {
+                return Err(Error::new(Kind::InvalidRequest, "bytes is 16 to 64"));
+            }
+            let plaintext = SecretBytes::random(bytes).map_err(|error| Error::internal(&error))?;
+            let (envelope, kek_id) =
+                self.seal(&chain, plaintext.expose().into(), aad, started).await?;
+            Ok(DataKey { plaintext, envelope, chain: chain.name.clone(), kek_id })
+        };
+        let result = result.await;
+        self.finish(Operation::Datakey, &chain, started, result)
+    }
+
+    async fn seal(
+        &self,
+        chain: &Chain,
+        plaintext: Plaintext,
+        aad: &[u8],
+        now: Monotonic,
+    ) -> Result<(Sealed, KekId), Error> {
+        let placement = self.core.placement;
+        self.spend_use(chain, now, |one| one.placed(placement).seal(plaintext, aad)).await
+    }
+
+    /// Spends one use; waits for the next block or KEK when there is none. What comes of it is
+    /// under the KEK whose id comes along.
+    async fn spend_use<T>(
+        &self,
+        chain: &Chain,
+        mut now: Monotonic,
+        spend: impl FnOnce(Permit<'_>) -> Result<T, EncryptError>,
+    ) -> Result<(T, KekId), Error> {
+        let mut until = None;
+        let rounds = chain.rounds();
+        loop {
+            let snapshot = chain.snapshot();
+            if let Some(one) = snapshot.take(now) {
+                chain.watch_level(&snapshot, now);
+                let (void_at, id) = (one.void_at(), one.kek_id());
+                let made = spend(one).map_err(encrypt_error)?;
+                // It may have become void meanwhile: then nobody gets what came of it.
+                return if self.core.clock.now() < void_at {
+                    Ok((made, id))
+                } else {
+                    Err(Error::exhausted(
+                        "the reserved use became void while it was spent; try again",
+                    ))
+                };
+            }
+            let until = match until {
+                None => *until.insert(now + self.core.config.wait),
+                Some(until) => {
+                    // A turn may be left over from those who waited before.
+                    if let Some(error) = chain.trouble().filter(|_| chain.rounds() != rounds) {
+                        return Err(error);
+                    }
+                    until
+                }
+            };
+            chain.wait_for_uses(until.since(now), self.core.config.max_waiting).await?;
+            now = self.core.clock.now();
+        }
+    }
+
+    async fn open(
+        &self,
+        chain: &Chain,
+        envelope: Vec<u8>,
+        aad: &[u8],
+        now: Monotonic,
+    ) -> Result<Decrypted, Error> {
+        let parsed = Envelope::parse(&envelope).map_err(|_| Error::invalid_ciphertext())?;
+        let kek_id = parsed.header.kek_id;
+        let (snapshot, dek) = self.open_dek(chain, &parsed, now).await?;
+        let plaintext = snapshot.open(&dek, envelope, aad).map_err(decrypt_error)?;
+        Ok(Decrypted { plaintext, chain: chain.name.clone(), kek_id })
+    }
+
+    async fn move_to_primary(
+        &self,
+        chain: &Chain,
+        envelope: Vec<u8>,
+        placement: KekPlacement,
+        now: Monotonic,
+    ) -> Result<Rewrapped, Error> {
+        let parsed =
+            Envelope::parse_header_or_whole(&envelope).map_err(|_| Error::invalid_ciphertext())?;
+        let previous_kek_id = parsed.header.kek_id;
+        let (snapshot, dek) = self.open_dek(chain, &parsed, now).await?;
+        let chain_name = chain.name.clone();
+        if snapshot.is_current(&parsed, placement) {
+            return Ok(Rewrapped {
+                envelope,
+                chain: chain_name,
+                kek_id: previous_kek_id,
+                previous_kek_id,
+            });
+        }
+        // The root may have been asked meanwhile.
+        let now = self.core.clock.now();
+        let (mut rewrapped, kek_id) =
+            self.spend_use(chain, now, |one| one.placed(placement).seal_dek(&dek)).await?;
+        rewrapped.extend_from_slice(parsed.payload);
+        Ok(Rewrapped { envelope: rewrapped, chain: chain_name, kek_id, previous_kek_id })
+    }
+
+    /// Opens the DEK of an envelope: from the cache, by a KEK in memory, or by way of the root.
+    async fn open_dek(
+        &self,
+        chain: &Chain,
+        envelope: &Envelope<'_>,
+        now: Monotonic,
+    ) -> Result<(Arc<KeyChain>, SharedDek), Error> {
+        let Core { deks, keyring, metrics, .. } = &*self.core;
+        let (header, id) = (&envelope.header, envelope.header.kek_id);
+        let mut snapshot = chain.snapshot();
+        snapshot.allows(id).map_err(decrypt_error)?;
+        if !self.core.is_confirmed(now) {
+            return Err(Error::new(
+                Kind::StoreUnavailable,
+                "the store has been away for longer than cache.offline_grace",
+            ));
+        }
+        if let Some(dek) = deks.get(&chain.name, header, now) {
+            metrics.dek_cache_hits.inc();
+            return Ok((snapshot, dek));
+        }
+        let held = snapshot.kek(id).cloned().or_else(|| keyring.in_memory(&chain.name, id));
+        let kek = match held {
+            Some(kek) => kek,
+            None => {
+                let stored = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await;
+                let kek = match (stored, header.version) {
+                    // What the store says of a KEK wins over the record that travels along.
+                    (Err(error), Version::Inline(record)) if error.kind() == Kind::UnknownKek => {
+                        keyring.inline(&chain.name, header.suite, id, record).await?
+                    }
+                    (stored, _) => stored.inspect_err(|error| {
+                        if error.kind() == Kind::UnknownKek {
+                            keyring.note_unknown(&chain.name, id);
+                        }
+                    })?,
+                };
+                // It may have been disabled meanwhile: then it must not stay in memory.
+                snapshot = chain.snapshot();
+                snapshot.allows(id).map_err(|error| {
+                    keyring.drop_kek(&chain.name, id);
+                    decrypt_error(error)
+                })?;
+                kek
+            }
+        };
+        let dek = kek.open_dek(header).map_err(decrypt_error)?;
+        metrics.dek_cache_misses.inc();
+        Ok((snapshot, deks.insert(&chain.name, header, dek, now)))
+    }
+
+    /// Reads the record of a KEK that is not in memory.
+    async fn fetch(&self, chain: &Chain, id: KekId, now: Monotonic) -> Result<record::Kek, Error> {
+        let unknown = || decrypt_error(DecryptError::UnknownKek(id));
+        let name = (chain.name.clone(), id);
+        if self.core.unknown.contains(&name, now) {
+            return Err(unknown());
+        }
+        lookup_quota::charge(now)?;
+        let _permit = self.core.lookups.acquire().await.map_err(|error| Error::internal(&error))?;
+        let read =
+            records::read::<record::Kek>(&*self.core.store, &record::kek_key(&chain.name, id))
+                .await;
+        let Some(read) = read.map_err(|error| self.core.store_error(&chain.name, error))? else {
+            self.core.unknown.insert(name, now);
+            return Err(unknown());
+        };
+        self.core.keyring.note_known(&chain.name, id);
+        if kek_lifecycle::refusal(read.record.state).is_none() {
+            return Ok(read.record);
+        }
+        let read = kek_lifecycle::learn(&self.core, chain, id).await;
+        let kek = read.map_err(|error| self.core.store_error(&chain.name, error))?;
+        let kek = kek.ok_or_else(unknown)?;
+        match kek_lifecycle::refusal(kek.state) {
+            None => Ok(kek),
+            Some(refusal) => Err(decrypt_error(DecryptError::Refused(id, refusal))),
+        }
+    }
+}
+
+fn encrypt_error(error: EncryptError) -> Error {
+    match error {
+        EncryptError::AadTooLong | EncryptError::OtherSuite => {
+            Error::new(Kind::InvalidRequest, error.to_string())
+        }
+        EncryptError::NoRecord => Error::new(Kind::Conflict, error.to_string()),
+        EncryptError::TooLong => Error::new(Kind::PayloadTooLarge, error.to_string()),
+        EncryptError::Exhausted => Error::exhausted("no use of the KEK is left"),
+        EncryptError::Randomness(error) => Error::internal(&error),
+    }
+}
+
+fn decrypt_error(error: DecryptError) -> Error {
+    match error {
+        DecryptError::Invalid => Error::invalid_ciphertext(),
+        DecryptError::UnknownKek(id) => Error::new(
+            Kind::UnknownKek,
+            format!("the ciphertext names KEK {id}, which this chain does not have"),
+        ),
+        DecryptError::Refused(..) => Error::new(Kind::KekDisabled, error.to_string()),
+    }
+}

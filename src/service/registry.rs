@@ -1,0 +1,104 @@
+//! The chains in service: found by name, loaded from the store, and adopted with their tasks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+
+use crate::id::{ChainName, KekId};
+use crate::metrics::Operation;
+use crate::store;
+
+use super::chain::Chain;
+use super::error::{Error, Kind};
+use super::limits::lookup_quota;
+use super::{DEFAULT_CHAIN, KeyService};
+
+impl KeyService {
+    /// Loads a chain that is new here, if there is one of this name.
+    pub(super) async fn load_chain(
+        &self,
+        name: &ChainName,
+    ) -> Result<Option<Arc<Chain>>, store::Error> {
+        let chain = self.core.load(name).await?;
+        Ok(chain.map(|chain| self.adopt(chain)))
+    }
+
+    /// Takes a loaded chain into service; the one that is in service already where there is one.
+    pub(super) fn adopt(&self, chain: Arc<Chain>) -> Arc<Chain> {
+        let mut ours = false;
+        self.chains.rcu(|chains| {
+            let mut chains = (**chains).clone();
+            ours = !chains.contains_key(&chain.name);
+            chains.entry(chain.name.clone()).or_insert_with(|| Arc::clone(&chain));
+            chains
+        });
+        if ours {
+            self.spawn(&chain);
+            return chain;
+        }
+        self.chains.load().get(&chain.name).cloned().unwrap_or(chain)
+    }
+
+    /// The chain that a caller means; a failure is counted.
+    pub(super) async fn find(
+        &self,
+        operation: Operation,
+        chain: Option<&str>,
+    ) -> Result<Arc<Chain>, Error> {
+        let name = chain.unwrap_or(DEFAULT_CHAIN);
+        if let Some(chain) = self.chains.load().get(name) {
+            return Ok(Arc::clone(chain));
+        }
+        // Boxed: it is rare, and must not make the future of every request larger.
+        let found = Box::pin(self.look_up(name)).await;
+        if let Err(error) = &found {
+            self.core.metrics.failed(operation, "", error.kind().code());
+        }
+        found
+    }
+
+    /// Looks for a chain that may have been made elsewhere a moment ago.
+    async fn look_up(&self, name: &str) -> Result<Arc<Chain>, Error> {
+        let name = ChainName::new(name)
+            .map_err(|error| Error::new(Kind::InvalidRequest, error.to_string()))?;
+        if self.damaged_chains().contains_key(&name) {
+            return Err(Error::new(Kind::Internal, "the stored record of this chain is damaged"));
+        }
+        let unknown = || Error::new(Kind::UnknownChain, "there is no chain of this name");
+        if !self.core.shared || self.core.unknown_chains.contains(&name, self.core.clock.now()) {
+            return Err(unknown());
+        }
+        lookup_quota::charge(self.core.clock.now())?;
+        let _permit = self.core.lookups.acquire().await.map_err(|error| Error::internal(&error))?;
+        match self.load_chain(&name).await {
+            Ok(Some(chain)) => Ok(chain),
+            Ok(None) => {
+                self.core.unknown_chains.insert(name, self.core.clock.now());
+                Err(unknown())
+            }
+            Err(error) => Err(self.core.store_error(&name, error)),
+        }
+    }
+
+    pub(super) fn damaged_chains(&self) -> MutexGuard<'_, HashMap<ChainName, String>> {
+        self.damaged.lock()
+    }
+
+    /// The KEKs in memory and those that are refused, with their chains.
+    pub(super) fn held(&self) -> Vec<(Arc<Chain>, KekId)> {
+        let chains = self.chains.load();
+        let mut held: Vec<_> = chains
+            .values()
+            .flat_map(|chain| {
+                let snapshot = chain.snapshot();
+                let ids = snapshot.keks().map(|kek| kek.id());
+                let ids = ids.chain(snapshot.refused().map(|(id, _)| id));
+                ids.map(|id| (Arc::clone(chain), id)).collect::<Vec<_>>()
+            })
+            .collect();
+        let cached = self.core.keyring.held().into_iter();
+        held.extend(cached.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
+        held
+    }
+}

@@ -1,0 +1,110 @@
+//! What a chain's reservations rest on: its records, and how fast its uses are spent. The
+//! [`reserver`](super::reserver) drives them; no store and no root is called here.
+
+use std::time::Duration;
+
+use crate::clock::Monotonic;
+use crate::id::KekId;
+use crate::keychain::KeyChain;
+use crate::keychain::budget::BLOCK_LIFE;
+use crate::service::ledger::Ledger;
+
+/// Traffic is over when nothing was spent for this long.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
+/// While there is traffic, the next block is there this long before the last one is void.
+const RENEW_BEFORE: Duration = Duration::from_secs(15);
+
+/// The records of a chain, and how fast its uses are spent.
+pub(in crate::service) struct Reservations {
+    pub(in crate::service) ledger: Ledger,
+    pub(super) pace: Pace,
+    /// The stored primary, and since when it is known as such.
+    pub(super) known: Option<(KekId, Monotonic)>,
+}
+
+impl Reservations {
+    pub(in crate::service) fn new(ledger: Ledger) -> Self {
+        Self { ledger, pace: Pace::default(), known: None }
+    }
+
+    pub(super) fn known_for(&self, now: Monotonic) -> Duration {
+        self.known.map_or(Duration::ZERO, |(_, since)| now.since(since))
+    }
+
+    pub(super) fn primary_id(&self) -> Option<KekId> {
+        self.ledger.primary.as_ref().map(|held| held.id)
+    }
+
+    pub(in crate::service) fn holds_standby(&self, snapshot: &KeyChain) -> bool {
+        self.ledger.standby.as_ref().is_some_and(|held| snapshot.kek(held.id).is_some())
+    }
+
+    /// Whether the stored primary is in memory, or there is none.
+    pub(super) fn holds_primary(&self, snapshot: &KeyChain) -> bool {
+        self.primary_id().is_none_or(|id| snapshot.kek(id).is_some())
+    }
+
+    /// Whether a standby is stored that this process, which encrypts, does not hold yet.
+    pub(super) fn lacks_standby(&self, snapshot: &KeyChain) -> bool {
+        self.ledger.standby.is_some()
+            && !self.holds_standby(snapshot)
+            && self.primary_id().is_some_and(|id| snapshot.kek(id).is_some())
+    }
+}
+
+/// How fast the uses of a chain are spent.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// The size of the last block, and when it is void.
+    block: u64,
+    void_at: Monotonic,
+    /// Uses spent of the current primary when that block was requested, and when that was.
+    spent: u64,
+    since: Monotonic,
+    /// Uses spent at the last look, and when that number last changed.
+    seen: u64,
+    active: Option<Monotonic>,
+}
+
+impl Pace {
+    /// Starts again, for another primary.
+    pub(super) fn reset(&mut self) {
+        (self.spent, self.seen, self.block) = (0, 0, 0);
+    }
+
+    /// Measures the rate from here.
+    pub(super) fn measure_from(&mut self, spent: u64) {
+        self.spent = spent;
+    }
+
+    /// A block of `size` uses was requested at `asked`. Returns the number of uses left at which the
+    /// next one is due.
+    pub(super) fn block_added(&mut self, size: u64, asked: Monotonic) -> u64 {
+        (self.block, self.since, self.void_at) = (size, asked, asked + BLOCK_LIFE);
+        size / 2
+    }
+
+    /// Uses per second since the last block was requested, of which `spent` were spent in all.
+    pub(super) fn rate(&self, spent: u64, now: Monotonic) -> f64 {
+        let elapsed = now.since(self.since).max(Duration::from_millis(1));
+        #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
+        let rate = spent.saturating_sub(self.spent) as f64 / elapsed.as_secs_f64();
+        rate
+    }
+
+    /// Whether the next block is to be requested: requests wait, or there is traffic and the last
+    /// block is half spent or void soon. An idle chain requests none.
+    pub(super) fn wants_uses(
+        &mut self,
+        (left, spent): (u64, u64),
+        waiting: u64,
+        now: Monotonic,
+    ) -> bool {
+        if spent != self.seen {
+            (self.seen, self.active) = (spent, Some(now));
+        }
+        let active = self.active.is_some_and(|at| now.since(at) < IDLE_AFTER);
+        left < waiting
+            || active && (left <= self.block / 2 || self.void_at.since(now) < RENEW_BEFORE)
+    }
+}
