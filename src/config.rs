@@ -1,10 +1,11 @@
-//! The configuration: a file, over it the environment, over that the flags; out comes one typed
-//! and checked [`Config`].
+//! The configuration: the flags override the environment, which overrides a file. The result is one
+//! typed and checked [`Config`].
 //!
-//! It nests the parts' own `Config`s and adds what none of them can know alone. This is the one
-//! place that reads the environment, but for the proxies in `proxy`. `KMS_PROXY__SECTION__KEY` is
-//! `key` of `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list of
-//! words is written as `default,orders` or as a TOML array. No error holds a value, since any may be a misplaced secret.
+//! It nests the `Config` of each part and checks how they fit together. Only this module reads the
+//! environment, except for the variables of `proxy`. `KMS_PROXY__SECTION__KEY` is
+//! `key` of `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list
+//! of words is written as `default,orders` or as a TOML array. Errors never contain a value, since any
+//! value may be a misplaced secret.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -48,16 +49,16 @@ pub struct Config {
     pub kubernetes: Option<kubernetes::Config>,
 }
 
-/// What the command line sets; it wins over file and environment.
+/// Settings from the command line; they override the file and the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `server.listen`.
     pub listen: Option<SocketAddr>,
-    /// `store.path`, or `store.data_dir` of a store that is elsewhere.
+    /// `store.path`, or `store.data_dir` if the store is remote.
     pub data_dir: Option<PathBuf>,
 }
 
-/// A configuration that can't be used.
+/// A configuration that is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file can't be read.
@@ -68,24 +69,24 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is no TOML.
-    #[error("{path}, line {line}: this is no TOML: {detail}")]
+    /// The file is not valid TOML.
+    #[error("{path}, line {line}: not valid TOML: {detail}")]
     Syntax {
         /// The file.
         path: PathBuf,
         /// The line, from 1 on.
         line: usize,
-        /// What the parser misses; it does not quote the line.
+        /// The parser's message, which does not quote the line.
         detail: String,
     },
     /// One setting is wrong.
     #[error("{key}{}: {detail}", from.as_ref().map(|from| format!(" ({from})")).unwrap_or_default())]
     Setting {
-        /// The key with its section, such as `root.0.kind`, or the variable that means nothing.
+        /// The key with its section, such as `root.0.kind`, or the name of an unknown variable.
         key: String,
-        /// The variable of the environment that gave it, if one did.
+        /// The environment variable that set it, if one did.
         from: Option<String>,
-        /// What is wrong, or what is expected there.
+        /// What is wrong, or what is expected.
         detail: String,
     },
 }
@@ -95,8 +96,8 @@ impl Config {
     /// `flags`.
     ///
     /// # Errors
-    /// [`Error`], which names the key and never a value.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
+    /// [`Error`], which names the key and never contains a value.
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads it")]
     pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Self, Error> {
         let text = file.map(|path| {
             files::open(path)
@@ -106,10 +107,10 @@ impl Config {
         Self::from_sources(file.zip(text.transpose()?.as_deref()), std::env::vars_os(), flags)
     }
 
-    /// The same from a file's path and text, and from any variables.
+    /// Like [`load`](Self::load), from the path and the text of a file and from the given variables.
     ///
     /// # Errors
-    /// [`Error`], which names the key and never a value.
+    /// [`Error`], which names the key and never contains a value.
     pub fn from_sources(
         file: Option<(&Path, &str)>,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -138,12 +139,12 @@ impl Config {
         !self.server.listen.ip().is_loopback() && !self.is_protected()
     }
 
-    /// Whether callers are known, and nobody sees what they send: both TLS and auth.
+    /// Whether callers are authenticated and their traffic is encrypted: both TLS and auth.
     fn is_protected(&self) -> bool {
         self.server.tls.is_some() && self.auth.mode == auth::Mode::Required
     }
 
-    /// Gives a secret from the environment to the part that takes it.
+    /// Moves a secret from the environment to the part that takes it.
     fn give(&mut self, key: &str, secret: SecretBytes) -> Result<(), Wrong> {
         let parts: Vec<_> = key.split('.').collect();
         let setting = parts.last().copied().unwrap_or_default();
@@ -160,9 +161,9 @@ impl Config {
         };
         match slot {
             Some((_, true)) => {
-                Err(wrong(key, &format!("it is given twice: {setting}_file is there too")))
+                Err(wrong(key, &format!("given twice: {setting}_file is there too")))
             }
-            // As a file's: moving a secret between the two does not change it.
+            // Like a secret from a file: moving it between the two does not change it.
             Some((slot, false)) => {
                 *slot = Some(Arc::new(secret.trim_end()));
                 Ok(())
@@ -211,7 +212,7 @@ struct Auth {
 }
 
 impl Sections {
-    /// The parts' own `Config`s, with the flags over them.
+    /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
         let Self { mut server, log, mut store, root, mut chain, cache, auth, client, kubernetes } =
             self;

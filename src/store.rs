@@ -19,14 +19,14 @@ pub mod inline;
 pub mod memory;
 pub mod record;
 pub(crate) mod records;
+mod scan;
 pub(crate) mod settings;
-mod walk;
 
 #[cfg(test)]
 mod contract;
 
-pub use walk::Problem;
-pub(crate) use walk::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
+pub use scan::Problem;
+pub(crate) use scan::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
 
 /// The revision of an entry: it grows with every write to the store, and no two writes share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

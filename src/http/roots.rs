@@ -9,7 +9,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::id::{ChainName, KekId};
+use crate::id::{KekId, RootName};
 use crate::metrics::Operation;
 use crate::service::{RootChange, RootProgress};
 
@@ -135,8 +135,7 @@ async fn change(
     let refuse = |error| app.access.refuse(Operation::Manage, error);
     let RootPath { name: chain, root } = path(found).map_err(refuse)?;
     let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
-    // Roots are named as chains are.
-    if ChainName::new(&root).is_err() {
+    if RootName::new(&root).is_err() {
         return Err(refuse(body::invalid("no root can have this name")).into());
     }
     let bytes = body::read_json(request, app.body()).await.map_err(refuse)?;

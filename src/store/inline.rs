@@ -7,9 +7,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ChainName, KekId};
@@ -52,7 +52,7 @@ impl Store {
 
     /// Notes the KEKs that a txn retires; what deletes those that are too many.
     fn note_retired(&self, retired: Vec<(ChainName, KekId)>) -> Txn {
-        let mut known = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.retired.lock();
         let mut txn = Txn::default();
         for (chain, id) in retired {
             let of_chain = known.entry(chain.clone()).or_default();
@@ -194,6 +194,6 @@ mod tests {
             };
             assert_eq!(store.commit(txn).await, Ok(Committed::Conflict));
         }
-        assert!(store.retired.lock().unwrap().is_empty());
+        assert!(store.retired.lock().is_empty());
     }
 }

@@ -322,7 +322,7 @@ async fn wraps_that_primaries_and_standbys_lack_are_counted() {
     encrypt(&service).await.unwrap();
     let missing = |root: &str| {
         service.refresh_metrics();
-        service.metrics().keks_missing_wraps.with_label_values(&[root]).get()
+        service.metrics().roots.missing_wraps.with_label_values(&[root]).get()
     };
     assert_eq!([missing("a"), missing("b")], [0, 0]);
     world.b.away.store(true, SeqCst);
