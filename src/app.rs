@@ -1,5 +1,5 @@
-//! The composition root: what a running service is made of, in the order in which it starts and
-//! stops. It decides nothing that a part could decide.
+//! The composition root: the parts of a running service, in the order in which they start and stop. It
+//! makes no decision that a part could make.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use start::Front;
 /// How long background tasks may take to end their current step.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs the service until SIGTERM or SIGINT, and then until the requests in flight are done. More
-/// SIGTERMs change nothing; a second SIGINT ends it immediately. `load` reads the configuration
-/// again, on SIGHUP and now and then.
+/// Runs the service until SIGTERM or SIGINT, and then until the requests in flight are finished.
+/// Further SIGTERMs change nothing; a second SIGINT ends the process immediately. `load` reads the
+/// configuration again, on SIGHUP and periodically.
 ///
 /// # Errors
-/// When it can't start, when serving fails, and when a second SIGINT ended it.
+/// When it can't start, when serving fails, and when a second SIGINT ends it.
 pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't wait for signals")?;
     warn_of_exposure(&config);
@@ -47,7 +47,7 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
     };
     let service = match started {
         Ok(Some(service)) => service,
-        // At most probes and refusals are in flight.
+        // Only probes and refusals can be in flight.
         ended => {
             tokio::select! {
                 closed = front.close() => closed?,
@@ -64,9 +64,9 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
             let name = signals.next_or_reload(&reload).await;
             tracing::info!(
                 signal = name,
-                "finishing what is in flight; a second SIGINT ends the process immediately"
+                "finishing requests in flight; a second SIGINT ends the process immediately"
             );
-            // Load balancers first see /readyz fail, and get time to react.
+            // Load balancers see it in `/readyz` first, and get time to react.
             service.drain();
             notify::stopping();
             let mut insisted = pin!(signals.second_interrupt(name, &reload));
@@ -85,7 +85,7 @@ struct App {
 }
 
 impl App {
-    /// Serves until `stopped`, finishes what is in flight, and stops the tasks behind it.
+    /// Serves until `stopped`, finishes the requests in flight, and stops the background tasks.
     async fn serve(self, stopped: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
         let Self { front, service } = self;
         tokio::select! {
@@ -94,7 +94,7 @@ impl App {
         }
         let served = front.close().await;
         if tokio::time::timeout(STOP_TIMEOUT, service.stop()).await.is_err() {
-            tracing::warn!("a background task did not end in time");
+            tracing::warn!("a background task did not stop in time");
         }
         served.context("serving failed")?;
         tracing::info!("stopped");
@@ -108,20 +108,20 @@ fn warn_of_exposure(config: &Config) {
         tracing::warn!(
             %listen,
             auth = config.auth.mode.as_str(),
-            "server.insecure = true: without auth anyone who reaches this address can \
-             decrypt, and without TLS anyone who sees the traffic reads the plaintexts and the tokens"
+            "server.insecure = true: without auth anyone who reaches this address can decrypt, \
+             and without TLS anyone who sees the traffic can read the plaintexts and the tokens"
         );
     }
     if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
         tracing::warn!(
             %listen,
-            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of \
-                chains, roots and clients, and counts"
+            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of chains, \
+             roots and clients, and counts"
         );
     }
 }
 
-/// The socket's file keeps others out; the listener does not.
+/// Access to the socket is restricted by its file; access to the listener is not.
 fn warn_of_open_chain(config: &Config) {
     if let (Some(kubernetes), auth::Mode::None) = (&config.kubernetes, config.auth.mode) {
         tracing::warn!(
@@ -132,18 +132,18 @@ fn warn_of_open_chain(config: &Config) {
     }
 }
 
-/// Without a store nothing of a KEK is kept here but the root key.
+/// Without a store, the root key is the only thing that this machine keeps.
 fn warn_of_lone_key(config: &Config) {
     let is_local = |root: &root::Config| matches!(root, root::Config::Local(_));
     if matches!(config.store, store::Config::Inline(_)) && config.roots.iter().all(is_local) {
         tracing::warn!(
             "store.kind is inline and every root is a key file of this machine: every other \
-                process needs the same file, and once it is lost nothing that was encrypted opens"
+             process needs the same file, and if it is lost, nothing that was encrypted can be decrypted"
         );
     }
 }
 
-/// The signals that the process receives.
+/// The signals that the process handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -159,28 +159,28 @@ impl Signals {
         })
     }
 
-    /// The name of the next one that ends it; until then SIGHUP is passed on to `reload`.
+    /// The name of the next signal that ends the process. Meanwhile, SIGHUP is passed on to `reload`.
     async fn next_or_reload(&mut self, reload: &watch::Sender<()>) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP: files are read again");
+                    tracing::info!("SIGHUP: reading files again");
                     reload.send_replace(());
                 }
             }
         }
     }
 
-    /// Waits for the second SIGINT, after the signal `first` has begun the shutdown. Supervisors
-    /// repeat SIGTERM, so it never ends anything by itself.
+    /// Waits for the second SIGINT after the signal `first` has begun the shutdown. SIGTERM does not
+    /// count, since supervisors repeat it.
     async fn second_interrupt(&mut self, first: &str, reload: &watch::Sender<()>) {
         let mut interrupts = u32::from(first == "SIGINT");
         while interrupts < 2 {
             let name = self.next_or_reload(reload).await;
             interrupts += u32::from(name == "SIGINT");
-            tracing::info!(signal = name, "the shutdown has begun already");
+            tracing::info!(signal = name, "the shutdown has already begun");
         }
     }
 }

@@ -170,7 +170,7 @@ impl Auth {
             return None;
         }
         let rules = Rules::new(config, None, &clock);
-        metrics.auth_fails_with(Refusal::LABELLED.into_iter().map(Refusal::as_str));
+        metrics.callers.fail_with(Refusal::LABELLED.into_iter().map(Refusal::as_str));
         set_clients(&metrics, &rules);
         let rules = ArcSwap::from_pointee(rules);
         Some(Arc::new(Self { rules, refused: ArcSwap::default(), clock, metrics }))
@@ -198,7 +198,7 @@ impl Auth {
             tracing::info!(clients, "clients and permissions were reloaded");
         }
         self.refused.store(Arc::default());
-        self.metrics.rules_current.set(1);
+        self.metrics.callers.rules_current.set(1);
     }
 
     /// Notes that the configuration of this moment can't be used: the old rules stay. It is logged
@@ -210,7 +210,7 @@ impl Auth {
                 "the configuration can't be used: the clients and permissions before it stay"
             );
             self.refused.store(Arc::new(Some(reason)));
-            self.metrics.rules_current.set(0);
+            self.metrics.callers.rules_current.set(0);
         }
     }
 
@@ -246,7 +246,7 @@ impl Auth {
 
     /// Counts a caller that was not recognised and should have been.
     pub(crate) fn failed(&self, refusal: Refusal) {
-        self.metrics.auth_failed(refusal.as_str());
+        self.metrics.callers.failed(refusal.as_str());
     }
 
     async fn by_token(&self, token: &str) -> Result<Arc<Client>, Refusal> {

@@ -1,23 +1,21 @@
-//! The configuration: a file, over it the environment, over that the flags; out comes one typed
-//! and checked [`Config`].
+//! The configuration: the flags override the environment, which overrides a file. The result is one
+//! typed and checked [`Config`].
 //!
-//! It nests the parts' own `Config`s and adds what none of them can know alone. This is the one
-//! place that reads the environment, but for the proxies in `proxy`. `KMS_PROXY__SECTION__KEY` is
-//! `key` of `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list of
-//! words is written as `default,orders` or as a TOML array. No error holds a value, since any may be a misplaced secret.
+//! It nests the `Config` of each part and checks how they fit together. Only this module reads the
+//! environment, except for the variables of `proxy`. `KMS_PROXY__SECTION__KEY` is
+//! `key` of `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list
+//! of words is written as `default,orders` or as a TOML array. Errors never contain a value, since any
+//! value may be a misplaced secret.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::id::{ChainName, Suite};
 use crate::secret::SecretBytes;
-use crate::store::record::Limits;
-use crate::{auth, files, http, human_units, kubernetes, root, service, store, telemetry};
+use crate::{auth, files, http, kubernetes, root, service, store, telemetry};
 
 mod check;
 mod source;
@@ -51,16 +49,16 @@ pub struct Config {
     pub kubernetes: Option<kubernetes::Config>,
 }
 
-/// What the command line sets; it wins over file and environment.
+/// Settings from the command line; they override the file and the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `server.listen`.
     pub listen: Option<SocketAddr>,
-    /// `store.path`, or `store.data_dir` of a store that is elsewhere.
+    /// `store.path`, or `store.data_dir` if the store is remote.
     pub data_dir: Option<PathBuf>,
 }
 
-/// A configuration that can't be used.
+/// A configuration that is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file can't be read.
@@ -71,24 +69,24 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is no TOML.
-    #[error("{path}, line {line}: this is no TOML: {detail}")]
+    /// The file is not valid TOML.
+    #[error("{path}, line {line}: not valid TOML: {detail}")]
     Syntax {
         /// The file.
         path: PathBuf,
         /// The line, from 1 on.
         line: usize,
-        /// What the parser misses; it does not quote the line.
+        /// The parser's message, which does not quote the line.
         detail: String,
     },
     /// One setting is wrong.
     #[error("{key}{}: {detail}", from.as_ref().map(|from| format!(" ({from})")).unwrap_or_default())]
     Setting {
-        /// The key with its section, such as `root.0.kind`, or the variable that means nothing.
+        /// The key with its section, such as `root.0.kind`, or the name of an unknown variable.
         key: String,
-        /// The variable of the environment that gave it, if one did.
+        /// The environment variable that set it, if one did.
         from: Option<String>,
-        /// What is wrong, or what is expected there.
+        /// What is wrong, or what is expected.
         detail: String,
     },
 }
@@ -98,8 +96,8 @@ impl Config {
     /// `flags`.
     ///
     /// # Errors
-    /// [`Error`], which names the key and never a value.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
+    /// [`Error`], which names the key and never contains a value.
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads it")]
     pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Self, Error> {
         let text = file.map(|path| {
             files::open(path)
@@ -109,10 +107,10 @@ impl Config {
         Self::from_sources(file.zip(text.transpose()?.as_deref()), std::env::vars_os(), flags)
     }
 
-    /// The same from a file's path and text, and from any variables.
+    /// Like [`load`](Self::load), from the path and the text of a file and from the given variables.
     ///
     /// # Errors
-    /// [`Error`], which names the key and never a value.
+    /// [`Error`], which names the key and never contains a value.
     pub fn from_sources(
         file: Option<(&Path, &str)>,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -125,9 +123,9 @@ impl Config {
             let from = variables.contains(&from).then_some(from);
             Error::Setting { key, from, detail }
         };
-        let settings = Settings::deserialize(source.tree)
+        let sections = Sections::deserialize(source.tree)
             .map_err(|wrong| error(wrong.key(), wrong.detail()))?;
-        let mut config = settings.resolve(flags);
+        let mut config = sections.resolve(flags);
         for (key, secret) in source.secrets {
             config.give(&key, secret).map_err(|Wrong(key, detail)| error(key, detail))?;
         }
@@ -141,12 +139,12 @@ impl Config {
         !self.server.listen.ip().is_loopback() && !self.is_protected()
     }
 
-    /// Whether callers are known, and nobody sees what they send: both TLS and auth.
+    /// Whether callers are authenticated and their traffic is encrypted: both TLS and auth.
     fn is_protected(&self) -> bool {
         self.server.tls.is_some() && self.auth.mode == auth::Mode::Required
     }
 
-    /// Gives a secret from the environment to the part that takes it.
+    /// Moves a secret from the environment to the part that takes it.
     fn give(&mut self, key: &str, secret: SecretBytes) -> Result<(), Wrong> {
         let parts: Vec<_> = key.split('.').collect();
         let setting = parts.last().copied().unwrap_or_default();
@@ -163,9 +161,9 @@ impl Config {
         };
         match slot {
             Some((_, true)) => {
-                Err(wrong(key, &format!("it is given twice: {setting}_file is there too")))
+                Err(wrong(key, &format!("given twice: {setting}_file is there too")))
             }
-            // As a file's: moving a secret between the two does not change it.
+            // Like a secret from a file: moving it between the two does not change it.
             Some((slot, false)) => {
                 *slot = Some(Arc::new(secret.trim_end()));
                 Ok(())
@@ -183,10 +181,10 @@ impl Config {
     }
 }
 
-/// The sections as they are written.
-#[derive(Deserialize)]
+/// The sections as they are written, in the file and by `check-config`.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Settings {
+struct Sections {
     #[serde(default)]
     server: http::Config,
     #[serde(default)]
@@ -196,80 +194,25 @@ struct Settings {
     #[serde(deserialize_with = "tagged::roots")]
     root: Vec<root::Config>,
     #[serde(default)]
-    chain: Chain,
+    chain: service::ChainConfig,
     #[serde(default)]
-    cache: Cache,
+    cache: service::CacheConfig,
     #[serde(default)]
     auth: Auth,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     client: Vec<auth::ClientConfig>,
     kubernetes: Option<kubernetes::Config>,
 }
 
-/// `[chain]`: made at start, and the defaults of new chains.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Chain {
-    names: Vec<ChainName>,
-    suite: Suite,
-    rotate_after_uses: u64,
-    max_uses: u64,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    rotate_after_age: Duration,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    destroy_delay: Duration,
-    max_chains: usize,
-}
-
-/// `[cache]`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Cache {
-    dek_entries: usize,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    dek_max_age: Duration,
-    keks: usize,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    kek_max_age: Duration,
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
-    offline_grace: Duration,
-}
-
 /// `[auth]`.
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Auth {
     mode: auth::Mode,
 }
 
-impl Default for Chain {
-    fn default() -> Self {
-        let service::Config { names, suite, limits, destroy_delay, max_chains, .. } =
-            Default::default();
-        let Limits { rotate_after_uses, max_uses, rotate_after_age } = limits;
-        let rotate_after_age = Duration::from_secs(rotate_after_age);
-        Self {
-            names,
-            suite,
-            rotate_after_uses,
-            max_uses,
-            rotate_after_age,
-            destroy_delay,
-            max_chains,
-        }
-    }
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        let service::Config { dek_entries, dek_max_age, keks, kek_max_age, offline_grace, .. } =
-            Default::default();
-        Self { dek_entries, dek_max_age, keks, kek_max_age, offline_grace }
-    }
-}
-
-impl Settings {
-    /// The parts' own `Config`s, with the flags over them.
+impl Sections {
+    /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
         let Self { mut server, log, mut store, root, mut chain, cache, auth, client, kubernetes } =
             self;
@@ -277,30 +220,25 @@ impl Settings {
         if let Some(data_dir) = &flags.data_dir {
             store.set_data_dir(data_dir.clone());
         }
-        // Its chain is made at start, like the others that are named.
+        // The chain of Kubernetes is created at the start, like the others that are named.
         let of_kubernetes = kubernetes.iter().map(|kubernetes| &kubernetes.chain);
         let missing = of_kubernetes.filter(|name| !chain.names.contains(name)).cloned();
         chain.names.extend(missing.collect::<Vec<_>>());
-        let limits = Limits {
-            rotate_after_uses: chain.rotate_after_uses,
-            max_uses: chain.max_uses,
-            rotate_after_age: chain.rotate_after_age.as_secs(),
-        };
-        let service = service::Config {
-            names: chain.names,
-            suite: chain.suite,
-            limits,
-            destroy_delay: chain.destroy_delay,
-            max_chains: chain.max_chains,
-            wait: server.request_timeout,
-            dek_entries: cache.dek_entries,
-            dek_max_age: cache.dek_max_age,
-            kek_max_age: cache.kek_max_age,
-            offline_grace: cache.offline_grace,
-            keks: cache.keks,
-            ..Default::default()
-        };
+        let wait = server.request_timeout;
+        let service = service::Config { chain, cache, wait, ..Default::default() };
         let auth = auth::Config { mode: auth.mode, clients: client };
         Config { server, log, store, roots: root, service, auth, kubernetes }
+    }
+}
+
+impl From<&Config> for Sections {
+    fn from(config: &Config) -> Self {
+        let Config { server, log, store, roots, service, auth, kubernetes } = config.clone();
+        let service::Config { chain, cache, wait: _, max_waiting: _ } = service;
+        let auth::Config { mode, clients } = auth;
+        let data_dir = store.data_dir();
+        let root = roots.into_iter().map(|root| root.with_paths(data_dir)).collect();
+        let auth = Auth { mode };
+        Self { server, log, root, store, chain, cache, auth, client: clients, kubernetes }
     }
 }

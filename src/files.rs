@@ -15,7 +15,7 @@ mod access;
 mod mount;
 mod place;
 
-pub(crate) use access::{Access, check_dir};
+pub(crate) use access::{FileAccess, check_dir};
 pub(crate) use mount::lock_failure;
 pub(crate) use place::{keep_as, sync_parent, write_new};
 
@@ -99,9 +99,9 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 const MAX_SECRET: usize = 64 << 10;
 
 /// The contents of a file that holds a secret, and who may read it.
-pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, Access)> {
+pub(crate) fn read_secret(path: &Path) -> io::Result<(SecretBytes, FileAccess)> {
     let mut file = open(path)?;
-    let access = Access::of(&file.metadata()?);
+    let access = FileAccess::of(&file.metadata()?);
     // It never grows, so no copy is left behind; a pipe's length is not known beforehand.
     let mut bytes = zeroize::Zeroizing::new(vec![0; MAX_SECRET + 1]);
     let mut len = 0;

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::Method;
 use prometheus::Registry;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_service::Service;
 use utoipa_axum::router::OpenApiRouter;
@@ -61,7 +61,7 @@ use identity::Access;
 use server::Door;
 
 /// `[server]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where it listens.
@@ -74,7 +74,7 @@ pub struct Config {
     #[serde(deserialize_with = "human_units::size::deserialize")]
     pub max_body: usize,
     /// How long a request may take.
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
+    #[serde(with = "human_units::duration")]
     pub request_timeout: Duration,
     /// Concurrent connections, on each listener.
     pub max_connections: usize,
@@ -84,10 +84,10 @@ pub struct Config {
     #[serde(deserialize_with = "human_units::size::deserialize_some")]
     pub body_memory: Option<usize>,
     /// How long a connection stays open between two requests.
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
+    #[serde(with = "human_units::duration")]
     pub idle_timeout: Duration,
-    /// How long requests are still taken after SIGTERM, while `/readyz` fails.
-    #[serde(deserialize_with = "human_units::duration::deserialize")]
+    /// How long requests are still accepted after SIGTERM, while `/readyz` fails.
+    #[serde(with = "human_units::duration")]
     pub drain_delay: Duration,
     /// HTTPS on `listen`; without it plain HTTP.
     pub tls: Option<tls::Config>,

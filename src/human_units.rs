@@ -4,10 +4,31 @@
 
 use std::time::Duration;
 
+/// Implements `Serialize` by `Display`.
+macro_rules! serialize_as_text {
+    ($($name:ty),*) => {$(
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )*};
+}
+
+pub(crate) use serialize_as_text;
+
 /// Durations, as `humantime` reads them: `10s`, `90d`, `1h 30m`.
 pub mod duration {
     use super::Duration;
-    use serde::{Deserialize, Deserializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes a duration as [`format`] does.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format(*duration))
+    }
 
     /// Reads a duration.
     ///

@@ -162,6 +162,29 @@ impl std::borrow::Borrow<str> for ChainName {
     }
 }
 
+/// The name of a root, in records, labels and logs. What can name a chain can name a root.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootName(ChainName);
+
+impl RootName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// [`InvalidName`] unless it is 1 to 63 of `a-z 0-9 . _ -` and starts with a letter or digit.
+    pub fn new(name: &str) -> Result<Self, InvalidName> {
+        const INVALID: InvalidName = InvalidName(
+            "a root's name is 1 to 63 of a-z 0-9 . _ - and starts with a letter or digit",
+        );
+        ChainName::new(name).map(Self).map_err(|_| INVALID)
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
 /// The id of a KEK: 16 bytes derived from the key itself, written as 32 lower-case hex digits.
 ///
 /// The id commits to the key: it is checked after every unwrap, so an envelope names one KEK and

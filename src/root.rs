@@ -1,15 +1,15 @@
 //! Root keys: the external keys that wrap KEKs and never see user data.
 //!
 //! This file owns the contract of a provider and the choice between providers. It knows KEK bytes,
-//! ids and names; of envelopes, stores and chains' states it knows nothing.
+//! ids and names, and nothing about envelopes, stores and the states of chains.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::id::{ChainName, KekId, Suite};
+use crate::id::{ChainName, KekId, RootName, Suite};
 use crate::secret::{KeyBytes, SecretBytes};
 
 #[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
@@ -59,40 +59,39 @@ impl Context<'_> {
     }
 }
 
-/// The longest wrap of a KEK in bytes, of whichever provider.
+/// The longest wrap of a KEK in bytes, for every provider.
 pub const MAX_WRAP_LEN: usize = 1024;
 
-/// A key that wraps KEKs, kept where this process can use it but, for most kinds, not read it.
+/// A key that wraps KEKs. For most kinds, this process can use the key but not read it.
 ///
-/// To an implementor: calls may come from many tasks at once, may take seconds, and are dropped
-/// when their caller gives up. Bound every wait on the outside world yourself. Wrap with
-/// authentication and bind the whole [`Context`]. Bytes given to `unwrap` may come from anywhere;
-/// only ever use the configured key for them. Keep no copy of a KEK. The caller checks the KEK's
-/// id after every unwrap.
+/// Notes for implementors: many tasks may call concurrently, calls may take seconds, and a call is
+/// dropped when its caller gives up. Bound every wait for the outside world. Use authenticated
+/// encryption and bind the whole [`Context`]. Treat the bytes passed to `unwrap` as untrusted, and
+/// only ever use the configured key for them. Keep no copy of a KEK. The caller checks the KEK's id
+/// after every unwrap.
 #[async_trait]
 pub trait RootKey: Send + Sync + 'static {
-    /// Wraps `kek`. At most [`MAX_WRAP_LEN`] bytes come back.
+    /// Wraps `kek`. Returns at most [`MAX_WRAP_LEN`] bytes.
     ///
     /// # Errors
     /// [`Error::Away`] and [`Error::Denied`].
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error>;
 
-    /// Opens what [`wrap`](Self::wrap) made with the same context.
+    /// Unwraps what [`wrap`](Self::wrap) returned for the same context.
     ///
     /// # Errors
-    /// [`Error`] of each kind.
+    /// Any [`Error`].
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error>;
 
-    /// Whether `wrapped` is what [`wrap`](Self::wrap) would make now. False when a wrap that is made
-    /// anew would be a better one: its cost, its salt or the version of its key is an older one, or
-    /// it can't be read at all. It asks nobody, and tells nothing of whether the wrap opens.
+    /// Whether [`wrap`](Self::wrap) would make the same kind of wrap today. False if a new wrap would
+    /// be better, because the cost, the salt or the key version of this one is outdated, or because
+    /// it can't be parsed. This makes no call, and does not tell whether the wrap can be unwrapped.
     fn is_current(&self, wrapped: &[u8]) -> bool {
         _ = wrapped;
         true
     }
 
-    /// Whether an unwrap may be long work of this machine, such as the derivation of a key, rather than
-    /// a call of another.
+    /// Whether an unwrap may take much CPU time of this machine, such as for the derivation of a key.
     fn derives(&self) -> bool {
         false
     }
@@ -100,25 +99,25 @@ pub trait RootKey: Send + Sync + 'static {
     /// The kind of provider as the configuration names it, such as `local`.
     fn kind(&self) -> &'static str;
 
-    /// What the configuration calls its key, such as an ARN; empty where the key has no name but the
-    /// root's. The same whether the root answers or not. It is shown to others and holds no secret.
+    /// The name of the key in the configuration, such as an ARN; empty if the key has no name but the
+    /// root's. It does not depend on whether the root answers. It is public and contains no secret.
     fn key(&self) -> String {
         String::new()
     }
 }
 
-/// Why a root did not wrap or unwrap: the three things that a caller can act on.
+/// Why a root did not wrap or unwrap: the three cases that a caller can act on.
 ///
-/// The text goes to logs, to `/readyz` and to operators. It never holds a secret.
+/// The text is for logs, `/readyz` and operators. It never contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It can't answer now: throttled, timed out, sealed, not logged in. Worth a retry.
+    /// The root can't answer now: throttled, timed out, sealed, not logged in. A retry may help.
     #[error("the root is away: {0}")]
     Away(String),
-    /// It answers, and says no: access denied, key disabled or gone.
+    /// The root refuses: access denied, key disabled or deleted.
     #[error("the root refuses: {0}")]
     Denied(String),
-    /// The root is fine; this wrap is not one of its key and this context.
+    /// The root works; this wrap was not made with its key and this context.
     #[error("the wrap does not open: {0}")]
     Wrong(String),
 }
@@ -149,7 +148,7 @@ pub struct OpenError {
 }
 
 /// One `[[root]]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
 #[non_exhaustive]
 pub enum Config {
@@ -216,8 +215,16 @@ impl Config {
         OpenError { root: self.name().to_owned(), detail }
     }
 
-    /// Where the secret `setting` goes, and whether a file gives it already; `None` when this kind
-    /// of root takes no such secret.
+    /// The same settings with the paths that are in force: a default may be below `data_dir`.
+    pub(crate) fn with_paths(mut self, data_dir: &Path) -> Self {
+        if let Self::Local(config) = &mut self {
+            config.key_file = Some(config.path(data_dir));
+        }
+        self
+    }
+
+    /// The field for the secret `setting`, and whether a file already sets it; `None` if this kind of
+    /// root takes no such secret.
     pub(crate) fn secret(
         &mut self,
         setting: &str,
@@ -237,16 +244,17 @@ impl Config {
         }
     }
 
-    /// Looks for what would make [`open`] fail, as far as it can without making or asking anything.
+    /// Checks for what would make [`open`] fail, as far as possible without creating or calling
+    /// anything.
     ///
     /// # Errors
-    /// The [`OpenError`] that `open` would give.
+    /// The [`OpenError`] that `open` would return.
     pub fn check(&self, data_dir: &Path) -> Result<(), OpenError> {
         self.provider()?.check(data_dir).map_err(|detail| self.failed(detail))
     }
 
-    /// Whether to open it would make a new key, because none is there: nothing that was wrapped
-    /// before opens with it.
+    /// Whether opening the root would create a new key because there is none. A new key unwraps
+    /// nothing that was wrapped before.
     #[must_use]
     pub fn is_new(&self, data_dir: &Path) -> bool {
         match self {
@@ -256,30 +264,24 @@ impl Config {
     }
 }
 
-/// A root with the name that the configuration gives it.
+/// A root with its name.
 #[derive(Clone)]
 pub struct Named {
-    /// 1 to 63 bytes; the key of its wraps in records.
+    /// A [`RootName`]: the key of the root's wraps in records.
     pub name: Arc<str>,
     /// The provider.
     pub root: Arc<dyn RootKey>,
 }
 
-/// Whether `name` can name a root: 1 to 63 bytes of `a-z 0-9 . _ -`.
-fn is_name(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-    (1..=63).contains(&name.len()) && name.bytes().all(fits)
-}
-
-/// Sets a root up. `data_dir` is where a `local` root keeps its key file by default.
+/// Opens a root. `data_dir` is the default directory for the key file of a `local` root.
 ///
 /// # Errors
-/// [`OpenError`]; a root that is only away at the moment is none.
+/// [`OpenError`]. It is not an error if the root is temporarily unavailable.
 pub async fn open(config: &Config, data_dir: &Path) -> Result<Named, OpenError> {
     open_if(config, data_dir, IfMissing::Make).await
 }
 
-/// The same with a choice of what a `local` root does without its key file.
+/// Like [`open`], with a choice of what a `local` root does without its key file.
 ///
 /// # Errors
 /// Those of [`open`].
@@ -288,27 +290,25 @@ pub async fn open_if(
     data_dir: &Path,
     if_missing: IfMissing,
 ) -> Result<Named, OpenError> {
-    if !is_name(config.name()) {
-        return Err(config.failed("a root's name is 1 to 63 of a-z 0-9 . _ -".to_owned()));
-    }
+    let name = RootName::new(config.name()).map_err(|error| config.failed(error.to_string()))?;
     let root = config.provider()?.open(data_dir, if_missing).await;
     let root = root.map_err(|detail| config.failed(detail))?;
-    Ok(Named { name: config.name().into(), root })
+    Ok(Named { name: name.as_str().into(), root })
 }
 
-/// Makes the key of a root whose key must be asked for; says what was done, or what there is to do.
+/// Creates the key of a root on request. Returns what was done, or how an operator creates the key.
 ///
 /// # Errors
-/// [`OpenError`]; a key that is there already is never replaced.
+/// [`OpenError`]. An existing key is never replaced.
 pub async fn init(config: &Config, data_dir: &Path) -> Result<String, OpenError> {
     config.check(data_dir)?;
     config.provider()?.init(data_dir).await.map_err(|detail| config.failed(detail))
 }
 
-/// The settings of one kind of root, and what can be done with them. Errors are for an operator.
+/// The settings of one kind of root. Errors are messages for an operator.
 #[async_trait]
 trait Provider: Sync {
-    /// Looks for what would make [`open`](Self::open) fail, without making or asking anything.
+    /// Checks for what would make [`open`](Self::open) fail, without creating or calling anything.
     fn check(&self, data_dir: &Path) -> Result<(), String>;
 
     /// Opens the root.
@@ -318,7 +318,7 @@ trait Provider: Sync {
         if_missing: IfMissing,
     ) -> Result<Arc<dyn RootKey>, String>;
 
-    /// Makes the root's key, or returns how an operator makes it.
+    /// Creates the root's key, or returns how an operator creates it.
     async fn init(&self, data_dir: &Path) -> Result<String, String>;
 }
 
@@ -357,6 +357,7 @@ mod tests {
             ("a.b_c-0", true),
             (&*longest, true),
             ("", false),
+            (".main", false),
             ("Main", false),
             ("a b", false),
             ("a/b", false),

@@ -23,6 +23,7 @@ mod admin;
 mod bootstrap;
 mod builder;
 mod chain;
+mod config;
 mod core;
 mod data;
 mod disabled;
@@ -51,6 +52,7 @@ mod tests;
 pub use admin::kubernetes_key::KeyState;
 pub use admin::roots::RootChange;
 pub use builder::Builder;
+pub use config::{CacheConfig, ChainConfig, Config};
 pub use error::{Error, Kind};
 pub use handle::ChainHandle;
 pub use limits::lookup_quota::LookupQuota;
@@ -74,57 +76,6 @@ pub const DEFAULT_CHAIN: &str = "default";
 /// A KEK must be disabled for at least 2 minutes before it can be destroyed. Reserved uses expire
 /// after one minute, so no envelope is created under a destroyed KEK.
 pub const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
-
-/// Settings of the service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Chains to create at start, besides `default`.
-    pub names: Vec<ChainName>,
-    /// The suite of new chains.
-    pub suite: Suite,
-    /// The limits of new chains.
-    pub limits: Limits,
-    /// How long a KEK must be disabled before it can be destroyed: 24 h, and never less than
-    /// [`MIN_DESTROY_DELAY`].
-    pub destroy_delay: Duration,
-    /// The maximum number of chains; creating more is refused.
-    pub max_chains: usize,
-    /// How long a request waits for uses when none are left: `server.request_timeout`.
-    pub wait: Duration,
-    /// How many requests may wait for uses concurrently.
-    pub max_waiting: usize,
-    /// The maximum number of DEKs in the cache; 0 disables it.
-    pub dek_entries: usize,
-    /// How long a DEK stays in the cache.
-    pub dek_max_age: Duration,
-    /// The maximum number of retired KEKs in memory.
-    pub keks: usize,
-    /// How often the roots of a KEK in memory must unwrap it again: 24 h. While they are
-    /// unavailable, the KEK is used for `offline_grace` longer.
-    pub kek_max_age: Duration,
-    /// How long decrypts continue while a shared store is unavailable: 24 h. During that time this
-    /// process does not learn which KEKs others disable.
-    pub offline_grace: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            names: Vec::new(),
-            suite: Suite::default(),
-            limits: Limits::default(),
-            destroy_delay: Duration::from_secs(24 * 60 * 60),
-            max_chains: 10_000,
-            wait: Duration::from_secs(10),
-            max_waiting: 20_000,
-            dek_entries: 10_000,
-            dek_max_age: Duration::from_secs(300),
-            keks: 10_000,
-            kek_max_age: Duration::from_secs(24 * 60 * 60),
-            offline_grace: Duration::from_secs(24 * 60 * 60),
-        }
-    }
-}
 
 /// A running service; see the [module](self).
 pub struct KeyService {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub mod backup;
 pub mod copy;
@@ -19,14 +19,14 @@ pub mod inline;
 pub mod memory;
 pub mod record;
 pub(crate) mod records;
+mod scan;
 pub(crate) mod settings;
-mod walk;
 
 #[cfg(test)]
 mod contract;
 
-pub use walk::Problem;
-pub(crate) use walk::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
+pub use scan::Problem;
+pub(crate) use scan::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
 
 /// The revision of an entry: it grows with every write to the store, and no two writes share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -191,7 +191,7 @@ pub enum Error {
 pub const DEFAULT_DATA_DIR: &str = "./kms-proxy-data";
 
 /// The `[store]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
 pub enum Config {
     /// An embedded store: the default.

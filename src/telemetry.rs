@@ -4,20 +4,21 @@
 
 use std::io::IsTerminal;
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// `[log]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// A level, or directives such as `info,kms_proxy::http=debug`.
-    #[serde(deserialize_with = "level")]
+    #[serde(deserialize_with = "level", serialize_with = "as_text")]
     pub level: Targets,
     /// How lines look; without it as text on a terminal, else as JSON.
+    #[serde(serialize_with = "effective")]
     pub format: Option<Format>,
 }
 
@@ -32,13 +33,12 @@ impl Config {
     /// The format that is set, or the one that suits this process's stderr.
     #[must_use]
     pub fn effective_format(&self) -> Format {
-        let suits = || if std::io::stderr().is_terminal() { Format::Text } else { Format::Json };
-        self.format.unwrap_or_else(suits)
+        self.format.unwrap_or_else(Format::of_stderr)
     }
 }
 
 /// How a line looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One JSON object a line.
@@ -48,6 +48,10 @@ pub enum Format {
 }
 
 impl Format {
+    fn of_stderr() -> Self {
+        if std::io::stderr().is_terminal() { Self::Text } else { Self::Json }
+    }
+
     /// The word that users read and write.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -91,6 +95,14 @@ pub fn hush_panics() {
 /// says so. No setting brings that out.
 fn is_harmless(event: &Metadata<'_>) -> bool {
     *event.level() != Level::TRACE || !event.target().starts_with("aws_")
+}
+
+fn as_text<S: Serializer>(level: &Targets, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(level)
+}
+
+fn effective<S: Serializer>(format: &Option<Format>, serializer: S) -> Result<S::Ok, S::Error> {
+    format.unwrap_or_else(Format::of_stderr).serialize(serializer)
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error> {

@@ -1,14 +1,14 @@
-//! Notifications to systemd for a service with `Type=notify`: ready and stopping.
-//! Without the variable `NOTIFY_SOCKET`, which systemd sets, nothing is sent.
+//! Notifies systemd, for a service with `Type=notify`, when the service is ready and when it stops.
+//! Nothing is sent unless systemd has set the variable `NOTIFY_SOCKET`.
 
 use sd_notify::NotifyState;
 
-/// The service answers. systemd then starts what comes after it.
+/// The service is ready. systemd then starts the units that are ordered after it.
 pub(super) fn ready() {
     send(&[NotifyState::Ready]);
 }
 
-/// The service ends as soon as requests in flight are done.
+/// The service stops once the requests in flight are finished.
 pub(super) fn stopping() {
     send(&[NotifyState::Stopping]);
 }

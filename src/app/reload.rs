@@ -1,5 +1,5 @@
-//! What can change while the service runs: clients and permissions, when the configuration's file
-//! changes and on SIGHUP. All else needs a restart, and the log says so.
+//! Reloads what can change while the service runs: clients and permissions, when the configuration
+//! file changes and on SIGHUP. Other changes need a restart, and are logged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::auth::Auth;
 use crate::config::{Config, Error};
 
-/// How often the file is read.
+/// How often the file is read again.
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Reads the configuration again: the same file, environment and flags.
@@ -20,21 +20,21 @@ pub(super) struct Reload {
     pub(super) load: Load,
     /// What the service was started with.
     pub(super) started: Config,
-    /// Without it nothing can change.
+    /// Without it, nothing can change.
     pub(super) auth: Option<Arc<Auth>>,
 }
 
 impl Reload {
-    /// Reloads now and then, and when `told` to, until its sender is gone.
-    pub(super) async fn follow(self, mut told: watch::Receiver<()>) {
-        // A change that needs a restart is logged once.
+    /// Reloads periodically, and on each `request`, until its sender is gone.
+    pub(super) async fn follow(self, mut request: watch::Receiver<()>) {
+        // Changes that need a restart are logged once.
         let mut known = self.started.clone();
         loop {
-            let told = tokio::select! {
-                told = told.changed() => told,
+            let requested = tokio::select! {
+                changed = request.changed() => changed,
                 () = tokio::time::sleep(EVERY), if self.auth.is_some() => Ok(()),
             };
-            if told.is_err() {
+            if requested.is_err() {
                 return;
             }
             self.once(&mut known).await;
@@ -47,7 +47,7 @@ impl Reload {
         let config = match tokio::task::spawn_blocking(move || load()).await {
             Ok(Ok(config)) => config,
             Ok(Err(error)) => return self.refuse(error.to_string()),
-            Err(_) => return self.refuse("it panicked while the file was read".to_owned()),
+            Err(_) => return self.refuse("reading it panicked".to_owned()),
         };
         if config.auth.mode != self.started.auth.mode {
             return self.refuse("auth.mode: another mode needs a restart".to_owned());
@@ -55,10 +55,15 @@ impl Reload {
         let others = Config { auth: self.started.auth.clone(), ..config.clone() };
         if others != *known {
             if others == self.started {
-                tracing::info!("settings beside the clients are as they were at the start");
+                tracing::info!(
+                    "settings other than the clients are the same as at the start again"
+                );
             } else {
                 let settings = self.started.differences(&others).join(", ");
-                tracing::warn!(settings, "what has changed beside the clients needs a restart");
+                tracing::warn!(
+                    settings,
+                    "settings other than the clients have changed and need a restart"
+                );
             }
             *known = others;
         }
@@ -70,7 +75,7 @@ impl Reload {
     fn refuse(&self, reason: String) {
         match &self.auth {
             Some(auth) => auth.refuse(reason),
-            None => tracing::error!(reason, "the configuration can't be used any more"),
+            None => tracing::error!(reason, "the new configuration is not usable"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! How a service starts: its addresses come first and fail fast. Then come the store, the roots and
-//! the chains, while probes and callers are answered. A store elsewhere is waited for.
+//! How a service starts: it binds its addresses first, so that errors show early. Then it opens the
+//! store, the roots and the chains, while it already answers probes. It waits for a remote store.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How often a service that has started is asked whether it can work.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// All that faces callers: it is there before the service, and until after its end.
+/// The listeners and what they need. They exist before the service starts and after it has stopped.
 pub(super) struct Front {
     entrance: Entrance,
     http: JoinHandle<std::io::Result<()>>,
@@ -42,12 +42,12 @@ pub(super) struct Front {
     metrics: Arc<Metrics>,
     auth: Option<Arc<Auth>>,
     starting: Arc<Starting>,
-    /// Tells all that is read from files to read it again.
+    /// Asks every part that reads files to read them again.
     reload: Arc<watch::Sender<()>>,
 }
 
 impl Front {
-    /// Listens, and answers probes. What is wrong with an address or a certificate is an error.
+    /// Listens and answers probes. A wrong address or certificate is an error.
     pub(super) async fn open(config: &Config, load: Load) -> anyhow::Result<Self> {
         let clock = Arc::new(SystemClock::new());
         let tls = config.server.tls.clone();
@@ -67,7 +67,7 @@ impl Front {
             tokio::spawn(Arc::clone(tls).follow(reload.subscribe()));
         }
         let settings = Reload { load, started: config.clone(), auth: auth.clone() };
-        // It leaves nothing half done that would have to be waited for.
+        // It can be aborted at any point, so nothing waits for it.
         tokio::spawn(settings.follow(reload.subscribe()));
 
         let starting = Arc::<Starting>::default();
@@ -104,15 +104,15 @@ impl Front {
         })
     }
 
-    /// Tells all that is read from files to read it again.
+    /// The sender that asks every part that reads files to read them again.
     pub(super) fn reload(&self) -> Arc<watch::Sender<()>> {
         Arc::clone(&self.reload)
     }
 
-    /// Starts the service and lets requests in. An etcd that does not answer, or refuses what it is
-    /// shown, is waited for without a limit; a file store that can't be opened is an error.
+    /// Starts the service and admits requests. If etcd does not answer, or refuses the credentials, this
+    /// waits without a limit; a file store that can't be opened is an error.
     pub(super) async fn start(&mut self, config: Config) -> anyhow::Result<Arc<KeyService>> {
-        // The store keeps a second process away from all that follows.
+        // The store's lock keeps a second process from doing what follows.
         let store = store::connect(&config.store).await?;
         let waits = matches!(config.store, store::Config::Etcd(_));
         let store = Awaited { store, waits, starting: Arc::clone(&self.starting) };
@@ -144,10 +144,10 @@ impl Front {
     ) -> anyhow::Result<Vec<root::Named>> {
         let data_dir = config.store.data_dir();
         let mut roots = Vec::new();
-        // The only root must open what is there, whatever its name was.
+        // A lone root must open the KEKs that exist, whatever name it had.
         let is_alone = config.roots.len() == 1;
         for config in &config.roots {
-            // A missing key file is made on a first start alone, not beside a store that needs it.
+            // A missing key file is only created if no KEK in the store needs it.
             let name = (!is_alone).then(|| config.name());
             let asked = async || names_root(&*store.store, name).await;
             let is_needed = config.is_new(data_dir) && store.patiently(asked).await?;
@@ -180,12 +180,12 @@ impl Front {
         }
     }
 
-    /// Takes no request any more, and finishes what is in flight.
+    /// Stops accepting requests and finishes those in flight.
     pub(super) async fn close(self) -> std::io::Result<()> {
-        // Without a receiver it has ended already.
+        // If the receiver is gone, the server has already ended.
         _ = self.stop_http.send(());
         let served = self.http.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        // To the last: without it a kube-apiserver can't start.
+        // Last, since kube-apiserver can't start without it.
         if let Some(kubernetes) = self.kubernetes {
             kubernetes.stop().await;
         }
@@ -193,7 +193,7 @@ impl Front {
     }
 }
 
-/// A store, and whether a start waits for it.
+/// A store, and whether the start waits for it.
 struct Awaited {
     store: Arc<dyn Store>,
     waits: bool,
@@ -201,7 +201,7 @@ struct Awaited {
 }
 
 impl Awaited {
-    /// Repeats `step` until it does not fail for the store.
+    /// Repeats `step` as long as it fails because of the store.
     async fn patiently<T, E: Failure>(&self, step: impl AsyncFn() -> Result<T, E>) -> Result<T, E> {
         loop {
             self.answers().await;
@@ -216,7 +216,7 @@ impl Awaited {
         }
     }
 
-    /// Waits until the store answers: its own words say best what is wrong.
+    /// Waits until the store answers; its own error is the best description of what is wrong.
     async fn answers(&self) {
         while self.waits
             && let Err(store::Error::Unavailable { detail, .. }) = self.store.get("").await
@@ -231,15 +231,15 @@ impl Awaited {
             tracing::warn!(
                 store = self.store.kind(),
                 error = detail,
-                "the store can't be used yet; the service waits for it"
+                "the store is not usable yet; waiting for it"
             );
         }
     }
 }
 
-/// An error that may be the store's.
+/// An error that the store may have caused.
 trait Failure {
-    /// What is wrong with the store, where a later attempt may succeed.
+    /// What is wrong with the store, if a later attempt may succeed.
     fn of_store(&self) -> Option<String>;
 }
 
@@ -267,7 +267,7 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Where the service is to be found.
+/// The URLs of the service.
 struct Addresses {
     url: String,
     admin: Option<String>,
@@ -281,12 +281,12 @@ impl Addresses {
         Ok(Self { url: format!("{scheme}://{}", at(public)?), admin: admin.transpose()? })
     }
 
-    /// In the log, and as the one line on stdout, which comes whatever the log's level is.
+    /// Writes them to the log, and as one line to stdout, whatever the log level is.
     fn announce(&self) {
         let Self { url, admin } = self;
         tracing::info!(url, admin = admin.as_deref(), version = env!("CARGO_PKG_VERSION"), "ready");
         let beside = admin.as_ref().map(|admin| format!(", admin on {admin}")).unwrap_or_default();
-        // Nobody may be reading; that is no reason to end.
+        // Continue if stdout is closed.
         _ = writeln!(std::io::stdout(), "kms-proxy is ready on {url}{beside}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use reqwest::Url;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::human_units;
 use crate::id::ChainName;
@@ -28,7 +28,7 @@ pub struct Config {
 }
 
 /// `auth.mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Anyone who reaches the service may do everything.
@@ -50,16 +50,16 @@ impl Mode {
 }
 
 /// A `[[client]]`: exactly one kind of identity, and what it may do.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
     /// Its name, in refusals and in the log.
     pub name: String,
     /// Names of which its certificate has one.
-    #[serde(default, deserialize_with = "one_or_more")]
+    #[serde(default, deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
     pub tls_san: Vec<San>,
     /// The SHA-256 of its token; more than one while it is replaced.
-    #[serde(default, deserialize_with = "one_or_more")]
+    #[serde(default, deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
     pub token_sha256: Vec<Digest>,
     /// What its JWT says.
     #[serde(default)]
@@ -80,7 +80,7 @@ const fn default_lookups() -> u32 {
 }
 
 /// `[[client]] jwt`: which JWTs are a client's.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JwtConfig {
     /// `iss`, exactly.

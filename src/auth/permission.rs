@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::id::ChainName;
 use crate::metrics::Operation;
 
 /// A pattern of chain names: `*` stands for any characters, also none.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Glob(String);
 
@@ -18,7 +18,7 @@ pub struct Glob(String);
 pub struct Operations(u8);
 
 /// `[[client]] allow`: what may be done with which chains.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allow {
     /// The chains.
@@ -93,6 +93,12 @@ impl TryFrom<String> for Word {
 impl From<Vec<Word>> for Operations {
     fn from(words: Vec<Word>) -> Self {
         Self(words.into_iter().fold(0, |bits, Word(operation)| bits | bit(operation)))
+    }
+}
+
+impl Serialize for Operations {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.names())
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Serialize, Serializer};
+
 /// A subject alternative name, normalised so that equal names are equal texts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum San {
@@ -54,6 +56,12 @@ impl San {
         let (local, domain) = address.rsplit_once('@')?;
         let is_whole = !local.is_empty() && !domain.is_empty();
         is_whole.then(|| Self::Email(format!("{local}@{}", domain.to_ascii_lowercase())))
+    }
+}
+
+impl Serialize for San {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use crate::human_units::serialize_as_text;
 use crate::id::hex;
 use crate::random;
 
@@ -53,6 +54,8 @@ impl fmt::Display for Digest {
         f.write_str(&String::from_utf8_lossy(digits.as_flattened()))
     }
 }
+
+serialize_as_text!(Digest);
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

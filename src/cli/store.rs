@@ -9,7 +9,7 @@ use kms_proxy::config::{Config, Flags};
 use kms_proxy::id::ChainName;
 use kms_proxy::root;
 use kms_proxy::service::{offline, verify};
-use kms_proxy::store::copy::{self, Primaries, Report};
+use kms_proxy::store::copy::{self, CopyReport, Primaries};
 use kms_proxy::store::{Problem, Store, backup};
 
 use super::count::count;
@@ -132,7 +132,7 @@ async fn copy(args: CopyArgs) -> Result {
         return Err(Failure::Usage("--from and --to are the same".to_owned()));
     }
     let mut progress = Progress::new();
-    let mut told = |report: &Report| {
+    let mut told = |report: &CopyReport| {
         progress.tell(|| {
             let records = count(report.added + report.moved, "record");
             format!("{}, {records} written", count(report.chains, "chain"))
@@ -180,7 +180,7 @@ async fn copy(args: CopyArgs) -> Result {
             "{error}; what was copied is good: repeat the command to continue"
         ))
     })?;
-    let Report { chains, added, moved, same, retired, problems: bad } = report;
+    let CopyReport { chains, added, moved, same, retired, problems: bad } = report;
     print(
         format!(
             "{} copied: {} new, {moved} moved forward, {same} the same; {} only decrypt there\n",

@@ -1,11 +1,11 @@
-//! What makes a configuration unusable although each setting has its type.
+//! Checks of a configuration whose settings all have the right types.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::id::ChainName;
+use crate::id::RootName;
 use crate::service::MIN_DESTROY_DELAY;
 use crate::tls::ClientCert;
 use crate::{http, root, service, tls};
@@ -13,7 +13,7 @@ use crate::{http, root, service, tls};
 use super::Config;
 
 impl Config {
-    /// Checks what no part can check alone, and that sizes are sane.
+    /// Checks that the sections fit together, and that sizes and times are in range.
     pub(super) fn check(&self) -> Result<(), Wrong> {
         self.check_server()?;
         self.check_roots()?;
@@ -24,32 +24,32 @@ impl Config {
             let checked = kubernetes.check();
             checked.map_err(|(key, detail)| wrong(&format!("kubernetes.{key}"), detail))?;
         }
-        let service::Config { names, limits, destroy_delay, max_chains, .. } = &self.service;
-        if *max_chains == 0 {
-            return Err(wrong("chain.max_chains", "it is 1 or more"));
+        let service::Config { chain, cache, .. } = &self.service;
+        if chain.max_chains == 0 {
+            return Err(wrong("chain.max_chains", "must be at least 1"));
         }
+        let limits = chain.limits();
         limits.validate().map_err(|detail| wrong("chain", detail))?;
-        if let Some(index) = first_repeated(names) {
-            return Err(wrong(&format!("chain.names.{index}"), "this name is there already"));
+        if let Some(index) = first_repeated(&chain.names) {
+            return Err(wrong(&format!("chain.names.{index}"), "this name is already in the list"));
         }
-        if !(MIN_DESTROY_DELAY..=LONGEST).contains(destroy_delay) {
-            return Err(wrong("chain.destroy_delay", "it is 2m to 36500d"));
+        if !(MIN_DESTROY_DELAY..=LONGEST).contains(&chain.destroy_delay) {
+            return Err(wrong("chain.destroy_delay", "must be between 2m and 36500d"));
         }
-        if limits.rotate_after_age > LONGEST.as_secs() {
-            return Err(wrong("chain.rotate_after_age", "it is 1m to 36500d"));
+        if chain.rotate_after_age > LONGEST {
+            return Err(wrong("chain.rotate_after_age", "must be between 1m and 36500d"));
         }
-        within("cache.dek_entries", self.service.dek_entries, 0..=MAX_CACHED)?;
-        within("cache.keks", self.service.keks, 1..=MAX_CACHED)?;
-        if self.service.dek_max_age.is_zero() {
-            let detail = "it is more than nothing; cache.dek_entries = 0 switches the cache off";
+        within("cache.dek_entries", cache.dek_entries, 0..=MAX_CACHED)?;
+        within("cache.keks", cache.keks, 1..=MAX_CACHED)?;
+        if cache.dek_max_age.is_zero() {
+            let detail = "must be greater than 0s; cache.dek_entries = 0 turns the cache off";
             return Err(wrong("cache.dek_max_age", detail));
         }
-        for (key, age) in [
-            ("cache.kek_max_age", self.service.kek_max_age),
-            ("cache.offline_grace", self.service.offline_grace),
-        ] {
+        for (key, age) in
+            [("cache.kek_max_age", cache.kek_max_age), ("cache.offline_grace", cache.offline_grace)]
+        {
             if !(MIN_AGE..=LONGEST).contains(&age) {
-                return Err(wrong(key, "it is 1m to 36500d"));
+                return Err(wrong(key, "must be between 1m and 36500d"));
             }
         }
         Ok(())
@@ -59,18 +59,21 @@ impl Config {
         let http::Config { listen, admin_listen, insecure, tls, .. } = &self.server;
         let is_beyond = |address: &SocketAddr| !address.ip().is_loopback();
         if is_beyond(listen) && !self.is_protected() && !insecure {
-            let detail = "it is not a loopback address, and there is not both TLS and auth; \
+            let detail = "this is not a loopback address, and TLS and auth are not both enabled; \
                           server.insecure = true allows it";
             return Err(wrong("server.listen", detail));
         }
-        // It shows health and metrics, and no client of it could have a certificate.
+        // It serves health and metrics by plain HTTP, and never asks for a certificate.
         if admin_listen.as_ref().is_some_and(is_beyond) && tls.is_none() && !insecure {
-            let detail = "it is not a loopback address, and server.listen has no TLS; \
+            let detail = "this is not a loopback address, and server.listen has no TLS; \
                           server.insecure = true allows it";
             return Err(wrong("server.admin_listen", detail));
         }
         if *admin_listen == Some(*listen) && listen.port() != 0 {
-            return Err(wrong("server.admin_listen", "it is server.listen; leave it out instead"));
+            return Err(wrong(
+                "server.admin_listen",
+                "must not be server.listen; leave it out instead",
+            ));
         }
         if let Some(tls::Config { client_ca: None, client_cert: ClientCert::Required, .. }) = tls {
             return Err(wrong("server.tls.client_cert", "\"required\" needs server.tls.client_ca"));
@@ -79,19 +82,19 @@ impl Config {
         within("server.max_connections", self.server.max_connections, 1..=1_000_000)?;
         within("server.max_requests", self.server.max_requests, 1..=1_000_000)?;
         if self.server.body_memory() < self.server.max_body.saturating_mul(2) {
-            let detail = "it is twice server.max_body or more: a body and its answer";
+            let detail = "must be at least twice server.max_body: a body and its response";
             return Err(wrong("server.body_memory", detail));
         }
         let timeout = self.server.request_timeout;
         if !(Duration::from_millis(10)..=Duration::from_secs(3_600)).contains(&timeout) {
-            return Err(wrong("server.request_timeout", "it is 10ms to 1h"));
+            return Err(wrong("server.request_timeout", "must be between 10ms and 1h"));
         }
         let idle = self.server.idle_timeout;
         if !(Duration::from_secs(1)..=Duration::from_secs(24 * 3_600)).contains(&idle) {
             return Err(wrong("server.idle_timeout", "must be between 1s and 24h"));
         }
         if self.server.drain_delay > Duration::from_secs(600) {
-            return Err(wrong("server.drain_delay", "it is 0s to 10m"));
+            return Err(wrong("server.drain_delay", "must be between 0s and 10m"));
         }
         Ok(())
     }
@@ -101,7 +104,7 @@ impl Config {
         let asks = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         match self.auth.clients.iter().position(|client| !client.tls_san.is_empty()) {
             Some(index) if !asks => {
-                let detail = "nobody is asked for a certificate without server.tls.client_ca";
+                let detail = "clients are not asked for certificates without server.tls.client_ca";
                 Err(wrong(&format!("client.{index}.tls_san"), detail))
             }
             _ => Ok(()),
@@ -111,11 +114,8 @@ impl Config {
     fn check_roots(&self) -> Result<(), Wrong> {
         let names: Vec<_> = self.roots.iter().map(root::Config::name).collect();
         for (index, name) in names.iter().enumerate() {
-            // Names stand in records, labels and logs: what suits a chain suits a root.
-            if ChainName::new(name).is_err() {
-                let detail = "it is 1 to 63 of a-z 0-9 . _ - and starts with a letter or digit";
-                return Err(wrong(&format!("root.{index}.name"), detail));
-            }
+            RootName::new(name)
+                .map_err(|error| wrong(&format!("root.{index}.name"), &error.to_string()))?;
         }
         match first_repeated(&names) {
             Some(index) => Err(wrong(&format!("root.{index}.name"), "another root has this name")),
@@ -125,13 +125,13 @@ impl Config {
     }
 }
 
-/// Shorter, and the passing trouble of a store or a root would stop decrypts.
+/// A shorter time would turn a brief outage of a store or a root into failed decrypts.
 const MIN_AGE: Duration = Duration::from_secs(60);
 
-/// 100 years: whoever means longer has a slip in the unit.
+/// 100 years: anything longer is a mistake in the unit.
 const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 
-/// Entries of a cache: at about 1 KB each, more than a machine is likely to have.
+/// The largest size of a cache: at about 1 KB per entry, more than the memory of most machines.
 const MAX_CACHED: usize = 100_000_000;
 
 /// The key of a setting, and what is wrong with it.
@@ -145,10 +145,10 @@ fn within(key: &str, value: usize, allowed: RangeInclusive<usize>) -> Result<(),
     if allowed.contains(&value) {
         return Ok(());
     }
-    Err(wrong(key, &format!("it is {} to {}", allowed.start(), allowed.end())))
+    Err(wrong(key, &format!("must be between {} and {}", allowed.start(), allowed.end())))
 }
 
-/// The index of the first item that an earlier one equals.
+/// The index of the first item that equals an earlier one.
 fn first_repeated<T: Ord>(items: &[T]) -> Option<usize> {
     let mut seen = BTreeSet::new();
     items.iter().position(|item| !seen.insert(item))

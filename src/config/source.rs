@@ -1,5 +1,5 @@
-//! The file and the environment, merged into one tree: which setting comes from where, and where
-//! a secret may stand.
+//! The file and the environment, merged into one tree: where each setting comes from, and where
+//! secrets are allowed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,17 +11,17 @@ use super::Error;
 use super::tree::Tree;
 use super::variables::{self, PREFIX};
 
-/// Keys whose values are secrets, wherever they stand. The file holds none of them: it names
-/// another file, in the key with `_file` behind it.
+/// Keys whose values are secrets, in any table. They are not allowed in the file, which names another
+/// file instead, in the key with the suffix `_file`.
 const SECRETS: [&str; 5] = ["passphrase", "password", "pin", "secret_id", "token"];
 
-/// All settings that were given, and the defaults of those that have no default of their own.
+/// All settings that were given, and the default store and root.
 pub(super) struct Source {
     /// The settings.
     pub(super) tree: Tree,
-    /// The secrets that the environment gives, by their keys: they don't pass through the tree.
+    /// Secrets from the environment, by their keys: they do not pass through the tree.
     pub(super) secrets: Vec<(String, SecretBytes)>,
-    /// The names of the variables that gave some of them.
+    /// The names of the variables that were read.
     pub(super) variables: BTreeSet<String>,
 }
 
@@ -44,8 +44,7 @@ impl Source {
             tree.find(&|table| SECRETS.into_iter().find(|key| table.contains_key(*key)))
         {
             let variable = variable(&key);
-            let detail =
-                format!("a secret does not stand in the file; give {key}_file or {variable}");
+            let detail = format!("a secret must not be in the file; give {key}_file or {variable}");
             return Err(Error::Setting { key, from: None, detail });
         }
         let variables = variables.into_iter();
@@ -58,7 +57,7 @@ impl Source {
                 return Err(Error::Setting { key: name, from: None, detail });
             }
         }
-        // The tables of a list come in the order of their indices.
+        // In the order of the indices, so that the tables of a list are appended one by one.
         variables.sort_by_cached_key(|(name, _)| {
             name.split("__")
                 .map(|part| (part.parse::<usize>().ok(), part.to_owned()))
@@ -77,7 +76,7 @@ impl Source {
                     detail: detail.to_owned(),
                 };
                 let value =
-                    value.into_string().map_err(|_| wrong(path.join("."), "it is no UTF-8"))?;
+                    value.into_string().map_err(|_| wrong(path.join("."), "not valid UTF-8"))?;
                 tree.set(&path, value).map_err(|error| wrong(error.key(), &error.detail()))?;
             }
             names.insert(name);
@@ -88,7 +87,7 @@ impl Source {
 }
 
 fn parse((path, text): (&Path, &str)) -> Result<toml::Table, Error> {
-    // The error as a whole quotes the line, and with it perhaps a secret; its message does not.
+    // The `Display` of the error quotes the line, which may contain a secret; the message does not.
     text.parse().map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
@@ -96,7 +95,7 @@ fn parse((path, text): (&Path, &str)) -> Result<toml::Table, Error> {
     })
 }
 
-/// The store and the root that need no set-up.
+/// Adds the store and the root that need no setup.
 fn add_defaults(tree: &mut Tree) {
     let text = |text: &str| Tree::Text(text.to_owned());
     if let Some(store) = tree.table("store") {

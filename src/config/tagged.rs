@@ -1,13 +1,13 @@
-//! `[store]` and `[[root]]`: tables whose `kind` says which of several tables each is.
+//! `[store]` and `[[root]]`: tables whose key `kind` selects the settings that they take.
 //!
-//! serde's own tagged enums read all of a table before they know its kind, and lose on the way
-//! where in the table a wrong setting is. Here [`Tree`](super::tree::Tree) takes the kind out first.
+//! serde's internally tagged enums buffer the table before they know its kind, so an error does not
+//! know the key of the wrong setting. [`Tree`](super::tree::Tree) takes the kind out first.
 
 use serde::{Deserialize, Deserializer};
 
 use crate::{root, store};
 
-/// The name of an enum that is told by the key `kind`.
+/// The serde name of an enum that is selected by the key `kind`.
 pub(super) const TAGGED: &str = "kind";
 
 #[derive(Deserialize)]

@@ -1,6 +1,11 @@
 //! Configurations, each with what comes of it: typed settings, or an error that names the key.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use super::*;
+use crate::id::{ChainName, Suite};
+use crate::store::record::Limits;
 
 const NOBODY: [(&str, &str); 0] = [];
 
@@ -142,7 +147,9 @@ fn the_file_sets_everything() {
     assert_eq!(config.roots.get(1), Some(&local("old", Some("/data/old.key"))));
     let Some(root::Config::Pkcs11(hsm)) = config.roots.last() else { panic!("another root") };
     assert_eq!((hsm.slot, hsm.gcm_iv.as_str(), hsm.timeout.as_secs()), (Some(7), "token", 1));
-    let service::Config { names, suite, limits, destroy_delay, wait, .. } = &config.service;
+    let service::Config { chain, cache, wait, .. } = &config.service;
+    let service::ChainConfig { names, suite, destroy_delay, .. } = chain;
+    let limits = chain.limits();
     assert_eq!(
         names.iter().map(ChainName::as_str).collect::<Vec<_>>(),
         ["orders", "invoices", "k8s"]
@@ -154,9 +161,9 @@ fn the_file_sets_everything() {
     assert_eq!(kubernetes.on_root_outage, kubernetes::OnRootOutage::Enforce);
     assert_eq!(*suite, Suite::Aes256Gcm);
     let age = 30 * 24 * 60 * 60;
-    assert_eq!(*limits, Limits { rotate_after_uses: 1000, max_uses: 2000, rotate_after_age: age });
+    assert_eq!(limits, Limits { rotate_after_uses: 1000, max_uses: 2000, rotate_after_age: age });
     assert_eq!((*destroy_delay, *wait), (Duration::from_secs(120), request_timeout));
-    let service::Config { dek_entries, dek_max_age, keks, offline_grace, .. } = config.service;
+    let service::CacheConfig { dek_entries, dek_max_age, keks, offline_grace, .. } = *cache;
     assert_eq!((dek_entries, dek_max_age, keks), (0, Duration::from_secs(60), 1));
     assert_eq!(offline_grace, Duration::from_secs(3600));
 }
@@ -190,10 +197,10 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
     let [_, old, root::Config::Pkcs11(hsm), third] = &config.roots[..] else { panic!("others") };
     assert_eq!((old, third), (&local("old", Some("/data/new.key")), &local("third", None)));
     assert_eq!(hsm.slot, Some(8));
-    assert_eq!(config.service.names.len(), 3 + 1, "and that of Kubernetes");
-    assert_eq!(config.service.suite, Suite::Aes128Gcm);
-    assert_eq!(config.service.limits.max_uses, 3000);
-    assert_eq!(config.service.dek_max_age, Duration::from_secs(120));
+    assert_eq!(config.service.chain.names.len(), 3 + 1, "and that of Kubernetes");
+    assert_eq!(config.service.chain.suite, Suite::Aes128Gcm);
+    assert_eq!(config.service.chain.max_uses, 3000);
+    assert_eq!(config.service.cache.dek_max_age, Duration::from_secs(120));
 
     let listen = "127.0.0.1:2".parse().unwrap();
     let flags = Flags { listen: Some(listen), data_dir: Some("/flag".into()) };
@@ -212,11 +219,11 @@ fn lists_in_the_environment_are_words_or_toml() {
         ("[]", &[]),
     ] {
         let config = load("", [("KMS_PROXY__CHAIN__NAMES", text)]).unwrap();
-        let found: Vec<_> = config.service.names.iter().map(ChainName::as_str).collect();
+        let found: Vec<_> = config.service.chain.names.iter().map(ChainName::as_str).collect();
         assert_eq!(found, names, "{text:?}");
     }
     let error = load("", [("KMS_PROXY__CHAIN__NAMES", "[a")]).unwrap_err();
-    assert_eq!(error, "chain.names (KMS_PROXY__CHAIN__NAMES): it is no TOML array");
+    assert_eq!(error, "chain.names (KMS_PROXY__CHAIN__NAMES): not a TOML array");
 }
 
 #[test]
@@ -250,12 +257,12 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[server]\nmax_requests = 0", "server.max_requests: it is 1 to 1000000"),
         (
             "[server]\nbody_memory = '7MiB'",
-            "server.body_memory: it is twice server.max_body or more",
+            "server.body_memory: must be at least twice server.max_body or more",
         ),
         ("[server]\nbody_memory = 'x'", "server.body_memory: a size is written like"),
         ("[server]\nidle_timeout = '0s'", "server.idle_timeout: must be between 1s and 24h"),
         ("[server]\nidle_timeout = '25h'", "server.idle_timeout: must be between 1s and 24h"),
-        ("[server]\ndrain_delay = '11m'", "server.drain_delay: it is 0s to 10m"),
+        ("[server]\ndrain_delay = '11m'", "server.drain_delay: must be between 0s and 10m"),
         (
             "[store]\nkind = 'file'\npaht = 'x'",
             "store.paht: no such key; expected one of kind, path",
@@ -279,11 +286,14 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[server]\nmax_body = '4MB'", "server.max_body: a size is written like"),
         ("[server]\nmax_body = 1", "server.max_body: it is 1024 to 1073741824"),
         ("[server]\nrequest_timeout = 10", "server.request_timeout: a duration is written like"),
-        ("[server]\nrequest_timeout = '0s'", "server.request_timeout: it is 10ms to 1h"),
+        ("[server]\nrequest_timeout = '0s'", "server.request_timeout: must be between 10ms and 1h"),
         ("[server]\nlisten = 2026-01-01", "server.listen: expected an IP address"),
         ("[server]\nadmin_listen = '127.0.0.1:8080'", "server.admin_listen: it is server.listen"),
-        ("[server]\nlisten = '0.0.0.0:8080'", "server.listen: it is not a loopback address"),
-        ("[server]\nadmin_listen = '[::]:9'", "server.admin_listen: it is not a loopback address"),
+        ("[server]\nlisten = '0.0.0.0:8080'", "server.listen: this is not a loopback address"),
+        (
+            "[server]\nadmin_listen = '[::]:9'",
+            "server.admin_listen: this is not a loopback address",
+        ),
         ("[log]\nlevel = 'loud'", "log.level: expected off, error, warn"),
         ("[log]\nformat = 'xml'", "log.format: expected json or text"),
         ("[store]\nkind = 'etc'", "store.kind: expected file or etcd or inline"),
@@ -319,20 +329,23 @@ fn errors_name_the_key_and_what_is_expected() {
         ),
         ("[chain]\nnames = 'a'", "chain.names: expected a list"),
         ("[chain]\nnames = ['a', 'B']", "chain.names.1: a chain name is 1 to 63"),
-        ("[chain]\nnames = ['a', 'b', 'a']", "chain.names.2: this name is there already"),
+        ("[chain]\nnames = ['a', 'b', 'a']", "chain.names.2: this name is already in the list"),
         ("[chain]\nsuite = 'aes'", "chain.suite: expected aes-128-gcm or aes-256-gcm"),
         ("[chain]\nmax_uses = 4294967297", "chain: max_uses is at most 4294967296"),
         ("[chain]\nmax_uses = 1000", "chain: rotate_after_uses is at most max_uses"),
         ("[chain]\nrotate_after_age = '59s'", "chain: rotate_after_age is at least 60 seconds"),
-        ("[chain]\ndestroy_delay = '119s'", "chain.destroy_delay: it is 2m to 36500d"),
-        ("[chain]\ndestroy_delay = '36501d'", "chain.destroy_delay: it is 2m to 36500d"),
-        ("[chain]\nrotate_after_age = '36501d'", "chain.rotate_after_age: it is 1m to 36500d"),
+        ("[chain]\ndestroy_delay = '119s'", "chain.destroy_delay: must be between 2m and 36500d"),
+        ("[chain]\ndestroy_delay = '36501d'", "chain.destroy_delay: must be between 2m and 36500d"),
+        (
+            "[chain]\nrotate_after_age = '36501d'",
+            "chain.rotate_after_age: must be between 1m and 36500d",
+        ),
         ("[cache]\nkeks = 0", "cache.keks: it is 1 to"),
-        ("[cache]\noffline_grace = '59s'", "cache.offline_grace: it is 1m to 36500d"),
-        ("[cache]\ndek_max_age = '0s'", "cache.dek_max_age: it is more than nothing"),
+        ("[cache]\noffline_grace = '59s'", "cache.offline_grace: must be between 1m and 36500d"),
+        ("[cache]\ndek_max_age = '0s'", "cache.dek_max_age: must be greater than 0s"),
         ("[auth]\nmode = 'optional'", "auth.mode: expected none or required"),
         ("[auth]\nmode = 'required'", "client: auth.mode = \"required\" serves clients alone"),
-        ("a = 1\n= 2", "k.toml, line 2: this is no TOML: "),
+        ("a = 1\n= 2", "k.toml, line 2: not valid TOML: "),
         (&format!("{root}{root}"), "root.1.name: another root has this name"),
     ] {
         let found = load(file, NOBODY).unwrap_err();
@@ -378,14 +391,11 @@ fn a_secret_comes_from_one_place_and_never_from_the_configuration_file() {
     let error = load(&format!("{root}passphrase = 'hunter2'"), NOBODY).unwrap_err();
     assert_eq!(
         error,
-        "root.0.passphrase: a secret does not stand in the file; \
+        "root.0.passphrase: a secret must not be in the file; \
          give root.0.passphrase_file or KMS_PROXY__ROOT__0__PASSPHRASE"
     );
     for (file, error) in [
-        (
-            &*format!("{root}passphrase_file = 'f'"),
-            "it is given twice: passphrase_file is there too",
-        ),
+        (&*format!("{root}passphrase_file = 'f'"), "given twice: passphrase_file is there too"),
         ("[[root]]\nkind = 'local'\nname = 'a'\n", "only a root of kind passphrase takes it"),
         ("", "only a root of kind passphrase takes it"),
     ] {
@@ -403,7 +413,7 @@ fn a_pin_comes_from_one_place_too() {
     let root = "[[root]]\nkind = 'pkcs11'\nname = 'a'\nmodule = '/m'\nslot = 1\nkey_label = 'k'\n";
     let variable = ("KMS_PROXY__ROOT__0__PIN", "hunter2\n");
     for (file, variables, error) in [
-        (&*format!("{root}pin = 'hunter2'"), None, "a secret does not stand in the file"),
+        (&*format!("{root}pin = 'hunter2'"), None, "a secret must not be in the file"),
         (&*format!("{root}pin_file = 'f'"), Some(variable), "given twice: pin_file is there too"),
         ("[[root]]\nkind = 'local'\nname = 'a'\n", Some(variable), "only a root of kind pkcs11"),
         ("", Some(("KMS_PROXY__PIN", "hunter2")), "only a root of kind pkcs11"),
@@ -425,7 +435,7 @@ fn a_vault_transit_root_takes_its_secrets_from_the_environment_too() {
     let vault = "[[root]]\nkind = 'vault-transit'\nname = 'a'\naddress = 'https://v'\nkey = 'k'\n";
     for secret in ["token", "secret_id"] {
         let error = load(&format!("{vault}{secret} = 'hunter2'"), NOBODY).unwrap_err();
-        let wanted = format!("root.0.{secret}: a secret does not stand in the file; ");
+        let wanted = format!("root.0.{secret}: a secret must not be in the file; ");
         assert!(error.starts_with(&wanted), "{error}");
         let variable = format!("KMS_PROXY__ROOT__0__{}", secret.to_uppercase());
         let given = [(&*variable, "hunter2 \n")];
@@ -493,7 +503,7 @@ fn addresses_beyond_loopback_are_for_the_insecure() {
     // TLS alone tells nobody who calls; but health and metrics may leave the machine then.
     let tls = "[server]\ntls = { cert = 'x', key = 'y' }\n";
     let error = load(&format!("{tls}listen = '0.0.0.0:8080'"), NOBODY).unwrap_err();
-    assert!(error.starts_with("server.listen: it is not a loopback address"), "{error}");
+    assert!(error.starts_with("server.listen: this is not a loopback address"), "{error}");
     let config = load(&format!("{tls}admin_listen = '0.0.0.0:9090'"), NOBODY).unwrap();
     assert!(!config.is_exposed());
     let config = load("[server]\nlisten = '0.0.0.0:8080'\ninsecure = true", NOBODY).unwrap();
@@ -522,6 +532,87 @@ fn what_is_printed_can_be_read_back() {
     let printed = load("[store]\npath = '/data'", NOBODY).unwrap().to_string();
     assert!(printed.contains("key_file = \"/data/root.key\"\n"), "{printed}");
     assert!(printed.contains("format = \""), "{printed}");
+}
+
+/// The settings that [`FULL`] has no room for: other kinds of stores, roots and clients.
+const OTHERS: [&str; 6] = [
+    "[store]\nkind = 'etcd'\nendpoints = ['https://e']\nprefix = '/p'\nusername = 'u'\n\
+     password_file = 'p'\ntls = { ca = 'a', cert = 'c', key = 'k' }\ntimeout = '3s'\n\
+     data_dir = '/keys'",
+    "[store]\nkind = 'inline'\ndata_dir = '/keys'",
+    "[[root]]\nkind = 'pkcs11'\nname = 'a'\nmodule = 'm'\ntoken_label = 't'\nkey_label = 'k'",
+    "[[root]]\nkind = 'aws-kms'\nname = 'a'\nkey_id = 'alias/a'\nregion = 'eu-west-1'\n\
+     endpoint = 'https://kms.example'\nca = 'c'\ntimeout = '1500ms'",
+    "[[root]]\nkind = 'vault-transit'\nname = 'a'\naddress = 'https://v'\nkey = 'k'\n\
+     mount = 'm'\nnamespace = 'n'\nca = 'c'\ntoken_file = 't'\nrole_id = 'r'\n\
+     secret_id_file = 's'\nauth_mount = 'b'\ntimeout = '1500ms'",
+    "[server.tls]\ncert = 'c'\nkey = 'k'\nclient_ca = 'a'\n[auth]\nmode = 'required'\n\
+     [[client]]\nname = 'a'\ntls_san = 'a.example'\nmax_in_flight = 7\nlookups_per_minute = 8\n\
+     allow = [{ chains = ['orders-*'], operations = ['read', 'encrypt'] }]\n\
+     [[client]]\nname = 'b'\n\
+     token_sha256 = '0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'\n\
+     allow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     [[client]]\nname = 'c'\nallow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     jwt = { issuer = 'i', audience = 'a', subject = 's', jwks_file = 'x' }\n\
+     [[client]]\nname = 'd'\nallow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     jwt = { issuer = 'j', audience = 'a', subject = 's', jwks_url = 'https://j', \
+     jwks_ca = 'c', jwks_token_file = 't' }",
+];
+
+/// The keys that each table takes, as the error about an unknown one lists them, are the keys that
+/// are printed when all of them are set.
+#[test]
+fn every_setting_is_printed() {
+    let mut printed_of = BTreeMap::<Vec<String>, BTreeSet<String>>::new();
+    for file in [FULL].into_iter().chain(OTHERS) {
+        let printed: toml::Table = unchecked(file).unwrap().to_string().parse().unwrap();
+        for path in tables(&printed.clone().into()) {
+            let mut printed = toml::Value::from(printed.clone());
+            let table = path.iter().fold(&mut printed, |value, key| match value {
+                toml::Value::Array(items) => &mut items[key.parse::<usize>().unwrap()],
+                table => &mut table[key.as_str()],
+            });
+            let table = table.as_table_mut().unwrap();
+            let keys: Vec<String> = table.keys().cloned().collect();
+            table.insert("unknown".to_owned(), 1.into());
+            let error = unchecked(&toml::to_string(&printed).unwrap()).unwrap_err();
+            let key = path.iter().map(|key| format!("{key}.")).collect::<String>();
+            let wanted = format!("{key}unknown: no such key; expected ");
+            let known = error.strip_prefix(&wanted).unwrap_or_else(|| panic!("{wanted} {error}"));
+            let known = known.trim_start_matches("one of ").split(", ").map(str::to_owned);
+            printed_of.entry(known.collect()).or_default().extend(keys);
+        }
+    }
+    assert_eq!(printed_of.len(), 20, "{printed_of:#?}");
+    for (known, printed) in printed_of {
+        let known: BTreeSet<_> = known.into_iter().collect();
+        assert_eq!(known, printed);
+    }
+}
+
+/// The typed settings of a file, whether or not they can be used together.
+fn unchecked(file: &str) -> Result<Config, String> {
+    let source = source::Source::read(Some((Path::new("k.toml"), file)), []).unwrap();
+    let sections = Sections::deserialize(source.tree);
+    sections.map_err(|error| error.to_string()).map(|sections| sections.resolve(&Flags::default()))
+}
+
+/// The paths of a table and of all tables in it.
+fn tables(value: &toml::Value) -> Vec<Vec<String>> {
+    let below = |(key, value): (String, &toml::Value)| {
+        tables(value).into_iter().map(move |path| [vec![key.clone()], path].concat())
+    };
+    match value {
+        toml::Value::Table(table) => {
+            let all = table.iter().map(|(key, value)| (key.clone(), value));
+            [vec![Vec::new()], all.flat_map(below).collect()].concat()
+        }
+        toml::Value::Array(items) => {
+            let all = items.iter().enumerate().map(|(index, item)| (index.to_string(), item));
+            all.flat_map(below).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 #[test]
@@ -580,7 +671,7 @@ fn clients_that_can_not_be_used_are_named() {
         (one("tls_san = 'app:8443'"), "client.0.tls_san: it has a port, and names in"),
         (one("tls_san = ['a', 'CN=app']"), "client.0.tls_san: it is a field of a subject"),
         (one("token_sha256 = 'abc'"), "client.0.token_sha256: it is the SHA-256 of a token"),
-        (one("token = 'hunter2'"), "client.0.token: a secret does not stand in the file"),
+        (one("token = 'hunter2'"), "client.0.token: a secret must not be in the file"),
         (one(&format!("{jwt}jwks = 'x' }}")), "client.0.jwt.jwks: no such key; expected one of"),
         (one(&format!("{jwt}}}").replace("', }", "' }")), "client.0.jwt.jwks_file: give either"),
         (
@@ -606,7 +697,7 @@ fn clients_that_can_not_be_used_are_named() {
             "client.0.allow.0.chains.0: it is the name of a chain",
         ),
         (one(&format!("{token}\nmax_in_flight = 0")), "client.0.max_in_flight: it is 1 or more"),
-        (one("tls_san = 'a'"), "client.0.tls_san: nobody is asked for a certificate without"),
+        (one("tls_san = 'a'"), "client.0.tls_san: clients are not asked for certificates without"),
         (one(&token) + &one("tls_san = 'a'"), "client.1.name: another client has this name"),
         (
             one(&token) + &other(&token),

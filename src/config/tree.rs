@@ -1,7 +1,7 @@
 //! Settings before they have types: a tree merged from the file and the environment.
 //!
-//! It knows no setting by name. Its errors name the key and what is expected there; they never
-//! hold the value, since any value may be a secret in the wrong place.
+//! It knows no setting by name. Its errors name the key and what is expected there, and never contain
+//! the value, since any value may be a misplaced secret.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -15,9 +15,9 @@ pub(super) enum Tree {
     Table(Table),
     /// A list.
     List(Vec<Tree>),
-    /// A value that the file gives, neither table nor array.
+    /// A value from the file that is neither a table nor an array.
     Typed(toml::Value),
-    /// A value from the environment: it becomes what its setting wants.
+    /// A value from the environment: it is parsed as the type of its setting.
     Text(String),
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Error {
     path: Vec<String>,
     /// What is wrong, without the value.
     detail: String,
-    /// The keys that there are where an unknown one was found.
+    /// The known keys of the table in which an unknown one was found.
     known: Vec<&'static str>,
 }
 
@@ -37,7 +37,7 @@ impl Error {
         Self { path: Vec::new(), detail: detail.into(), known: Vec::new() }
     }
 
-    /// `key` is none of the `known` ones.
+    /// `key` is not one of `known`.
     pub(super) fn unknown(key: &str, known: &[&'static str]) -> Self {
         Self { known: known.to_vec(), ..Self::new("no such key") }.within(key)
     }
@@ -88,8 +88,8 @@ impl From<toml::Value> for Tree {
 }
 
 impl Tree {
-    /// Puts `text` at `path`; makes the tables and, with the next free index, the tables of lists
-    /// that lead there.
+    /// Sets `text` at `path`. Creates the tables on the way, and appends a table to a list when the path
+    /// has the next free index.
     pub(super) fn set(&mut self, path: &[&str], text: String) -> Result<(), Error> {
         let Some((key, rest)) = path.split_first() else {
             *self = Self::Text(text);
@@ -108,12 +108,12 @@ impl Tree {
                 }
                 _ => Err(Error::new(format!("the next index is {}", items.len()))),
             },
-            Self::Typed(_) | Self::Text(_) => Err(Error::new("it is no table")),
+            Self::Typed(_) | Self::Text(_) => Err(Error::new("not a table")),
         };
         set.map_err(|error| error.within(key))
     }
 
-    /// What stands where `path` begins before anything does: a list if an index comes next.
+    /// An empty value to set `path` in: a list if an index comes next, else a table.
     fn none(path: &[&str]) -> Self {
         match path.first().map(|key| key.parse::<usize>()) {
             Some(Ok(_)) => Self::List(Vec::new()),
@@ -121,7 +121,7 @@ impl Tree {
         }
     }
 
-    /// The table at `key`, made when there is nothing; `None` when something else stands there.
+    /// The table at `key`, created if absent; `None` if the value there is not a table.
     pub(super) fn table(&mut self, key: &str) -> Option<&mut Table> {
         let Self::Table(table) = self else { return None };
         match table.entry(key.to_owned()).or_insert_with(|| Self::Table(BTreeMap::new())) {
@@ -130,7 +130,7 @@ impl Tree {
         }
     }
 
-    /// The whole key of what `matching` finds in one of the tables.
+    /// The full key of what `matching` finds in one of the tables.
     pub(super) fn find(
         &self,
         matching: &impl Fn(&Table) -> Option<&'static str>,

@@ -1,6 +1,6 @@
-//! How a tree gets types: the deserializer of [`Tree`] and what it says of a wrong setting.
+//! The deserializer of [`Tree`], and its error messages.
 //!
-//! It knows no setting by name. What serde would tell of a value is dropped.
+//! It knows no setting by name. What serde reports about a value is dropped: it may be a secret.
 
 use std::fmt::Display;
 
@@ -13,7 +13,7 @@ use serde::de::{
 use super::tagged::TAGGED;
 use super::tree::{Error, Table, Tree};
 
-/// Calls the visitor with what `text` parses to, or says what was expected.
+/// Calls the visitor with the parsed text, or fails with what was expected.
 macro_rules! parse_text {
     ($($method:ident, $visit:ident, $type:ty;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -28,9 +28,9 @@ macro_rules! parse_text {
     )*};
 }
 
-/// What is said of a table where a list belongs.
-const EXPECTED_LIST: &str = "expected a list: of values in [brackets], of tables each under [[double brackets]]; \
-                             in the environment with commas, or a number after the name";
+/// The error for a table in place of a list.
+const EXPECTED_LIST: &str = "expected a list: of values in [brackets], of tables each under [[double brackets]]; in the \
+     environment with commas, or a number after the name";
 
 impl<'de> Deserializer<'de> for Tree {
     type Error = Error;
@@ -75,7 +75,7 @@ impl<'de> Deserializer<'de> for Tree {
         visitor.visit_newtype_struct(self)
     }
 
-    /// Text is a TOML array, or items with commas between them.
+    /// Text is a TOML array, or items separated by commas.
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let text = match self {
             Self::Text(text) => text,
@@ -86,7 +86,7 @@ impl<'de> Deserializer<'de> for Tree {
             toml::from_str::<toml::Table>(&format!("items = {text}"))
                 .ok()
                 .and_then(|mut table| table.remove("items"))
-                .ok_or_else(|| Error::new("it is no TOML array"))?
+                .ok_or_else(|| Error::new("not a TOML array"))?
                 .into()
         } else {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
@@ -95,7 +95,7 @@ impl<'de> Deserializer<'de> for Tree {
         items.deserialize_any(visitor)
     }
 
-    /// A choice between words, or between tables, of which `kind` says which one it is.
+    /// A choice of words, or of tables, which is selected by the key `kind`.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         name: &'static str,
@@ -171,12 +171,12 @@ impl<'de> VariantAccess<'de> for Kind {
     }
 }
 
-/// Gives a setting its type; what is wrong with it is found at `key`.
+/// Deserializes a setting; its errors are located at `key`.
 fn typed<'de, T: DeserializeSeed<'de>>(seed: T, value: Tree, key: &str) -> Result<T::Value, Error> {
     seed.deserialize(value).map_err(|error| error.within(key))
 }
 
-/// The keys of a table, which its errors name.
+/// The entries of a table; errors name their keys.
 struct Entries {
     rest: std::collections::btree_map::IntoIter<String, Tree>,
     next: Option<(String, Tree)>,
@@ -215,13 +215,13 @@ impl<'de> SeqAccess<'de> for Items {
     }
 }
 
-/// No name is looked up: an address is where it listens, not where it is found.
+/// Names are not resolved: this is an address to listen on.
 const EXPECTED_ADDRESS: &str = "expected an IP address and a port, such as 127.0.0.1:8080";
 
 impl serde::de::Error for Error {
     fn custom<T: Display>(message: T) -> Self {
         match message.to_string() {
-            // What the standard library says of an address.
+            // The standard library's message for a wrong address.
             text if text.starts_with("invalid socket address") => Self::new(EXPECTED_ADDRESS),
             text => Self::new(text),
         }

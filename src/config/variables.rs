@@ -1,15 +1,15 @@
-//! Variables of the environment that start with `KMS_PROXY_` and mean nothing here.
+//! Unknown environment variables that start with `KMS_PROXY_`.
 //!
-//! Most likely such a variable is a setting with a slip in its name. To ignore it would leave a
-//! default in force, such as the root for development, so it is an error.
+//! Such a variable is most likely a misspelt setting. Ignoring it would leave a default in force, such
+//! as the root for development, so it is an error.
 
-/// What the names of all our variables start with.
+/// The prefix of all variables of this program.
 const OURS: &str = "KMS_PROXY_";
 
-/// What the names of settings start with.
+/// The prefix of settings.
 pub(super) const PREFIX: &str = "KMS_PROXY__";
 
-/// The variables that commands read beside the settings, without the start of their names.
+/// The variables that commands read, other than settings, without the prefix.
 const FLAGS: [&str; 8] =
     ["ADMIN", "CA", "CERT", "CONFIG", "DEBUGGABLE", "KEY", "SERVER", "TOKEN_FILE"];
 
@@ -20,10 +20,10 @@ const SECTIONS: [&str; 9] =
 /// The tables within sections.
 const TABLES: [(&str, &str); 3] = [("CLIENT", "JWT"), ("SERVER", "TLS"), ("STORE", "TLS")];
 
-/// Letters that a suggested name may differ in.
+/// The number of letters in which a suggested name may differ.
 const SLIPS: usize = 2;
 
-/// What is wrong with a variable of this name and value, if anything is.
+/// What is wrong with a variable of this name and value; `None` if nothing is.
 pub(super) fn complaint(name: &str, value: &str) -> Option<String> {
     let rest = name.strip_prefix(OURS)?;
     if rest.starts_with('_') || FLAGS.contains(&rest) || is_service_link(rest, value) {
@@ -35,13 +35,13 @@ pub(super) fn complaint(name: &str, value: &str) -> Option<String> {
     })
 }
 
-/// Whether Kubernetes sets it for a service whose name starts with `kms-proxy`: then it has a value
-/// of the kind that its name promises.
+/// Whether Kubernetes sets the variable for a service whose name starts with `kms-proxy`: then its
+/// value has the form that the name implies.
 fn is_service_link(rest: &str, value: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let is_address = || value.parse::<std::net::IpAddr>().is_ok();
     let is_url = || ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
-    // The name of a service may be more than `kms-proxy`, which is what stands before `rest`.
+    // The name of the service may be longer than `kms-proxy`, which precedes `rest`.
     let rest = format!("_{rest}");
     if rest.ends_with("_SERVICE_HOST") {
         return is_address();
@@ -79,7 +79,7 @@ fn suggestion(rest: &str) -> Option<String> {
         let is_index = |word: &&str| word.bytes().all(|b| b.is_ascii_digit());
         parts.push(words.next_if(is_index).unwrap_or("0").to_owned());
     }
-    // A table is named when something in it is.
+    // A table is part of the name when one of its settings is meant.
     if words.clone().count() > 1 {
         parts.extend(words.next_if(|word| TABLES.contains(&(section, *word))).map(str::to_owned));
     }
@@ -91,15 +91,15 @@ fn suggestion(rest: &str) -> Option<String> {
     Some(format!("{PREFIX}{}", parts.join("__")))
 }
 
-/// The name that is this word or nearly so, if there is one.
+/// The name that equals or nearly equals this word, if there is one.
 fn nearest<'a>(word: &str, names: &[&'a str]) -> Option<&'a str> {
     let near = names.iter().map(|name| (distance(word, name), *name)).min()?;
-    // Two slips make any word of three letters out of any other.
+    // Two changes turn any word of three letters into nearly any other.
     let most = SLIPS.min(near.1.len() / 2);
     (near.0 <= most).then_some(near.1)
 }
 
-/// How many letters must be changed, added or taken away to make one word of the other.
+/// The number of letters to change, add or remove to turn one word into the other.
 fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (index, a) in one.bytes().enumerate() {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Who may do what with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Access {
+pub(crate) struct FileAccess {
     /// The id of the user that it belongs to.
     pub(crate) owner: u32,
     /// The bits of its mode.
@@ -16,7 +16,7 @@ pub(crate) struct Access {
     group: u32,
 }
 
-impl Access {
+impl FileAccess {
     pub(super) fn of(metadata: &Metadata) -> Self {
         let (owner, group) = (metadata.uid(), metadata.gid());
         Self { owner, mode: metadata.mode() & 0o7777, group }
@@ -39,7 +39,7 @@ impl Access {
 
 /// Fails if other users can replace files in the directory `path`.
 pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
-    let access = Access::of(&std::fs::metadata(path)?);
+    let access = FileAccess::of(&std::fs::metadata(path)?);
     if access.of_others() & 0o022 == 0 {
         return Ok(());
     }
@@ -72,7 +72,7 @@ mod tests {
             (0o1777, 7, 0o007),
             (0o1777, 8, 0o077),
         ] {
-            let access = Access { owner: 0, mode, group };
+            let access = FileAccess { owner: 0, mode, group };
             assert_eq!(access.beyond(|group| group == 7), others, "{mode:o} {group}");
         }
     }

@@ -114,7 +114,7 @@ pub(super) async fn metrics(
     let service = app.access.enter_for_all(&caller)?;
     service.refresh_metrics();
     if let Some(tls) = &app.tls {
-        service.metrics().certificate_expires_in(tls.standing().expires_in);
+        service.metrics().callers.certificate_expires_in(tls.standing().expires_in);
     }
     let text = prometheus::TextEncoder::new().encode_to_string(&app.registry.gather());
     let text = text.map_err(|error| {

@@ -9,7 +9,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::id::{ChainName, KekId};
+use crate::id::{KekId, RootName};
 use crate::metrics::Operation;
 use crate::service::{RootChange, RootProgress};
 
@@ -137,8 +137,7 @@ async fn change(
 ) -> Result<Response, Problem> {
     let RootPath { name: chain, root } = path(found)?;
     let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
-    // Roots are named as chains are.
-    if ChainName::new(&root).is_err() {
+    if RootName::new(&root).is_err() {
         return Err(body::invalid("no root can have this name").into());
     }
     let bytes = body::read_json(request, app.body()).await?;

@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+use crate::human_units::serialize_as_text;
 use crate::id::ChainName;
 
 /// `[kubernetes]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where kube-apiserver finds the plugin.
@@ -32,7 +33,7 @@ pub struct Config {
 }
 
 /// The response to kube-apiserver while no root answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnRootOutage {
     /// A warning; it continues to write.
@@ -178,6 +179,8 @@ impl fmt::Display for Owner {
         }
     }
 }
+
+serialize_as_text!(Address, SocketMode, Owner);
 
 impl Config {
     /// Whether the settings can be meant so: the key, and what is wrong with it.

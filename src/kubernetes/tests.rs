@@ -61,7 +61,8 @@ async fn start_at(
     clock: Arc<ManualClock>,
 ) -> Arc<KeyService> {
     let chain = chain();
-    let config = service::Config { names: vec![chain.clone()], ..service::Config::default() };
+    let chains = service::ChainConfig { names: vec![chain.clone()], ..Default::default() };
+    let config = service::Config { chain: chains, ..service::Config::default() };
     let root = root::Named { name: "main".into(), root: Arc::clone(root) as _ };
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let service = KeyService::start(config, store, vec![root], clock, metrics).await.unwrap();
@@ -134,7 +135,7 @@ async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
     let policy = OnRootOutage::Coast;
     let watching = plugin::watch_roots(Arc::clone(&service), chain(), policy, stopped);
     let watching = tokio::spawn(watching);
-    let root_up = || service.metrics().root_up.with_label_values(&["main"]).get();
+    let root_up = || service.metrics().roots.up.with_label_values(&["main"]).get();
     root.1.store(true, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(301)).await;
     assert_eq!(root_up(), 0);
@@ -169,7 +170,7 @@ async fn a_store_that_is_back_is_noticed_without_a_write_by_any_caller() {
         store.set_down(false);
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok", "{outage:?}");
-        assert_eq!(service.metrics().store_up.get(), 1);
+        assert_eq!(service.metrics().store.up.get(), 1);
         // The probe leaves nothing in the store.
         let claim = crate::store::record::claim_key(&ChainName::new("default").unwrap());
         assert_eq!(store.get(&claim).await.unwrap(), None);

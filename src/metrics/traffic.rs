@@ -2,11 +2,10 @@
 //!
 //! The label `client` holds names of configured clients alone.
 
-use std::sync::{Mutex, PoisonError};
-
+use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::Register;
+use super::register::Register;
 
 /// Why a request of a known client is refused, as codes of errors: the label `reason`.
 const REFUSALS: [&str; 2] = ["forbidden", "overloaded"];
@@ -78,7 +77,7 @@ impl Traffic {
     /// gone are removed.
     pub fn set_clients(&self, names: impl Iterator<Item = String>) {
         let names: Vec<_> = names.collect();
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock();
         for gone in clients.iter().filter(|name| !names.contains(name)) {
             _ = self.client_requests.remove_label_values(&[gone]);
             for reason in REFUSALS {

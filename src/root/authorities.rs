@@ -1,8 +1,10 @@
-//! The file of a root's `ca`: the authorities that its server's certificate is checked by. It is
-//! read for each call, so that a file that was replaced is used from then on.
+//! The file of a root's `ca`: the authorities that may have issued its server's certificate. It is
+//! read for each call, so that a replaced file takes effect without a restart.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{files, pem};
 
@@ -13,7 +15,7 @@ pub(super) struct Authorities {
     pub(super) certs: Vec<Vec<u8>>,
 }
 
-/// The file, and what it held when it could last be used.
+/// The file, and its last usable contents.
 pub(super) struct Ca {
     /// The root's name, for the log.
     root: String,
@@ -38,13 +40,13 @@ impl Ca {
         Ok(Self { root: root.to_owned(), path: path.map(Path::to_owned), state })
     }
 
-    /// What it held when it could last be used.
+    /// Its last usable contents.
     pub(super) fn used(&self) -> Option<Arc<Authorities>> {
         self.state().used.clone()
     }
 
-    /// The authorities as the file has them now; `None` for the system's. While it can't be used,
-    /// those before stay in force.
+    /// The current authorities of the file; `None` for the system's. While the file is not usable, the
+    /// previous ones stay in force.
     pub(super) async fn current(&self) -> Option<Arc<Authorities>> {
         let path = self.path.clone()?;
         // A disk may be slow. A panic is reported where it happens.
@@ -54,7 +56,7 @@ impl Ca {
             Ok(found) => {
                 state.trouble = None;
                 if state.used.as_ref().is_none_or(|used| used.pem != found.pem) {
-                    tracing::info!(root = self.root, "ca was replaced and is in use");
+                    tracing::info!(root = self.root, "the new ca is in use");
                     state.used = Some(Arc::new(found));
                 }
             }
@@ -63,7 +65,7 @@ impl Ca {
                     tracing::error!(
                         root = self.root,
                         error = trouble,
-                        "the new ca can't be used; the one before stays in use"
+                        "the new ca is not usable; the previous one stays in use"
                     );
                 }
                 state.trouble = Some(trouble);
@@ -72,24 +74,24 @@ impl Ca {
         state.used.clone()
     }
 
-    /// What a failed call says of the file, if it is about certificates.
+    /// What to add to the error of a failed call, if it is about certificates.
     pub(super) fn explain(&self, detail: &str) -> String {
         let mut text = String::new();
         if let Some(path) = self.path.as_ref().filter(|_| detail.contains("certificate")) {
             text = format!("; ca is {}", path.display());
         }
         if let Some(trouble) = &self.state().trouble {
-            text.push_str(&format!("; {trouble}, so the one before is in use"));
+            text.push_str(&format!("; {trouble}, so the previous one is in use"));
         }
         text
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
-/// Whether two are the same reading of a file.
+/// Whether both come from the same reading of the file.
 pub(super) fn is_same(one: &Option<Arc<Authorities>>, other: &Option<Arc<Authorities>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),

@@ -1,8 +1,8 @@
 //! `aws-kms`: a key in AWS KMS, by its calls Encrypt and Decrypt.
 //!
 //! It owns what is sent, how long a call may take and the format of a wrap. Credentials, signing
-//! and retries are the SDK's, which reads the `AWS_*` variables and files by itself. What KMS says
-//! is judged in `failure`.
+//! and retries are the SDK's, which reads the `AWS_*` variables and files by itself. `failure`
+//! interprets the errors.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -34,23 +34,23 @@ mod outgoing;
 
 pub use super::settings::AwsKms as Config;
 
-/// The first byte of a wrap. Then follows what KMS made of the KEK, as it is.
+/// The first byte of a wrap, followed by the ciphertext blob of KMS.
 const FORMAT: u8 = 1;
 
-/// Bytes of a wrap at most. KMS makes about 180 of a KEK.
+/// The longest wrap, in bytes. KMS returns about 180 bytes for a KEK.
 const LONGEST_WRAP: usize = 1024;
 
-/// How often a call is tried at most. KMS bills each time that it answers.
+/// The largest number of attempts of a call. KMS bills each response.
 const ATTEMPTS: u32 = 3;
 
 impl Config {
-    /// Whether the settings can be meant so. Nobody is asked.
+    /// Checks the settings, without a call.
     pub(super) fn check(&self) -> Result<(), String> {
         key_id::check(&self.key_id)?;
         let of_arn = key_id::region(&self.key_id);
         match (&self.region, of_arn) {
             (Some(region), _) if !key_id::is_region(region) => {
-                return Err("region: it is written like eu-central-1".to_owned());
+                return Err("region: must be a region such as eu-central-1".to_owned());
             }
             (Some(region), Some(of_arn)) if region != of_arn => {
                 return Err(format!("region: the key of key_id is in {of_arn}"));
@@ -58,13 +58,13 @@ impl Config {
             _ => {}
         }
         if let Some(endpoint) = &self.endpoint {
-            host(endpoint).ok_or("endpoint: it is written like https://kms.example.com:4566")?;
+            host(endpoint).ok_or("endpoint: must be a URL such as https://kms.example.com:4566")?;
         }
         self.ca.as_deref().map(authorities::read).transpose()?;
         Proxies::from_env()?;
-        // Whoever waits for a root gives up after 15 s.
+        // The service waits 15 s for a root.
         if !(Duration::from_millis(100)..=Duration::from_secs(14)).contains(&self.timeout) {
-            return Err("timeout: it is 100ms to 14s".to_owned());
+            return Err("timeout: must be between 100ms and 14s".to_owned());
         }
         Ok(())
     }
@@ -73,14 +73,14 @@ impl Config {
         self.region.as_deref().or_else(|| key_id::region(&self.key_id))
     }
 
-    /// Where KEKs are sent without TLS to another machine, if they are.
+    /// The endpoint, if KEKs are sent to it without TLS and it is another machine.
     fn plain_http(&self) -> Option<&str> {
         let endpoint = self.endpoint.as_deref().filter(|url| url.starts_with("http://"))?;
         (!is_loopback(&host(endpoint)?)).then_some(endpoint)
     }
 }
 
-/// The host of an endpoint that is one: no password and no query.
+/// The host of a valid endpoint: one without password and query.
 fn host(endpoint: &str) -> Option<String> {
     let uri: http::Uri = endpoint.parse().ok()?;
     let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
@@ -93,30 +93,30 @@ pub struct Root {
     config: Config,
     ca: Ca,
     proxies: Proxies,
-    /// Made by the first call: to find the region may mean to ask the machine's metadata service.
+    /// Created by the first call: finding the region may take a call of the metadata service.
     connected: Mutex<Option<Connected>>,
-    /// The ARN of the key that answered first. An alias can be moved to another key meanwhile.
+    /// The ARN of the key that answered first, since an alias can be moved to another key.
     key: OnceLock<String>,
 }
 
-/// A client, and the authorities that it was made with.
+/// A client, and the authorities that it trusts.
 struct Connected {
     client: Client,
     authorities: Option<Arc<Authorities>>,
 }
 
 impl Root {
-    /// Checks the settings. Neither KMS nor any source of credentials is asked.
+    /// Checks the settings. This calls neither KMS nor any source of credentials.
     ///
     /// # Errors
-    /// What is wrong, for an operator.
+    /// A message for an operator.
     pub fn open(config: &Config) -> Result<Self, String> {
         config.check()?;
         if let Some(endpoint) = config.plain_http() {
             tracing::warn!(
                 root = config.name,
                 endpoint,
-                "KEKs are sent to this endpoint without TLS: whoever sees the traffic reads them"
+                "KEKs are sent to this endpoint without TLS: anyone who sees the traffic can read them"
             );
         }
         Ok(Self {
@@ -147,7 +147,7 @@ impl Root {
         connected.unwrap_or_else(|_| Err(failure::no_region()))
     }
 
-    /// Why a call failed; where KMS did not answer, with the way to it and `ca`.
+    /// Why a call failed. If KMS did not answer, this includes the endpoint, the proxy and `ca`.
     fn failed<E>(&self, error: &SdkError<E, HttpResponse>, failure: Error) -> Error {
         let is_answer = matches!(error, SdkError::ServiceError(_));
         let detail = match failure {
@@ -162,8 +162,8 @@ impl Root {
         Error::Away(format!("{detail}{via}{about_ca}"))
     }
 
-    /// Whether an answer is by the key that is meant: the configured one, and where that is an
-    /// alias the one that answered first.
+    /// Checks that the response is from the right key: the configured one or, for an alias, the one
+    /// that answered first.
     fn check_key(&self, arn: &str) -> Result<(), String> {
         let configured = &self.config.key_id;
         if !key_id::may_be(configured, arn) {
@@ -175,12 +175,12 @@ impl Root {
         }
         Err(format!(
             "{configured} was moved from {first} to {arn}. Set key_id to the ARN of the old key: \
-             another key is another root, with a name of its own"
+             another key is another root and needs its own name"
         ))
     }
 }
 
-/// A client with bounds on everything; no call is made with it.
+/// A client with time-outs for everything.
 async fn connect(config: &Config, sdk: ConfigLoader) -> Result<Client, Error> {
     let sdk = match config.region() {
         Some(region) => sdk.region(Region::new(region.to_owned())),
@@ -198,8 +198,8 @@ async fn connect(config: &Config, sdk: ConfigLoader) -> Result<Client, Error> {
         builder = builder.endpoint_url(endpoint);
     }
     let timeout = config.timeout;
-    // Three attempts and the pauses between them fit into the whole. An attempt is bounded from the
-    // moment when it is sent: sources of credentials, such as a process, may take their time.
+    // All attempts and the pauses between them fit into the timeout of the operation. The timeout of an
+    // attempt starts when it is sent, since sources of credentials, such as a process, may be slow.
     let attempt = timeout * 3 / 10;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(attempt)
@@ -210,14 +210,14 @@ async fn connect(config: &Config, sdk: ConfigLoader) -> Result<Client, Error> {
         .with_max_attempts(ATTEMPTS)
         .with_initial_backoff(timeout / 20)
         .with_max_backoff(timeout / 10);
-    // What is wrong with a source of credentials is told before the whole time is over.
+    // Shorter, so that an error of a source of credentials is reported instead of a time-out.
     let identities = IdentityCache::lazy().load_timeout(timeout * 3 / 4).build();
     let config = builder.timeout_config(timeouts).retry_config(retries).identity_cache(identities);
     Ok(Client::from_conf(config.build()))
 }
 
-/// What KMS binds a wrap to, and writes to CloudTrail. The suite is bound by the key's id, which is
-/// derived from all of the key.
+/// The encryption context: KMS binds a wrap to it, and writes it to CloudTrail. The suite is bound by
+/// the KEK's id, which is derived from the whole key.
 fn encryption_context(context: Context<'_>) -> HashMap<String, String> {
     HashMap::from([
         ("kms-proxy:chain".to_owned(), context.chain.as_str().to_owned()),
@@ -241,7 +241,7 @@ impl RootKey for Root {
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
-        // What can't be a wrap costs no call.
+        // Bytes that can't be a wrap cost no call.
         let sealed = sealed::after_format(wrapped, FORMAT)?;
         if sealed.is_empty() || wrapped.len() > LONGEST_WRAP {
             return Err(sealed::wrong_length());
@@ -254,7 +254,7 @@ impl RootKey for Root {
         let kek = Zeroizing::new(kek);
         self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Wrong)?;
         let kek = KeyBytes::from_slice(&kek).filter(|kek| kek.suite() == context.suite);
-        kek.ok_or_else(|| Error::Wrong("it opened to a key of another size".to_owned()))
+        kek.ok_or_else(|| Error::Wrong("it unwraps to a key of another size".to_owned()))
     }
 
     fn kind(&self) -> &'static str {

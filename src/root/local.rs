@@ -1,12 +1,12 @@
-//! `local`: a root key in a file, made at the first start. For development: whoever reads the file
-//! opens every KEK that it ever wrapped.
+//! `local`: a root key in a file, created at the first start. For development: anyone who reads the
+//! file can unwrap every KEK that the root ever wrapped.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -24,11 +24,11 @@ const FORMAT: u8 = 1;
 /// The name of the key file in the data directory.
 const FILE_NAME: &str = "root.key";
 
-/// What a key file starts with. Then follow the key and its check, in hex.
+/// The start of a key file, followed by the key and its check value, in hex.
 const MAGIC: &str = "kms-proxy local root key v1";
 
 /// One `[[root]]` with `kind = "local"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
@@ -45,13 +45,13 @@ impl Config {
         Self { name: name.into(), key_file: None }
     }
 
-    /// Where the key is.
+    /// The path of the key file.
     #[must_use]
     pub fn path(&self, data_dir: &Path) -> PathBuf {
         self.key_file.clone().unwrap_or_else(|| data_dir.join(FILE_NAME))
     }
 
-    /// Whether the key file, or the place where it is going to be made, is as it should be.
+    /// Checks the key file, or the directory in which it would be created.
     pub(super) fn check(&self, data_dir: &Path) -> Result<(), String> {
         let path = self.path(data_dir);
         if self.key_file.is_none() && data_dir.is_dir() {
@@ -60,7 +60,7 @@ impl Config {
         if path.try_exists().map_err(|error| at(&path, &error))? {
             return read(&path).map(drop);
         }
-        // The data directory is made when there is none; no other one is.
+        // Only the data directory is created if it is missing.
         if path.parent() == Some(data_dir) {
             return Ok(());
         }
@@ -68,34 +68,34 @@ impl Config {
     }
 }
 
-/// What to do where the key file is missing.
+/// What to do if the key file is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfMissing {
-    /// Make one.
+    /// Create one.
     Make,
-    /// Wait until an operator puts it in its place, or makes one: the store has KEKs that it wrapped.
+    /// Wait until an operator restores or creates it: the store has KEKs that the root wrapped.
     Wait,
 }
 
 /// A root key in memory.
 pub struct Root {
-    /// Where it is, unless it is in memory alone.
+    /// The path of the key file; empty for a key that is only in memory.
     path: PathBuf,
     cipher: OnceLock<Cipher>,
 }
 
 impl Root {
-    /// Reads the key file, or makes it with mode 0600 when there is none. Of several processes that
-    /// start at once, one makes it and all read the same key.
+    /// Reads the key file, or creates it with mode 0600. If several processes start concurrently, one
+    /// creates it and all read the same key.
     ///
     /// # Errors
-    /// What is wrong, for an operator: the file can't be read or made, others may read or replace
+    /// A message for an operator: the file can't be read or created, other users can read or replace
     /// it, or its contents are damaged.
     pub fn open(config: &Config, data_dir: &Path) -> Result<Self, String> {
         Self::open_if(config, data_dir, IfMissing::Make)
     }
 
-    /// The same with a choice. A root that waits for its file is away until it is there.
+    /// Like [`open`](Self::open), with a choice. A root that waits for its file is unavailable until then.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
@@ -142,13 +142,13 @@ impl Root {
 
     fn missing(&self) -> String {
         format!(
-            "the key file {} is missing, and the store has KEKs that it wrapped: put a copy of it in \
-             its place. Where it is lost for good, `kms-proxy root init` makes a new one",
+            "the key file {} is missing, and the store has KEKs that it wrapped: restore it \
+             from a copy. If it is lost permanently, `kms-proxy root init` creates a new one",
             self.path.display()
         )
     }
 
-    /// A root with a fresh key that is nowhere else: for tests, and for key chains that need not
+    /// A root with a new key that is only in memory: for tests, and for key chains that need not
     /// outlive the process.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ fn at(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
-/// Makes the key file of a root; false when there is one already.
+/// Creates the key file of a root; false if it already exists.
 pub(super) fn init(config: &Config, data_dir: &Path) -> Result<bool, String> {
     if config.key_file.is_none() {
         files::make_private_dir(data_dir).map_err(|error| at(data_dir, &error))?;
@@ -192,7 +192,7 @@ fn make(path: &Path) -> Result<bool, String> {
     let key = KeyBytes::random(Suite::Aes256Gcm).map_err(|error| error.to_string())?;
     let made = files::write_new(path, render(&key).as_bytes()).map_err(|error| at(path, &error))?;
     if made {
-        tracing::info!(file = %path.display(), "a new root key was made");
+        tracing::info!(file = %path.display(), "a new root key was created");
     }
     Ok(made)
 }
@@ -200,23 +200,23 @@ fn make(path: &Path) -> Result<bool, String> {
 fn read(path: &Path) -> Result<KeyBytes, String> {
     let (contents, access) = files::read_secret(path).map_err(|error| at(path, &error))?;
     let path = path.display();
-    let files::Access { owner, mode, .. } = access;
+    let files::FileAccess { owner, mode, .. } = access;
     if access.of_others() != 0 {
         return Err(format!(
-            "{path}: its mode is {mode:04o}, so others may read the key; run `chmod 600 {path}`"
+            "{path}: its mode is {mode:04o}, so other users can read the key; run `chmod 600 {path}`"
         ));
     }
     let own = rustix::process::geteuid().as_raw();
     if !may_own(owner, own) {
         return Err(format!(
-            "{path}: it belongs to user {owner}, who may read and replace the key; it must belong \
+            "{path}: it belongs to user {owner}, who can read and replace the key; it must belong \
              to the user of this process ({own}) or to root"
         ));
     }
     parse(contents.trim_end().expose()).map_err(|detail| {
         format!(
-            "{path}: {detail}; put a copy of it in its place. Without one, what this root wrapped \
-             is lost: move the file away to have a new key made"
+            "{path}: {detail}; restore it from a copy. Without one, what this root wrapped \
+             is lost: move the file away to create a new key"
         )
     })
 }
@@ -242,16 +242,16 @@ fn render(key: &KeyBytes) -> Zeroizing<String> {
 }
 
 fn parse(text: &[u8]) -> Result<KeyBytes, &'static str> {
-    let rest = text.strip_prefix(MAGIC.as_bytes()).ok_or("it is no key file of this version")?;
+    let rest = text.strip_prefix(MAGIC.as_bytes()).ok_or("it is not a key file of this version")?;
     let mut key = Zeroizing::new([0; 32]);
     let digits = rest.get(1..=KEY_DIGITS).ok_or("it is damaged")?;
     base16ct::lower::decode(digits, &mut *key).map_err(|_| "it is damaged")?;
     let key = KeyBytes::from_slice(&*key).ok_or("it is damaged")?;
-    // The check, the length and all that was skipped.
+    // Compares the check value, the length and the separators.
     if render(&key).trim_end().as_bytes() == text { Ok(key) } else { Err("it is damaged") }
 }
 
-/// Tells a damaged key from a whole one: 4 bytes of its SHA-256, which tell nothing else of 2^256.
+/// The check value, which detects a damaged key: 4 bytes of its SHA-256.
 fn check(key: &KeyBytes) -> [u8; 4] {
     let hash = Sha256::new().chain_update(MAGIC).chain_update(key.expose()).finalize();
     hash.first_chunk().copied().unwrap_or_default()
@@ -276,7 +276,7 @@ impl super::Provider for Config {
         Ok(if init(self, data_dir)? {
             format!("a new key is in {}", path.display())
         } else {
-            format!("nothing is to be done: the key is in {}", path.display())
+            format!("nothing to do: the key is in {}", path.display())
         })
     }
 }

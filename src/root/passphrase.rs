@@ -1,17 +1,18 @@
 //! `passphrase`: a root key derived from a passphrase by Argon2id (RFC 9106).
 //!
-//! Every wrap names its salt and costs, so a root opens what another process wrapped with the same
-//! passphrase. A derivation takes about a quarter of a second and 64 MiB, so derived keys are kept,
-//! and one is derived at a time.
+//! Every wrap contains its salt and costs, so a root unwraps what another process wrapped with the
+//! same passphrase. A derivation takes about a quarter of a second and 64 MiB, so derived keys are
+//! kept, and only one is derived at a time.
 
 use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::aead::Cipher;
@@ -22,25 +23,25 @@ use crate::secret::{KeyBytes, SecretBytes};
 
 use super::{Context, Error, IfMissing, RootKey, sealed};
 
-mod setting;
+mod kdf;
 
-use setting::{Cost, SALT_LEN, Setting};
+use kdf::{Cost, KdfParams, SALT_LEN};
 
-/// The first byte of a wrap. Then follow the [`Setting`] (28 bytes), nonce (12), sealed KEK
+/// The first byte of a wrap. Then follow the [`KdfParams`] (28 bytes), nonce (12), sealed KEK
 /// (16 or 32) and tag (16).
 const FORMAT: u8 = 1;
 
-/// Derived keys that are kept: one for each process that ever made a salt, as a rule.
+/// The number of derived keys that are kept: usually there is one per process that made a salt.
 const KEYS: usize = 16;
 
 /// One `[[root]]` with `kind = "passphrase"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
     /// The root's name in records and metrics.
     pub name: String,
-    /// The file with the passphrase; white space at its end does not count.
+    /// The file with the passphrase; trailing white space is ignored.
     pub passphrase_file: Option<PathBuf>,
     /// The passphrase itself, from the environment: it has no place in a configuration file.
     #[serde(skip)]
@@ -48,10 +49,10 @@ pub struct Config {
     /// The memory that Argon2id takes for a new wrap's key, in bytes; 19 MiB to 256 MiB.
     #[serde(default = "default_memory", deserialize_with = "human_units::size::deserialize")]
     pub memory: usize,
-    /// Its passes over it; 2 to 10.
+    /// The number of passes over the memory; 2 to 10.
     #[serde(default = "default_passes", deserialize_with = "human_units::number::deserialize")]
     pub passes: u32,
-    /// Its lanes; 1 to 4.
+    /// The number of lanes; 1 to 4.
     #[serde(default = "default_lanes", deserialize_with = "human_units::number::deserialize")]
     pub lanes: u32,
 }
@@ -95,8 +96,8 @@ impl Config {
         }
     }
 
-    /// Whether the costs are in bounds, and there is one passphrase that can be read. A pipe is left alone: what is read from
-    /// it is gone.
+    /// Checks that the costs are in bounds and that there is one readable passphrase. A pipe is not read,
+    /// since its contents can only be read once.
     pub(super) fn check(&self) -> Result<(), String> {
         self.cost()?;
         let is_pipe =
@@ -107,12 +108,12 @@ impl Config {
         }
     }
 
-    /// What a new wrap's key costs.
+    /// The cost of new wraps.
     fn cost(&self) -> Result<Cost, String> {
         Cost::configured(self.memory, self.passes, self.lanes)
     }
 
-    /// The passphrase from wherever it comes.
+    /// The passphrase, from the file or the environment.
     fn read(&self) -> Result<Arc<SecretBytes>, String> {
         let (secret, source) = match (&self.passphrase_file, &self.passphrase) {
             (Some(path), None) => {
@@ -123,12 +124,12 @@ impl Config {
             }
             (None, Some(secret)) => (Arc::clone(secret), "the environment".to_owned()),
             (Some(_), Some(_)) => {
-                return Err("the passphrase is given twice, by passphrase_file and by the \
-                            environment; give it once"
+                return Err("the passphrase is set twice, by passphrase_file and by the \
+                            environment; set it once"
                     .to_owned());
             }
             (None, None) => {
-                return Err("no passphrase is given; name a file in passphrase_file".to_owned());
+                return Err("there is no passphrase; name a file in passphrase_file".to_owned());
             }
         };
         if secret.expose().is_empty() {
@@ -138,7 +139,7 @@ impl Config {
     }
 }
 
-/// The keys that a passphrase gives.
+/// The keys that are derived from a passphrase.
 pub struct Root {
     /// The root's name, for the log; empty without a configuration.
     name: String,
@@ -147,24 +148,25 @@ pub struct Root {
     keys: Mutex<Keys>,
     /// Held during a derivation.
     deriving: Arc<tokio::sync::Mutex<()>>,
-    /// Whether it was said that there are wraps with a weaker cost.
+    /// Whether wraps with a weaker cost were already reported.
     told: AtomicBool,
 }
 
 /// Derived keys.
 #[derive(Default)]
 struct Keys {
-    /// What this process wraps with: the salt of the first wrap that it opened, so that one root
-    /// has one salt for as long as it can; a fresh one if it has to wrap before.
-    own: Option<(Setting, Arc<Cipher>)>,
-    /// Keys that opened a wrap, the latest last. Others are not kept: a made-up wrap drives none out.
-    proven: Vec<(Setting, Arc<Cipher>)>,
+    /// The key for new wraps. It has the salt of the first wrap that was unwrapped, so that a root keeps
+    /// one salt as long as possible, or a new one if nothing was unwrapped before.
+    own: Option<(KdfParams, Arc<Cipher>)>,
+    /// Keys that have unwrapped something, the latest last. No others are kept, so a forged wrap evicts
+    /// none.
+    proven: Vec<(KdfParams, Arc<Cipher>)>,
 }
 
 impl Keys {
-    fn find(&self, setting: Setting) -> Option<Arc<Cipher>> {
+    fn find(&self, params: KdfParams) -> Option<Arc<Cipher>> {
         let mut all = self.own.iter().chain(&self.proven);
-        all.find(|(other, _)| *other == setting).map(|(_, cipher)| Arc::clone(cipher))
+        all.find(|(other, _)| *other == params).map(|(_, cipher)| Arc::clone(cipher))
     }
 }
 
@@ -172,14 +174,14 @@ impl Root {
     /// Reads the passphrase. Nothing is derived yet.
     ///
     /// # Errors
-    /// What is wrong, for an operator: no passphrase, two, an empty one, its file can't be read, or a
-    /// cost is out of bounds.
+    /// A message for an operator: there is no passphrase, there are two, it is empty, its file can't be
+    /// read, or a cost is out of bounds.
     pub async fn open(config: &Config) -> Result<Self, String> {
         let root = Self::with_cost(config.read()?, config.cost()?);
         Ok(Self { name: config.name.clone(), ..root })
     }
 
-    /// A root with this passphrase, which is taken as it is; 64 MiB, 3 passes and 1 lane.
+    /// A root with this passphrase, which is not trimmed; 64 MiB, 3 passes and 1 lane.
     ///
     /// # Errors
     /// [`Empty`].
@@ -202,42 +204,42 @@ impl Root {
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock()
     }
 
     /// The key to wrap with.
-    async fn own(&self) -> Result<(Setting, Arc<Cipher>), Error> {
+    async fn own(&self) -> Result<(KdfParams, Arc<Cipher>), Error> {
         let own = || self.keys().own.clone();
         if let Some(own) = own() {
             return Ok(own);
         }
         let turn = Arc::clone(&self.deriving).lock_owned().await;
-        // Whoever had the turn before may have been as far.
+        // The previous holder of the turn may have done it.
         if let Some(own) = own() {
             return Ok(own);
         }
         let mut salt = [0; SALT_LEN];
         random::fill(&mut salt).map_err(|error| Error::Away(error.to_string()))?;
-        let setting = Setting { cost: self.cost, salt };
-        let (cipher, _turn) = self.derive(setting, turn).await?;
-        Ok(self.keys().own.insert((setting, cipher)).clone())
+        let params = KdfParams { cost: self.cost, salt };
+        let (cipher, _turn) = self.derive(params, turn).await?;
+        Ok(self.keys().own.insert((params, cipher)).clone())
     }
 
-    /// Derives a key away from the async threads. The turn goes along, so that a caller who gives
-    /// up does not let the next one start before this derivation has ended.
+    /// Derives a key on a blocking thread. The task owns the turn, so that the next derivation does not
+    /// start before this one has ended, even if the caller gives up.
     async fn derive(
         &self,
-        setting: Setting,
+        params: KdfParams,
         turn: OwnedMutexGuard<()>,
     ) -> Result<(Arc<Cipher>, OwnedMutexGuard<()>), Error> {
         let passphrase = Arc::clone(&self.passphrase);
-        let derived = tokio::task::spawn_blocking(move || (setting.derive(&passphrase), turn));
+        let derived = tokio::task::spawn_blocking(move || (params.derive(&passphrase), turn));
         let (key, turn) = derived.await.map_err(|error| Error::Away(error.to_string()))?;
         let key = key.ok_or_else(|| Error::Away("the key can't be derived".to_owned()))?;
         Ok((Arc::new(Cipher::new(&key)), turn))
     }
 
-    /// Says once that a wrap opened whose passphrase is easier to guess than is wanted by now.
+    /// Logs once that there is a wrap whose cost is lower than what is configured.
     fn tell(&self, cost: Cost) {
         if cost.is_weaker_than(self.cost) && !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -245,43 +247,43 @@ impl Root {
                 memory_kib = cost.memory,
                 passes = cost.passes,
                 "there are wraps with an outdated cost, less than is configured; \
-                 `kms-proxy root rewrap` makes them anew"
+                 `kms-proxy root rewrap` replaces them"
             );
         }
     }
 
     /// Remembers a key that opened a wrap.
-    fn proven(&self, setting: Setting, cipher: Arc<Cipher>) {
+    fn proven(&self, params: KdfParams, cipher: Arc<Cipher>) {
         let mut keys = self.keys();
-        if keys.own.is_none() && setting.cost == self.cost {
-            keys.own = Some((setting, cipher));
+        if keys.own.is_none() && params.cost == self.cost {
+            keys.own = Some((params, cipher));
             return;
         }
         if keys.proven.len() == KEYS {
             keys.proven.remove(0);
         }
-        keys.proven.push((setting, cipher));
+        keys.proven.push((params, cipher));
     }
 }
 
 #[async_trait]
 impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
-        let (setting, cipher) = self.own().await?;
-        let head = [&[FORMAT], &setting.to_bytes()[..]].concat();
+        let (params, cipher) = self.own().await?;
+        let head = [&[FORMAT], &params.to_bytes()[..]].concat();
         sealed::seal(&cipher, context, &head, kek)
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
         let rest = sealed::after_format(wrapped, FORMAT)?;
-        let (setting, sealed) = rest.split_first_chunk().ok_or_else(sealed::wrong_length)?;
-        let setting = Setting::from_bytes(setting);
-        setting.cost.check(self.cost).map_err(Error::Wrong)?;
+        let (params, sealed) = rest.split_first_chunk().ok_or_else(sealed::wrong_length)?;
+        let params = KdfParams::from_bytes(params);
+        params.cost.check(self.cost).map_err(Error::Wrong)?;
         sealed::check_length(context, sealed)?;
         let open = |cipher: &Cipher| {
             sealed::open(cipher, context, sealed, "the passphrase is another one")
         };
-        let find = || self.keys().find(setting);
+        let find = || self.keys().find(params);
         if let Some(cipher) = find() {
             return open(&cipher);
         }
@@ -289,20 +291,20 @@ impl RootKey for Root {
         if let Some(cipher) = find() {
             return open(&cipher);
         }
-        let (cipher, _turn) = self.derive(setting, turn).await?;
+        let (cipher, _turn) = self.derive(params, turn).await?;
         let kek = open(&cipher)?;
-        self.tell(setting.cost);
-        self.proven(setting, cipher);
+        self.tell(params.cost);
+        self.proven(params, cipher);
         Ok(kek)
     }
 
-    /// By the cost, and by the salt once this process has one to wrap with.
+    /// Compares the cost, and the salt once this process has one to wrap with.
     fn is_current(&self, wrapped: &[u8]) -> bool {
-        let setting = sealed::after_format(wrapped, FORMAT).ok();
-        let setting = setting.and_then(|rest| rest.first_chunk()).map(Setting::from_bytes);
-        let own = self.keys().own.as_ref().map(|(setting, _)| *setting);
-        setting.is_some_and(|setting| {
-            setting.cost == self.cost && own.is_none_or(|own| own.salt == setting.salt)
+        let params = sealed::after_format(wrapped, FORMAT).ok();
+        let params = params.and_then(|rest| rest.first_chunk()).map(KdfParams::from_bytes);
+        let own = self.keys().own.as_ref().map(|(params, _)| *params);
+        params.is_some_and(|params| {
+            params.cost == self.cost && own.is_none_or(|own| own.salt == params.salt)
         })
     }
 
@@ -315,7 +317,7 @@ impl RootKey for Root {
     }
 }
 
-/// A passphrase without a byte in it.
+/// An empty passphrase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the passphrase is empty")]
 pub struct Empty;
@@ -331,7 +333,7 @@ impl super::Provider for Config {
     }
 
     async fn init(&self, _: &Path) -> Result<String, String> {
-        Ok("nothing is to be done: the passphrase is all there is".to_owned())
+        Ok("nothing to do: the passphrase is the key".to_owned())
     }
 }
 

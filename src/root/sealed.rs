@@ -24,7 +24,7 @@ pub(super) fn seal(
     Ok([head, &nonce, &sealed, &tag].concat())
 }
 
-/// Opens what follows the head. `advice` is what else a failure may mean.
+/// Opens what follows the head. `advice` is the first possible reason of a failure.
 pub(super) fn open(
     cipher: &Cipher,
     context: Context<'_>,
@@ -48,13 +48,13 @@ pub(super) fn after_format(wrapped: &[u8], format: u8) -> Result<&[u8], Error> {
     match wrapped.split_first() {
         Some((&found, rest)) if found == format => Ok(rest),
         Some((found, _)) => {
-            Err(Error::Wrong(format!("its format is {found}, this version reads {format}")))
+            Err(Error::Wrong(format!("its format is {found}, and this version reads {format}")))
         }
         None => Err(wrong_length()),
     }
 }
 
-/// Whether what follows the head has the length of a KEK's.
+/// Whether what follows the head has the length of a sealed KEK.
 pub(super) fn check_length(context: Context<'_>, sealed: &[u8]) -> Result<(), Error> {
     if sealed.len() == NONCE_LEN + context.suite.key_len() + TAG_LEN {
         Ok(())
@@ -64,5 +64,5 @@ pub(super) fn check_length(context: Context<'_>, sealed: &[u8]) -> Result<(), Er
 }
 
 pub(super) fn wrong_length() -> Error {
-    Error::Wrong("its length is not one of a wrap".to_owned())
+    Error::Wrong("its length is not that of a wrap".to_owned())
 }

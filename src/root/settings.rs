@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::human_units;
 use crate::secret::SecretBytes;
 
 /// One `[[root]]` with `kind = "aws-kms"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct AwsKms {
@@ -29,7 +29,7 @@ pub struct AwsKms {
     /// A PEM file with the certificates to trust, in place of the system's.
     pub ca: Option<PathBuf>,
     /// How long a call may take with all its retries: 5 s by default.
-    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
+    #[serde(default = "five_seconds", with = "human_units::duration")]
     pub timeout: Duration,
 }
 
@@ -49,7 +49,7 @@ impl AwsKms {
 }
 
 /// One `[[root]]` with `kind = "pkcs11"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Pkcs11 {
@@ -74,7 +74,7 @@ pub struct Pkcs11 {
     #[serde(default)]
     pub gcm_iv: GcmIv,
     /// How long a caller waits for the token: 5 s by default.
-    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
+    #[serde(default = "five_seconds", with = "human_units::duration")]
     pub timeout: Duration,
 }
 
@@ -120,7 +120,7 @@ impl fmt::Debug for Pkcs11 {
 }
 
 /// Who makes the nonce of a wrap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GcmIv {
     /// This process, at random.
@@ -142,7 +142,7 @@ impl GcmIv {
 }
 
 /// One `[[root]]` with `kind = "vault-transit"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct VaultTransit {
@@ -175,7 +175,7 @@ pub struct VaultTransit {
     #[serde(default = "approle")]
     pub auth_mount: String,
     /// How long one call may take: 5 s by default.
-    #[serde(default = "five_seconds", deserialize_with = "human_units::duration::deserialize")]
+    #[serde(default = "five_seconds", with = "human_units::duration")]
     pub timeout: Duration,
 }
 

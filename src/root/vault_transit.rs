@@ -1,7 +1,8 @@
 //! `vault-transit`: a key in the transit engine of Vault or OpenBao, which never leaves it.
 //!
-//! This file owns the two calls and what is looked at before them. What they say is in `key`, tokens
-//! are the session's, HTTP is the client's. A KEK is bound to its context as associated data, which transit's AEADs take.
+//! This file owns the two calls and the checks before them. `key` owns their paths, bodies and errors,
+//! `session` the tokens, `client` the HTTP. The context of a KEK is passed as associated data, which
+//! transit's AEADs authenticate.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ mod client;
 mod config;
 mod key;
 mod login;
-mod refusals;
+mod login_backoff;
 mod session;
 mod token;
 mod wrapped;
@@ -33,8 +34,7 @@ use key::{Ciphertext, Data, Decrypted, Description, Encrypted, Key, Plaintext};
 use session::Session;
 use wrapped::Wrapped;
 
-/// How long a wrap or an unwrap may take with all that belongs to it, such as a login. The service
-/// gives it 15 seconds.
+/// How long a wrap or an unwrap may take, including a login. The service waits 15 seconds.
 const DEADLINE: Duration = Duration::from_secs(14);
 
 /// A key of a transit engine.
@@ -43,11 +43,11 @@ pub struct Root {
     client: Arc<Client>,
     session: Arc<Session>,
     keeper: JoinHandle<()>,
-    /// Whether it was seen that the key exists, or that nobody lets this root see.
+    /// Whether the key is known to exist, or the policy does not allow this root to check.
     looked: AtomicBool,
-    /// Whether it was seen that the server binds a ciphertext to associated data.
+    /// Whether the server is known to bind a ciphertext to associated data.
     binds: AtomicBool,
-    /// The latest version of the key that was seen; 0 for none.
+    /// The latest version of the key that a response named; 0 if none did.
     latest: AtomicU32,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Root {
 }
 
 impl Root {
-    /// Sets the root up. The server is not asked, so it may be away.
+    /// Opens the root. This makes no call, so the server may be unavailable.
     ///
     /// # Errors
     /// What is wrong with the settings or the files that they name, for an operator.
@@ -67,8 +67,8 @@ impl Root {
         if config.is_in_the_open() {
             tracing::warn!(
                 root = config.name,
-                "the address is plain http beyond this machine: whoever sees the traffic reads \
-                 the token and every KEK; use https"
+                "the address is plain http to another machine: anyone who sees the traffic can \
+                 read the token and every KEK; use https"
             );
         }
         let client = Arc::new(Client::new(config)?);
@@ -85,7 +85,7 @@ impl Root {
         })
     }
 
-    /// Makes a call, with another token when the first one is refused.
+    /// Makes a call, and retries it with another token if the first one is refused.
     async fn call(&self, call: &Call) -> Result<Answer, Error> {
         let token = self.session.token().await?;
         let answer = self.client.send(call, Some(&token.secret)).await?;
@@ -102,8 +102,8 @@ impl Root {
         Err(self.session.refusal(&other, &call.path).await)
     }
 
-    /// Looks whether the key is there, once: an encrypt would make a missing one if the policy
-    /// lets it. A policy that does not let this root look is fine.
+    /// Checks once that the key exists: encrypting would create a missing one if the policy allows it.
+    /// A policy may deny this check.
     async fn look(&self) -> Result<(), Error> {
         if self.looked.load(Ordering::Relaxed) {
             return Ok(());
@@ -142,15 +142,15 @@ impl Root {
         }
         let Data { data: Encrypted { ciphertext } } = answer.read()?;
         let wrapped = Wrapped::from_text(&ciphertext).ok_or_else(|| {
-            Error::Denied("what it gives is not a ciphertext of an AEAD of transit".to_owned())
+            Error::Denied("its response is not a ciphertext of an AEAD of transit".to_owned())
         })?;
         self.check_binding(wrapped).await?;
         self.latest.fetch_max(wrapped.version, Ordering::Relaxed);
         Ok(wrapped.to_bytes())
     }
 
-    /// Sees once that a wrap does not open without its context: servers of long ago take associated
-    /// data and ignore it, and a wrap could then be passed off as another chain's.
+    /// Checks once that a wrap does not open without its context: old servers ignore associated data,
+    /// and a wrap could then be passed off as that of another chain.
     async fn check_binding(&self, wrapped: Wrapped<'_>) -> Result<(), Error> {
         if self.binds.load(Ordering::Relaxed) {
             return Ok(());
@@ -159,9 +159,9 @@ impl Root {
         let call = Call::post(self.key.path("decrypt"), &body)?;
         match self.call(&call).await {
             Ok(answer) if answer.status.is_success() => Err(Error::Denied(
-                "this server ignores associated data; it is too old for this".to_owned(),
+                "this server ignores associated data; it is too old to be used safely".to_owned(),
             )),
-            // A policy that lets nothing be decrypted leaves nothing to see.
+            // If the policy does not allow decrypting, this can't be checked.
             Ok(_) | Err(Error::Denied(_)) => {
                 self.binds.store(true, Ordering::Relaxed);
                 Ok(())
@@ -182,7 +182,7 @@ impl Root {
         let Data { data: Decrypted { plaintext } } = answer.read()?;
         let kek = STANDARD.decode_to_vec(plaintext.as_bytes()).map(Zeroizing::new).ok();
         kek.and_then(|kek| KeyBytes::from_slice(&kek))
-            .ok_or_else(|| Error::Wrong("what it opens to is no KEK".to_owned()))
+            .ok_or_else(|| Error::Wrong("it unwraps to something that is not a KEK".to_owned()))
     }
 }
 
@@ -196,7 +196,7 @@ impl RootKey for Root {
         in_time(self.decrypt(context, Wrapped::from_bytes(wrapped)?)).await
     }
 
-    /// By the latest version that this process saw, when it looked at the key or wrapped.
+    /// Compares with the latest version that this process has seen, in a check or a wrap.
     fn is_current(&self, wrapped: &[u8]) -> bool {
         let latest = self.latest.load(Ordering::Relaxed);
         Wrapped::from_bytes(wrapped).is_ok_and(|wrapped| wrapped.version >= latest)

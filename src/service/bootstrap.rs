@@ -57,8 +57,13 @@ impl KeyService {
         let core = Arc::new(Core {
             placement,
             store: Arc::new(MonitoredStore::new(store, Arc::clone(&clock), Arc::clone(&metrics))),
-            keyring: Keyring::new(roots, config.keks, Arc::clone(&clock), Arc::clone(&metrics)),
-            deks: DekCache::new(config.dek_entries, config.dek_max_age),
+            keyring: Keyring::new(
+                roots,
+                config.cache.keks,
+                Arc::clone(&clock),
+                Arc::clone(&metrics),
+            ),
+            deks: DekCache::new(config.cache.dek_entries, config.cache.dek_max_age),
             unknown: Unknown::new(),
             unknown_chains: Unknown::new(),
             lookups: Semaphore::new(CONCURRENT_LOOKUPS),
@@ -130,7 +135,7 @@ type Chains = HashMap<ChainName, Arc<Chain>>;
 impl Core {
     /// `default`, then those of the configuration.
     fn named_chains(&self) -> impl Iterator<Item = ChainName> {
-        ChainName::new(DEFAULT_CHAIN).into_iter().chain(self.config.names.iter().cloned())
+        ChainName::new(DEFAULT_CHAIN).into_iter().chain(self.config.chain.names.iter().cloned())
     }
 
     /// The head of a chain as it is made.
@@ -149,7 +154,7 @@ impl Core {
 
     /// Creates the named chains that are missing, and loads all chains.
     async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
-        let head = self.new_head(self.config.suite, self.config.limits);
+        let head = self.new_head(self.config.chain.suite, self.config.chain.limits());
         for name in self.named_chains() {
             records::create(&*self.store, &name, &head).await.map_err(|error| {
                 let why = error.to_string();

@@ -45,7 +45,7 @@ impl Builder {
 
     /// Adds a chain, which is created at the start if the store does not have it.
     pub fn chain(mut self, name: ChainName) -> Self {
-        self.config.names.push(name);
+        self.config.chain.names.push(name);
         self
     }
 

@@ -153,6 +153,6 @@ impl Core {
     pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
         !self.shared
             || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))
-                < self.config.offline_grace
+                < self.config.cache.offline_grace
     }
 }

@@ -239,7 +239,7 @@ impl KeyService {
             ));
         }
         if let Some(dek) = deks.get(&chain.name, header, now) {
-            metrics.dek_cache_hits.inc();
+            metrics.dek_cache.hits.inc();
             return Ok((snapshot, dek));
         }
         let held = snapshot.kek(id).cloned().or_else(|| keyring.in_memory(&chain.name, id));
@@ -268,7 +268,7 @@ impl KeyService {
             }
         };
         let dek = kek.open_dek(header).map_err(decrypt_error)?;
-        metrics.dek_cache_misses.inc();
+        metrics.dek_cache.misses.inc();
         Ok((snapshot, deks.insert(&chain.name, header, dek, now)))
     }
 

@@ -206,7 +206,7 @@ fn changed(core: &Core, chain: &Chain, id: KekId, kek: &Kek, change: Change) -> 
 /// that started later must use the wall clock for the time before its start.
 fn until_destroyable(core: &Core, chain: &Chain, id: KekId, disabled_at: Option<u64>) -> Duration {
     let (now, unix_now) = (core.clock.now(), core.clock.unix_now());
-    let delay = core.config.destroy_delay.max(MIN_DESTROY_DELAY);
+    let delay = core.config.chain.destroy_delay.max(MIN_DESTROY_DELAY);
     let seen = chain.disabled.seen(id, now);
     let disabled_at = disabled_at.unwrap_or(unix_now);
     let is_future = disabled_at > unix_now;

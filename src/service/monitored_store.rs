@@ -40,7 +40,7 @@ enum Access {
 
 impl MonitoredStore {
     pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
-        metrics.store_up.set(1);
+        metrics.store.up.set(1);
         Self { store, clock, metrics, last_error: Mutex::new(None) }
     }
 
@@ -111,7 +111,7 @@ impl MonitoredStore {
                     let since = self.clock.unix_now();
                     *last_error = Some(LastError { detail: detail.clone(), since, of_writes });
                 }
-                self.metrics.store_up.set(0);
+                self.metrics.store.up.set(0);
             }
             Ok(_) | Err(Error::Corrupt { .. })
                 if access == Access::Read && last_error.as_ref().is_some_and(|it| it.of_writes) => {
@@ -121,7 +121,7 @@ impl MonitoredStore {
                 if last_error.take().is_some() {
                     tracing::info!(store = self.store.kind(), "the store is available again");
                 }
-                self.metrics.store_up.set(1);
+                self.metrics.store.up.set(1);
             }
         }
         result

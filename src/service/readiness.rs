@@ -10,7 +10,7 @@ impl KeyService {
     /// Updates the gauges that are computed when they are read.
     pub fn refresh_metrics(&self) {
         let deks = &self.core.deks;
-        self.core.metrics.dek_cache_holds(deks.len(), deks.evicted());
+        self.core.metrics.dek_cache.holds(deks.len(), deks.evicted());
         let missing: Vec<_> =
             self.chains.load().values().map(|chain| chain.missing_wraps.load_full()).collect();
         self.core.keyring.roots.report_missing(missing.iter().map(|chain| chain.as_slice()));

@@ -57,7 +57,8 @@ impl KeyService {
         }
         let (now, mut asked, mut away) = (core.clock.now(), 0, HashSet::new());
         for (chain, id) in self.held() {
-            let Some(age) = core.keyring.check_due(&chain.name, id, core.config.kek_max_age, now)
+            let Some(age) =
+                core.keyring.check_due(&chain.name, id, core.config.cache.kek_max_age, now)
             else {
                 continue;
             };
@@ -135,7 +136,7 @@ impl KeyService {
         let chains = self.chains.load_full();
         for (name, id) in core.keyring.inline_keks() {
             let due = core.keyring.inline_checked(&name, id, now);
-            let due = due.filter(|&(age, _)| is_due(id, age, core.config.kek_max_age));
+            let due = due.filter(|&(age, _)| is_due(id, age, core.config.cache.kek_max_age));
             let (Some((age, roots)), Some(chain)) = (due, chains.get(&name)) else { continue };
             let opening = if away.contains(&roots) {
                 Opening::Away
@@ -156,7 +157,11 @@ impl KeyService {
         let core = &self.core;
         let detail = match opening {
             Opening::Opens => return core.keyring.checked(&chain.name, id, core.clock.now()),
-            Opening::Away if age < core.config.kek_max_age + core.config.offline_grace => return,
+            Opening::Away
+                if age < core.config.cache.kek_max_age + core.config.cache.offline_grace =>
+            {
+                return;
+            }
             Opening::Away => "its roots have been unavailable for longer than cache.offline_grace",
             Opening::Refused => "no root opens it any more",
         };

@@ -97,7 +97,11 @@ async fn start_with(
     clock: &Arc<ManualClock>,
     limits: Limits,
 ) -> Arc<KeyService> {
-    let config = Config { limits, wait: Duration::from_secs(2), ..Config::default() };
+    let config = Config {
+        chain: ChainConfig::with_limits(limits),
+        wait: Duration::from_secs(2),
+        ..Config::default()
+    };
     let named = |&(name, root): &(&str, &Arc<TestRoot>)| root::Named {
         name: name.into(),
         root: Arc::clone(root) as _,

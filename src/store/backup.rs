@@ -24,7 +24,7 @@ use crate::files;
 use crate::id::ChainName;
 use crate::timestamp::rfc3339;
 
-use super::copy::{Report, choose};
+use super::copy::{CopyReport, choose};
 use super::record;
 use super::{Error, Found, Ids, Problem, Store, head, pairs};
 
@@ -90,8 +90,8 @@ pub async fn write(
     path: &Path,
     only: &[ChainName],
     now: u64,
-    progress: impl FnMut(&Report),
-) -> Result<Report, WriteError> {
+    progress: impl FnMut(&CopyReport),
+) -> Result<CopyReport, WriteError> {
     // Again when it is written; here so that nobody waits in vain.
     if path.try_exists()? {
         return Err(WriteError::Exists);
@@ -109,9 +109,9 @@ pub async fn to_bytes(
     store: &dyn Store,
     only: &[ChainName],
     now: u64,
-    mut progress: impl FnMut(&Report),
-) -> Result<(Vec<u8>, Report), WriteError> {
-    let mut report = Report::default();
+    mut progress: impl FnMut(&CopyReport),
+) -> Result<(Vec<u8>, CopyReport), WriteError> {
+    let mut report = CopyReport::default();
     let mut lines = Vec::new();
     for chain in choose(store, only, &mut report.problems).await? {
         let (of_chain, problems) = collect(store, &chain).await?;

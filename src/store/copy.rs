@@ -35,7 +35,7 @@ pub enum Primaries {
 
 /// What a copy has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct CopyReport {
     /// Chains that the target holds now as the source does.
     pub chains: u64,
     /// Records written where there was none.
@@ -61,9 +61,9 @@ pub async fn copy(
     to: &dyn Store,
     only: &[ChainName],
     primaries: Primaries,
-    mut progress: impl FnMut(&Report),
-) -> Result<Report, Error> {
-    let mut report = Report::default();
+    mut progress: impl FnMut(&CopyReport),
+) -> Result<CopyReport, Error> {
+    let mut report = CopyReport::default();
     for chain in choose(from, only, &mut report.problems).await? {
         let copy = chain::Copy { from, to, chain: &chain, primaries };
         copy.run(&mut report, &mut progress).await?;

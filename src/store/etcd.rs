@@ -22,7 +22,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use failure::Failure;
+use failure::CallError;
 use members::Members;
 
 pub use super::settings::{Etcd as Config, EtcdTls as Tls};
@@ -203,8 +203,8 @@ impl super::Store for Store {
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<CallError> for Error {
+    fn from(failure: CallError) -> Self {
         Self::Unavailable { detail: failure.detail, maybe_applied: failure.maybe_applied }
     }
 }

@@ -11,31 +11,33 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redb::ReadableDatabase;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::files;
 
 use super::{Committed, Entry, Error, Revision, Txn};
 
+mod create;
 mod database;
+mod error;
 mod layout;
 mod open;
-mod rescue;
+mod salvage;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
+use create::{Opener, plain};
 use database::{Database, IfMissing};
 use layout::RECORDS;
-use open::Opener;
 use writer::Writer;
 
 /// How long a call waits for the disk before it gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `[store]` with `kind = "file"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The data directory; made with mode 0700 when it is missing.
@@ -78,7 +80,7 @@ impl Store {
     /// What is wrong, for an operator: another process uses the directory, the file is damaged or
     /// of a newer format, it disappeared, or it can't be read and written.
     pub async fn open(directory: &Path) -> Result<Self, String> {
-        Self::open_with(directory, IfMissing::MakeFirst, Box::new(open::plain)).await
+        Self::open_with(directory, IfMissing::MakeFirst, Box::new(plain)).await
     }
 
     /// The same, and makes a store also where one disappeared.
@@ -86,7 +88,7 @@ impl Store {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub async fn open_or_make(directory: &Path) -> Result<Self, String> {
-        Self::open_with(directory, IfMissing::Make, Box::new(open::plain)).await
+        Self::open_with(directory, IfMissing::Make, Box::new(plain)).await
     }
 
     async fn open_with(

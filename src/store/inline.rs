@@ -7,10 +7,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::id::{ChainName, KekId};
 
@@ -18,7 +18,7 @@ use super::record::{self, Kek, Part, Record, State};
 use super::{Committed, Entry, Error, Txn, memory};
 
 /// `[store]` with `kind = "inline"`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The directory for what this machine alone keeps: the key file of a `local` root, and nothing
@@ -52,7 +52,7 @@ impl Store {
 
     /// Notes the KEKs that a txn retires; what deletes those that are too many.
     fn note_retired(&self, retired: Vec<(ChainName, KekId)>) -> Txn {
-        let mut known = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.retired.lock();
         let mut txn = Txn::default();
         for (chain, id) in retired {
             let of_chain = known.entry(chain.clone()).or_default();
@@ -194,6 +194,6 @@ mod tests {
             };
             assert_eq!(store.commit(txn).await, Ok(Committed::Conflict));
         }
-        assert!(store.retired.lock().unwrap().is_empty());
+        assert!(store.retired.lock().is_empty());
     }
 }

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::human_units;
 use crate::secret::SecretBytes;
 
 /// `[store]` with `kind = "etcd"`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Etcd {
     /// The members' URLs: `https://` all of them, or `http://`.
@@ -33,7 +33,7 @@ pub struct Etcd {
     /// Certificates.
     pub tls: Option<EtcdTls>,
     /// How long one member may take for one call: 2 s.
-    #[serde(default = "default_timeout", deserialize_with = "human_units::duration::deserialize")]
+    #[serde(default = "default_timeout", with = "human_units::duration")]
     pub timeout: Duration,
     /// The directory for what this machine alone keeps, such as the key file of a `local` root.
     #[serde(default = "default_data_dir")]
@@ -41,7 +41,7 @@ pub struct Etcd {
 }
 
 /// Certificates, as PEM files.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EtcdTls {
     /// The authorities that the members' certificates are checked by; the system's when it is not

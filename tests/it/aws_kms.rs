@@ -218,7 +218,7 @@ async fn no_level_of_the_log_shows_a_kek_or_a_credential() {
 async fn settings_that_can_not_be_meant_are_named_and_the_others_are_printed() {
     let front = Front::start(None).await;
     for (key, value, said) in [
-        ("TIMEOUT", "1h", "timeout: it is 100ms to 14s"),
+        ("TIMEOUT", "1h", "timeout: must be between 100ms and 14s"),
         ("ENDPOINT", "kms.example", "endpoint: "),
         ("REGION", "Frankfurt", "region: "),
         ("KEY_ID", "", "key_id: "),

@@ -238,7 +238,7 @@ fn the_configuration_in_force_is_printed_and_can_be_read_back() {
     std::fs::write(&file, &printed).unwrap();
     assert_eq!(good_text(check()), printed);
     std::fs::write(&file, "[server]\nlisten = '0.0.0.0:8080'\n").unwrap();
-    assert!(refused(check(), 2).contains("server.listen: it is not a loopback address"));
+    assert!(refused(check(), 2).contains("server.listen: this is not a loopback address"));
     std::fs::remove_file(&file).unwrap();
     assert!(refused(check(), 2).contains("kms-proxy.toml"));
 }

@@ -26,7 +26,7 @@ async fn readiness_goes_first_and_requests_are_taken_until_the_delay_is_over() {
     decrypt_all(&service, &[sealed]).await;
     assert!(service.is_listening().await);
     service.signal(Signal::TERM);
-    service.logged("the shutdown has begun already").await;
+    service.logged("the shutdown has already begun").await;
     service.encrypt("default", "aGVsbG8=").await;
     assert!(service.is_listening().await, "a second SIGTERM does not shorten the delay");
     // Two signals that wait at the same time are one.
@@ -47,7 +47,7 @@ async fn readiness_goes_first_and_requests_are_taken_until_the_delay_is_over() {
 async fn sighup_ends_nothing_where_there_is_nothing_to_read_again() {
     let service = Setup::new().start().await;
     service.signal(Signal::HUP);
-    service.logged("SIGHUP: files are read again").await;
+    service.logged("SIGHUP: reading files again").await;
     service.encrypt("default", "aGVsbG8=").await;
     service.stop().await;
 }

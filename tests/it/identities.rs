@@ -590,13 +590,14 @@ async fn rules_change_without_a_restart_and_a_broken_file_changes_nothing() {
     assert!(look("/metrics").await.contains("kms_proxy_rules_current 1"));
     world.clients.insert_str(0, "[chain]\nsuite = 'aes-256-gcm'\n");
     world.write();
-    let log = service.logged("what has changed beside the clients needs a restart").await;
+    let log =
+        service.logged("settings other than the clients have changed and need a restart").await;
     assert!(log.contains(r#""settings":"chain.suite""#), "{log}");
     assert!(log.contains("clients and permissions were reloaded"), "{log}");
     assert!(log.contains("the clients and permissions before it stay"), "{log}");
     world.clients = world.clients.replace("[chain]\nsuite = 'aes-256-gcm'\n", "");
     world.write();
-    service.logged("settings beside the clients are as they were at the start").await;
+    service.logged("settings other than the clients are the same as at the start again").await;
 }
 
 /// Also by clients that send all of it before they listen.

@@ -149,7 +149,7 @@ async fn a_second_sigterm_cuts_no_request_and_the_end_is_a_success() {
         service.signal(first);
         service.logged("finishing what is in flight").await;
         service.signal(Signal::TERM);
-        service.logged("the shutdown has begun already").await;
+        service.logged("the shutdown has already begun").await;
         let answer = talk(&mut stream, r#"{"plaintext":"AA"}"#).await;
         assert!(answer.contains("HTTP/1.1 400"), "the request is answered: {answer}");
         service.signal(Signal::TERM);
@@ -180,7 +180,7 @@ async fn a_second_sigint_ends_it_immediately_and_the_message_says_so() {
         service.logged("finishing what is in flight").await;
         if first == Signal::TERM {
             service.signal(Signal::INT);
-            service.logged("the shutdown has begun already").await;
+            service.logged("the shutdown has already begun").await;
         }
         service.signal(Signal::INT);
         let (code, log) = service.ended().await;

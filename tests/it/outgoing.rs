@@ -208,5 +208,5 @@ fn a_proxy_that_can_not_be_used_is_named_before_the_start() {
     }
     let setup = with_vault("s.x", "https://vault.test:8200/v1/");
     let said = String::from_utf8(setup.run(&["check-config"]).stderr).unwrap();
-    assert!(said.contains("address ends in /v1, which is added to it; leave it out"), "{said}");
+    assert!(said.contains("address must not end in /v1, which is added to it"), "{said}");
 }

@@ -155,10 +155,10 @@ async fn an_hsm_is_set_up_by_root_init_and_its_wraps_open_after_a_restart() {
     let service = by_file.start().await;
     decrypt_all(&service, &sealed).await;
     all += &service.stop().await;
-    assert!(!all.contains("others may read the file with the PIN"), "{all}");
+    assert!(!all.contains("other users can read the file with the PIN"), "{all}");
     std::fs::set_permissions(hsm.setup.file("pin"), PermissionsExt::from_mode(0o644)).unwrap();
     let service = by_file.start().await;
-    service.logged("others may read the file with the PIN").await;
+    service.logged("other users can read the file with the PIN").await;
     all += &service.stop().await;
     assert!(!all.contains(PIN), "{all}");
     let debug = format!("{:?}", PIN.as_bytes());
@@ -254,7 +254,7 @@ async fn what_can_never_work_ends_with_code_2_and_says_why() {
         ("SLOT", "1", "token_label and slot are both given"),
         ("PIN", PIN, "given twice"),
         ("PIN_FILE", "/no/such.pin", "pin_file /no/such.pin: No such file"),
-        ("TIMEOUT", "1m", "timeout is 100ms to 15s"),
+        ("TIMEOUT", "1m", "timeout must be between 100ms and 15s"),
         ("GCM_IV", "none", "expected caller or token"),
         ("SLOT", "first", "slot is a whole number"),
         ("PIN_LABEL", "x", "pin_label"),

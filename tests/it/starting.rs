@@ -58,7 +58,7 @@ async fn a_start_waits_for_etcd_and_answers_meanwhile_and_is_ready_by_itself() {
     ] {
         is_refused(&service, method, path).await;
     }
-    let log = service.logged("the store can't be used yet; the service waits for it").await;
+    let log = service.logged("the store is not usable yet; waiting for it").await;
     assert!(log.contains(&etcd.url()), "{log}");
     let admin = log.split_once("\"admin\":\"").unwrap().1.split('"').next().unwrap();
     let readiness = reqwest::get(format!("{admin}/readyz")).await.unwrap();

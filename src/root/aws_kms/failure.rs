@@ -1,8 +1,8 @@
-//! What a failed call means: the SDK's errors and KMS's codes, as the few that a caller can act on.
+//! Maps the SDK's errors and KMS's codes to the few errors that a caller can act on.
 //!
-//! Codes are compared as text, for the SDK models only some of them. What KMS says in words is
-//! passed on for those codes alone whose words are known to hold no secret: of a bad signature KMS
-//! repeats the session token.
+//! Codes are compared as text, since the SDK models only some of them. Messages of KMS are passed on
+//! only for codes whose messages are known to contain no secret: for a bad signature, KMS repeats the
+//! session token.
 
 use std::error::Error as StdError;
 
@@ -16,7 +16,7 @@ use crate::error_chain;
 
 use super::super::Error;
 
-/// Characters of KMS's own words, or of the SDK's, that are passed on.
+/// The number of characters of a message of KMS or the SDK that are passed on.
 const LONGEST_DETAIL: usize = 400;
 
 /// Why Encrypt failed. It never fails for a wrap.
@@ -32,7 +32,7 @@ pub(super) fn of_unwrap(error: &SdkError<DecryptError, HttpResponse>) -> Error {
     of(error)
 }
 
-/// There is no region, so nobody can be asked.
+/// There is no region, so there is no endpoint to call.
 pub(super) fn no_region() -> Error {
     Error::Away(
         "no region is known: set the root's region, or AWS_REGION, or make key_id an ARN"
@@ -40,7 +40,7 @@ pub(super) fn no_region() -> Error {
     )
 }
 
-/// An answer without what KMS always answers.
+/// A response without the fields that KMS always returns.
 pub(super) fn not_kms() -> Error {
     not_kms_but(200)
 }
@@ -55,11 +55,11 @@ where
             answered(code, message, answer.raw().status().as_u16(), error.request_id())
         }
         SdkError::TimeoutError(_) => Error::Away(
-            "no answer in time by AWS KMS, or by what gives the credentials; timeout bounds both"
+            "AWS KMS, or the source of the credentials, did not respond in time; timeout bounds both"
                 .to_owned(),
         ),
-        // The SDK asks for credentials where it connects; only what the connection itself says has
-        // a kind.
+        // The SDK gets credentials as part of connecting; only errors of the connection itself have a
+        // kind.
         SdkError::DispatchFailure(failure)
             if failure.is_other() && failure.as_other().is_none() =>
         {
@@ -93,7 +93,7 @@ fn answered(
     class(format!("{}{request}: {advice}{words}", line(code)))
 }
 
-/// The class, what to do, and whether KMS's own words may be passed on.
+/// The kind of error, what to do, and whether the message of KMS may be passed on.
 fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'static str, bool) {
     let is_clock = || message.contains("expired") || message.contains("not yet current");
     match code {
@@ -103,10 +103,10 @@ fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'st
         | "LimitExceeded"
         | "RequestLimitExceeded"
         | "TooManyRequestsException" => {
-            (Error::Away, "throttled: the account's quota of this region is used up", false)
+            (Error::Away, "throttled: the account's quota in this region is used up", false)
         }
         "KMSInternalException" | "DependencyTimeoutException" | "KeyUnavailableException" => {
-            (Error::Away, "AWS KMS has a fault of its own; it is tried again", false)
+            (Error::Away, "AWS KMS has an internal error; the call is retried", false)
         }
         "RequestExpired" | "RequestExpiredException" | "RequestTimeTooSkewed" => {
             (Error::Away, CLOCK, false)
@@ -119,10 +119,10 @@ fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'st
         | "SignatureDoesNotMatch"
         | "IncompleteSignature"
         | "IncompleteSignatureException" => {
-            (Error::Away, "the secret access key does not belong to the access key's id", false)
+            (Error::Away, "the secret access key does not match the access key id", false)
         }
         "ExpiredTokenException" | "ExpiredToken" => {
-            (Error::Away, "the credentials have expired: renew them where they come from", false)
+            (Error::Away, "the credentials have expired: renew them at their source", false)
         }
         "UnrecognizedClientException"
         | "UnrecognizedClient"
@@ -138,14 +138,14 @@ fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'st
         "DisabledException" => (Error::Denied, "the key is disabled: enable it", true),
         "KMSInvalidStateException" => (
             Error::Denied,
-            "the key is not in a state to be used: if it is pending deletion, cancel that and enable it",
+            "the key is in a state that does not allow this: if it is pending deletion, cancel that and enable it",
             true,
         ),
         "NotFoundException" => {
             (Error::Denied, "there is no such key in this region: check key_id and region", true)
         }
         "InvalidKeyUsageException" => {
-            (Error::Denied, "the key must be a symmetric one to encrypt and decrypt", true)
+            (Error::Denied, "the key must be symmetric and allow encrypting and decrypting", true)
         }
         "InvalidCiphertextException" => {
             (Error::Wrong, "it is damaged or was made for another KEK", false)
@@ -157,10 +157,10 @@ fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'st
             (Error::Wrong, "AWS KMS can't read it", false)
         }
         "ValidationException" => {
-            (Error::Denied, "AWS KMS can't read the call: check key_id", false)
+            (Error::Denied, "AWS KMS rejects the call as invalid: check key_id", false)
         }
         _ if status >= 500 || status == 429 => {
-            (Error::Away, "AWS KMS has a fault of its own; it is tried again", false)
+            (Error::Away, "AWS KMS has an internal error; the call is retried", false)
         }
         _ => (Error::Denied, "AWS KMS refuses the call", false),
     }
@@ -170,13 +170,13 @@ const CLOCK: &str = "this machine's clock is wrong: set it by NTP";
 
 fn not_kms_but(status: u16) -> Error {
     Error::Away(format!(
-        "what answered with HTTP status {status} is not AWS KMS: check the endpoint, and the \
-         proxies on the way"
+        "the server that answered with HTTP status {status} is not AWS KMS: check the endpoint, and \
+         any proxies"
     ))
 }
 
-/// The SDK's error with its causes. What a process that was to give credentials wrote to stderr is
-/// left out: nobody knows what it says, and everybody may read `/readyz`.
+/// The SDK's error with its causes. The stderr of a credentials process is left out, since it could
+/// contain anything, and `/readyz` is public.
 fn chain(error: &(dyn StdError + 'static)) -> String {
     let texts = error_chain::causes(error).map(ToString::to_string);
     let mut texts: Vec<_> = texts.filter(|text| text != "other").collect();

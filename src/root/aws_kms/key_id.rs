@@ -1,6 +1,6 @@
-//! How a key of AWS KMS is named: `key_id`, and the ARN in an answer. It asks nobody.
+//! The names of a key of AWS KMS: `key_id`, and the ARN in a response. It makes no call.
 
-/// Whether `key_id` can name a key. Whether there is one, KMS knows.
+/// Checks the form of `key_id`.
 pub(super) fn check(key_id: &str) -> Result<(), String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b":/_-".contains(&b);
     let is_arn = !key_id.starts_with("arn:") || resource(key_id).is_some();
@@ -16,13 +16,13 @@ pub(super) fn region(key_id: &str) -> Option<&str> {
     resource(key_id).map(|(region, _)| region)
 }
 
-/// Whether `text` is written as a region is: it becomes part of a host's name.
+/// Whether `text` has the form of a region, which becomes part of a host name.
 pub(super) fn is_region(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(fits)
 }
 
-/// Whether the key that `key_id` names can have this ARN. Of an alias nobody can tell.
+/// Whether the key that `key_id` names can have this ARN. This is true for every alias.
 pub(super) fn may_be(key_id: &str, arn: &str) -> bool {
     let is_alias = |name: &str| name.starts_with("alias/");
     match resource(key_id) {

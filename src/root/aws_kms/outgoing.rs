@@ -1,5 +1,5 @@
-//! The HTTP client that the SDK calls KMS and its sources of credentials with: whom it trusts, and
-//! the proxy that it goes through.
+//! The HTTP client with which the SDK calls KMS and sources of credentials: the authorities that it
+//! trusts, and its proxy.
 
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -10,7 +10,7 @@ use crate::proxy::Proxies;
 use crate::root::Error;
 use crate::root::authorities::Authorities;
 
-/// The SDK's own client, but for the authorities and the proxy.
+/// Like the SDK's own client, except for the authorities and the proxy.
 pub(super) fn client(
     authorities: Option<&Authorities>,
     proxies: &Proxies,
@@ -24,7 +24,7 @@ pub(super) fn client(
     let tls = tls.map_err(|error| away(error.to_string()))?;
     let proxy = match proxies.https() {
         Some((proxy, no_proxy)) => ProxyConfig::https(proxy.url())
-            // The URL may hold a password.
+            // The URL may contain a password.
             .map_err(|_| away("the proxy is not supported".to_owned()))?
             .no_proxy(no_proxy),
         None => ProxyConfig::disabled(),

@@ -15,8 +15,8 @@ fn secret(text: &str) -> SecretBytes {
     SecretBytes::new(text.as_bytes().to_vec())
 }
 
-fn setting_of(wrapped: &[u8]) -> Setting {
-    Setting::from_bytes(wrapped[1..].first_chunk().unwrap())
+fn params_of(wrapped: &[u8]) -> KdfParams {
+    KdfParams::from_bytes(wrapped[1..].first_chunk().unwrap())
 }
 
 /// Where the keys are, for tests that count derivations.
@@ -54,7 +54,7 @@ async fn the_default_cost_is_the_second_choice_of_rfc_9106() {
     let root = Root::new(secret("correct horse")).unwrap();
     let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
     let wrapped = root.wrap(context(&chain, &kek), &kek).await.unwrap();
-    let Cost { memory, passes, lanes } = setting_of(&wrapped).cost;
+    let Cost { memory, passes, lanes } = params_of(&wrapped).cost;
     assert_eq!((memory, passes, lanes), (65_536, 3, 1));
     assert!(root.unwrap(context(&chain, &kek), &wrapped).await.unwrap() == kek);
 }
@@ -66,16 +66,16 @@ async fn one_root_has_one_salt_across_processes() {
     let first = root("p");
     let wrapped = first.wrap(here, &kek).await.unwrap();
     let again = first.wrap(here, &kek).await.unwrap();
-    assert_eq!(setting_of(&again), setting_of(&wrapped));
+    assert_eq!(params_of(&again), params_of(&wrapped));
     // Another process adopts it by opening a wrap,
     let second = root("p");
     second.unwrap(here, &wrapped).await.unwrap();
     let theirs = second.wrap(here, &kek).await.unwrap();
-    assert_eq!(setting_of(&theirs), setting_of(&wrapped));
+    assert_eq!(params_of(&theirs), params_of(&wrapped));
     assert_eq!(kept(&second), (true, 0), "with one derivation");
     // and takes a fresh one otherwise.
     let fresh = root("p").wrap(here, &kek).await.unwrap();
-    assert_ne!(setting_of(&fresh).salt, setting_of(&wrapped).salt);
+    assert_ne!(params_of(&fresh).salt, params_of(&wrapped).salt);
     // It opens both.
     assert!(second.unwrap(here, &fresh).await.unwrap() == kek);
     assert_eq!(kept(&second), (true, 1));
@@ -91,7 +91,7 @@ async fn an_outdated_cost_is_read_and_not_adopted() {
     assert!(newer.unwrap(here, &wrapped).await.is_ok());
     assert!(newer.told.load(Ordering::Relaxed), "an operator hears of it");
     let own = newer.wrap(here, &kek).await.unwrap();
-    assert_eq!(setting_of(&own).cost.passes, 3);
+    assert_eq!(params_of(&own).cost.passes, 3);
     assert!(newer.is_current(&own) && !newer.is_current(&wrapped));
     // A stronger one is no reason to warn, but it is none that would be made now.
     let older = root("p");
@@ -154,7 +154,7 @@ async fn the_cost_is_configured_within_bounds() {
     let root = Root::open(&config).await.unwrap();
     let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
     let wrapped = root.wrap(context(&chain, &kek), &kek).await.unwrap();
-    assert_eq!(setting_of(&wrapped).cost, Cost { memory: 19 << 10, passes: 2, lanes: 2 });
+    assert_eq!(params_of(&wrapped).cost, Cost { memory: 19 << 10, passes: 2, lanes: 2 });
     assert!(root.unwrap(context(&chain, &kek), &wrapped).await.unwrap() == kek);
 }
 
@@ -172,7 +172,7 @@ async fn a_wrap_that_asks_for_too_much_or_too_little_is_refused_before_it_is_der
         Cost { lanes: 0, ..default },
         Cost { lanes: 5, ..default },
     ] {
-        let head = [&[FORMAT], &Setting { cost, salt: [7; 16] }.to_bytes()[..]].concat();
+        let head = [&[FORMAT], &KdfParams { cost, salt: [7; 16] }.to_bytes()[..]].concat();
         let wrapped = [&head[..], &[0; 44]].concat();
         let detail = wrong(&root, context(&chain, &kek), &wrapped).await;
         assert!(detail.contains("are accepted"), "{detail}");
@@ -190,16 +190,16 @@ async fn kept_keys_are_bounded_and_made_up_wraps_drive_none_out() {
         root.unwrap(here, &stranger).await.unwrap();
     }
     assert_eq!(kept(&root), (true, KEYS));
-    let before: Vec<Setting> = root.keys().proven.iter().map(|(setting, _)| *setting).collect();
+    let before: Vec<KdfParams> = root.keys().proven.iter().map(|(params, _)| *params).collect();
     for salt in 0..20 {
         let mut made_up = own.clone();
         made_up[13] = salt;
         made_up[14] ^= 1;
         wrong(&root, here, &made_up).await;
     }
-    let after: Vec<Setting> = root.keys().proven.iter().map(|(setting, _)| *setting).collect();
+    let after: Vec<KdfParams> = root.keys().proven.iter().map(|(params, _)| *params).collect();
     assert_eq!(before, after);
-    assert!(root.keys().find(setting_of(&own)).is_some());
+    assert!(root.keys().find(params_of(&own)).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,7 +213,7 @@ async fn many_first_wraps_at_once_make_one_salt() {
                 let here = context(&chain, &kek);
                 let wrapped = root.wrap(here, &kek).await.unwrap();
                 assert!(root.unwrap(here, &wrapped).await.unwrap() == kek);
-                setting_of(&wrapped)
+                params_of(&wrapped)
             })
         })
         .collect();
@@ -221,7 +221,7 @@ async fn many_first_wraps_at_once_make_one_salt() {
     for task in tasks {
         settings.push(task.await.unwrap());
     }
-    assert!(settings.iter().all(|setting| *setting == settings[0]));
+    assert!(settings.iter().all(|params| *params == settings[0]));
 }
 
 #[test]
@@ -234,8 +234,8 @@ fn a_caller_that_gives_up_does_not_let_the_next_derivation_start_early() {
     runtime.block_on(async {
         let root = root("p");
         let turn = Arc::clone(&root.deriving).lock_owned().await;
-        let setting = Setting { cost: root.cost, salt: [1; SALT_LEN] };
-        let mut derivation = Box::pin(root.derive(setting, turn));
+        let params = KdfParams { cost: root.cost, salt: [1; SALT_LEN] };
+        let mut derivation = Box::pin(root.derive(params, turn));
         let started = std::future::poll_fn(|cx| {
             std::task::Poll::Ready(derivation.as_mut().poll(cx).is_pending())
         });

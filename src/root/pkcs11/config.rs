@@ -1,4 +1,4 @@
-//! What is set of a `pkcs11` root, and where its PIN comes from.
+//! The checks of the settings of a `pkcs11` root, and the source of its PIN.
 
 use std::fmt;
 use std::path::Path;
@@ -13,48 +13,48 @@ pub use crate::root::settings::{GcmIv, Pkcs11 as Config};
 /// The longest label of a token, in bytes: PKCS#11 pads it to that.
 const MAX_TOKEN_LABEL: usize = 32;
 
-/// The service waits 15 s for a root, so a longer wait would never be seen.
+/// The service waits 15 s for a root, so a longer wait would have no effect.
 const MAX_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Config {
-    /// Whether the files are there, and exactly one token and one PIN are named. The module is not
+    /// Checks that the files exist, and that exactly one token and one PIN are named. The module is not
     /// loaded.
     pub(in crate::root) fn check(&self) -> Result<(), String> {
         let module = self.module.display();
         match std::fs::metadata(&self.module) {
             Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => return Err(format!("module {module}: it is no file")),
+            Ok(_) => return Err(format!("module {module}: not a regular file")),
             Err(error) => return Err(format!("module {module}: {error}")),
         }
         match (&self.token_label, self.slot) {
             (Some(label), None) if (1..=MAX_TOKEN_LABEL).contains(&label.len()) => {}
-            (Some(_), None) => return Err("token_label is 1 to 32 bytes".to_owned()),
+            (Some(_), None) => return Err("token_label must have 1 to 32 bytes".to_owned()),
             (None, Some(_)) => {}
             (Some(_), Some(_)) => {
-                return Err("token_label and slot are both given; give one".to_owned());
+                return Err("token_label and slot are both set; set one".to_owned());
             }
-            (None, None) => return Err("token_label is missing; or give slot".to_owned()),
+            (None, None) => return Err("token_label is missing; set it or slot".to_owned()),
         }
         if self.key_label.is_empty() {
             return Err("key_label is empty".to_owned());
         }
         if !(Duration::from_millis(100)..=MAX_TIMEOUT).contains(&self.timeout) {
-            return Err("timeout is 100ms to 15s".to_owned());
+            return Err("timeout must be between 100ms and 15s".to_owned());
         }
         self.pin().map(drop)
     }
 
-    /// The PIN from wherever it comes.
+    /// The PIN, from the file or the environment.
     pub(super) fn pin(&self) -> Result<Arc<SecretBytes>, String> {
         let (pin, source) = match (&self.pin_file, &self.pin) {
             (Some(path), None) => (Arc::new(read(path)?.0), format!("in {}", path.display())),
             (None, Some(pin)) => (Arc::clone(pin), "in the environment".to_owned()),
             (Some(_), Some(_)) => {
-                return Err("the PIN is given twice, by pin_file and by the environment; give it \
+                return Err("the PIN is set twice, by pin_file and by the environment; set it \
                             once"
                     .to_owned());
             }
-            (None, None) => return Err("no PIN is given; name a file in pin_file".to_owned()),
+            (None, None) => return Err("there is no PIN; name a file in pin_file".to_owned()),
         };
         if pin.expose().is_empty() {
             return Err(format!("the PIN {source} is empty"));
@@ -62,14 +62,14 @@ impl Config {
         Ok(pin)
     }
 
-    /// The PIN's file with its mode, if others than its owner may read it.
+    /// The PIN's file with its mode, if other users than its owner can read it.
     pub(super) fn open_pin_file(&self) -> Option<(&Path, u32)> {
         let path = self.pin_file.as_deref()?;
         let (_, access) = read(path).ok()?;
         (access.of_others() != 0).then_some((path, access.mode))
     }
 
-    /// The token, as messages name it.
+    /// The token, for messages.
     pub(super) fn token(&self) -> String {
         match (&self.token_label, self.slot) {
             (Some(label), _) => format!("token {label:?}"),
@@ -78,12 +78,12 @@ impl Config {
     }
 }
 
-/// A PIN's file. It is read more than once, so a pipe will not do.
-fn read(path: &Path) -> Result<(SecretBytes, files::Access), String> {
+/// Reads the PIN's file. It is read more than once, so a pipe is refused.
+fn read(path: &Path) -> Result<(SecretBytes, files::FileAccess), String> {
     let at = |detail: &dyn fmt::Display| format!("pin_file {}: {detail}", path.display());
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
-        Ok(_) => return Err(at(&"it is no regular file, and it is read for each login")),
+        Ok(_) => return Err(at(&"not a regular file, but it is read for each login")),
         Err(error) => return Err(at(&error)),
     }
     let (pin, access) = files::read_secret(path).map_err(|error| at(&error))?;

@@ -1,4 +1,4 @@
-//! AES-GCM in the token: nonce (12 bytes), ciphertext and tag (16) as one piece.
+//! AES-GCM in the token: nonce (12 bytes), ciphertext and tag (16) in one buffer.
 
 use cryptoki::error::Error as Cause;
 use cryptoki::mechanism::Mechanism;
@@ -11,9 +11,9 @@ use crate::aead::{NONCE_LEN, TAG_LEN};
 use crate::random;
 
 use super::config::GcmIv;
-use super::fault::Fault;
+use super::error::TokenError;
 
-/// Encrypts and decrypts: a session of a token with its key. Tests have others.
+/// Encrypts and decrypts: a session of a token with its key, or a stand-in for tests.
 pub(super) trait Gcm {
     /// The ciphertext and the tag. A token that makes the nonces writes one into `nonce`.
     fn encrypt(
@@ -63,23 +63,23 @@ pub(super) fn seal(
     iv: GcmIv,
     aad: &[u8],
     plaintext: &[u8],
-) -> Result<Vec<u8>, Fault> {
+) -> Result<Vec<u8>, TokenError> {
     let mut nonce = [0; NONCE_LEN];
     if iv == GcmIv::Caller {
-        random::fill(&mut nonce).map_err(|error| Fault::Passing(error.to_string()))?;
+        random::fill(&mut nonce).map_err(|error| TokenError::Passing(error.to_string()))?;
     }
     let given = nonce;
     let ciphertext = gcm.encrypt(&mut nonce, aad, plaintext)?;
     match iv {
-        // It would be the same nonce each time, which tells the key stream and lets forge.
+        // The same nonce each time would reveal the key stream and allow forgeries.
         GcmIv::Token if nonce == [0; NONCE_LEN] => {
-            return Err(Fault::Denied(
+            return Err(TokenError::Denied(
                 "gcm_iv is \"token\", but the token makes no nonce; set it to \"caller\""
                     .to_owned(),
             ));
         }
         GcmIv::Caller if nonce != given => {
-            return Err(Fault::Denied(
+            return Err(TokenError::Denied(
                 "gcm_iv is \"caller\", but the token makes the nonce; set it to \"token\""
                     .to_owned(),
             ));
@@ -88,7 +88,7 @@ pub(super) fn seal(
     }
     if ciphertext.len() != plaintext.len() + TAG_LEN {
         let len = ciphertext.len();
-        return Err(Fault::Denied(format!(
+        return Err(TokenError::Denied(format!(
             "the token's AES-GCM is not the usual one: {len} bytes"
         )));
     }
@@ -160,7 +160,7 @@ mod tests {
             (Some(7), 28, GcmIv::Token, "not the usual one"),
         ] {
             match seal(&Token { nonce, tag }, iv, b"", b"key") {
-                Err(Fault::Denied(detail)) => assert!(detail.contains(said), "{detail}"),
+                Err(TokenError::Denied(detail)) => assert!(detail.contains(said), "{detail}"),
                 other => panic!("{said}: {other:?}"),
             }
         }

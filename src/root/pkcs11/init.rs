@@ -1,4 +1,4 @@
-//! Making the key in the token, once, when an operator asks for it.
+//! Creates the key in the token, once, when an operator requests it.
 
 use std::sync::Arc;
 
@@ -9,11 +9,12 @@ use cryptoki::session::Session;
 use crate::root::Error;
 
 use super::config::Config;
-use super::fault::Fault;
+use super::error::TokenError;
 use super::module::Module;
 use super::token::{self, Nature};
 
-/// Makes an AES-256 key of the configured label, and says so. One that is there is left alone.
+/// Creates an AES-256 key with the configured label, and returns what was done. An existing key is
+/// never changed.
 pub(super) fn make(module: &Arc<Module>, config: &Config) -> Result<String, Error> {
     let here = || {
         let pass = module.enter(config.timeout)?;
@@ -26,11 +27,11 @@ pub(super) fn make(module: &Arc<Module>, config: &Config) -> Result<String, Erro
     here().map_err(Error::from)
 }
 
-fn make_in(session: &Session, config: &Config) -> Result<String, Fault> {
+fn make_in(session: &Session, config: &Config) -> Result<String, TokenError> {
     let (place, label) = (config.token(), &config.key_label);
     if !token::find_all(session, config)?.is_empty() {
-        return Err(Fault::Denied(format!(
-            "{place} has a secret key with the label {label:?} already; nothing was changed"
+        return Err(TokenError::Denied(format!(
+            "{place} already has a secret key with the label {label:?}; nothing was changed"
         )));
     }
     let key = session.generate_key(&Mechanism::AesKeyGen, &template(config))?;
@@ -39,17 +40,17 @@ fn make_in(session: &Session, config: &Config) -> Result<String, Fault> {
             Ok(()) => "it was deleted again",
             Err(_) => "and it could not be deleted",
         };
-        Fault::Denied(format!("a key was made in {place}, but {why}; {undone}"))
+        TokenError::Denied(format!("a key was created in {place}, but {why}; {undone}"))
     };
     if token::find_all(session, config)?.len() != 1 {
-        return Err(undo("another one of its label was made meanwhile"));
+        return Err(undo("another one with its label was created meanwhile"));
     }
     if !Nature::of(session, key)?.is_kept {
-        return Err(undo("the token would let it be read out"));
+        return Err(undo("the token would allow extracting it"));
     }
     Ok(format!(
-        "an AES-256 key with the label {label:?} was made in {place}; it can't be read out of it. \
-         Back it up as the token's maker says: what it wraps is lost without it"
+        "an AES-256 key with the label {label:?} was created in {place}; it is not extractable. \
+         Back it up as the token's vendor describes: what it wraps is lost without it"
     ))
 }
 

@@ -1,29 +1,30 @@
 //! A PKCS#11 module in this process: loaded once, however many roots use it, and never unloaded.
 //!
-//! It owns what is of the whole module: its initialisation, which ends all sessions of all roots,
-//! and the PINs that a token refused. Of keys and wraps it knows nothing.
+//! It owns the state of the whole module: its initialisation, which ends all sessions of all roots,
+//! and the PINs that a token refused. It knows nothing about keys and wraps.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::RvError;
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::RawAuthPin;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::secret::SecretBytes;
 
-use super::fault::{self, Fault};
+use super::error::{self, TokenError};
 
 /// Pauses between initialisations that did not help: each ends the sessions of all roots that use
 /// the module.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// All modules of this process, by their real paths. A module has state for the whole process, so
-/// two contexts of one would end each other's sessions.
+/// All modules of this process, by their real paths. A module has one state per process, so two
+/// contexts of the same module would end each other's sessions.
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
 
 /// One module.
@@ -32,21 +33,21 @@ pub(super) struct Module {
     pkcs11: Pkcs11,
     gate: Mutex<Gate>,
     changed: Condvar,
-    /// Tokens, and PINs that they refused. Held during a login: of several threads with a wrong
-    /// PIN one tries it.
+    /// Tokens, and PINs that they refused. Held during a login, so that only one of several threads
+    /// tries a wrong PIN.
     refused: Mutex<Vec<(String, Arc<SecretBytes>)>>,
 }
 
 /// Who is inside the module, and who may go in.
 #[derive(Default)]
 struct Gate {
-    /// Grows with each initialisation. Sessions of an older epoch are gone, and their handles may
-    /// mean others' sessions.
+    /// Incremented by each initialisation. Sessions of an older epoch are gone, and their handles may
+    /// belong to other sessions.
     epoch: u64,
     is_initialised: bool,
     /// Calls under way.
     inside: usize,
-    /// Nobody may go in.
+    /// No call may enter.
     is_closed: bool,
     pause: Duration,
     not_before: Option<Instant>,
@@ -61,19 +62,19 @@ impl Gate {
 }
 
 impl Module {
-    /// The module at `path`, which is loaded if it is not there yet. It is initialised by the
-    /// first who needs it.
+    /// The module at `path`, which is loaded if necessary. The first caller that needs it initialises
+    /// it.
     ///
     /// # Errors
-    /// When the file is no PKCS#11 module that this process can load.
+    /// When the file is not a PKCS#11 module that this process can load.
     pub(super) fn load(path: &Path) -> Result<Arc<Self>, String> {
         let at = |error: &dyn std::fmt::Display| format!("module {}: {error}", path.display());
         let real = path.canonicalize().map_err(|error| at(&error))?;
-        let mut modules = lock(&MODULES);
+        let mut modules = MODULES.lock();
         if let Some(module) = modules.get(&real) {
             return Ok(Arc::clone(module));
         }
-        let pkcs11 = Pkcs11::new(&real).map_err(|cause| at(&fault::text(&cause)))?;
+        let pkcs11 = Pkcs11::new(&real).map_err(|cause| at(&error::text(&cause)))?;
         let module = Arc::new(Self {
             path: path.to_owned(),
             pkcs11,
@@ -85,23 +86,23 @@ impl Module {
         Ok(module)
     }
 
-    /// Lets the caller in, for a call or a few; it waits while the module is initialised.
-    pub(super) fn enter(&self, patience: Duration) -> Result<Pass<'_>, Fault> {
-        let mut gate = self.wait(lock(&self.gate), patience, |gate| gate.is_closed);
+    /// Admits the caller, for one or a few calls. Waits while the module is being initialised.
+    pub(super) fn enter(&self, patience: Duration) -> Result<Pass<'_>, TokenError> {
+        let mut gate = self.wait(self.gate.lock(), patience, |gate| gate.is_closed);
         if gate.is_closed {
-            return Err(Fault::Passing("the module is being initialised".to_owned()));
+            return Err(TokenError::Passing("the module is being initialised".to_owned()));
         }
         gate.inside += 1;
         Ok(Pass { module: self, epoch: gate.epoch, is_initialised: gate.is_initialised })
     }
 
-    /// Ends all sessions and initialises the module anew, unless somebody else has done so since
-    /// `epoch`. It waits until nobody is inside.
+    /// Ends all sessions and reinitialises the module, unless another thread has done so since `epoch`.
+    /// Waits until no call is inside.
     ///
     /// # Errors
-    /// Why it was not done, or failed.
+    /// Why it was not done, or why it failed.
     pub(super) fn initialise(&self, epoch: u64, patience: Duration) -> Result<(), String> {
-        let mut gate = self.wait(lock(&self.gate), patience, |gate| gate.is_closed);
+        let mut gate = self.wait(self.gate.lock(), patience, |gate| gate.is_closed);
         if gate.epoch != epoch && gate.is_initialised {
             return Ok(());
         }
@@ -109,7 +110,7 @@ impl Module {
             return Err("the module is being initialised".to_owned());
         }
         if gate.not_before.is_some_and(|moment| Instant::now() < moment) {
-            return Err("the last try to initialise the module anew was a moment ago".to_owned());
+            return Err("the last attempt to reinitialise the module was a moment ago".to_owned());
         }
         gate.is_closed = true;
         gate = self.wait(gate, patience, |gate| gate.inside > 0);
@@ -118,27 +119,27 @@ impl Module {
             gate.postpone();
             self.changed.notify_all();
             return Err(
-                "a call of the module has not returned, so it can't be initialised anew".to_owned()
+                "a call of the module has not returned, so it can't be reinitialised".to_owned()
             );
         }
         let was_initialised = std::mem::take(&mut gate.is_initialised);
-        // It may hang as any call may; whoever waits has his own deadline.
+        // It may hang like any call; callers have their own deadlines.
         drop(gate);
         if was_initialised {
             let module = self.path.display();
-            tracing::info!(%module, "the PKCS#11 module is initialised anew");
-            // Whatever it says, only the next step counts.
+            tracing::info!(%module, "the PKCS#11 module is reinitialised");
+            // The result of the next step is what matters.
             _ = self.pkcs11.clone().finalize();
         }
         let flags = CInitializeFlags::OS_LOCKING_OK;
         let done = match self.pkcs11.initialize(CInitializeArgs::new(flags)) {
             // By another part of this process.
-            Err(cause) if fault::code(&cause) == Some(RvError::CryptokiAlreadyInitialized) => {
+            Err(cause) if error::code(&cause) == Some(RvError::CryptokiAlreadyInitialized) => {
                 Ok(())
             }
-            other => other.map_err(|cause| fault::text(&cause)),
+            other => other.map_err(|cause| error::text(&cause)),
         };
-        let mut gate = lock(&self.gate);
+        let mut gate = self.gate.lock();
         gate.is_closed = false;
         gate.is_initialised = done.is_ok();
         gate.epoch += 1;
@@ -151,25 +152,23 @@ impl Module {
 
     /// The last initialisation helped: the next one need not wait.
     pub(super) fn helped(&self) {
-        let mut gate = lock(&self.gate);
+        let mut gate = self.gate.lock();
         gate.pause = Duration::ZERO;
         gate.not_before = None;
     }
 
     fn wait<'a>(
         &self,
-        gate: MutexGuard<'a, Gate>,
+        mut gate: MutexGuard<'a, Gate>,
         patience: Duration,
         condition: impl Fn(&Gate) -> bool,
     ) -> MutexGuard<'a, Gate> {
-        self.changed
-            .wait_timeout_while(gate, patience, |gate| condition(gate))
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
+        self.changed.wait_while_for(&mut gate, |gate| condition(gate), patience);
+        gate
     }
 }
 
-/// The right to call the module. While one is held the module is not initialised anew.
+/// The right to call the module. While one is held the module is not reinitialised.
 pub(super) struct Pass<'a> {
     module: &'a Module,
     pub(super) epoch: u64,
@@ -178,40 +177,40 @@ pub(super) struct Pass<'a> {
 
 impl Pass<'_> {
     /// The module, if it is initialised.
-    pub(super) fn pkcs11(&self) -> Result<&Pkcs11, Fault> {
+    pub(super) fn pkcs11(&self) -> Result<&Pkcs11, TokenError> {
         match self.is_initialised {
             true => Ok(&self.module.pkcs11),
-            false => Err(Fault::Passing("the module is not initialised".to_owned())),
+            false => Err(TokenError::Passing("the module is not initialised".to_owned())),
         }
     }
 
-    /// Logs the user of `token` in, for all sessions of this process with it. A PIN that the token
-    /// refused is never tried again: an HSM locks after a few.
+    /// Logs in the user of `token`, for all sessions of this process. A PIN that the token refused is
+    /// never retried, since an HSM locks after a few attempts.
     pub(super) fn log_in(
         &self,
         session: &Session,
         token: &str,
         pin: &Arc<SecretBytes>,
-    ) -> Result<(), Fault> {
-        const REFUSED: &str = "the PIN is wrong; it is not tried again until the service is \
+    ) -> Result<(), TokenError> {
+        const REFUSED: &str = "the PIN is wrong; it is not retried until the service is \
                                restarted or the PIN changes";
-        let mut refused = lock(&self.module.refused);
+        let mut refused = self.module.refused.lock();
         if refused.iter().any(|(of, bad)| of == token && bad == pin) {
-            return Err(Fault::Denied(REFUSED.to_owned()));
+            return Err(TokenError::Denied(REFUSED.to_owned()));
         }
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
         let Err(cause) = session.login_with_raw(UserType::User, &raw) else { return Ok(()) };
-        match fault::code(&cause) {
+        match error::code(&cause) {
             Some(RvError::UserAlreadyLoggedIn) => Ok(()),
             Some(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange) => {
                 refused.push((token.to_owned(), Arc::clone(pin)));
-                Err(Fault::Denied(REFUSED.to_owned()))
+                Err(TokenError::Denied(REFUSED.to_owned()))
             }
-            Some(RvError::PinLocked) => Err(Fault::Denied(LOCKED.to_owned())),
+            Some(RvError::PinLocked) => Err(TokenError::Denied(LOCKED.to_owned())),
             Some(RvError::PinExpired) => {
-                Err(Fault::Denied("the PIN has expired; set a new one".to_owned()))
+                Err(TokenError::Denied("the PIN has expired; set a new one".to_owned()))
             }
-            Some(RvError::UserPinNotInitialized) => Err(Fault::Denied(NO_PIN.to_owned())),
+            Some(RvError::UserPinNotInitialized) => Err(TokenError::Denied(NO_PIN.to_owned())),
             _ => Err(cause.into()),
         }
     }
@@ -219,18 +218,13 @@ impl Pass<'_> {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        lock(&self.module.gate).inside -= 1;
+        self.module.gate.lock().inside -= 1;
         self.module.changed.notify_all();
     }
 }
 
-/// What is said when the token's user can't log in with any PIN.
+/// Messages for a token whose user can't log in with any PIN.
 pub(super) const LOCKED: &str =
-    "the PIN is locked after wrong ones; the token's security officer unlocks it";
+    "the PIN is locked after wrong attempts; the token's security officer can unlock it";
 pub(super) const NO_PIN: &str =
-    "the token's user has no PIN yet; the token's security officer sets one";
-
-/// What a panic of another thread left is as good as before: each change is one step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+    "the token's user has no PIN yet; the token's security officer can set one";

@@ -1,23 +1,24 @@
-//! A few threads that call a module, for async callers with deadlines. A call into a module can't
-//! be cancelled, so a thread may hang in one for as long as it likes: no caller does, and no thread
-//! more is made for it. It knows nothing of PKCS#11.
+//! A few threads that call a module, for async callers with deadlines. A call into a module can't be
+//! cancelled, so it may block its thread indefinitely, but never a caller, and it is not replaced by
+//! another thread. The pool knows nothing about PKCS#11.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use crate::root::Error;
 
-/// Threads of a pool. A call takes milliseconds at most HSMs, and there is one for each KEK only.
+/// The number of threads of a pool. At most HSMs a call takes milliseconds, and each KEK needs one.
 const THREADS: usize = 4;
 
-/// Calls that wait for a thread at most: the service makes fewer at once.
+/// The largest number of calls that wait for a thread. The service makes fewer concurrently.
 const QUEUE: usize = 64;
 
-/// Threads with a `T` each.
+/// Threads that own a `T` each.
 pub(super) struct Pool<T> {
     shared: Arc<Shared<T>>,
     timeout: Duration,
@@ -37,10 +38,10 @@ struct State<T> {
 type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
 
 impl<T: 'static> Pool<T> {
-    /// Starts the threads; each makes its own `T`.
+    /// Starts the threads; each creates its own `T`.
     ///
     /// # Errors
-    /// When the operating system has no thread for it.
+    /// When the operating system can't start a thread.
     pub(super) fn start(
         timeout: Duration,
         make: impl Fn() -> T + Send + Sync + 'static,
@@ -63,17 +64,17 @@ impl<T: 'static> Pool<T> {
         Ok(pool)
     }
 
-    /// Has a thread do `work`.
+    /// Runs `work` on a thread.
     ///
     /// # Errors
-    /// What `work` says; [`Error::Away`] when there is no answer in time, or none is to be expected.
+    /// The error of `work`, or [`Error::Away`] if it does not finish in time or the module hangs.
     pub(super) async fn call<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut T) -> Result<R, Error> + Send + 'static,
     ) -> Result<R, Error> {
         let (reply, answer) = oneshot::channel();
         let job: Job<T> = Box::new(move |state| {
-            // Whoever asked may have given up while this waited.
+            // The caller may have given up while this waited.
             if !reply.is_closed() {
                 _ = reply.send(work(state));
             }
@@ -81,16 +82,16 @@ impl<T: 'static> Pool<T> {
         self.submit(job).map_err(Error::Away)?;
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::Away("a call of the module broke off".to_owned())),
+            Ok(Err(_)) => Err(Error::Away("a call of the module panicked".to_owned())),
             Err(_) => Err(Error::Away(format!("no answer in {}", seconds(self.timeout)))),
         }
     }
 
     fn submit(&self, job: Job<T>) -> Result<(), String> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.calls.admit(Instant::now(), self.timeout)?;
         if state.queue.len() >= QUEUE {
-            return Err(format!("{QUEUE} calls wait for it already"));
+            return Err(format!("{QUEUE} calls are already waiting for it"));
         }
         state.queue.push_back(job);
         drop(state);
@@ -100,34 +101,30 @@ impl<T: 'static> Pool<T> {
 }
 
 impl<T> Drop for Pool<T> {
-    /// Threads end after their current call; nobody waits for that.
+    /// Threads end after their current call. Nothing waits for them.
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.wake.notify_all();
     }
 }
 
 impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn work(&self, index: usize, make: &impl Fn() -> T) {
         let mut own = make();
         while let Some(job) = self.next(index) {
-            // A panic in it is one call that failed, not a thread less.
+            // A panic fails one call and does not end the thread.
             if catch_unwind(AssertUnwindSafe(|| job(&mut own))).is_err() {
                 own = make();
             }
-            self.lock().calls.returned(index, Instant::now());
+            self.state.lock().calls.returned(index, Instant::now());
         }
     }
 
-    /// The next job, which has begun then; none when the pool is gone.
+    /// The next job, which is marked as begun; `None` when the pool is gone.
     fn next(&self, index: usize) -> Option<Job<T>> {
         let idle = |state: &mut State<T>| state.queue.is_empty() && !state.closed;
-        let mut state =
-            self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
+        self.wake.wait_while(&mut state, idle);
         if state.closed {
             return None;
         }
@@ -137,9 +134,9 @@ impl<T> Shared<T> {
     }
 }
 
-/// Which calls are under way, and so whether the module hangs.
+/// The calls under way, which show whether the module hangs.
 struct Calls {
-    /// For each thread: since when it is in a call.
+    /// For each thread, when its current call began.
     since: Vec<Option<Instant>>,
     last_return: Instant,
     last_trial: Option<Instant>,
@@ -163,9 +160,9 @@ impl Calls {
         self.last_return = now;
     }
 
-    /// Whether one more call may be made. When one has not returned for `timeout`, and none has
-    /// returned since it began, the module hangs: then one call in each `timeout` tries it, as
-    /// long as a thread is free, and the others fail at once.
+    /// Whether one more call may be made. If a call has not returned for `timeout`, and none has
+    /// returned since it began, the module hangs. Then one call per `timeout` tries it, as long as a
+    /// thread is free, and the others fail immediately.
     fn admit(&mut self, now: Instant, timeout: Duration) -> Result<(), String> {
         let hangs = |since: &Instant| {
             now.saturating_duration_since(*since) >= timeout && self.last_return <= *since
@@ -185,7 +182,7 @@ impl Calls {
     }
 }
 
-/// Does `work` on a thread of its own; none when it takes longer than `timeout`, or broke off.
+/// Runs `work` on a dedicated thread; `None` if it takes longer than `timeout`, or panics.
 pub(super) async fn apart<R: Send + 'static>(
     timeout: Duration,
     work: impl FnOnce() -> R + Send + 'static,

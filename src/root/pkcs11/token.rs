@@ -1,16 +1,20 @@
-//! The configured token and its key: where they are, and the way in.
+//! Finds the configured token and its key, and opens sessions.
 
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
 
 use super::config::Config;
-use super::fault::Fault;
+use super::error::TokenError;
 use super::module::{LOCKED, NO_PIN, Pass};
 
-/// A session with the configured token, logged in. It is closed by hand: after the module was
-/// initialised anew its handle may be another session's.
-pub(super) fn session(pass: &Pass<'_>, config: &Config, may_write: bool) -> Result<Session, Fault> {
+/// A session with the configured token, logged in. It has to be closed explicitly, since its handle
+/// may belong to another session after the module was reinitialised.
+pub(super) fn session(
+    pass: &Pass<'_>,
+    config: &Config,
+    may_write: bool,
+) -> Result<Session, TokenError> {
     let pkcs11 = pass.pkcs11()?;
     let slot = slot(pass, config)?;
     let token = pkcs11.get_token_info(slot)?;
@@ -21,31 +25,31 @@ pub(super) fn session(pass: &Pass<'_>, config: &Config, may_write: bool) -> Resu
     if !token.login_required() {
         return Ok(session);
     }
-    // Flags cost no try of the PIN.
+    // Reading the flags does not use up an attempt of the PIN.
     let logged_in = if token.user_pin_locked() {
-        Err(Fault::Denied(LOCKED.to_owned()))
+        Err(TokenError::Denied(LOCKED.to_owned()))
     } else if !token.user_pin_initialized() {
-        Err(Fault::Denied(NO_PIN.to_owned()))
+        Err(TokenError::Denied(NO_PIN.to_owned()))
     } else {
         let which = format!("{} {}", token.serial_number(), token.label());
-        let pin = config.pin().map_err(Fault::Passing);
+        let pin = config.pin().map_err(TokenError::Passing);
         pin.and_then(|pin| pass.log_in(&session, &which, &pin))
     };
     match logged_in {
         Ok(()) => Ok(session),
-        Err(fault) => {
+        Err(error) => {
             _ = session.close();
-            Err(fault)
+            Err(error)
         }
     }
 }
 
 /// The slot of the configured token.
-fn slot(pass: &Pass<'_>, config: &Config) -> Result<Slot, Fault> {
+fn slot(pass: &Pass<'_>, config: &Config) -> Result<Slot, TokenError> {
     let pkcs11 = pass.pkcs11()?;
     let mut slots = pkcs11.get_slots_with_token()?;
     match (&config.token_label, config.slot) {
-        // A token that can't be asked is none of ours.
+        // A token that can't be queried is skipped.
         (Some(label), _) => slots.retain(|slot| {
             let token = pkcs11.get_token_info(*slot);
             token.is_ok_and(|token| token.token_initialized() && token.label() == label)
@@ -54,25 +58,25 @@ fn slot(pass: &Pass<'_>, config: &Config) -> Result<Slot, Fault> {
     }
     match slots[..] {
         [slot] => Ok(slot),
-        [] => Err(Fault::Passing(format!("{} is not there", config.token()))),
-        [_, _, ..] => Err(Fault::Denied(format!(
-            "there are {} tokens of the label of {}; give its slot instead",
+        [] => Err(TokenError::Passing(format!("{} is not there", config.token()))),
+        [_, _, ..] => Err(TokenError::Denied(format!(
+            "there are {} tokens with the label of {}; set slot instead",
             slots.len(),
             config.token()
         ))),
     }
 }
 
-/// The key of the configured label.
-pub(super) fn find(session: &Session, config: &Config) -> Result<ObjectHandle, Fault> {
+/// The key with the configured label.
+pub(super) fn find(session: &Session, config: &Config) -> Result<ObjectHandle, TokenError> {
     match find_all(session, config)?[..] {
         [key] => Ok(key),
-        [] => Err(Fault::NoKey(format!(
-            "{} has no secret key with the label {:?}; `kms-proxy root init` makes one",
+        [] => Err(TokenError::NoKey(format!(
+            "{} has no secret key with the label {:?}; `kms-proxy root init` creates one",
             config.token(),
             config.key_label
         ))),
-        ref keys => Err(Fault::Denied(format!(
+        ref keys => Err(TokenError::Denied(format!(
             "{} has {} secret keys with the label {:?}; there must be one",
             config.token(),
             keys.len(),
@@ -81,22 +85,25 @@ pub(super) fn find(session: &Session, config: &Config) -> Result<ObjectHandle, F
     }
 }
 
-/// All secret keys of the configured label.
-pub(super) fn find_all(session: &Session, config: &Config) -> Result<Vec<ObjectHandle>, Fault> {
+/// All secret keys with the configured label.
+pub(super) fn find_all(
+    session: &Session,
+    config: &Config,
+) -> Result<Vec<ObjectHandle>, TokenError> {
     let label = config.key_label.clone().into_bytes();
     let wanted = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Label(label)];
     Ok(session.find_objects(&wanted)?)
 }
 
-/// What a token tells of a key.
+/// The attributes of a key.
 pub(super) struct Nature {
     pub(super) is_aes_256: bool,
-    /// It can't be read out.
+    /// It is not extractable.
     pub(super) is_kept: bool,
 }
 
 impl Nature {
-    pub(super) fn of(session: &Session, key: ObjectHandle) -> Result<Self, Fault> {
+    pub(super) fn of(session: &Session, key: ObjectHandle) -> Result<Self, TokenError> {
         let asked = [
             AttributeType::KeyType,
             AttributeType::ValueLen,
@@ -104,7 +111,7 @@ impl Nature {
             AttributeType::Extractable,
         ];
         let told = session.get_attributes(key, &asked)?;
-        // A token that does not tell the length leaves it to the proof.
+        // If the token does not report the length, the proof has to show it.
         let other_len =
             |attribute: &Attribute| matches!(attribute, Attribute::ValueLen(len) if **len != 32);
         Ok(Self {

@@ -1,15 +1,16 @@
-//! Single calls of a server: how they are sent, what came back, and why nothing did.
+//! Single calls of a server: requests, responses, and failures.
 //!
-//! It knows no endpoint. Buffers with secrets in them are wiped, as far as they are ours: reqwest
-//! and the TLS library have their own.
+//! It knows no endpoint. Its own buffers with secrets are wiped; those of reqwest and the TLS library
+//! are not under its control.
 
 use std::borrow::Cow;
 use std::error::Error as _;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqwest::header::HeaderValue;
 use reqwest::{Certificate, Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -23,16 +24,16 @@ use crate::secret::SecretBytes;
 
 use super::config::{Config, trimmed};
 
-/// The longest answer that is read, in bytes: a key with ten thousand versions has 300 KB.
+/// The longest response that is read, in bytes: that of a key with ten thousand versions has 300 KB.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Longer than any body is, in bytes, so that none grows and leaves a copy behind: a secret id and a
-/// role id have 4 KiB at most.
+/// The capacity of a body in bytes. It is longer than any body, so that no buffer grows and leaves a
+/// copy behind: a secret id and a role id have at most 4 KiB.
 const MAX_BODY: usize = 16 << 10;
 
-/// A server, and how it is called.
+/// A server, and how to call it.
 pub(super) struct Client {
-    /// The client, and the authorities that it was made with.
+    /// The client, and the authorities that it trusts.
     http: Mutex<(Option<Arc<Authorities>>, reqwest::Client)>,
     ca: Ca,
     is_plain: bool,
@@ -43,7 +44,7 @@ pub(super) struct Client {
     timeout: Duration,
 }
 
-/// What to ask: a path below `/v1/`, and a body.
+/// A call: a path below `/v1/`, and a body.
 #[derive(Clone)]
 pub(super) struct Call {
     pub(super) method: Method,
@@ -64,24 +65,24 @@ impl Call {
     }
 }
 
-/// A server's answer.
+/// A server's response.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     body: Zeroizing<Vec<u8>>,
 }
 
 impl Answer {
-    /// What a good answer says.
+    /// Parses the body of a success.
     ///
     /// # Errors
-    /// [`Error::Away`] when it does not say that: something else than Vault is there.
+    /// [`Error::Away`] if it can't be parsed: the server is not Vault.
     pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|_| {
-            Error::Away("its answer can't be read; is it Vault or OpenBao?".to_owned())
+            Error::Away("its response can't be parsed; is it Vault or OpenBao?".to_owned())
         })
     }
 
-    /// The reasons of a bad answer; `None` when it is not one of Vault's.
+    /// The reasons of a refusal; `None` if it is not a response of Vault.
     pub(super) fn reasons(&self) -> Option<Reasons> {
         #[derive(Deserialize)]
         struct Body<'a> {
@@ -93,7 +94,7 @@ impl Answer {
     }
 }
 
-/// Why a server says no, in its words.
+/// Why a server refuses, in its own words.
 pub(super) struct Reasons(String);
 
 impl Reasons {
@@ -107,7 +108,7 @@ impl Reasons {
 }
 
 impl fmt::Display for Reasons {
-    /// Short, and without anything that might be a token or a key, should a server repeat one.
+    /// Short, and without any word that could be a token or a key, in case a server repeats one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |c: char| if c.is_ascii_graphic() { c } else { ' ' };
         let text: String = self.0.chars().map(plain).take(300).collect();
@@ -127,7 +128,7 @@ impl fmt::Display for Reasons {
 impl Client {
     /// A client of the configured server.
     ///
-    /// It follows no redirect, which would take the token elsewhere.
+    /// It follows no redirects, which would send the token to another server.
     pub(super) fn new(config: &Config) -> Result<Self, String> {
         let url = config.url()?;
         let ca = Ca::open(&config.name, config.ca.as_deref())?;
@@ -151,7 +152,7 @@ impl Client {
     /// Makes one call.
     ///
     /// # Errors
-    /// [`Error::Away`]: no answer, or one that says "not now" whatever was asked.
+    /// [`Error::Away`]: there is no response, or one that means "not now" for every call.
     pub(super) async fn send(
         &self,
         call: &Call,
@@ -159,7 +160,7 @@ impl Client {
     ) -> Result<Answer, Error> {
         let url = format!("{}{}", self.base, call.path);
         let mut request = self.http().await?.request(call.method.clone(), url);
-        // A listener of an agent may insist on it, against requests that a page forges.
+        // The listener of an agent may require it, against request forgery.
         request = request.header("X-Vault-Request", "true");
         if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);
@@ -177,7 +178,7 @@ impl Client {
         let mut body = Zeroizing::new(Vec::with_capacity(capacity));
         while let Some(chunk) = response.chunk().await.map_err(|error| self.away(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(Error::Away("its answer is longer than any of Vault's".to_owned()));
+                return Err(Error::Away("its response is longer than any of Vault's".to_owned()));
             }
             body.extend_from_slice(&chunk);
         }
@@ -185,10 +186,10 @@ impl Client {
         not_now(&answer).map_or(Ok(answer), |detail| Err(Error::Away(detail)))
     }
 
-    /// The HTTP client, with the authorities that `ca` has now. A new one has no old connections.
+    /// The HTTP client, with the current authorities of `ca`. A new client has no old connections.
     async fn http(&self) -> Result<reqwest::Client, Error> {
         let current = self.ca.current().await;
-        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut http = self.http.lock();
         if !is_same(&http.0, &current) {
             let made = build(self.timeout, current.as_deref(), self.is_plain, self.proxy.as_ref());
             *http = (current, made.map_err(Error::Away)?);
@@ -220,13 +221,13 @@ fn build(
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .timeout(timeout)
-        // Servers and what is before them end idle connections; calls are rare.
+        // Calls are rare, and servers and proxies close idle connections.
         .pool_idle_timeout(Duration::from_secs(20));
     if let Some(authorities) = authorities {
         let certs = authorities.certs.iter().map(|der| Certificate::from_der(der));
         http = http.tls_certs_only(certs.collect::<Result<Vec<_>, _>>().map_err(no_tls)?);
     } else if is_plain {
-        // A machine without any certificates is no hindrance.
+        // A machine without system certificates is not an error.
         http = http.tls_certs_only([]);
     }
     if let Some(proxy) = proxy {
@@ -235,15 +236,17 @@ fn build(
     http.build().map_err(no_tls)
 }
 
-/// What a status says of the server, not of the question; `None` when it is about the question.
+/// What a status means if it is about the server; `None` if it is about the call.
 fn not_now(answer: &Answer) -> Option<String> {
     let reasons = answer.reasons();
     let tells = |part| reasons.as_ref().is_some_and(|reasons| reasons.tell(part));
     Some(match answer.status.as_u16() {
         503 if tells("sealed") => "it is sealed".to_owned(),
         429 if tells("quota") => "its rate limit is reached".to_owned(),
-        status @ (429 | 472 | 473) => format!("it is a standby or limits its callers ({status})"),
-        // Enterprise: a node that has not caught up with what the token has seen.
+        status @ (429 | 472 | 473) => {
+            format!("it is a standby or throttles its callers ({status})")
+        }
+        // Enterprise: a node whose state is older than what the token has seen.
         412 => "it has not caught up with its cluster".to_owned(),
         300..=399 => "it redirects, as a standby does that can't reach the active node; \
                       redirects are not followed"
@@ -253,17 +256,18 @@ fn not_now(answer: &Answer) -> Option<String> {
             format!("it answers {status} {reasons}").trim_end().to_owned()
         }
         status if status >= 400 && reasons.is_none() => {
-            format!("something else answers there with {status}; is it Vault or OpenBao?")
+            format!("another server answers there with {status}; is it Vault or OpenBao?")
         }
         _ => return None,
     })
 }
 
-/// A token as a header, in bytes that are wiped and that no `Debug` shows.
+/// A token as a header whose bytes are wiped and hidden from `Debug`.
 fn header(token: &SecretBytes) -> Result<HeaderValue, Error> {
     let bytes = Bytes::from_owner(Zeroizing::new(token.expose().to_vec()));
-    let mut value = HeaderValue::from_maybe_shared(bytes)
-        .map_err(|_| Error::Away("the token has bytes that no header takes".to_owned()))?;
+    let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| {
+        Error::Away("the token has bytes that are not allowed in a header".to_owned())
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }

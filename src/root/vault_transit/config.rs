@@ -1,4 +1,4 @@
-//! One `[[root]]` with `kind = "vault-transit"`: its settings, and what is wrong with them.
+//! The checks of one `[[root]]` with `kind = "vault-transit"`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ pub use crate::root::settings::VaultTransit as Config;
 
 use super::login::{Login, MAX_LEN, Secret};
 
-/// A wrap or unwrap is a few calls at worst, and the service gives it 15 seconds.
+/// A wrap or unwrap takes a few calls at worst, and the service waits 15 seconds.
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(10);
 
 impl Config {
-    /// Whether all of it can be used. No server is asked.
+    /// Checks all settings, without a call.
     pub(in crate::root) fn check(&self) -> Result<(), String> {
         self.url()?;
         self.ca.as_deref().map(authorities::read).transpose()?;
@@ -32,20 +32,20 @@ impl Config {
             check_path("namespace", namespace)?;
         }
         if self.key.contains('/') {
-            return Err("key is one name, without a /".to_owned());
+            return Err("key must be a name without a /".to_owned());
         }
         check_path("key", &self.key)?;
         if self.role_id.as_ref().is_some_and(|role_id| role_id.len() > MAX_LEN) {
-            return Err("role_id has 4096 bytes at most".to_owned());
+            return Err("role_id must have at most 4096 bytes".to_owned());
         }
         if !TIMEOUTS.contains(&self.timeout) {
-            return Err("timeout is 10ms to 10s".to_owned());
+            return Err("timeout must be between 10ms and 10s".to_owned());
         }
         Ok(())
     }
 
-    /// The address, which is `http` or `https`, and without anything that has no place in it. The
-    /// errors don't repeat it: it may hold a password.
+    /// The address: `http` or `https`, without user, password, query and fragment. Errors do not repeat
+    /// it, since it may contain a password.
     pub(super) fn url(&self) -> Result<Url, String> {
         let url = Url::parse(&self.address).ok().filter(|url| {
             matches!(url.scheme(), "http" | "https")
@@ -55,22 +55,22 @@ impl Config {
                 && url.fragment().is_none()
         });
         let url = url.ok_or_else(|| {
-            "address is a URL such as https://vault.example:8200, without user, password or query"
+            "address must be a URL such as https://vault.example:8200, without user, password or query"
                 .to_owned()
         })?;
         if url.path().trim_end_matches('/').ends_with("/v1") {
-            return Err("address ends in /v1, which is added to it; leave it out".to_owned());
+            return Err("address must not end in /v1, which is added to it".to_owned());
         }
         Ok(url)
     }
 
-    /// Whether everybody on the way can read tokens and KEKs.
+    /// Whether tokens and KEKs cross a network without TLS.
     pub(super) fn is_in_the_open(&self) -> bool {
         self.url()
             .is_ok_and(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
     }
 
-    /// The one way to log in that is configured.
+    /// The configured login.
     pub(super) fn login(&self) -> Result<Login, String> {
         let token = source("token", self.token_file.as_ref(), self.token.as_ref())?;
         let secret_id = source("secret_id", self.secret_id_file.as_ref(), self.secret_id.as_ref())?;
@@ -96,28 +96,28 @@ impl Config {
     }
 }
 
-/// Where a secret comes from, if it is given.
+/// The source of a secret, if it is set.
 fn source(
     name: &str,
     file: Option<&PathBuf>,
     value: Option<&Arc<SecretBytes>>,
 ) -> Result<Option<Secret>, String> {
     match (file, value) {
-        (Some(_), Some(_)) => Err(format!(
-            "{name} is given twice, by {name}_file and by the environment; give it once"
-        )),
+        (Some(_), Some(_)) => {
+            Err(format!("{name} is set twice, by {name}_file and by the environment; set it once"))
+        }
         (Some(path), None) => Ok(Some(Secret::File(path.clone()))),
         (None, Some(value)) => Ok(Some(Secret::Given(Arc::clone(value)))),
         (None, None) => Ok(None),
     }
 }
 
-/// A path without slashes at its ends: people write `transit/` as well.
+/// A path without slashes at its ends, so that `transit/` is accepted as well.
 pub(super) fn trimmed(path: &str) -> String {
     path.trim_matches('/').to_owned()
 }
 
-/// Names are put into URLs as they are, so nothing may be in them that means something there.
+/// Names are inserted into URLs unescaped, so characters with a meaning there are not allowed.
 fn check_path(name: &str, path: &str) -> Result<(), String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let is_name =
@@ -126,5 +126,5 @@ fn check_path(name: &str, path: &str) -> Result<(), String> {
     if path.len() <= 200 && path.split('/').all(is_name) {
         return Ok(());
     }
-    Err(format!("{name} is made of a-z A-Z 0-9 . _ -, in parts with / between them"))
+    Err(format!("{name} must consist of a-z A-Z 0-9 . _ -, in parts separated by /"))
 }

@@ -1,4 +1,4 @@
-//! A key in a transit engine as its API sees it: paths, bodies, and what its refusals mean.
+//! A key in a transit engine: the paths and bodies of its API, and what its refusals mean.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use super::client::Answer;
 use super::config::{Config, trimmed};
 use super::wrapped::Wrapped;
 
-/// Which key it is.
+/// The mount and the name of a key.
 pub(super) struct Key {
     mount: String,
     name: String,
@@ -21,12 +21,12 @@ impl Key {
         Self { mount: trimmed(&config.mount), name: config.key.clone() }
     }
 
-    /// Where `operation` is done with it.
+    /// The path of `operation`.
     pub(super) fn path(&self, operation: &str) -> String {
         format!("{}/{operation}/{}", self.mount, self.name)
     }
 
-    /// What a decrypt that was refused says of the wrap, or of the key.
+    /// What a refused decrypt means for the wrap, or for the key.
     pub(super) fn unopened(&self, answer: &Answer, wrapped: Wrapped<'_>) -> Error {
         let Some(reasons) = answer.reasons().filter(|_| answer.status.as_u16() == 400) else {
             return self.refused(answer);
@@ -49,11 +49,11 @@ impl Key {
         self.refused(answer)
     }
 
-    /// What an answer that is not about a wrap says of the key.
+    /// What a refusal that is not about a wrap means for the key.
     pub(super) fn refused(&self, answer: &Answer) -> Error {
         let status = answer.status.as_u16();
         let Some(reasons) = answer.reasons() else {
-            return Error::Away(format!("something else answers there with {status}"));
+            return Error::Away(format!("another server answers there with {status}"));
         };
         Error::Denied(if reasons.tell("no handler for route") || reasons.tell("unsupported path") {
             format!("there is no transit engine at {}", self.mount)
@@ -65,7 +65,7 @@ impl Key {
         } else if reasons.tell("for key derivation") {
             self.is_derived()
         } else if reasons.tell("non-AEAD") || reasons.tell("not supported") {
-            format!("the key {} is no AEAD key; make one of type aes256-gcm96", self.name)
+            format!("the key {} is not an AEAD key; create one of type aes256-gcm96", self.name)
         } else {
             format!("it answers {status}: {reasons}")
         })
@@ -103,13 +103,13 @@ pub(super) struct Encrypted<'a> {
     pub(super) ciphertext: Cow<'a, str>,
 }
 
-/// The text stays in the answer's buffer, which is wiped: base64 needs no escapes.
+/// The text borrows from the response's buffer, which is wiped: base64 needs no escapes.
 #[derive(Deserialize)]
 pub(super) struct Decrypted<'a> {
     pub(super) plaintext: &'a str,
 }
 
-/// What is asked of a key.
+/// The attributes of a key.
 #[derive(Deserialize)]
 pub(super) struct Description {
     pub(super) latest_version: u32,

@@ -1,4 +1,4 @@
-//! Where tokens come from: what is configured, and reading it anew each time.
+//! The sources of tokens: what is configured, read again each time.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -13,30 +13,30 @@ pub(super) const MAX_LEN: usize = 4 << 10;
 
 /// How a root logs in.
 pub(super) enum Login {
-    /// With a token that somebody made for it.
+    /// With a token that was issued for it.
     Token(Secret),
-    /// With a role, which gives tokens.
+    /// With a role, which issues tokens.
     AppRole {
-        /// Where AppRole is mounted.
+        /// The mount point of AppRole.
         mount: String,
         /// The role's id.
         role_id: String,
-        /// The secret that goes with it.
+        /// The role's secret id.
         secret_id: Secret,
     },
 }
 
-/// A secret, or where it stands.
+/// A secret, or its file.
 #[derive(Clone)]
 pub(super) enum Secret {
-    /// It came from the environment.
+    /// A secret from the environment.
     Given(Arc<SecretBytes>),
-    /// It is read anew whenever it is needed: an agent may replace it.
+    /// A file that is read each time: an agent may replace it.
     File(PathBuf),
 }
 
 impl Login {
-    /// Whether its secret can be read.
+    /// Checks that its secret can be read.
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
             Self::Token(secret) | Self::AppRole { secret_id: secret, .. } => {
@@ -47,7 +47,7 @@ impl Login {
 }
 
 impl Secret {
-    /// The secret as it is now, read away from the async threads.
+    /// The current secret, read on a blocking thread.
     pub(super) async fn read(&self) -> Result<Arc<SecretBytes>, Error> {
         if let Self::Given(secret) = self {
             return Ok(Arc::clone(secret));
@@ -73,9 +73,9 @@ impl Secret {
             }
         };
         let bytes = secret.expose();
-        // It goes into a header or into JSON.
+        // It is sent in a header or in JSON.
         if bytes.is_empty() || bytes.len() > MAX_LEN || !bytes.iter().all(u8::is_ascii_graphic) {
-            return Err(format!("what {source} gives is no token or secret id"));
+            return Err(format!("{source} does not contain a token or secret id"));
         }
         Ok(secret)
     }

@@ -1,9 +1,10 @@
-//! The token that calls are made with: got, renewed, and replaced when it is refused. One login or
+//! The current token: obtained, renewed, and replaced when it is refused. There is only one login or
 //! renewal at a time, however many calls wait for it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
@@ -12,25 +13,25 @@ use crate::secret::SecretBytes;
 
 use super::client::{Call, Client};
 use super::login::{Login, Secret};
-use super::refusals::Refusals;
-use super::token::{Grant, Lookup, Standing, Token};
+use super::login_backoff::LoginBackoff;
+use super::token::{Grant, Lookup, Token, TokenTtl};
 
-/// How long a policy that says no is believed before another login is tried for it: each login
-/// makes a token that the server has to keep.
+/// How long a token whose policy denies access is kept before another login is tried: the server has
+/// to store the token of each login.
 const LOGIN_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// How long the keeper waits after it could not renew or log in.
+/// The pause after a failed renewal or login.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// A token, and how to come by another one.
+/// A token, and how to get another one.
 pub(super) struct Session {
     /// The root's name, for the log.
     root: String,
     client: Arc<Client>,
     login: Login,
     current: Mutex<Option<Arc<Token>>>,
-    /// Held while a token is got or renewed.
-    turn: AsyncMutex<Refusals>,
+    /// Held while a token is obtained or renewed.
+    turn: AsyncMutex<LoginBackoff>,
     changed: Notify,
 }
 
@@ -46,7 +47,7 @@ impl Session {
         }
     }
 
-    /// The token to call with.
+    /// The token for a call.
     ///
     /// # Errors
     /// [`Error::Away`].
@@ -55,7 +56,7 @@ impl Session {
             return Ok(token);
         }
         let mut turn = self.turn.lock().await;
-        // Whoever had the turn before may have been as far.
+        // The previous holder of the turn may have done it.
         if let Some(token) = self.usable().await {
             return Ok(token);
         }
@@ -70,7 +71,7 @@ impl Session {
         }
     }
 
-    /// A token to try in place of one that was refused; `None` when there is no other.
+    /// Another token to try after `refused` was refused; `None` if there is no other.
     ///
     /// # Errors
     /// [`Error::Away`].
@@ -87,7 +88,7 @@ impl Session {
             }
             Login::AppRole { .. } => {
                 let is_new = refused.since.elapsed() < LOGIN_AGAIN_AFTER;
-                if is_new && self.standing(&refused.secret).await?.is_some() {
+                if is_new && self.ttl_of(&refused.secret).await?.is_some() {
                     return Ok(None);
                 }
                 self.obtain(&mut turn).await.map(Some)
@@ -95,24 +96,24 @@ impl Session {
         }
     }
 
-    /// What it means that `token` was refused, and no other is to be had.
+    /// What it means that `token` was refused, if there is no other one.
     pub(super) async fn refusal(&self, token: &Token, path: &str) -> Error {
-        // A role's token that may not look itself up is valid none the less when it is new.
+        // A new token of a role is valid even if it has no permission to look itself up.
         let is_new = matches!(self.login, Login::AppRole { .. })
             && token.since.elapsed() < LOGIN_AGAIN_AFTER;
-        match self.standing(&token.secret).await {
-            Ok(standing) if standing.is_some() || is_new => {
+        match self.ttl_of(&token.secret).await {
+            Ok(ttl) if ttl.is_some() || is_new => {
                 Error::Denied(format!("policy denied: the token is valid, and may not call {path}"))
             }
             Ok(_) => {
-                let mut current = self.lock();
-                // A login that is tried anew may help; a token that is given can only be replaced.
+                let mut current = self.current.lock();
+                // Another login may help; a configured token can only be replaced.
                 if current.as_ref().is_some_and(|current| current.secret == token.secret) {
                     *current = None;
                 }
                 Error::Away(
                     "the token is not valid: it has expired, was revoked, or may not even look \
-                     itself up; give another one"
+                     itself up; set another one"
                         .to_owned(),
                 )
             }
@@ -120,7 +121,7 @@ impl Session {
         }
     }
 
-    /// Renews in time, for as long as it is polled: calls of a root may be days apart.
+    /// Renews the token in time, as long as it is polled: the calls of a root may be days apart.
     pub(super) async fn keep(&self) {
         let mut failing = false;
         loop {
@@ -139,7 +140,7 @@ impl Session {
                 Ok(_) => failing = false,
                 Err(error) => {
                     if !failing {
-                        tracing::warn!(root = self.root, %error, "no token can be had; it is tried again");
+                        tracing::warn!(root = self.root, %error, "can't get a token; retrying");
                     }
                     failing = true;
                     tokio::time::sleep(PAUSE).await;
@@ -148,38 +149,34 @@ impl Session {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Token>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn current(&self) -> Option<Arc<Token>> {
-        self.lock().clone()
+        self.current.lock().clone()
     }
 
     fn put(&self, token: Token) -> Arc<Token> {
         let token = Arc::new(token);
-        *self.lock() = Some(Arc::clone(&token));
+        *self.current.lock() = Some(Arc::clone(&token));
         self.changed.notify_waiters();
         token
     }
 
-    /// The current token, if nothing is to be done about it.
+    /// The current token, if it needs no renewal.
     async fn usable(&self) -> Option<Arc<Token>> {
         let token = self.current().filter(|token| !token.is_due())?;
         if self.is_replaced(&token).await { None } else { Some(token) }
     }
 
-    /// Whether the file holds another token by now. One that can't be read replaces nothing.
+    /// Whether the file contains another token now. An unreadable file replaces nothing.
     async fn is_replaced(&self, token: &Token) -> bool {
         let Login::Token(secret @ Secret::File(_)) = &self.login else { return false };
         secret.read().await.is_ok_and(|secret| secret != token.secret)
     }
 
-    /// Renews, and gets a new token when that is refused or gives too little.
+    /// Renews the token, and gets a new one if that is refused or extends it too little.
     async fn renew(
         &self,
         token: &Arc<Token>,
-        refusals: &mut Refusals,
+        backoff: &mut LoginBackoff,
     ) -> Result<Arc<Token>, Error> {
         let call = Call::post("auth/token/renew-self".to_owned(), &NOTHING)?;
         let answer = match self.client.send(&call, Some(&token.secret)).await {
@@ -193,66 +190,67 @@ impl Session {
             if !token.shrinks() {
                 return Ok(token);
             }
-            return self.succeed(&token, refusals).await;
+            return self.succeed(&token, backoff).await;
         }
-        self.succeed(token, refusals).await
+        self.succeed(token, backoff).await
     }
 
-    /// Gets a token in place of one that can't be kept.
+    /// Replaces a token that can't be renewed.
     async fn succeed(
         &self,
         token: &Arc<Token>,
-        refusals: &mut Refusals,
+        backoff: &mut LoginBackoff,
     ) -> Result<Arc<Token>, Error> {
         match &self.login {
             Login::AppRole { .. } => {
-                self.obtain(refusals).await.or_else(|error| self.bear(token, error))
+                self.obtain(backoff).await.or_else(|error| self.bear(token, error))
             }
             Login::Token(_) => Ok(self.leave_alone(token)),
         }
     }
 
-    /// Goes on with `token` although it could not be renewed, while it lives.
+    /// Continues with `token` until it expires, although it could not be renewed.
     fn bear(&self, token: &Arc<Token>, error: Error) -> Result<Arc<Token>, Error> {
         if token.has_ended() {
             return Err(error);
         }
-        tracing::warn!(root = self.root, %error, seconds = token.left(), "the token could not be renewed yet");
+        let seconds = token.left();
+        tracing::warn!(root = self.root, %error, seconds, "the token could not be renewed yet");
         Ok(self.put(token.postponed()))
     }
 
-    /// A token that was given is all there is: its end is said in time.
+    /// Warns in time that a configured token expires: there is no other one.
     fn leave_alone(&self, token: &Token) -> Arc<Token> {
         tracing::warn!(
             root = self.root,
             seconds = token.left(),
-            "the token ends, and can be renewed no further: give another one"
+            "the token is about to expire and can't be renewed any further: set another one"
         );
         self.put(token.left_alone())
     }
 
-    /// A token from where tokens come from.
-    async fn obtain(&self, refusals: &mut Refusals) -> Result<Arc<Token>, Error> {
+    /// Gets a token from its source.
+    async fn obtain(&self, backoff: &mut LoginBackoff) -> Result<Arc<Token>, Error> {
         match &self.login {
             Login::Token(secret) => {
                 let secret = secret.read().await?;
-                // Whoever may not look itself up may still be good for what it is here for.
-                Ok(self.put(match self.standing(&secret).await? {
-                    Some(Standing { ttl, renewable }) => Token::new(secret, ttl, renewable),
+                // A token without permission for lookup-self may still be allowed to use the key.
+                Ok(self.put(match self.ttl_of(&secret).await? {
+                    Some(TokenTtl { ttl, renewable }) => Token::new(secret, ttl, renewable),
                     None => Token::unknown(secret),
                 }))
             }
             Login::AppRole { mount, role_id, secret_id } => {
                 let secret = secret_id.read().await?;
-                refusals.check(&secret)?;
+                backoff.check(&secret)?;
                 let path = format!("auth/{mount}/login");
                 let secret_id = str::from_utf8(secret.expose()).unwrap_or_default();
                 let call = Call::post(path, &LoginBody { role_id, secret_id })?;
                 let answer = self.client.send(&call, None).await?;
                 if !answer.status.is_success() {
-                    return Err(refusals.refuse(secret, mount, &answer));
+                    return Err(backoff.refuse(secret, mount, &answer));
                 }
-                refusals.succeeded();
+                backoff.succeeded();
                 let auth = answer.read::<Grant<'_>>()?.auth;
                 let token = SecretBytes::new(auth.client_token.as_bytes().to_vec());
                 tracing::debug!(root = self.root, seconds = auth.lease_duration, "logged in");
@@ -261,8 +259,8 @@ impl Session {
         }
     }
 
-    /// What a token hears of itself; `None` when it is refused.
-    async fn standing(&self, token: &SecretBytes) -> Result<Option<Standing>, Error> {
+    /// Looks up the token itself; `None` if that is refused.
+    async fn ttl_of(&self, token: &SecretBytes) -> Result<Option<TokenTtl>, Error> {
         let call = Call::get("auth/token/lookup-self".to_owned());
         let answer = self.client.send(&call, Some(token)).await?;
         if !answer.status.is_success() {

@@ -408,6 +408,6 @@ async fn a_replaced_authority_is_trusted_without_a_restart() {
     works(&root).await.unwrap();
     bao.kill();
     let detail = away(&root).await;
-    let wrong = "ca.crt: it has no certificate in PEM, so the one before is in use";
+    let wrong = "ca.crt: it has no certificate in PEM, so the previous one is in use";
     assert!(detail.contains(wrong), "{detail}");
 }

@@ -1,4 +1,4 @@
-//! A token and how long it lives: when it is to be renewed, and when it has ended.
+//! A token and its lifetime: when to renew it, and when it has expired.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,73 +10,73 @@ use tokio::time::Instant;
 use crate::backoff::jitter;
 use crate::secret::SecretBytes;
 
-/// How long one waits after a renewal that failed, at least.
+/// The shortest wait after a failed renewal.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A token that is in use.
+/// A token in use.
 pub(super) struct Token {
-    /// What is sent.
+    /// The token itself.
     pub(super) secret: Arc<SecretBytes>,
-    /// When a login gave it.
+    /// When it was obtained.
     pub(super) since: Instant,
-    /// How long it lives; `None` when it never ends, or nobody knows.
+    /// Its lifetime; `None` if it never expires, or if that is unknown.
     life: Option<Life>,
 }
 
 #[derive(Clone, Copy)]
 struct Life {
-    /// How long it was given at first.
+    /// Its lifetime when it was issued.
     granted: Duration,
     due: Option<Instant>,
     end: Instant,
     renewable: bool,
 }
 
-/// What a login or a renewal gives.
+/// The response to a login or a renewal.
 #[derive(Deserialize)]
 pub(super) struct Grant<'a> {
     #[serde(borrow)]
     pub(super) auth: Auth<'a>,
 }
 
-/// A token with its life.
+/// A token with its lifetime.
 #[derive(Deserialize)]
 pub(super) struct Auth<'a> {
     #[serde(borrow)]
     pub(super) client_token: Cow<'a, str>,
-    /// In seconds; 0 is for ever.
+    /// In seconds; 0 means that it never expires.
     pub(super) lease_duration: u64,
     pub(super) renewable: bool,
 }
 
-/// What a token hears of itself.
+/// The response to lookup-self.
 #[derive(Deserialize)]
 pub(super) struct Lookup {
-    pub(super) data: Standing,
+    pub(super) data: TokenTtl,
 }
 
-/// What is left of a token's life.
+/// The remaining lifetime of a token.
 #[derive(Deserialize)]
-pub(super) struct Standing {
-    /// In seconds; 0 is for ever.
+pub(super) struct TokenTtl {
+    /// In seconds; 0 means that it never expires.
     pub(super) ttl: u64,
     #[serde(default)]
     pub(super) renewable: bool,
 }
 
 impl Token {
-    /// A token of which nothing is known.
+    /// A token of unknown lifetime.
     pub(super) fn unknown(secret: Arc<SecretBytes>) -> Self {
         Self { secret, since: Instant::now(), life: None }
     }
 
-    /// A token with `ttl` seconds to live; 0 is for ever.
+    /// A token that expires in `ttl` seconds; 0 means never.
     pub(super) fn new(secret: Arc<SecretBytes>, ttl: u64, renewable: bool) -> Self {
         let granted = Duration::from_secs(ttl);
         Self { life: Life::new(granted, granted, renewable), ..Self::unknown(secret) }
     }
 
-    /// The same token after a renewal that gave it `ttl` seconds.
+    /// The same token after a renewal to `ttl` seconds.
     pub(super) fn renewed(&self, ttl: u64, renewable: bool) -> Self {
         let ttl = Duration::from_secs(ttl);
         let granted = self.life.map_or(ttl, |life| life.granted);
@@ -87,7 +87,7 @@ impl Token {
         }
     }
 
-    /// The same token, to be renewed some time later: a quarter of what is left to it.
+    /// The same token, with its renewal postponed by a quarter of the remaining time.
     pub(super) fn postponed(&self) -> Self {
         let life = self.life.map(|life| {
             let left = life.end.saturating_duration_since(Instant::now());
@@ -96,13 +96,13 @@ impl Token {
         Self { secret: Arc::clone(&self.secret), since: self.since, life }
     }
 
-    /// The same token, which nothing will be done about.
+    /// The same token, which is not renewed any more.
     pub(super) fn left_alone(&self) -> Self {
         let life = self.life.map(|life| Life { due: None, ..life });
         Self { secret: Arc::clone(&self.secret), since: self.since, life }
     }
 
-    /// When something is to be done about it.
+    /// When it has to be renewed.
     pub(super) fn due(&self) -> Option<Instant> {
         self.life.and_then(|life| life.due)
     }
@@ -119,14 +119,14 @@ impl Token {
         self.life.is_some_and(|life| life.renewable)
     }
 
-    /// Whether a renewal gives less than the token had at first: its longest life is near.
+    /// Whether renewals extend it less than at first: its maximum lifetime is near.
     pub(super) fn shrinks(&self) -> bool {
         self.life.is_some_and(|life| {
             life.end.saturating_duration_since(Instant::now()) < life.granted * 2 / 3
         })
     }
 
-    /// What is left of its life, in whole seconds.
+    /// The remaining lifetime, in whole seconds.
     pub(super) fn left(&self) -> u64 {
         self.life.map_or(0, |life| life.end.saturating_duration_since(Instant::now()).as_secs())
     }
@@ -134,9 +134,9 @@ impl Token {
 
 impl Life {
     /// Due at two thirds of `ttl`, and up to a tenth of it earlier, so that replicas that started
-    /// together don't come together.
+    /// together do not renew together.
     fn new(granted: Duration, ttl: Duration, renewable: bool) -> Option<Self> {
-        // Instants can't be centuries away.
+        // `Instant` can't represent times that are centuries away.
         let ttl = ttl.min(Duration::from_secs(100 * 365 * 24 * 60 * 60));
         let due = ttl * 2 / 3 - (ttl / 10).mul_f64(jitter());
         let now = Instant::now();

@@ -1,5 +1,5 @@
-//! The wrap as it is stored: a format byte, then what transit calls the ciphertext, as text:
-//! `vault:v3:` and base64. It knows nothing of servers.
+//! The wrap as it is stored: a format byte, then the ciphertext of transit, which is the text
+//! `vault:v3:` and base64. It knows nothing about servers.
 
 use base64_simd::STANDARD;
 
@@ -9,13 +9,13 @@ use crate::root::sealed::after_format;
 /// The first byte of a wrap.
 const FORMAT: u8 = 1;
 
-/// The most that a root may give back, in bytes.
+/// The longest wrap that a root may return, in bytes.
 const MAX_LEN: usize = 1024;
 
 /// Nonce and tag of the smallest AEAD that transit has (AES-GCM, ChaCha20-Poly1305).
 const OVERHEAD: usize = 12 + 16;
 
-/// A ciphertext of transit whose shape was checked.
+/// A ciphertext of transit whose form was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wrapped<'a> {
     /// The whole text.
@@ -25,8 +25,8 @@ pub(super) struct Wrapped<'a> {
 }
 
 impl<'a> Wrapped<'a> {
-    /// Checks what a server gave. Exactly one text stands for one ciphertext: a reader that let
-    /// more pass would take a changed wrap for the one that was made.
+    /// Checks the text from a server. A ciphertext has exactly one valid text: accepting others would
+    /// accept a wrap that was changed.
     pub(super) fn from_text(text: &'a str) -> Option<Self> {
         let (digits, base64) = text.strip_prefix("vault:v")?.split_once(':')?;
         let version: u32 = digits.parse().ok().filter(|version| *version > 0)?;
@@ -37,14 +37,14 @@ impl<'a> Wrapped<'a> {
         (canonical && fits).then_some(Self { text, version })
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) gave.
+    /// Parses what [`to_bytes`](Self::to_bytes) returned.
     ///
     /// # Errors
     /// [`Error::Wrong`].
     pub(super) fn from_bytes(bytes: &'a [u8]) -> Result<Self, Error> {
         let text = after_format(bytes, FORMAT)?;
         str::from_utf8(text).ok().and_then(Self::from_text).ok_or_else(|| {
-            Error::Wrong("it has not the form of a ciphertext of transit".to_owned())
+            Error::Wrong("it does not have the form of a ciphertext of transit".to_owned())
         })
     }
 

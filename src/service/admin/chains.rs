@@ -285,12 +285,12 @@ impl KeyService {
         }
         let config = &self.core.config;
         let chains = self.chains.load().len();
-        if chains >= config.max_chains {
+        if chains >= config.chain.max_chains {
             let detail = format!("there are {chains} chains, and chain.max_chains allows no more");
             return Err(Error::new(Kind::Conflict, detail));
         }
-        let limits = merge(config.limits, settings)?;
-        let head = self.core.new_head(settings.suite.unwrap_or(config.suite), limits);
+        let limits = merge(config.chain.limits(), settings)?;
+        let head = self.core.new_head(settings.suite.unwrap_or(config.chain.suite), limits);
         let failed = |error| self.core.store_error(&name, error);
         let created = records::create(&*self.core.store, &name, &head).await.map_err(failed)?;
         let Some(chain) = self.core.load(&name).await.map_err(failed)? else {

@@ -78,10 +78,10 @@ impl Roots {
         metrics: Arc<Metrics>,
     ) -> Self {
         for root in &roots {
-            metrics.root_up.with_label_values(&[&root.name]).set(1);
-            metrics.root_wrong_wraps.with_label_values(&[&root.name]).set(0);
-            metrics.keks_missing_wraps.with_label_values(&[&root.name]).set(0);
-            metrics.root_info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
+            metrics.roots.up.with_label_values(&[&root.name]).set(1);
+            metrics.roots.wrong_wraps.with_label_values(&[&root.name]).set(0);
+            metrics.roots.missing_wraps.with_label_values(&[&root.name]).set(0);
+            metrics.roots.info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
             metrics.root_is_configured(&root.name, &root::Error::OUTCOMES);
         }
         let state = |named| RootState {
@@ -208,7 +208,7 @@ impl Roots {
 
     fn report_wrong(&self, state: &RootState, evidence: &Evidence) {
         let count = i64::try_from(evidence.wrongs()).unwrap_or(i64::MAX);
-        self.metrics.root_wrong_wraps.with_label_values(&[&state.named.name]).set(count);
+        self.metrics.roots.wrong_wraps.with_label_values(&[&state.named.name]).set(count);
     }
 
     /// Whether one of `wraps` is by a `local` root: such a KEK is exposed permanently.
@@ -352,7 +352,7 @@ impl Roots {
             let since = before.map_or_else(|| self.clock.unix_now(), |(_, since)| since);
             (error.clone(), since)
         });
-        self.metrics.root_up.with_label_values(&[&state.named.name]).set(i64::from(!is_out));
+        self.metrics.roots.up.with_label_values(&[&state.named.name]).set(i64::from(!is_out));
     }
 
     /// How many of `keks` each root has not wrapped, in the order of the roots.
@@ -375,7 +375,7 @@ impl Roots {
     ) {
         for (index, state) in self.states.iter().enumerate() {
             let missing = chains.clone().filter_map(|chain| chain.get(index)).sum();
-            let gauge = &self.metrics.keks_missing_wraps;
+            let gauge = &self.metrics.roots.missing_wraps;
             gauge.with_label_values(&[&state.named.name]).set(missing);
         }
     }

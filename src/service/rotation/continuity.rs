@@ -278,7 +278,7 @@ impl<'a> Keks<'a> {
 /// What a root makes of the KEKs of a chain.
 async fn judge(core: &Core, state: &RootState, keks: &mut Keks<'_>) -> Result<Verdict, Error> {
     let chain = keks.chain;
-    let is_fresh = |at| core.clock.now().since(at) < core.config.kek_max_age;
+    let is_fresh = |at| core.clock.now().since(at) < core.config.cache.kek_max_age;
     if state.opened_at(chain).is_some_and(is_fresh) {
         return Ok(Verdict::Opens);
     }

@@ -46,7 +46,7 @@ pub(in crate::service) async fn compare(
     core: &Core,
     state: &RootState,
 ) -> Result<Comparison, store::Error> {
-    if !core.shared || state.is_agreed(core.clock.now(), core.config.kek_max_age) {
+    if !core.shared || state.is_agreed(core.clock.now(), core.config.cache.kek_max_age) {
         return Ok(Comparison::New);
     }
     let key = record::root_check_key(&state.named.name);
@@ -118,7 +118,7 @@ pub(in crate::service) async fn establish(
     else {
         return Ok(false);
     };
-    if !core.shared || state.is_agreed(core.clock.now(), core.config.kek_max_age) {
+    if !core.shared || state.is_agreed(core.clock.now(), core.config.cache.kek_max_age) {
         return Ok(true);
     }
     let key = record::root_check_key(&wrap.root);

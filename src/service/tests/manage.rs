@@ -64,7 +64,8 @@ async fn a_chain_that_another_replica_deleted_is_gone_and_does_not_come_back() {
 #[tokio::test]
 async fn chains_are_bounded_and_making_one_is_charged() {
     let (store, clock): (Arc<memory::Store>, Arc<ManualClock>) = Default::default();
-    let config = Config { max_chains: 3, ..Config::default() };
+    let chain = ChainConfig { max_chains: 3, ..ChainConfig::default() };
+    let config = Config { chain, ..Config::default() };
     let roots = vec![root::Named { name: "main".into(), root: Arc::new(TestRoot::default()) as _ }];
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let started = KeyService::start(config, store, roots, Arc::clone(&clock) as _, metrics).await;
@@ -107,7 +108,7 @@ async fn replicas_whose_clocks_disagree_do_not_rotate_each_others_keks() {
     let ahead = Arc::new(Ahead(Arc::clone(&clock), (91 * 86_400).into()));
     let limits = Limits { rotate_after_age: 90 * 86_400, ..LOW };
     let make = async |clock: Arc<dyn crate::clock::Clock>| {
-        let config = Config { limits, ..Config::default() };
+        let config = Config { chain: ChainConfig::with_limits(limits), ..Config::default() };
         let roots = vec![root::Named { name: "main".into(), root: Arc::clone(&root) as _ }];
         let metrics = Metrics::new(&Registry::new()).unwrap();
         KeyService::start(config, Arc::clone(&store) as _, roots, clock, metrics).await.unwrap()

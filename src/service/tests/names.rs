@@ -170,7 +170,7 @@ async fn a_check_asks_every_root_so_one_that_is_away_is_noticed_beside_one_that_
     let store = Arc::<memory::Store>::default();
     let service = start(store as _, &roots, &clock).await;
     named(&service).await;
-    let up = |root: &str| service.metrics().root_up.with_label_values(&[root]).get();
+    let up = |root: &str| service.metrics().roots.up.with_label_values(&[root]).get();
     for root in [&first, &second] {
         root.away.store(true, SeqCst);
         service.check_primary(&default()).await;

@@ -316,7 +316,7 @@ async fn wraps_that_primaries_and_standbys_lack_are_counted() {
     encrypt(&service).await.unwrap();
     let missing = |root: &str| {
         service.refresh_metrics();
-        service.metrics().keks_missing_wraps.with_label_values(&[root]).get()
+        service.metrics().roots.missing_wraps.with_label_values(&[root]).get()
     };
     assert_eq!([missing("a"), missing("b")], [0, 0]);
     world.b.away.store(true, SeqCst);
@@ -356,7 +356,8 @@ async fn a_start_waits_for_all_chains_at_once_and_not_for_long() {
         (vec![named("a", Arc::clone(&silent) as _), named("b", silent)], Duration::from_secs(20)),
     ] {
         let names = ["x", "y", "z"].map(|name| ChainName::new(name).unwrap()).into();
-        let config = Config { names, ..Config::default() };
+        let chain = ChainConfig { names, ..ChainConfig::default() };
+        let config = Config { chain, ..Config::default() };
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let (store, clock): (Arc<memory::Store>, Arc<ManualClock>) = Default::default();
         let before = tokio::time::Instant::now();

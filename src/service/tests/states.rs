@@ -248,7 +248,7 @@ async fn skewed(ahead: u64) -> (Arc<KeyService>, Arc<KeyService>, Arc<Skewed>) {
         Default::default();
     let clock = Arc::new(Skewed { inner: Arc::clone(&inner), ahead: ahead.into() });
     let make = async |clock: Arc<dyn crate::clock::Clock>| {
-        let config = Config { limits: LOW, ..Config::default() };
+        let config = Config { chain: ChainConfig::with_limits(LOW), ..Config::default() };
         let roots = vec![root::Named { name: "main".into(), root: Arc::clone(&root) as _ }];
         let metrics = Metrics::new(&Registry::new()).unwrap();
         KeyService::start(config, Arc::clone(&store) as _, roots, clock, metrics).await.unwrap()

@@ -50,7 +50,7 @@ async fn entries(store: &memory::Store) -> Vec<(String, Vec<u8>)> {
     all.into_iter().map(|entry| (entry.key, entry.value)).collect()
 }
 
-async fn written(store: &memory::Store) -> (String, Report) {
+async fn written(store: &memory::Store) -> (String, CopyReport) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("backup");
     let report = write(store, &path, &[], 1_795_553_406, |_| {}).await.unwrap();

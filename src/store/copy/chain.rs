@@ -10,7 +10,7 @@ use crate::store::{
 
 use super::batch::Batch;
 use super::merge::{self, Decision};
-use super::{Primaries, Report, encrypts};
+use super::{CopyReport, Primaries, encrypts};
 
 /// How often a chain is begun again because others wrote to it meanwhile.
 const TRIES: usize = 8;
@@ -52,8 +52,8 @@ impl Copy<'_> {
     /// Copies the chain, or says in `report` why not.
     pub(super) async fn run(
         &self,
-        report: &mut Report,
-        progress: &mut impl FnMut(&Report),
+        report: &mut CopyReport,
+        progress: &mut impl FnMut(&CopyReport),
     ) -> Result<(), Error> {
         for _ in 0..TRIES {
             let looked = match self.look().await {
@@ -153,8 +153,8 @@ impl Copy<'_> {
     async fn write(
         &self,
         heads: &Heads,
-        report: &mut Report,
-        progress: &mut impl FnMut(&Report),
+        report: &mut CopyReport,
+        progress: &mut impl FnMut(&CopyReport),
     ) -> Result<bool, Stop> {
         let mut same = 0;
         let mut ids = Ids::of_keks(self.from, self.chain);
@@ -184,7 +184,7 @@ impl Copy<'_> {
         &self,
         heads: &Heads,
         same: u64,
-        report: &mut Report,
+        report: &mut CopyReport,
     ) -> Result<bool, Stop> {
         let named: Vec<_> = heads.named.iter().copied().collect();
         let (source_head, sources) = head_and_pairs(self.from, self.chain, &named).await?;
@@ -218,7 +218,7 @@ impl Copy<'_> {
     }
 
     /// Commits a batch. False when others wrote meanwhile.
-    async fn commit(&self, batch: Batch, report: &mut Report) -> Result<bool, Error> {
+    async fn commit(&self, batch: Batch, report: &mut CopyReport) -> Result<bool, Error> {
         if batch.txn.puts.is_empty() {
             return Ok(true);
         }

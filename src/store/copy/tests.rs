@@ -26,11 +26,11 @@ async fn entries(store: &memory::Store) -> Entries {
     all.into_iter().map(|entry| (entry.key, entry.value)).collect()
 }
 
-async fn copied(from: &dyn Store, to: &dyn Store, primaries: Primaries) -> Report {
+async fn copied(from: &dyn Store, to: &dyn Store, primaries: Primaries) -> CopyReport {
     copy(from, to, &[], primaries, |_| {}).await.unwrap()
 }
 
-async fn good(from: &dyn Store, to: &dyn Store, primaries: Primaries) -> Report {
+async fn good(from: &dyn Store, to: &dyn Store, primaries: Primaries) -> CopyReport {
     let report = copied(from, to, primaries).await;
     assert_eq!(report.problems, []);
     report

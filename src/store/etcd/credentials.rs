@@ -18,7 +18,7 @@ use crate::secret::SecretBytes;
 use super::Config;
 
 /// Tells contents of the files apart.
-pub(super) type Digest = [u8; 32];
+pub(super) type FilesDigest = [u8; 32];
 
 /// A setting within `[store]`, and what is wrong with it.
 pub(super) type Wrong = (&'static str, String);
@@ -62,7 +62,7 @@ impl Files {
         })
     }
 
-    pub(super) fn digest(&self) -> Digest {
+    pub(super) fn digest(&self) -> FilesDigest {
         let (cert, key) = match &self.pair {
             Some((cert, key)) => (&**cert, key.expose()),
             None => (&[][..], &[][..]),
@@ -73,7 +73,7 @@ impl Files {
 }
 
 /// The digest of `parts`, and of where each ends.
-pub(super) fn digest(parts: &[&[u8]]) -> Digest {
+pub(super) fn digest(parts: &[&[u8]]) -> FilesDigest {
     let mut all = Sha256::new();
     for part in parts {
         all.update((part.len() as u64).to_be_bytes());

@@ -7,7 +7,7 @@ use crate::error_chain::to_text;
 
 /// A call that failed.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CallError {
     pub(super) detail: String,
     /// It may have been applied, or be applied later.
     pub(super) maybe_applied: bool,
@@ -19,7 +19,7 @@ pub(super) struct Failure {
     pub(super) stale: bool,
 }
 
-impl Failure {
+impl CallError {
     pub(super) fn certain(detail: String) -> Self {
         Self { detail, maybe_applied: false, hopeless: false, refused: false, stale: false }
     }

@@ -4,18 +4,19 @@
 //! calls to a dead member. The one that answers is kept; one that fails is left alone for a while.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use etcd_client::{Client, GetOptions, GetResponse, ResponseHeader, Txn, TxnResponse};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::Config;
 use super::credentials::Credentials;
-use super::failure::Failure;
+use super::failure::CallError;
 
 /// How long a member that failed is left alone, while another one answers.
 const HELD_OUT: Duration = Duration::from_secs(5);
@@ -98,34 +99,38 @@ impl Members {
         &self,
         key: impl Into<String>,
         options: Option<GetOptions>,
-    ) -> Result<GetResponse, Failure> {
+    ) -> Result<GetResponse, CallError> {
         match self.ask(Request::Get(key.into(), options), |_| true).await? {
             Answer::Get(answer) => Ok(answer),
-            Answer::Txn(_) => Err(Failure::certain("another answer than asked for".to_owned())),
+            Answer::Txn(_) => Err(CallError::certain("another answer than asked for".to_owned())),
         }
     }
 
     /// Runs a txn that only reads.
-    pub(super) async fn read(&self, txn: Txn) -> Result<TxnResponse, Failure> {
+    pub(super) async fn read(&self, txn: Txn) -> Result<TxnResponse, CallError> {
         self.txn(txn, |_| true).await
     }
 
     /// Runs a txn that writes. It is sent again only when it was certainly not applied.
-    pub(super) async fn write(&self, txn: Txn) -> Result<TxnResponse, Failure> {
+    pub(super) async fn write(&self, txn: Txn) -> Result<TxnResponse, CallError> {
         self.txn(txn, |failure| !failure.maybe_applied).await
     }
 
-    async fn txn(&self, txn: Txn, again: fn(&Failure) -> bool) -> Result<TxnResponse, Failure> {
+    async fn txn(&self, txn: Txn, again: fn(&CallError) -> bool) -> Result<TxnResponse, CallError> {
         match self.ask(Request::Txn(txn), again).await? {
             Answer::Txn(answer) => Ok(answer),
-            Answer::Get(_) => Err(Failure::certain("another answer than asked for".to_owned())),
+            Answer::Get(_) => Err(CallError::certain("another answer than asked for".to_owned())),
         }
     }
 
-    async fn ask(&self, request: Request, again: fn(&Failure) -> bool) -> Result<Answer, Failure> {
+    async fn ask(
+        &self,
+        request: Request,
+        again: fn(&CallError) -> bool,
+    ) -> Result<Answer, CallError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let mut last = Failure::certain("no member".to_owned());
+            let mut last = CallError::certain("no member".to_owned());
             let mut hopeless = true;
             for index in self.order() {
                 match self.ask_one(index, request.clone()).await {
@@ -144,32 +149,32 @@ impl Members {
                 }
             }
             if hopeless || Instant::now() + PAUSE >= deadline {
-                return Err(Failure { hopeless, ..last });
+                return Err(CallError { hopeless, ..last });
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn ask_one(&self, index: usize, request: Request) -> Result<Answer, Failure> {
+    async fn ask_one(&self, index: usize, request: Request) -> Result<Answer, CallError> {
         let Some(member) = self.members.get(index) else {
-            return Err(Failure::certain("no such member".to_owned()));
+            return Err(CallError::certain("no such member".to_owned()));
         };
         let seen = self.history.seen();
         let mut used = self.credentials.load_full();
         let asked = async {
             let Held { mut client, credentials } =
-                member.connect(&used).await.map_err(Failure::not_sent)?;
+                member.connect(&used).await.map_err(CallError::not_sent)?;
             used = credentials;
             match request {
                 Request::Get(key, options) => client.get(key, options).await.map(Answer::Get),
                 Request::Txn(txn) => client.txn(txn).await.map(Answer::Txn),
             }
-            .map_err(Failure::of)
+            .map_err(CallError::of)
         };
         // The client's own deadline comes first, and bounds connecting and calling each.
         let answer = match timeout(self.timeout * 2, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure::doubtful(SILENT.to_owned())),
+            Err(_) => Err(CallError::doubtful(SILENT.to_owned())),
         };
         match answer {
             Ok(answer) => {
@@ -198,7 +203,7 @@ impl Members {
                 }
                 self.failing.notify_one();
                 let detail = format!("{}: {}", member.url, self.explain(&failure, &used));
-                Err(Failure { detail, stale, ..failure })
+                Err(CallError { detail, stale, ..failure })
             }
         }
     }
@@ -216,15 +221,15 @@ impl Members {
     }
 
     /// A client of the member to be asked next, for a stream.
-    pub(super) async fn client(&self) -> Result<(usize, Client), Failure> {
+    pub(super) async fn client(&self) -> Result<(usize, Client), CallError> {
         let index = self.order().first().copied().unwrap_or_default();
         let Some(member) = self.members.get(index) else {
-            return Err(Failure::certain("no member".to_owned()));
+            return Err(CallError::certain("no member".to_owned()));
         };
         let credentials = self.credentials.load_full();
         let held = timeout(self.timeout, member.connect(&credentials)).await;
-        let held = held.map_err(|_| Failure::certain("no answer in time".to_owned()))?;
-        Ok((index, held.map_err(Failure::not_sent)?.client))
+        let held = held.map_err(|_| CallError::certain("no answer in time".to_owned()))?;
+        Ok((index, held.map_err(CallError::not_sent)?.client))
     }
 
     /// Uses `credentials` from now on. A member that answers keeps its connection when it refuses
@@ -240,7 +245,7 @@ impl Members {
         for member in &self.members {
             let is_used = member.held.lock().await.is_some() && member.failed().is_none();
             let probed = timeout(self.timeout * 2, member.probe(&credentials, &self.probe)).await;
-            let probed = probed.unwrap_or_else(|_| Err(Failure::certain(SILENT.to_owned())));
+            let probed = probed.unwrap_or_else(|_| Err(CallError::certain(SILENT.to_owned())));
             match probed {
                 Ok(held) => *member.held.lock().await = Some(held),
                 Err(failure) if is_used => {
@@ -264,8 +269,8 @@ impl Members {
     }
 
     /// Why a call failed, with the files that it may be about.
-    fn explain(&self, failure: &Failure, used: &Credentials) -> String {
-        let Failure { detail, refused, .. } = failure;
+    fn explain(&self, failure: &CallError, used: &Credentials) -> String {
+        let CallError { detail, refused, .. } = failure;
         let mut text = detail.clone();
         let is_unreached = ["tcp connect error", "dns error"].iter().any(|at| detail.contains(at));
         let is_login = ["authentication", "auth token"].iter().any(|at| detail.contains(at));
@@ -316,18 +321,18 @@ impl Member {
     }
 
     /// A client that the member has answered.
-    async fn probe(&self, credentials: &Arc<Credentials>, key: &str) -> Result<Held, Failure> {
-        let mut held = self.make(credentials).await.map_err(Failure::not_sent)?;
-        held.client.get(key, None).await.map_err(Failure::of)?;
+    async fn probe(&self, credentials: &Arc<Credentials>, key: &str) -> Result<Held, CallError> {
+        let mut held = self.make(credentials).await.map_err(CallError::not_sent)?;
+        held.client.get(key, None).await.map_err(CallError::of)?;
         Ok(held)
     }
 
     fn failed(&self) -> Option<Instant> {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.failed.lock()
     }
 
     fn note(&self, failed: Option<Instant>) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        *self.failed.lock() = failed;
     }
 }
 
@@ -351,13 +356,13 @@ pub(super) struct Seen {
 impl History {
     /// What was seen so far: to be asked before a call is sent.
     pub(super) fn seen(&self) -> Seen {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.seen.lock()
     }
 
     /// Notes the header of a linearizable answer to a call that was sent when `before` was known: it
     /// can't be older than that. Of calls that a restore overtook, the first one reports it.
     pub(super) fn note(&self, before: Seen, header: &ResponseHeader) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         if seen.restores != before.restores {
             return;
         }

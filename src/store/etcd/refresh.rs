@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::Config;
-use super::credentials::{Credentials, Digest, Files, digest};
+use super::credentials::{Credentials, Files, FilesDigest, digest};
 use super::members::Members;
 
 /// How often the files are read.
@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Follows the files until the members are gone.
-pub(super) async fn follow(config: Config, first: Digest, members: Weak<Members>) {
+pub(super) async fn follow(config: Config, first: FilesDigest, members: Weak<Members>) {
     let mut seen = Seen { now: first, tried: first };
     loop {
         sleep(PAUSE).await;
@@ -33,9 +33,9 @@ pub(super) async fn follow(config: Config, first: Digest, members: Weak<Members>
 /// What was last seen of the files.
 struct Seen {
     /// When they were last read.
-    now: Digest,
+    now: FilesDigest,
     /// When they were last used, or could not be.
-    tried: Digest,
+    tried: FilesDigest,
 }
 
 impl Seen {

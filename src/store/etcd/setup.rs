@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::credentials::{Credentials, Digest, Files};
-use super::failure::Failure;
+use super::credentials::{Credentials, Files, FilesDigest};
+use super::failure::CallError;
 use super::members::Members;
 use super::{Config, Store, Tls};
 
@@ -56,7 +56,7 @@ impl Config {
             }
             (None, ..) => return wrong("username", "there is a password and no user"),
             (_, Some(_), Some(_)) => {
-                return wrong("password", "it is given twice: password_file is there too");
+                return wrong("password", "given twice: password_file is there too");
             }
         }
         match &self.tls {
@@ -71,7 +71,7 @@ impl Config {
 
 /// The members that `config` names, and the digest of the files that were read for them; no member
 /// is asked yet.
-pub(super) fn members(config: &Config) -> Result<(Members, Digest), String> {
+pub(super) fn members(config: &Config) -> Result<(Members, FilesDigest), String> {
     let named = |(key, detail)| format!("store.{key}: {detail}");
     config.check().map_err(named)?;
     let files = Files::read(config).map_err(named)?;
@@ -85,7 +85,7 @@ pub(super) async fn first_read(store: &Store) -> Result<(), String> {
     let mut told = false;
     loop {
         let Err(failure) = store.members.get(&*store.prefix, None).await else { return Ok(()) };
-        let Failure { detail, hopeless, .. } = failure;
+        let CallError { detail, hopeless, .. } = failure;
         if hopeless || Instant::now() > deadline {
             return Err(detail);
         }

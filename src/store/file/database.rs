@@ -6,12 +6,15 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
+
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::files;
 
-use super::open::{self, Failure, Opener, guarded};
+use super::create::Opener;
+use super::error::{OpenFailure, guarded};
+use super::open;
 
 /// The name of the file whose lock says that a process uses the directory. It is never removed:
 /// two processes must not lock two files of one name.
@@ -67,7 +70,7 @@ impl Database {
             refuse_missing(directory)?;
         }
         let database = open::open(directory, &*opener).map_err(|failure| match failure {
-            Failure::Refused(detail) | Failure::Io(detail) => detail,
+            OpenFailure::Refused(detail) | OpenFailure::Io(detail) => detail,
         })?;
         if !was_made {
             // Without it a lost store is not noticed, which is no reason not to serve this one.
@@ -100,20 +103,20 @@ impl Database {
 
     /// Closes it for good, and lets other processes in. What is under way is finished first.
     pub(super) fn close(&self) {
-        let mut state = self.write();
+        let mut state = self.state.write();
         close(&mut state);
         state.failed = None;
         state.lock = None;
     }
 
     fn opened(&self) -> Result<RwLockReadGuard<'_, State>, String> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.read();
         if state.open.is_some() {
             return Ok(state);
         }
         drop(state);
-        self.reopen(&mut self.write())?;
-        Ok(self.state.read().unwrap_or_else(PoisonError::into_inner))
+        self.reopen(&mut self.state.write())?;
+        Ok(self.state.read())
     }
 
     fn reopen(&self, state: &mut State) -> Result<(), String> {
@@ -135,7 +138,7 @@ impl Database {
                 state.generation += 1;
                 Ok(())
             }
-            Err(Failure::Refused(detail) | Failure::Io(detail)) => {
+            Err(OpenFailure::Refused(detail) | OpenFailure::Io(detail)) => {
                 state.failed = Some((detail.clone(), Instant::now()));
                 Err(detail)
             }
@@ -144,14 +147,10 @@ impl Database {
 
     /// Closes the database that failed, unless that has been done already.
     fn give_up(&self, generation: u64) {
-        let mut state = self.write();
+        let mut state = self.state.write();
         if state.generation == generation {
             close(&mut state);
         }
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use redb::backends::FileBackend;
 use redb::{DatabaseError, StorageBackend};
@@ -285,7 +285,7 @@ impl StorageBackend for Faulty {
     }
 
     fn sync_data(&self) -> std::io::Result<()> {
-        drop(self.1.gate.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.1.gate.lock());
         self.1.syncs.fetch_add(1, SeqCst);
         fault(&self.1.sync_fails, std::io::ErrorKind::Other)?;
         self.0.sync_data()
@@ -395,7 +395,7 @@ async fn a_thousand_commits_at_once_share_a_few_syncs() {
     let (dir, disk) = (tempdir().unwrap(), Arc::new(Disk::default()));
     let store = Arc::new(open_on(dir.path(), &disk).await);
     let before = disk.syncs.load(SeqCst);
-    let held = disk.gate.lock().unwrap();
+    let held = disk.gate.lock();
     let begun = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..1000)
         .map(|i| {

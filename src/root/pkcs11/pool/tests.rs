@@ -49,7 +49,7 @@ async fn callers_of_a_module_that_hangs_get_away_and_it_works_again_when_it_retu
         assert!(error.starts_with("the module hangs: a call has not returned for "), "{error}");
     }
     assert_eq!(made.load(SeqCst), THREADS, "no thread more is made");
-    assert!(pool.shared.lock().queue.is_empty(), "and nothing waits");
+    assert!(pool.shared.state.lock().queue.is_empty(), "and nothing waits");
     drop(releases);
     until_it_works(&pool).await;
 }
@@ -102,10 +102,10 @@ async fn calls_that_wait_have_a_bound_and_those_that_were_given_up_are_not_made(
             tokio::spawn(async move { pool.call(move |_| Ok(ran.fetch_add(1, SeqCst))).await })
         })
         .collect();
-    while pool.shared.lock().queue.len() < QUEUE {
+    while pool.shared.state.lock().queue.len() < QUEUE {
         tokio::task::yield_now().await;
     }
-    assert_eq!(away(pool.call(|_| Ok(())).await), "64 calls wait for it already");
+    assert_eq!(away(pool.call(|_| Ok(())).await), "64 calls are already waiting for it");
     for call in waiting {
         call.abort();
         assert!(call.await.unwrap_err().is_cancelled());
@@ -123,7 +123,7 @@ async fn a_panic_is_one_call_that_failed() {
     let (pool, made) = pool(Duration::from_secs(60));
     for _ in 0..2 * THREADS {
         let error = away(pool.call(|_| -> Result<(), _> { panic!("on purpose") }).await);
-        assert_eq!(error, "a call of the module broke off");
+        assert_eq!(error, "a call of the module panicked");
     }
     pool.call(|_| Ok(())).await.unwrap();
     assert!(made.load(SeqCst) >= 2 * THREADS, "what a panic left is not used again");

@@ -227,7 +227,7 @@ async fn what_it_opens_to_must_be_a_kek() {
             path => well(path).unwrap(),
         });
         let detail = wrong(&root, context(&chain, &kek), &wrapped).await;
-        assert_eq!(detail, "what it opens to is no KEK");
+        assert_eq!(detail, "it unwraps to something that is not a KEK");
     }
     for ciphertext in ["", "vault:v1:AAAA", "not one", &format!("{WRAPPED}\u{e9}")] {
         let ciphertext = ciphertext.to_owned();

@@ -95,7 +95,7 @@ fn addresses_and_names_are_checked() {
     }
     for timeout in [Duration::from_millis(9), Duration::from_secs(11)] {
         let config = Config { token: secret("s.x"), timeout, ..config("https://vault") };
-        assert_eq!(config.check().unwrap_err(), "timeout is 10ms to 10s");
+        assert_eq!(config.check().unwrap_err(), "timeout must be between 10ms and 10s");
     }
 }
 

@@ -27,10 +27,10 @@ fn record(wraps: &[(&'static str, &[u8])]) -> Vec<u8> {
 #[tokio::test]
 async fn made_up_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
+    let names = vec![ChainName::new("orders").unwrap()];
     let config = Config {
-        names: vec![ChainName::new("orders").unwrap()],
-        keks: 1,
-        limits: LOW,
+        chain: ChainConfig { names, ..ChainConfig::with_limits(LOW) },
+        cache: CacheConfig { keks: 1, ..CacheConfig::default() },
         ..Config::default()
     };
     let named = vec![root::Named { name: "main".into(), root: Arc::clone(&root) as _ }];

@@ -16,7 +16,7 @@ use crate::id::KekId;
 use crate::metrics::Metrics;
 use crate::root::{self, Context, RootKey};
 use crate::secret::KeyBytes;
-use crate::service::{Config, Error, KeyService, MIN_DESTROY_DELAY};
+use crate::service::{CacheConfig, ChainConfig, Config, Error, KeyService, MIN_DESTROY_DELAY};
 use crate::store::record::Wrap;
 
 /// 2026-01-01T00:00:00Z.
@@ -169,11 +169,12 @@ impl Birth {
             epoch: EPOCH + hub.now().as_secs() + net.rng.below(2 * SKEW + 1) - SKEW,
         };
         let config = Config {
-            limits: hub.weather.limits,
+            chain: ChainConfig {
+                destroy_delay: MIN_DESTROY_DELAY,
+                ..ChainConfig::with_limits(hub.weather.limits)
+            },
+            cache: CacheConfig { dek_entries: 64, keks: 1_000, ..CacheConfig::default() },
             wait: Duration::from_secs(1 + net.rng.below(10)),
-            destroy_delay: MIN_DESTROY_DELAY,
-            dek_entries: 64,
-            keks: 1_000,
             ..Config::default()
         };
         let store = Arc::new(net.clone());

@@ -1,5 +1,5 @@
-//! One thread's way to the key: a session, logged in, with the key found, and what is done when
-//! one of them is gone.
+//! One thread's session with the key: logged in, with the key found, and reopened when one of them is
+//! lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,20 +11,21 @@ use crate::root::Error;
 use crate::secret::KeyBytes;
 
 use super::config::Config;
-use super::fault::{self, Fault};
+use super::error::{self, TokenError};
 use super::gcm;
 use super::module::{Module, Pass};
 use super::token;
 
-/// What is encrypted to see whether a session works. It is no wrap: its AAD is none of a KEK.
+/// The plaintext that is encrypted to check a session. The result is not a wrap: its AAD is not that
+/// of a KEK.
 const PROOF: &[u8; 16] = b"kms-proxy proof.";
 
-/// The configured key of one thread.
-pub(super) struct Link {
+/// The session of one thread with the configured key.
+pub(super) struct KeySession {
     module: Arc<Module>,
     config: Arc<Config>,
     open: Option<Open>,
-    /// Of all threads of the root.
+    /// Shared by all threads of the root.
     is_warned: Arc<AtomicBool>,
 }
 
@@ -37,8 +38,8 @@ struct Open {
     proof: Vec<u8>,
 }
 
-impl Link {
-    /// A link that is not open yet.
+impl KeySession {
+    /// A session that is not open yet.
     pub(super) fn new(
         module: Arc<Module>,
         config: Arc<Config>,
@@ -53,44 +54,44 @@ impl Link {
         self.call(|open| gcm::seal(&open.gcm(), iv, aad, kek.expose()))
     }
 
-    /// Opens what [`wrap`](Self::wrap) made.
+    /// Unwraps what [`wrap`](Self::wrap) returned.
     pub(super) fn unwrap(&mut self, aad: &[u8], sealed: &[u8]) -> Result<KeyBytes, Error> {
         self.call(|open| {
             let mut said = String::new();
-            // Many tokens say the same for a wrong wrap and for a broken session. If the session
-            // opens what it made itself, and then still not this, it is the wrap.
+            // Many tokens report the same error for a wrong wrap and for a broken session. If the
+            // session opens the proof that it made itself, but still not this, the wrap is wrong.
             for _ in 0..2 {
                 let cause = match gcm::open(&open.gcm(), aad, sealed) {
                     Ok(kek) => {
                         return KeyBytes::from_slice(&kek)
-                            .ok_or_else(|| Fault::Wrong("it holds no KEK".to_owned()));
+                            .ok_or_else(|| TokenError::Wrong("it holds no KEK".to_owned()));
                     }
                     Err(cause) => cause,
                 };
-                said = fault::text(&cause);
-                if fault::is_wrong(&cause) {
+                said = error::text(&cause);
+                if error::is_wrong(&cause) {
                     break;
                 }
                 if !open.works() {
                     return Err(cause.into());
                 }
             }
-            Err(Fault::Wrong(format!(
+            Err(TokenError::Wrong(format!(
                 "the key in the token is another one, or the wrap is damaged or was made for \
                  another KEK ({said})"
             )))
         })
     }
 
-    /// Does `operation` in a session: in the one there is, in a new one, and then in one of a
-    /// module that was initialised anew. Only that brings a token back that was removed.
-    fn call<T>(&mut self, operation: impl Fn(&Open) -> Result<T, Fault>) -> Result<T, Error> {
+    /// Runs `operation` in the current session, then in a new one, and then in one of the reinitialised
+    /// module: only reinitialising makes a token usable again that was removed.
+    fn call<T>(&mut self, operation: impl Fn(&Open) -> Result<T, TokenError>) -> Result<T, Error> {
         let mut last = match self.attempt(&operation) {
-            Err((fault, _)) if fault.may_pass() => self.attempt(&operation),
+            Err((error, _)) if error.may_pass() => self.attempt(&operation),
             other => other,
         };
-        if let Err((fault, epoch)) = &last
-            && fault.may_pass()
+        if let Err((error, epoch)) = &last
+            && error.may_pass()
         {
             match self.module.initialise(*epoch, self.config.timeout) {
                 Ok(()) => {
@@ -99,40 +100,40 @@ impl Link {
                         self.module.helped();
                     }
                 }
-                Err(why) => tracing::debug!(root = self.config.name, why, "not initialised anew"),
+                Err(why) => tracing::debug!(root = self.config.name, why, "not reinitialised"),
             }
         }
-        last.map_err(|(fault, _)| fault.into())
+        last.map_err(|(error, _)| error.into())
     }
 
-    /// Opens a session if there is none, and does `operation` in it. After a failure that a new
-    /// session may mend there is none. With the failure comes the epoch in which it happened.
+    /// Opens a session if there is none, and runs `operation` in it. A failure that a new session may fix
+    /// closes the session. The error comes with the epoch in which it happened.
     fn attempt<T>(
         &mut self,
-        operation: impl Fn(&Open) -> Result<T, Fault>,
-    ) -> Result<T, (Fault, u64)> {
+        operation: impl Fn(&Open) -> Result<T, TokenError>,
+    ) -> Result<T, (TokenError, u64)> {
         let module = Arc::clone(&self.module);
-        let pass = module.enter(self.config.timeout).map_err(|fault| (fault, 0))?;
+        let pass = module.enter(self.config.timeout).map_err(|error| (error, 0))?;
         let open = match self.open.take().filter(|open| open.epoch == pass.epoch) {
             Some(open) => Ok(open),
             None => Open::new(&pass, &self.config, &self.is_warned),
         };
         let result = open.and_then(|open| match operation(&open) {
-            Err(fault) if fault.may_pass() => {
-                // What it says is of no use: the session may be gone already.
+            Err(error) if error.may_pass() => {
+                // Its result does not matter: the session may already be gone.
                 _ = open.session.close();
-                Err(fault)
+                Err(error)
             }
             result => {
                 self.open = Some(open);
                 result
             }
         });
-        result.map_err(|fault| (fault, pass.epoch))
+        result.map_err(|error| (error, pass.epoch))
     }
 }
 
-impl Drop for Link {
+impl Drop for KeySession {
     fn drop(&mut self) {
         let Some(open) = self.open.take() else { return };
         if let Ok(pass) = self.module.enter(self.config.timeout)
@@ -144,13 +145,13 @@ impl Drop for Link {
 }
 
 impl Open {
-    fn new(pass: &Pass<'_>, config: &Config, is_warned: &AtomicBool) -> Result<Self, Fault> {
+    fn new(pass: &Pass<'_>, config: &Config, is_warned: &AtomicBool) -> Result<Self, TokenError> {
         let session = token::session(pass, config, false)?;
         match Self::with(&session, config, is_warned) {
             Ok((key, proof)) => Ok(Self { session, key, epoch: pass.epoch, proof }),
-            Err(fault) => {
+            Err(error) => {
                 _ = session.close();
-                Err(fault)
+                Err(error)
             }
         }
     }
@@ -160,17 +161,17 @@ impl Open {
         session: &Session,
         config: &Config,
         is_warned: &AtomicBool,
-    ) -> Result<(ObjectHandle, Vec<u8>), Fault> {
+    ) -> Result<(ObjectHandle, Vec<u8>), TokenError> {
         let key = token::find(session, config)?;
         let nature = token::Nature::of(session, key)?;
         if !nature.is_aes_256 {
             let label = &config.key_label;
-            return Err(Fault::Denied(format!("the key {label:?} is no AES-256 key")));
+            return Err(TokenError::Denied(format!("the key {label:?} is not an AES-256 key")));
         }
         let gcm = (session, key);
         let proof = gcm::seal(&gcm, config.gcm_iv, PROOF, PROOF)?;
         if **gcm::open(&gcm, PROOF, &proof)? != *PROOF {
-            return Err(Fault::Denied("the token does not open what it encrypted".to_owned()));
+            return Err(TokenError::Denied("the token does not open what it encrypted".to_owned()));
         }
         if !nature.is_kept && !is_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(

@@ -1,4 +1,4 @@
-//! Logins that a server refused: why, and when the same secret may be sent again.
+//! Refused logins: why the last one was refused, and when the same secret may be sent again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::secret::SecretBytes;
 
 use super::client::Answer;
 
-/// The waits after a login that was refused: servers lock a role out after five of them.
+/// The waits after refused logins. Servers lock a role out after five of them.
 const REFUSED_FOR: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(30),
@@ -18,9 +18,9 @@ const REFUSED_FOR: [Duration; 4] = [
     Duration::from_secs(300),
 ];
 
-/// What is remembered of them.
+/// Remembers the last refused login.
 #[derive(Default)]
-pub(super) struct Refusals {
+pub(super) struct LoginBackoff {
     last: Option<Refused>,
 }
 
@@ -32,23 +32,23 @@ struct Refused {
     times: usize,
 }
 
-impl Refusals {
+impl LoginBackoff {
     /// Whether `secret` may be sent now.
     ///
     /// # Errors
-    /// What the last answer was.
+    /// The reason of the last refusal.
     pub(super) fn check(&self, secret: &SecretBytes) -> Result<(), Error> {
         let last = self.last.as_ref();
         let last = last.filter(|last| *last.secret == *secret && Instant::now() < last.until);
         last.map_or(Ok(()), |last| Err(Error::Away(last.detail.clone())))
     }
 
-    /// A login went well.
+    /// A login succeeded.
     pub(super) fn succeeded(&mut self) {
         self.last = None;
     }
 
-    /// Remembers a login that was refused, and says why.
+    /// Remembers a refused login, and returns the reason.
     pub(super) fn refuse(
         &mut self,
         secret: Arc<SecretBytes>,
@@ -61,7 +61,7 @@ impl Refusals {
             400 if tells("invalid role or secret ID") || tells("invalid secret id") => {
                 "it can't log in: the role id or the secret id is not accepted".to_owned()
             }
-            // Who is not logged in hears the same of a mount that is not there.
+            // Without a login, a missing mount is reported in the same way.
             403 | 404 => format!(
                 "it can't log in: permission denied; is AppRole mounted at auth/{mount}, and the \
                  role neither locked out after wrong secret ids nor bound to other addresses?"

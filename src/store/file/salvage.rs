@@ -10,12 +10,13 @@ use redb::{Builder, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use crate::files;
 use crate::store::Revision;
 
+use super::create::{CACHE, Opener, make};
+use super::error::{FileError, OpenFailure, guarded, io_failure};
 use super::layout::{self, Damage, RECORDS, STATE};
-use super::open::{CACHE, Failure, Opener, Trouble, guarded, io_failure, make};
 
 /// Puts a sound copy in the place of a damaged file, if no record is missing in it.
-pub(super) fn rescue(path: &Path, opener: &Opener, detail: &str) -> Result<(), Failure> {
-    let beyond = |why: String| Trouble::Damaged(format!("{detail}; {why}")).at(path);
+pub(super) fn salvage(path: &Path, opener: &Opener, detail: &str) -> Result<(), OpenFailure> {
+    let beyond = |why: String| FileError::Damaged(format!("{detail}; {why}")).at(path);
     let contents = guarded(|| read_all(path)).map_err(|error| beyond(error.to_string()))?;
     let contents = contents.map_err(beyond)?;
     let kept = keep(path).map_err(|error| io_failure(path, &error))?;

@@ -1,4 +1,4 @@
-//! What a module's answer means for the one who asked: the few things that can be done about it.
+//! Maps the errors of a module to the few that a caller can act on.
 
 use cryptoki::error::{Error as Cause, RvError};
 
@@ -6,35 +6,35 @@ use crate::root::Error;
 
 /// Why a step did not succeed.
 #[derive(Debug)]
-pub(super) enum Fault {
-    /// A new session, or an initialisation anew, may help.
+pub(super) enum TokenError {
+    /// A new session, or reinitialising the module, may help.
     Passing(String),
-    /// There is no such key. A module that lost its token says so too.
+    /// There is no such key. A module that lost its token reports this too.
     NoKey(String),
-    /// The token says no: nothing is to be tried again.
+    /// The token refuses: a retry does not help.
     Denied(String),
-    /// The session is fine, the wrap is not.
+    /// The session works, but the wrap is wrong.
     Wrong(String),
 }
 
-impl Fault {
+impl TokenError {
     /// Whether a new session could change it.
     pub(super) const fn may_pass(&self) -> bool {
         matches!(self, Self::Passing(_) | Self::NoKey(_))
     }
 }
 
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Passing(detail) => Self::Away(detail),
-            Fault::NoKey(detail) | Fault::Denied(detail) => Self::Denied(detail),
-            Fault::Wrong(detail) => Self::Wrong(detail),
+impl From<TokenError> for Error {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Passing(detail) => Self::Away(detail),
+            TokenError::NoKey(detail) | TokenError::Denied(detail) => Self::Denied(detail),
+            TokenError::Wrong(detail) => Self::Wrong(detail),
         }
     }
 }
 
-impl From<Cause> for Fault {
+impl From<Cause> for TokenError {
     fn from(cause: Cause) -> Self {
         let said = text(&cause);
         let Cause::Pkcs11(code, _) = cause else { return Self::Passing(said) };
@@ -43,13 +43,13 @@ impl From<Cause> for Fault {
                 Self::Denied(format!("{said}: the key must be allowed to encrypt and to decrypt"))
             }
             RvError::KeyTypeInconsistent | RvError::KeySizeRange => {
-                Self::Denied(format!("{said}: the key is no AES-256 key"))
+                Self::Denied(format!("{said}: the key is not an AES-256 key"))
             }
             RvError::MechanismInvalid | RvError::FunctionNotSupported => {
-                Self::Denied(format!("{said}: the token has no AES-GCM"))
+                Self::Denied(format!("{said}: the token does not support AES-GCM"))
             }
             RvError::MechanismParamInvalid => Self::Denied(format!(
-                "{said}: the token may want to make the nonce itself; see gcm_iv"
+                "{said}: the token may require to make the nonce itself; see gcm_iv"
             )),
             RvError::ActionProhibited | RvError::FunctionRejected => Self::Denied(said),
             _ => Self::Passing(said),
@@ -57,8 +57,8 @@ impl From<Cause> for Fault {
     }
 }
 
-/// Whether it can only be the fault of the wrap. Others than these, such as SoftHSM, say for a
-/// wrong tag what they say for a broken session.
+/// Whether only the wrap can be the cause. Some modules, such as SoftHSM, report the same for a wrong
+/// tag as for a broken session; this is false for those.
 pub(super) fn is_wrong(cause: &Cause) -> bool {
     /// CKR_AEAD_DECRYPT_FAILED of PKCS#11 3.0.
     const AEAD_DECRYPT_FAILED: u64 = 0x42;
@@ -69,7 +69,7 @@ pub(super) fn is_wrong(cause: &Cause) -> bool {
     }
 }
 
-/// The code of the answer.
+/// The return code.
 pub(super) fn code(cause: &Cause) -> Option<RvError> {
     match cause {
         Cause::Pkcs11(code, _) => Some(*code),
@@ -77,8 +77,8 @@ pub(super) fn code(cause: &Cause) -> Option<RvError> {
     }
 }
 
-/// The function and the code, such as `C_Decrypt: GeneralError`: the long text of the standard
-/// helps nobody.
+/// The function and the code, such as `C_Decrypt: GeneralError`, without the long text of the
+/// standard.
 pub(super) fn text(cause: &Cause) -> String {
     match cause {
         Cause::Pkcs11(code, function) => {
@@ -105,7 +105,7 @@ mod tests {
             (RvError::MechanismInvalid, "denied", "no AES-GCM"),
             (RvError::MechanismParamInvalid, "denied", "gcm_iv"),
         ] {
-            let error = Error::from(Fault::from(Cause::Pkcs11(code, Function::Encrypt)));
+            let error = Error::from(TokenError::from(Cause::Pkcs11(code, Function::Encrypt)));
             assert_eq!(error.outcome(), outcome, "{error}");
             assert!(error.to_string().contains(said), "{error}");
         }

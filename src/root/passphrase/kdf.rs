@@ -1,4 +1,4 @@
-//! How a key is derived from a passphrase: the costs of Argon2id, their bounds, and the salt.
+//! The derivation of a key from a passphrase: the costs of Argon2id, their bounds, and the salt.
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroizing;
@@ -8,14 +8,14 @@ use crate::secret::{KeyBytes, SecretBytes};
 /// The size of a salt in bytes (RFC 9106, section 3.1).
 pub(super) const SALT_LEN: usize = 16;
 
-/// What a derivation costs.
+/// The cost of a derivation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cost {
     /// Memory in KiB.
     pub(super) memory: u32,
-    /// Passes over it.
+    /// Passes over the memory.
     pub(super) passes: u32,
-    /// Lanes; they say how the memory is cut, one thread fills them.
+    /// Lanes: how the memory is divided. One thread fills them all.
     pub(super) lanes: u32,
 }
 
@@ -23,36 +23,36 @@ impl Cost {
     /// RFC 9106, section 4, second choice, with one lane: about 235 ms.
     pub(super) const DEFAULT: Self = Self { memory: 64 << 10, passes: 3, lanes: 1 };
 
-    /// The least that is read: what OWASP asks for at least.
+    /// The lowest cost that is accepted: the minimum that OWASP recommends.
     const FLOOR: Self = Self { memory: 19 << 10, passes: 2, lanes: 1 };
 
-    /// The most that is read, so that a planted record can't take the machine's memory or
-    /// minutes: 256 MiB, about 3 s.
+    /// The highest cost that is accepted, so that a planted record can't exhaust memory or CPU time:
+    /// 256 MiB, about 3 s.
     const CAP: Self = Self { memory: 256 << 10, passes: 10, lanes: 4 };
 
-    /// The cost that a configuration asks for; `memory` is in bytes.
+    /// The configured cost; `memory` is in bytes.
     pub(super) fn configured(memory: usize, passes: u32, lanes: u32) -> Result<Self, String> {
         let (floor, cap) = (Self::FLOOR, Self::CAP);
         let kib = u32::try_from(memory / 1024).unwrap_or(u32::MAX);
         if !memory.is_multiple_of(1024) || !(floor.memory..=cap.memory).contains(&kib) {
             let (floor, cap) = (floor.memory / 1024, cap.memory / 1024);
-            return Err(format!("memory is {floor}MiB to {cap}MiB, in whole KiB"));
+            return Err(format!("memory must be between {floor}MiB and {cap}MiB, in whole KiB"));
         }
         if !(floor.passes..=cap.passes).contains(&passes) {
-            return Err(format!("passes is {} to {}", floor.passes, cap.passes));
+            return Err(format!("passes must be between {} and {}", floor.passes, cap.passes));
         }
         if !(floor.lanes..=cap.lanes).contains(&lanes) {
-            return Err(format!("lanes is {} to {}", floor.lanes, cap.lanes));
+            return Err(format!("lanes must be between {} and {}", floor.lanes, cap.lanes));
         }
         Ok(Self { memory: kib, passes, lanes })
     }
 
-    /// Whether a guess costs less than one of `other`. Lanes only say how the work is cut.
+    /// Whether guessing costs less than with `other`. Lanes only divide the work.
     pub(super) fn is_weaker_than(self, other: Self) -> bool {
         self.memory < other.memory || self.passes < other.passes
     }
 
-    /// Whether a wrap may ask a root for this cost; `own` is the cost of the root's own wraps.
+    /// Checks whether a root accepts this cost in a wrap; `own` is the cost of the root's own wraps.
     pub(super) fn check(self, own: Self) -> Result<(), String> {
         let within =
             |value: u32, floor: u32, own: u32, cap: u32| (floor.min(own)..=cap).contains(&value);
@@ -79,16 +79,16 @@ impl Cost {
     }
 }
 
-/// Cost and salt: what a wrap says of its key.
+/// Cost and salt, as a wrap contains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Setting {
-    /// What the derivation costs.
+pub(super) struct KdfParams {
+    /// The cost of the derivation.
     pub(super) cost: Cost,
     /// The salt.
     pub(super) salt: [u8; SALT_LEN],
 }
 
-impl Setting {
+impl KdfParams {
     const LEN: usize = 12 + SALT_LEN;
 
     /// Memory, passes and lanes (4 bytes each, big-endian), then the salt.
@@ -102,7 +102,7 @@ impl Setting {
         bytes
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) gave. The cost is still to be checked.
+    /// Parses what [`to_bytes`](Self::to_bytes) returned. The cost is not checked yet.
     pub(super) fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
         let mut numbers = [0; 3];
         let (costs, salt_bytes) = bytes.split_at(12);
@@ -115,11 +115,11 @@ impl Setting {
         Self { cost: Cost { memory, passes, lanes }, salt }
     }
 
-    /// The 32-byte key; `None` when Argon2 refuses the cost. Blocks for as long as it costs.
+    /// The 32-byte key; `None` if Argon2 rejects the cost. Blocks for the whole derivation.
     pub(super) fn derive(&self, passphrase: &SecretBytes) -> Option<KeyBytes> {
         let Cost { memory, passes, lanes } = self.cost;
         let params = Params::new(memory, passes, lanes, Some(32)).ok()?;
-        // Its own memory, so that it is wiped: the key can be told from it.
+        // Allocated here so that it is wiped: the key can be computed from it.
         let mut blocks = Zeroizing::new(vec![Block::default(); params.block_count()]);
         let mut key = Zeroizing::new([0; 32]);
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
