@@ -126,13 +126,14 @@ pub fn open_once(
     opened.map_err(|_| Failed)
 }
 
-/// Messages of this size and more go over the stack in pieces of up to as much: 64 blocks at once.
+/// Messages of this size and more go over the stack in pieces of up to this size: 64 blocks.
 const PIECE: usize = 1024;
-/// How much of the stack is overwritten then. With AVX-512, where its pieces are largest, AES-256 reaches
-/// 8.0 KB down, AES-128 7.0 KB, and the last piece that was opened lies above 6.0 KB.
+/// How much of the stack is overwritten then. With AVX-512, where its pieces are largest, AES-256
+/// reaches 8.0 KB down, AES-128 7.0 KB, and the last piece that was opened lies above 6.0 KB.
 const SWEPT: usize = 8192;
 
-/// Does `work` on a message of `len` bytes, and overwrites what it leaves on the stack of a long one.
+/// Does `work` on a message of `len` bytes, and overwrites what it leaves on the stack of a long
+/// one.
 #[inline]
 fn swept<T>(len: usize, work: impl FnOnce() -> T) -> T {
     /// In a frame of its own, which the sweep then has too.
@@ -164,20 +165,21 @@ mod tests {
     /// McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B, cases 4 and 16.
     #[test]
     fn published_vectors() {
-        let plaintext = hex(
-            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39",
-        );
+        let plaintext = hex("d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72\
+             1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39");
         let aad = hex("feedfacedeadbeeffeedfacedeadbeefabaddad2");
         let nonce: [u8; 12] = hex("cafebabefacedbaddecaf888").try_into().unwrap();
         let cases = [
             (
                 "feffe9928665731c6d6a8f9467308308",
-                "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e21d514b25466931c7d8f6a5aac84aa051ba30b396a0aac973d58e091",
+                "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e\
+                 21d514b25466931c7d8f6a5aac84aa051ba30b396a0aac973d58e091",
                 "5bc94fbc3221a5db94fae95ae7121a47",
             ),
             (
                 "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308",
-                "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662",
+                "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa\
+                 8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662",
                 "76fc6ece0f4e1768cddf8853bb2d551b",
             ),
         ];

@@ -1,5 +1,5 @@
-//! The composition root: the parts of a running service, in the order in which they start and stop. It
-//! makes no decision that a part could make.
+//! The composition root: the parts of a running service, in the order in which they start and stop.
+//! It makes no decision that a part could make.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -115,8 +115,8 @@ fn warn_of_exposure(config: &Config) {
     if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
         tracing::warn!(
             %listen,
-            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of chains, \
-             roots and clients, and counts"
+            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of \
+                chains, roots and clients, and counts"
         );
     }
 }
@@ -138,7 +138,8 @@ fn warn_of_lone_key(config: &Config) {
     if matches!(config.store, store::Config::Inline(_)) && config.roots.iter().all(is_local) {
         tracing::warn!(
             "store.kind is inline and every root is a key file of this machine: every other \
-             process needs the same file, and if it is lost, nothing that was encrypted can be decrypted"
+             process needs the same file, and if it is lost, nothing that was encrypted can be \
+             decrypted"
         );
     }
 }
@@ -159,7 +160,8 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal that ends the process. Meanwhile, SIGHUP is passed on to `reload`.
+    /// The name of the next signal that ends the process. Meanwhile, SIGHUP is passed on to
+    /// `reload`.
     async fn next_or_reload(&mut self, reload: &watch::Sender<()>) -> &'static str {
         loop {
             tokio::select! {
@@ -173,8 +175,8 @@ impl Signals {
         }
     }
 
-    /// Waits for the second SIGINT after the signal `first` has begun the shutdown. SIGTERM does not
-    /// count, since supervisors repeat it.
+    /// Waits for the second SIGINT after the signal `first` has begun the shutdown. SIGTERM does
+    /// not count, since supervisors repeat it.
     async fn second_interrupt(&mut self, first: &str, reload: &watch::Sender<()>) {
         let mut interrupts = u32::from(first == "SIGINT");
         while interrupts < 2 {

@@ -52,7 +52,7 @@ impl std::ops::Add<Duration> for Monotonic {
     }
 }
 
-/// The machine's own clocks. Its monotonic time goes on while the machine sleeps: a block of uses
+/// The machine's own clocks. Its monotonic time continues while the machine sleeps: a block of uses
 /// must not outlive a suspended night.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;

@@ -2,10 +2,10 @@
 //! typed and checked [`Config`].
 //!
 //! It nests the `Config` of each part and checks how they fit together. Only this module reads the
-//! environment, except for the variables of `proxy`. `KMS_PROXY__SECTION__KEY` is
-//! `key` of `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list
-//! of words is written as `default,orders` or as a TOML array. Errors never contain a value, since any
-//! value may be a misplaced secret.
+//! environment, except for the variables of `proxy`. `KMS_PROXY__SECTION__KEY` is `key` of
+//! `[section]`, and `KMS_PROXY__ROOT__0__KIND` is `kind` of the first `[[root]]`; a list of words
+//! is written as `default,orders` or as a TOML array. Errors never contain a value, since any value
+//! may be a misplaced secret.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -80,7 +80,8 @@ pub enum Error {
         detail: String,
     },
     /// One setting is wrong.
-    #[error("{key}{}: {detail}", from.as_ref().map(|from| format!(" ({from})")).unwrap_or_default())]
+    #[error("{key}{}: {detail}", from.as_ref().map(|from| format!(" \
+        ({from})")).unwrap_or_default())]
     Setting {
         /// The key with its section, such as `root.0.kind`, or the name of an unknown variable.
         key: String,
@@ -107,7 +108,8 @@ impl Config {
         Self::from_sources(file.zip(text.transpose()?.as_deref()), std::env::vars_os(), flags)
     }
 
-    /// Like [`load`](Self::load), from the path and the text of a file and from the given variables.
+    /// Like [`load`](Self::load), from the path and the text of a file and from the given
+    /// variables.
     ///
     /// # Errors
     /// [`Error`], which names the key and never contains a value.

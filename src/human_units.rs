@@ -150,7 +150,7 @@ pub mod number {
     /// Reads a number, or text that is one.
     ///
     /// # Errors
-    /// When it is none from 0 to 2^32 - 1.
+    /// When it is not from 0 to 2^32 - 1.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]

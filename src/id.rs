@@ -188,7 +188,7 @@ impl RootName {
 /// The id of a KEK: 16 bytes derived from the key itself, written as 32 lower-case hex digits.
 ///
 /// The id commits to the key: it is checked after every unwrap, so an envelope names one KEK and
-/// no other. Whoever may wrap KEKs under the root can find two keys of one id with about 2^64 work.
+/// no other. Anyone who may wrap KEKs under the root can find two keys of one id with about 2^64 work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId([u8; Self::LEN]);
 

@@ -2,7 +2,7 @@
 //! clock.
 //!
 //! A chain is a snapshot: what changes makes a new one, except for the uses that are spent. It
-//! knows nothing of stores and roots; whoever gives it a KEK and uses of it has counted them.
+//! knows nothing of stores and roots; its caller has counted the uses that it gets.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,7 +37,7 @@ pub const UNSHARED_USES: u64 = 1 << 22;
 pub struct KeyChain {
     name: ChainName,
     primary: Option<(Arc<Kek>, Arc<Budget>)>,
-    /// How the primary travels along; not every chain needs it to.
+    /// The headers that embed the primary, for chains with inline KEKs.
     inline: Option<Arc<InlineKek>>,
     /// All KEKs that are held here, the primary among them.
     keks: HashMap<KekId, Arc<Kek>>,
@@ -71,7 +71,7 @@ impl KeyChain {
     }
 
     /// Makes a fresh KEK primary, of the same suite, known to this process alone and good for
-    /// [`UNSHARED_USES`]. The older ones go on decrypting.
+    /// [`UNSHARED_USES`]. The older ones still decrypt.
     ///
     /// # Errors
     /// [`EncryptError::Randomness`], and [`EncryptError::Exhausted`] for a chain that never had a
@@ -88,7 +88,7 @@ impl KeyChain {
         Ok(id)
     }
 
-    /// Makes `kek` primary, with the uses in `budget`. It does not travel along.
+    /// Makes `kek` primary, with the uses in `budget`. It is not inline.
     pub(crate) fn set_primary(&mut self, kek: Arc<Kek>, budget: Arc<Budget>) {
         self.hold(Arc::clone(&kek));
         self.primary = Some((kek, budget));
@@ -100,7 +100,7 @@ impl KeyChain {
         self.inline = inline;
     }
 
-    /// How the primary travels along.
+    /// The headers that embed the primary.
     #[must_use]
     pub(crate) fn inline(&self) -> Option<&InlineKek> {
         self.inline.as_deref()
@@ -249,8 +249,8 @@ impl KeyChain {
         Ok(rewrapped)
     }
 
-    /// Whether a rewrap to `placement` would change nothing but the wrap itself: then it is not made. An
-    /// inline record with other wraps than those of the primary now is replaced.
+    /// Whether a rewrap to `placement` would change nothing but the wrap itself: then it is not
+    /// made. An inline record with other wraps than those of the primary now is replaced.
     #[must_use]
     pub(crate) fn is_current(&self, envelope: &Envelope<'_>, placement: KekPlacement) -> bool {
         self.primary_id() == Some(envelope.header.kek_id)
@@ -363,7 +363,7 @@ pub enum RewrapError {
     /// The envelope does not open.
     #[error(transparent)]
     Decrypt(#[from] DecryptError),
-    /// The DEK can not be wrapped anew.
+    /// The DEK cannot be wrapped again.
     #[error(transparent)]
     Encrypt(#[from] EncryptError),
 }

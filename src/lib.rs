@@ -50,7 +50,7 @@
 //! A configuration that names a root or a store of a feature that is off is refused with an error
 //! that names the feature.
 //!
-//! # Start anew
+//! # Start with a new chain
 //!
 //! A [`KeyChain`] is synchronous and does no I/O. An envelope opens only with the AAD and in the
 //! chain that it was made with:

@@ -83,15 +83,17 @@ pub trait RootKey: Send + Sync + 'static {
     /// Any [`Error`].
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error>;
 
-    /// Whether [`wrap`](Self::wrap) would make the same kind of wrap today. False if a new wrap would
-    /// be better, because the cost, the salt or the key version of this one is outdated, or because
-    /// it can't be parsed. This makes no call, and does not tell whether the wrap can be unwrapped.
+    /// Whether [`wrap`](Self::wrap) would make the same kind of wrap today. False if a new wrap
+    /// would be better, because the cost, the salt or the key version of this one is outdated, or
+    /// because it can't be parsed. This makes no call, and does not tell whether the wrap can be
+    /// unwrapped.
     fn is_current(&self, wrapped: &[u8]) -> bool {
         _ = wrapped;
         true
     }
 
-    /// Whether an unwrap may take much CPU time of this machine, such as for the derivation of a key.
+    /// Whether an unwrap may take much CPU time of this machine, such as for the derivation of a
+    /// key.
     fn derives(&self) -> bool {
         false
     }
@@ -99,8 +101,9 @@ pub trait RootKey: Send + Sync + 'static {
     /// The kind of provider as the configuration names it, such as `local`.
     fn kind(&self) -> &'static str;
 
-    /// The name of the key in the configuration, such as an ARN; empty if the key has no name but the
-    /// root's. It does not depend on whether the root answers. It is public and contains no secret.
+    /// The name of the key in the configuration, such as an ARN; empty if the key has no name but
+    /// the root's. It does not depend on whether the root answers. It is public and contains no
+    /// secret.
     fn key(&self) -> String {
         String::new()
     }
@@ -223,8 +226,8 @@ impl Config {
         self
     }
 
-    /// The field for the secret `setting`, and whether a file already sets it; `None` if this kind of
-    /// root takes no such secret.
+    /// The field for the secret `setting`, and whether a file already sets it; `None` if this kind
+    /// of root takes no such secret.
     pub(crate) fn secret(
         &mut self,
         setting: &str,
@@ -253,7 +256,7 @@ impl Config {
         self.provider()?.check(data_dir).map_err(|detail| self.failed(detail))
     }
 
-    /// Whether opening the root would create a new key because there is none. A new key unwraps
+    /// Whether opening the root would create a new key because no key exists. A new key unwraps
     /// nothing that was wrapped before.
     #[must_use]
     pub fn is_new(&self, data_dir: &Path) -> bool {

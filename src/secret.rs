@@ -42,7 +42,7 @@ impl KeyBytes {
         self.suite
     }
 
-    /// The bytes themselves. Whoever asks for them keeps them out of logs, errors and copies.
+    /// The bytes themselves. The caller keeps them out of logs, errors and copies.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         match self.exposed() {

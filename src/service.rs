@@ -100,8 +100,8 @@ impl KeyService {
     }
 
     /// As [`rotate`](Self::rotate), but by any root that answers, even if it unwraps none of the
-    /// chain's KEKs: for an operator whose root key is permanently lost. Other replicas encrypt again
-    /// only if their roots unwrap the new KEK.
+    /// chain's KEKs: for an operator whose root key is permanently lost. Other replicas encrypt
+    /// again only if their roots unwrap the new KEK.
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
@@ -130,9 +130,9 @@ impl KeyService {
         &self.core.metrics
     }
 
-    /// The KEKs of `chain` that callers requested from this process and that can't be used: ids that
-    /// the chain does not have, and KEKs that no root unwraps. The one that was missed first comes
-    /// first.
+    /// The KEKs of `chain` that callers requested from this process and that can't be used: ids
+    /// that the chain does not have, and KEKs that no root unwraps. The one that was missed first
+    /// comes first.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].

@@ -89,8 +89,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`].
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error>;
 
-    /// The entries at `keys`, in their order. As of one moment where the store can; each of them is at
-    /// least as new as the call.
+    /// The entries at `keys`, in their order. As of one moment where the store can; each of them is
+    /// at least as new as the call.
     ///
     /// # Errors
     /// [`Error`]; one damaged entry is an error for all.
@@ -138,17 +138,17 @@ pub trait Store: Send + Sync + 'static {
     /// The kind of store as the configuration names it, such as `file`.
     fn kind(&self) -> &'static str;
 
-    /// Whether what is written here outlives the process. Where it does not, KEKs travel along what
-    /// they encrypt.
+    /// Whether what is written here outlives the process. Where it does not, KEKs are
+    /// inline.
     fn is_lasting(&self) -> bool {
         true
     }
 }
 
-/// What is written to a store from now on, by whomever.
+/// Follows all writes to a store from now on.
 ///
 /// To an implementor: it mends itself, so there is no error. Say [`News::Missed`] when a connection
-/// was made anew, and when one has been silent for so long that it may be dead.
+/// was replaced, and when one has been silent for so long that it may be dead.
 #[async_trait]
 pub trait Watch: Send {
     /// The next news; it waits until there is some. A call that is dropped loses none.
@@ -198,7 +198,7 @@ pub enum Config {
     File(file::Config),
     /// An etcd cluster, which replicas share.
     Etcd(Box<settings::Etcd>),
-    /// None: KEKs travel along every envelope.
+    /// No store: every envelope contains its wrapped KEK.
     Inline(inline::Config),
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 const LAST: u64 = 253_402_300_799;
 
 /// Seconds since the Unix epoch as RFC 3339 text in UTC. Times before the epoch and after the year
-/// 9999, which a certificate or a damaged record may hold, become the nearest time that it can write.
+/// 9999, which a certificate or a damaged record may hold, become the nearest time that it can
+/// write.
 #[must_use]
 pub fn rfc3339(unix: impl TryInto<u64>) -> String {
     // Only a negative number does not fit.

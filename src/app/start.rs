@@ -109,8 +109,8 @@ impl Front {
         Arc::clone(&self.reload)
     }
 
-    /// Starts the service and admits requests. If etcd does not answer, or refuses the credentials, this
-    /// waits without a limit; a file store that can't be opened is an error.
+    /// Starts the service and admits requests. If etcd does not answer, or refuses the credentials,
+    /// this waits without a limit; a file store that can't be opened is an error.
     pub(super) async fn start(&mut self, config: Config) -> anyhow::Result<Arc<KeyService>> {
         // The store's lock keeps a second process from doing what follows.
         let store = store::connect(&config.store).await?;

@@ -56,7 +56,8 @@ async fn world(config: Config) -> World {
 fn jwt_client(name: &str, subject: &str, file: &Path) -> String {
     format!(
         "[[client]]\nname = '{name}'\nallow = [{{ chains = ['*'], operations = ['read'] }}]\n\
-         jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = '{subject}', jwks_file = '{}' }}\n",
+         jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = '{subject}', jwks_file = '{}' \
+         }}\n",
         file.display()
     )
 }
@@ -140,7 +141,8 @@ async fn a_token_is_the_client_of_its_digest_and_counts_before_a_certificate() {
     let world = world(clients(&format!(
         "[[client]]\nname = 'a'\ntoken_sha256 = ['{digest}', '{next_digest}']\n\
          allow = [{{ chains = ['*'], operations = ['read'] }}]\n\
-         [[client]]\nname = 'b'\ntls_san = 'b'\nallow = [{{ chains = ['*'], operations = ['read'] }}]\n"
+         [[client]]\nname = 'b'\ntls_san = 'b'\nallow = [{{ chains = ['*'], operations = ['read'] \
+         }}]\n"
     )))
     .await;
     assert_eq!(world.token(&token).await.unwrap(), "a");
@@ -431,7 +433,8 @@ async fn keys_come_from_a_url_are_asked_for_again_and_outlive_its_outage() {
     let web = web(jwks(&[&old]));
     let config = clients(&format!(
         "[[client]]\nname = 'a'\nallow = [{{ chains = ['*'], operations = ['read'] }}]\n\
-         jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = 'me', jwks_url = '{}', jwks_token_file = '{}' }}\n",
+         jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = 'me', jwks_url = '{}', \
+         jwks_token_file = '{}' }}\n",
         web.url,
         token_file.display()
     ));
@@ -503,7 +506,8 @@ async fn keys_come_by_tls_from_whom_the_authority_vouches_for_and_nobody_else() 
     for (ca, good) in [(ours.ca(), true), (other.ca(), false), (dir.path().join("none"), false)] {
         let world = world(clients(&format!(
             "[[client]]\nname = 'a'\nallow = [{{ chains = ['*'], operations = ['read'] }}]\n\
-             jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = 'me', jwks_url = '{url}', jwks_ca = '{}' }}\n",
+             jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = 'me', jwks_url = '{url}', \
+             jwks_ca = '{}' }}\n",
             ca.display()
         )))
         .await;
@@ -558,7 +562,8 @@ async fn recognising_costs_little() {
     let (token, digest) = token::generate().unwrap();
     let mut text = jwt_client("j", "me", &file);
     text += &format!(
-        "[[client]]\nname = 't'\ntoken_sha256 = '{digest}'\nallow = [{{ chains = ['*'], operations = ['read'] }}]\n"
+        "[[client]]\nname = 't'\ntoken_sha256 = '{digest}'\nallow = [{{ chains = ['*'], \
+            operations = ['read'] }}]\n"
     );
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let clock = Arc::new(SystemClock::new());

@@ -28,7 +28,12 @@ pub(super) struct Args {
     )]
     server: String,
     /// How long one call may take
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "30s",
+        value_parser = humantime::parse_duration
+    )]
     timeout: Duration,
     #[command(flatten)]
     tls: tls::Args,
@@ -88,7 +93,8 @@ impl Client {
         let token = args.token_file.as_deref().map(bearer).transpose()?;
         if token.is_some() && is_open(&args.server) {
             tell(
-                "the token goes to the service in the clear: anyone who sees the traffic can read it",
+                "the token goes to the service in the clear: anyone who sees the traffic can read \
+                    it",
             );
         }
         Ok(Self { server: args.server, http, token, max_answer: MAX_ANSWER })

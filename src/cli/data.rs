@@ -81,9 +81,9 @@ Reads an envelope, or a header alone, as text (kp:...) or binary. Only the heade
 payload is put behind the new header here, and is not verified. What is under the primary KEK \
 already comes out as it was.
 
-With --lines, each line of stdin is an envelope as text. A line that fails is reported on stderr with \
-its number, stays in its place in the output as it was, and makes the exit code 1: the output can \
-always replace the input. Empty lines and the ends of lines stay as they are.
+With --lines, each line of stdin is an envelope as text. A line that fails is reported on stderr \
+with its number, stays in its place in the output as it was, and makes the exit code 1: the \
+output can always replace the input. Empty lines and the ends of lines stay as they are.
 
 With --inline, the new header carries the KEK along, wrapped by the roots: it opens without the \
 store. Without it, such a header comes out as one that needs the store of the service.

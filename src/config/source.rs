@@ -11,8 +11,8 @@ use super::Error;
 use super::tree::Tree;
 use super::variables::{self, PREFIX};
 
-/// Keys whose values are secrets, in any table. They are not allowed in the file, which names another
-/// file instead, in the key with the suffix `_file`.
+/// Keys whose values are secrets, in any table. They are not allowed in the file, which names
+/// another file instead, in the key with the suffix `_file`.
 const SECRETS: [&str; 5] = ["passphrase", "password", "pin", "secret_id", "token"];
 
 /// All settings that were given, and the default store and root.

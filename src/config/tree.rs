@@ -1,7 +1,7 @@
 //! Settings before they have types: a tree merged from the file and the environment.
 //!
-//! It knows no setting by name. Its errors name the key and what is expected there, and never contain
-//! the value, since any value may be a misplaced secret.
+//! It knows no setting by name. Its errors name the key and what is expected there, and never
+//! contain the value, since any value may be a misplaced secret.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -88,8 +88,8 @@ impl From<toml::Value> for Tree {
 }
 
 impl Tree {
-    /// Sets `text` at `path`. Creates the tables on the way, and appends a table to a list when the path
-    /// has the next free index.
+    /// Sets `text` at `path`. Creates the tables on the way, and appends a table to a list when the
+    /// path has the next free index.
     pub(super) fn set(&mut self, path: &[&str], text: String) -> Result<(), Error> {
         let Some((key, rest)) = path.split_first() else {
             *self = Self::Text(text);

@@ -29,8 +29,8 @@ macro_rules! parse_text {
 }
 
 /// The error for a table in place of a list.
-const EXPECTED_LIST: &str = "expected a list: of values in [brackets], of tables each under [[double brackets]]; in the \
-     environment with commas, or a number after the name";
+const EXPECTED_LIST: &str = "expected a list: of values in [brackets], of tables each under \
+    [[double brackets]]; in the environment with commas, or a number after the name";
 
 impl<'de> Deserializer<'de> for Tree {
     type Error = Error;

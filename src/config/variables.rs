@@ -1,7 +1,7 @@
 //! Unknown environment variables that start with `KMS_PROXY_`.
 //!
-//! Such a variable is most likely a misspelt setting. Ignoring it would leave a default in force, such
-//! as the root for development, so it is an error.
+//! Such a variable is most likely a misspelt setting. Ignoring it would leave a default in force,
+//! such as the root for development, so it is an error.
 
 /// The prefix of all variables of this program.
 const OURS: &str = "KMS_PROXY_";

@@ -582,7 +582,10 @@ async fn health_and_metrics_tell_how_it_stands() {
     for line in [
         r#"kms_proxy_operations_total{chain="default",operation="encrypt",outcome="ok"} 1"#,
         r#"kms_proxy_operations_total{chain="",operation="encrypt",outcome="invalid_request"} 1"#,
-        r#"kms_proxy_operations_total{chain="default",operation="rotate",outcome="store_unavailable"} 1"#,
+        concat!(
+            r#"kms_proxy_operations_total{chain="default","#,
+            r#"operation="rotate",outcome="store_unavailable"} 1"#
+        ),
         "kms_proxy_store_up 0",
         // With the store away no KEK is made that could not be stored.
         r#"kms_proxy_root_calls_total{operation="wrap",outcome="ok",root="main"} 1"#,
@@ -598,7 +601,8 @@ async fn a_stop_finishes_what_is_in_flight() {
     let (first, last) = (r#"{"plaintext":"#, r#""aGVsbG8="}"#);
     let len = first.len() + last.len();
     let head = format!(
-        "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n{first}"
+        "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Type: \
+            application/json\r\nContent-Length: {len}\r\n\r\n{first}"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     // An answered request proves that the server has taken the connection before.

@@ -1,7 +1,7 @@
 //! The uses of a primary KEK that this process may spend: blocks that were reserved before.
 //!
-//! Taking a use is lock-free and knows no store. Whoever adds a block has counted it durably; what
-//! is not spent when a block is void is lost, never given back.
+//! Taking a use is lock-free and knows no store. The caller that adds a block has counted it
+//! durably. Uses that are not spent when a block expires are lost, never returned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,7 +165,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn wraps_never_pass_reserved(steps in proptest::collection::vec((0_u64..40, 0_u64..90, any::<bool>()), 1..80)) {
+        fn wraps_never_pass_reserved(
+            steps in proptest::collection::vec((0_u64..40, 0_u64..90, any::<bool>()), 1..80),
+        ) {
             let budget = Budget::empty();
             let (mut now, mut reserved, mut wraps) = (0, 0, 0);
             for (uses, wait, add) in steps {

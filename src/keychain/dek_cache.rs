@@ -1,7 +1,7 @@
 //! A bounded cache of opened DEKs, for envelopes that are read again and again.
 //!
 //! With the KEK in memory a hit saves little; with the KEK gone from memory it saves a call of the
-//! root. Whoever asks has checked the KEK's state: a hit is no permission.
+//! root. The caller has checked the KEK's state: a hit is no permission.
 //!
 //! A DEK is kept when it is asked for the second time. Envelopes that are read once cost a look at
 //! one number, and push nothing out (the doorkeeper of TinyLFU: Einziger, Friedman and Manes 2017).
@@ -74,8 +74,8 @@ impl std::ops::Deref for SharedDek {
 }
 
 impl DekCache {
-    /// A cache of at most `entries` DEKs, each for at most `max_age`; none with zero entries. Beside
-    /// them it takes 32 to 64 bytes an entry.
+    /// A cache of at most `entries` DEKs, each for at most `max_age`; none with zero entries.
+    /// Beside them it takes 32 to 64 bytes an entry.
     #[must_use]
     pub fn new(entries: usize, max_age: Duration) -> Self {
         let places = if entries > 0 { (4 * entries).next_power_of_two() } else { 0 };

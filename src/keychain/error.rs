@@ -22,8 +22,8 @@ pub enum EncryptError {
     /// and so its suite.
     #[error("the envelope is of another suite than the primary KEK")]
     OtherSuite,
-    /// The primary KEK is to travel along, and there is no record of its wraps that could.
-    #[error("the primary KEK has no record that could travel along")]
+    /// The primary KEK is to be inline, and no record of its wraps exists.
+    #[error("the primary KEK has no inline record")]
     NoRecord,
     /// See [`random::Unavailable`].
     #[error(transparent)]
@@ -52,7 +52,7 @@ pub enum DecryptError {
 pub enum Refusal {
     /// Until it is enabled again.
     Disabled,
-    /// For ever.
+    /// Permanently.
     Destroyed,
 }
 

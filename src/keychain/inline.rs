@@ -1,5 +1,5 @@
-//! The start of the headers that embed a KEK (version 2): the same bytes in every envelope under it,
-//! so they are made once.
+//! The start of the headers that embed a KEK (version 2): the same bytes in every envelope under
+//! it, so they are made once.
 //!
 //! The inline record is bytes here; what a root wrapped in it is not examined.
 
@@ -26,8 +26,8 @@ pub struct InlineKek {
 }
 
 impl InlineKek {
-    /// The headers of the KEK `id` of `chain` with `record`, its wraps; `None` when the record has no
-    /// wrap or is longer than 65,535 bytes.
+    /// The headers of the KEK `id` of `chain` with `record`, its wraps; `None` when the record has
+    /// no wrap or is longer than 65,535 bytes.
     #[must_use]
     pub fn new(
         suite: Suite,

@@ -72,7 +72,7 @@ impl Kek {
         &self.key
     }
 
-    /// Seals `plaintext` under a fresh DEK: one use. The KEK travels along where it is given how.
+    /// Seals `plaintext` under a fresh DEK: one use. If `inline` is given, the header embeds the wrapped KEK (version 2).
     pub(super) fn seal(
         &self,
         mut plaintext: Plaintext,
@@ -118,7 +118,7 @@ impl Kek {
             return Err(EncryptError::OtherSuite);
         }
         let start = inline.header_start();
-        // All of it at once: a DEK must not stay behind in a buffer that grew.
+        // Allocated in full: a DEK must not stay behind in a buffer that grew.
         let len = start.len() + NONCE_LEN + self.suite().key_len() + TAG_LEN;
         let mut header = Vec::with_capacity(len + room);
         header.extend_from_slice(start);
@@ -181,7 +181,7 @@ impl Kek {
     }
 }
 
-/// A data encryption key that was opened: it opens one payload, or is wrapped anew.
+/// A data encryption key that was opened: it opens one payload, or is wrapped again.
 pub struct Dek(KeyBytes);
 
 impl Dek {

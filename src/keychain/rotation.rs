@@ -57,8 +57,8 @@ pub struct Primary {
 }
 
 /// A rotation by age waits until the primary is known for this long, or for half of
-/// `rotate_after_age` if that is less: all replicas together rotate by age once in this time, however
-/// wrong their wall clocks are.
+/// `rotate_after_age` if that is less: all replicas together rotate by age once in this time,
+/// however wrong their wall clocks are.
 pub const AGE_ROTATIONS_APART: Duration = Duration::from_secs(60 * 60);
 
 /// The next step of a rotation.
@@ -183,7 +183,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reserved_never_passes_max_uses(max in 1_u64..1 << 33, reserved: u64, rate in 0.0..1e9, waiting: u64) {
+        fn reserved_never_passes_max_uses(
+            max in 1_u64..1 << 33,
+            reserved: u64,
+            rate in 0.0..1e9,
+            waiting: u64,
+        ) {
             let reserved = reserved % (max + 1);
             prop_assert!(reserved + block_size(max, reserved, rate, waiting) <= max);
         }

@@ -58,8 +58,8 @@ impl Traffic {
             )?,
             client_refusals: register.counter_vec(
                 "kms_proxy_client_refusals_total",
-                "Requests of a configured client that were forbidden, or beyond what it or the \
-                 service takes at once.",
+                "Requests of a configured client that were forbidden, or beyond the concurrency \
+                 limits of the client or the service.",
                 &["client", "reason"],
             )?,
             clients: Mutex::default(),

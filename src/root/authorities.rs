@@ -45,8 +45,8 @@ impl Ca {
         self.state().used.clone()
     }
 
-    /// The current authorities of the file; `None` for the system's. While the file is not usable, the
-    /// previous ones stay in force.
+    /// The current authorities of the file; `None` for the system's. While the file is not usable,
+    /// the previous ones stay in force.
     pub(super) async fn current(&self) -> Option<Arc<Authorities>> {
         let path = self.path.clone()?;
         // A disk may be slow. A panic is reported where it happens.

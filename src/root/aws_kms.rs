@@ -116,7 +116,8 @@ impl Root {
             tracing::warn!(
                 root = config.name,
                 endpoint,
-                "KEKs are sent to this endpoint without TLS: anyone who sees the traffic can read them"
+                "KEKs are sent to this endpoint without TLS: anyone who sees the traffic can read \
+                    them"
             );
         }
         Ok(Self {
@@ -198,8 +199,9 @@ async fn connect(config: &Config, sdk: ConfigLoader) -> Result<Client, Error> {
         builder = builder.endpoint_url(endpoint);
     }
     let timeout = config.timeout;
-    // All attempts and the pauses between them fit into the timeout of the operation. The timeout of an
-    // attempt starts when it is sent, since sources of credentials, such as a process, may be slow.
+    // All attempts and the pauses between them fit into the timeout of the operation. The timeout
+    // of an attempt starts when it is sent, since sources of credentials, such as a process, may be
+    // slow.
     let attempt = timeout * 3 / 10;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(attempt)
@@ -216,8 +218,8 @@ async fn connect(config: &Config, sdk: ConfigLoader) -> Result<Client, Error> {
     Ok(Client::from_conf(config.build()))
 }
 
-/// The encryption context: KMS binds a wrap to it, and writes it to CloudTrail. The suite is bound by
-/// the KEK's id, which is derived from the whole key.
+/// The encryption context: KMS binds a wrap to it, and writes it to CloudTrail. The suite is bound
+/// by the KEK's id, which is derived from the whole key.
 fn encryption_context(context: Context<'_>) -> HashMap<String, String> {
     HashMap::from([
         ("kms-proxy:chain".to_owned(), context.chain.as_str().to_owned()),

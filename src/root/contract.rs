@@ -62,7 +62,7 @@ async fn nonsense_does_not_open(root: &dyn RootKey) {
     for nonsense in [&b""[..], b"\0", &[0xff; 61], &[1; 200], "v\u{e9}".as_bytes()] {
         wrong(root, here, nonsense).await;
     }
-    // It is none the worse for it.
+    // It still works afterwards.
     let wrapped = root.wrap(here, &kek).await.unwrap();
     assert!(root.unwrap(here, &wrapped).await.unwrap() == kek);
 }

@@ -85,17 +85,18 @@ pub struct Root {
 }
 
 impl Root {
-    /// Reads the key file, or creates it with mode 0600. If several processes start concurrently, one
-    /// creates it and all read the same key.
+    /// Reads the key file, or creates it with mode 0600. If several processes start concurrently,
+    /// one creates it and all read the same key.
     ///
     /// # Errors
-    /// A message for an operator: the file can't be read or created, other users can read or replace
-    /// it, or its contents are damaged.
+    /// A message for an operator: the file can't be read or created, other users can read or
+    /// replace it, or its contents are damaged.
     pub fn open(config: &Config, data_dir: &Path) -> Result<Self, String> {
         Self::open_if(config, data_dir, IfMissing::Make)
     }
 
-    /// Like [`open`](Self::open), with a choice. A root that waits for its file is unavailable until then.
+    /// Like [`open`](Self::open), with a choice. A root that waits for its file is unavailable
+    /// until then.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
@@ -203,7 +204,8 @@ fn read(path: &Path) -> Result<KeyBytes, String> {
     let files::FileAccess { owner, mode, .. } = access;
     if access.of_others() != 0 {
         return Err(format!(
-            "{path}: its mode is {mode:04o}, so other users can read the key; run `chmod 600 {path}`"
+            "{path}: its mode is {mode:04o}, so other users can read the key; run `chmod 600 \
+                {path}`"
         ));
     }
     let own = rustix::process::geteuid().as_raw();
@@ -325,7 +327,8 @@ mod tests {
         let (dir, path) = file(FILE.as_bytes(), 0o600);
         let root = Root::open(&config(Some(path)), dir.path()).unwrap();
         let wrapped = unhex(
-            "016465666768696a6b6c6d6e6f481adc657dec5099366b55e3d66864f24705c875a1dfd5653690b0315b6b143c",
+            "016465666768696a6b6c6d6e6f481adc657dec5099366b55e3d66864f24705c8\
+             75a1dfd5653690b0315b6b143c",
         );
         let (chain, kek) = (
             chain("orders"),

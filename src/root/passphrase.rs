@@ -96,8 +96,8 @@ impl Config {
         }
     }
 
-    /// Checks that the costs are in bounds and that there is one readable passphrase. A pipe is not read,
-    /// since its contents can only be read once.
+    /// Checks that the costs are in bounds and that there is one readable passphrase. A pipe is not
+    /// read, since its contents can only be read once.
     pub(super) fn check(&self) -> Result<(), String> {
         self.cost()?;
         let is_pipe =
@@ -155,11 +155,11 @@ pub struct Root {
 /// Derived keys.
 #[derive(Default)]
 struct Keys {
-    /// The key for new wraps. It has the salt of the first wrap that was unwrapped, so that a root keeps
-    /// one salt as long as possible, or a new one if nothing was unwrapped before.
+    /// The key for new wraps. It has the salt of the first wrap that was unwrapped, so that a root
+    /// keeps one salt as long as possible, or a new one if nothing was unwrapped before.
     own: Option<(KdfParams, Arc<Cipher>)>,
-    /// Keys that have unwrapped something, the latest last. No others are kept, so a forged wrap evicts
-    /// none.
+    /// Keys that have unwrapped something, the latest last. No others are kept, so a forged wrap
+    /// evicts none.
     proven: Vec<(KdfParams, Arc<Cipher>)>,
 }
 
@@ -174,8 +174,8 @@ impl Root {
     /// Reads the passphrase. Nothing is derived yet.
     ///
     /// # Errors
-    /// A message for an operator: there is no passphrase, there are two, it is empty, its file can't be
-    /// read, or a cost is out of bounds.
+    /// A message for an operator: there is no passphrase, there are two, it is empty, its file
+    /// can't be read, or a cost is out of bounds.
     pub async fn open(config: &Config) -> Result<Self, String> {
         let root = Self::with_cost(config.read()?, config.cost()?);
         Ok(Self { name: config.name.clone(), ..root })
@@ -225,8 +225,8 @@ impl Root {
         Ok(self.keys().own.insert((params, cipher)).clone())
     }
 
-    /// Derives a key on a blocking thread. The task owns the turn, so that the next derivation does not
-    /// start before this one has ended, even if the caller gives up.
+    /// Derives a key on a blocking thread. The task owns the turn, so that the next derivation does
+    /// not start before this one has ended, even if the caller gives up.
     async fn derive(
         &self,
         params: KdfParams,

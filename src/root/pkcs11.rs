@@ -1,7 +1,8 @@
-//! `pkcs11`: an AES-256 key that never leaves an HSM, through the PKCS#11 module of the HSM's vendor.
+//! `pkcs11`: an AES-256 key that never leaves an HSM, through the PKCS#11 module of the HSM's
+//! vendor.
 //!
-//! The token seals KEKs with AES-GCM. Modules block, hang, and lose sessions and tokens. So they are
-//! called on dedicated threads, and what is lost is reopened without a restart.
+//! The token seals KEKs with AES-GCM. Modules block, hang, and lose sessions and tokens. So they
+//! are called on dedicated threads, and what is lost is reopened without a restart.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ impl Root {
     /// Loads the module. The token is not used before the first call, so it may be absent now.
     ///
     /// # Errors
-    /// A message for an operator: a setting or the PIN's file is wrong, or the module can't be loaded.
+    /// A message for an operator: a setting or the PIN's file is wrong, or the module can't be
+    /// loaded.
     pub async fn open(config: &Config) -> Result<Self, String> {
         config.check()?;
         if let Some((file, mode)) = config.open_pin_file() {

@@ -1,8 +1,8 @@
 //! `vault-transit`: a key in the transit engine of Vault or OpenBao, which never leaves it.
 //!
-//! This file owns the two calls and the checks before them. `key` owns their paths, bodies and errors,
-//! `session` the tokens, `client` the HTTP. The context of a KEK is passed as associated data, which
-//! transit's AEADs authenticate.
+//! This file owns the two calls and the checks before them. `key` owns their paths, bodies and
+//! errors, `session` the tokens, `client` the HTTP. The context of a KEK is passed as associated
+//! data, which transit's AEADs authenticate.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -102,8 +102,8 @@ impl Root {
         Err(self.session.refusal(&other, &call.path).await)
     }
 
-    /// Checks once that the key exists: encrypting would create a missing one if the policy allows it.
-    /// A policy may deny this check.
+    /// Checks once that the key exists: encrypting would create a missing one if the policy allows
+    /// it. A policy may deny this check.
     async fn look(&self) -> Result<(), Error> {
         if self.looked.load(Ordering::Relaxed) {
             return Ok(());
@@ -149,8 +149,8 @@ impl Root {
         Ok(wrapped.to_bytes())
     }
 
-    /// Checks once that a wrap does not open without its context: old servers ignore associated data,
-    /// and a wrap could then be passed off as that of another chain.
+    /// Checks once that a wrap does not open without its context: old servers ignore associated
+    /// data, and a wrap could then be passed off as that of another chain.
     async fn check_binding(&self, wrapped: Wrapped<'_>) -> Result<(), Error> {
         if self.binds.load(Ordering::Relaxed) {
             return Ok(());
@@ -229,8 +229,8 @@ impl super::Provider for Config {
 
     async fn init(&self, _: &Path) -> Result<String, String> {
         Ok(format!(
-            "make the key with Vault or OpenBao: `vault write -f {}/keys/{}`, and give the service's \
-             policy update on its encrypt and decrypt",
+            "make the key with Vault or OpenBao: `vault write -f {}/keys/{}`, and give the \
+                service's policy update on its encrypt and decrypt",
             self.mount, self.key
         ))
     }

@@ -37,8 +37,8 @@ use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 impl KeyService {
-    /// Starts a service on `store` and `roots`, the preferred root first. When it returns, `default`
-    /// and the chains that `config` names are ready, or are retried in the background.
+    /// Starts a service on `store` and `roots`, the preferred root first. When it returns,
+    /// `default` and the chains that `config` names are ready, or are retried in the background.
     ///
     /// # Errors
     /// When the store does not answer. Roots may be unavailable.
@@ -173,7 +173,8 @@ impl Core {
                 }
                 Ok(None) => {}
                 Err(store::Error::Corrupt { key, detail }) => {
-                    tracing::error!(chain = %name, key, detail, "a chain is not loaded: its record is damaged");
+                    tracing::error!(chain = %name, key, detail, "a chain is not loaded: its \
+                        record is damaged");
                     damaged.insert(name, format!("the record {key} is damaged: {detail}"));
                 }
                 Err(error) => return Err(self.store_error(&name, error)),

@@ -31,7 +31,8 @@ pub(super) struct Chain {
     pub(super) metrics: ChainMetrics,
     /// What requests use. It never contains a change that is not stored.
     snapshot: ArcSwap<KeyChain>,
-    /// The records, and how fast uses are spent. Locked during store calls, never during root calls.
+    /// The records, and how fast uses are spent. Locked during store calls, never during root
+    /// calls.
     pub(super) reservations: tokio::sync::Mutex<Reservations>,
     /// Whether the records have changed since they were read.
     pub(super) staleness: Arc<Staleness>,
@@ -39,8 +40,8 @@ pub(super) struct Chain {
     pub(super) rotator: tokio::sync::Mutex<RetryAt>,
     /// Whether a request has needed uses since the start.
     pub(super) was_wanted: AtomicBool,
-    /// Whether it is `default` or named by the configuration. Then it has a primary before the first
-    /// request.
+    /// Whether it is `default` or named by the configuration. Then it has a primary before the
+    /// first request.
     pub(super) is_named: AtomicBool,
     /// Whether it is deleted. Then its tasks end.
     pub(super) is_deleted: AtomicBool,
@@ -151,8 +152,8 @@ impl Chain {
         self.waiters.last_error()
     }
 
-    /// The number of completed reservation attempts. An error of an attempt before a request arrived
-    /// does not concern it.
+    /// The number of completed reservation attempts. An error of an attempt before a request
+    /// arrived does not concern it.
     pub(super) fn rounds(&self) -> u64 {
         self.waiters.rounds()
     }

@@ -31,7 +31,8 @@ pub(super) const CONCURRENT_LOOKUPS: usize = 64;
 pub(super) struct Core {
     pub(super) config: Config,
     pub(super) store: Arc<MonitoredStore>,
-    /// Where the KEKs of new envelopes are placed: inline if the store does not outlive the process.
+    /// Where the KEKs of new envelopes are placed: inline if the store does not outlive the
+    /// process.
     pub(super) placement: KekPlacement,
     pub(super) keyring: Keyring,
     pub(super) deks: DekCache,
@@ -45,8 +46,8 @@ pub(super) struct Core {
     pub(super) confirmed: AtomicU64,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
-    /// Whether the last KEK that a chain needed could not be created or unwrapped. If so, every chain
-    /// tries its own primary before a request needs it, so that readiness is correct.
+    /// Whether the last KEK that a chain needed could not be created or unwrapped. If so, every
+    /// chain tries its own primary before a request needs it, so that readiness is correct.
     pub(super) in_doubt: AtomicBool,
     /// A random number that identifies this process in the records that it writes.
     pub(super) owner: u64,
@@ -148,8 +149,8 @@ impl Core {
             && now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))) < time
     }
 
-    /// Whether the KEK states in memory may be relied on. Those of a shared store are read every 20 s,
-    /// and remain valid for `offline_grace` while it is unavailable.
+    /// Whether the KEK states in memory may be relied on. Those of a shared store are read every 20
+    /// s, and remain valid for `offline_grace` while it is unavailable.
     pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
         !self.shared
             || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))

@@ -80,9 +80,9 @@ impl KeyService {
         self.rewrap_to(self.core.placement, chain, envelope).await
     }
 
-    /// As [`rewrap`](Self::rewrap), with an inline KEK: the result has version 2, and any service with
-    /// a chain of this name and one of the roots can decrypt it. With a store of kind `inline`, every
-    /// rewrap does this.
+    /// As [`rewrap`](Self::rewrap), with an inline KEK: the result has version 2, and any service
+    /// with a chain of this name and one of the roots can decrypt it. With a store of kind
+    /// `inline`, every rewrap does this.
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
@@ -142,7 +142,8 @@ impl KeyService {
         self.spend_use(chain, now, |one| one.placed(placement).seal(plaintext, aad)).await
     }
 
-    /// Spends one use, and waits for one if none is left. Returns the result with the id of its KEK.
+    /// Spends one use, and waits for one if none is left. Returns the result with the id of its
+    /// KEK.
     async fn spend_use<T>(
         &self,
         chain: &Chain,

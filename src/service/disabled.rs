@@ -1,5 +1,5 @@
-//! When this process first saw each disabled KEK, by its monotonic clock: a wrong wall clock must not
-//! shorten the delay before a KEK can be destroyed.
+//! When this process first saw each disabled KEK, by its monotonic clock: a wrong wall clock must
+//! not shorten the delay before a KEK can be destroyed.
 
 use std::collections::HashMap;
 

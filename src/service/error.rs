@@ -129,8 +129,8 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error with a sentence for the client. Those with status 429 or 503 suggest a retry after one
-    /// second.
+    /// An error with a sentence for the client. Those with status 429 or 503 suggest a retry after
+    /// one second.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = kind.retryable().then_some(Duration::from_secs(1));
         Self { kind, detail: detail.into(), advice: None, retry_after, is_counted: false }
@@ -176,8 +176,8 @@ impl Error {
         self
     }
 
-    /// Whether the metrics of operations have this failure. Whoever answers a call counts a
-    /// failure from before it reached the service.
+    /// Whether the metrics of operations have this failure. The API that answers a call
+    /// counts a failure from before it reached the service.
     #[must_use]
     pub const fn is_counted(&self) -> bool {
         self.is_counted
@@ -204,7 +204,8 @@ impl Error {
         }
     }
 
-    /// How long to wait before a retry, in whole seconds, at least one; `None` if a retry won't help.
+    /// How long to wait before a retry, in whole seconds, at least one; `None` if a retry won't
+    /// help.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after.map(|after| after.as_secs().max(1))

@@ -122,14 +122,16 @@ impl KeyService {
                         }
                     }
                     Some(Err(error)) => {
-                        tracing::error!(chain = %chain.name, kek_id = %id, %error, "a stored record is damaged");
+                        tracing::error!(chain = %chain.name, kek_id = %id, %error, "a stored \
+                            record is damaged");
                         self.core.note_damage(&chain.name, &record::kek_key(&chain.name, *id));
                     }
                     None if self.core.keyring.has_inline(&chain.name, *id) => {}
-                    // Records are never deleted. If this process can't restore one, there is no point
-                    // in repairing the chain again and again.
+                    // Records are never deleted. If this process can't restore one, there is no
+                    // point in repairing the chain again and again.
                     None if !self.can_restore(chain, *id) => {
-                        tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is missing");
+                        tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is \
+                            missing");
                     }
                     None => kek_lifecycle::suspect(&self.core, chain, *id).await?,
                 }

@@ -1,8 +1,8 @@
-//! The states of KEKs: changes in the store, and their effect in memory. A KEK is refused as soon as it
-//! may be disabled or destroyed.
+//! The states of KEKs: changes in the store, and their effect in memory. A KEK is refused as soon
+//! as it may be disabled or destroyed.
 //!
-//! The changes of a chain are serialized, each with its read, its commit and its effect in memory. A
-//! state that is in doubt after a lost response is read again until it is certain.
+//! The changes of a chain are serialized, each with its read, its commit and its effect in memory.
+//! A state that is in doubt after a lost response is read again until it is certain.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use super::types::Change;
 
 /// How often a change is tried when other processes change the same record.
 const TRIES: usize = 4;
-/// How long a commit whose response was lost may still be applied: longer than any store's deadline.
+/// How long a commit whose response was lost may still be applied: longer than any store's
+/// deadline.
 const LATE: Duration = Duration::from_secs(60);
 
 /// Why a KEK in this state is refused, if it is.
@@ -71,7 +72,11 @@ pub(super) async fn change(
                 if next.state == State::Disabled {
                     chain.disabled.witness(id, core.clock.now());
                 }
-                tracing::warn!(chain = %chain.name, kek_id = %id, state = next.state.as_str(), "an operator changed the state of a KEK");
+                let state = next.state.as_str();
+                tracing::warn!(
+                    chain = %chain.name, kek_id = %id, state,
+                    "an operator changed the state of a KEK"
+                );
                 return Ok(next);
             }
             Ok(false) => {}
@@ -90,8 +95,8 @@ pub(super) async fn change(
     Err(Error::new(Kind::Conflict, "modified concurrently; try again"))
 }
 
-/// Reads the KEKs again whose state is in doubt, and follows the store in memory. Those that can't be
-/// read keep their state until the next time.
+/// Reads the KEKs again whose state is in doubt, and follows the store in memory. Those that can't
+/// be read keep their state until the next time.
 pub(super) async fn settle(core: &Core, chain: &Chain) {
     let mut doubts = chain.doubts.lock().await;
     let ids: Vec<_> = doubts.iter().map(|(&id, &until)| (id, until)).collect();
@@ -129,9 +134,9 @@ pub(super) async fn learn(
     Ok(Some(read.record))
 }
 
-/// Handles a KEK whose record is missing or older than this process knows: an old copy of the store may
-/// have been restored. The record is read again under the ledger's lock, since a repair by this process
-/// may explain it.
+/// Handles a KEK whose record is missing or older than this process knows: an old copy of the store
+/// may have been restored. The record is read again under the ledger's lock, since a repair by this
+/// process may explain it.
 pub(super) async fn suspect(core: &Core, chain: &Chain, id: KekId) -> Result<(), store::Error> {
     let ledger = &mut chain.reservations.lock().await.ledger;
     let destroyed = chain.snapshot().refused().any(|it| it == (id, Refusal::Destroyed));
@@ -200,10 +205,10 @@ fn changed(core: &Core, chain: &Chain, id: KekId, kek: &Kek, change: Change) -> 
 
 /// How long a disabled KEK must wait before it can be destroyed.
 ///
-/// Other processes may encrypt under it for up to [`MIN_DESTROY_DELAY`] after it was disabled. A wall
-/// clock that is ahead must not shorten that time, so this process measures it by its monotonic clock.
-/// A process that disabled the KEK itself measures all of `destroy_delay` by that clock. A process
-/// that started later must use the wall clock for the time before its start.
+/// Other processes may encrypt under it for up to [`MIN_DESTROY_DELAY`] after it was disabled. A
+/// wall clock that is ahead must not shorten that time, so this process measures it by its
+/// monotonic clock. A process that disabled the KEK itself measures all of `destroy_delay` by that
+/// clock. A process that started later must use the wall clock for the time before its start.
 fn until_destroyable(core: &Core, chain: &Chain, id: KekId, disabled_at: Option<u64>) -> Duration {
     let (now, unix_now) = (core.clock.now(), core.clock.unix_now());
     let delay = core.config.chain.destroy_delay.max(MIN_DESTROY_DELAY);
@@ -212,7 +217,8 @@ fn until_destroyable(core: &Core, chain: &Chain, id: KekId, disabled_at: Option<
     let is_future = disabled_at > unix_now;
     if is_future {
         let at = rfc3339(disabled_at);
-        tracing::warn!(chain = %chain.name, kek_id = %id, at, "a KEK was disabled in the future: a clock is or was wrong, so it counts as disabled when this process first saw it");
+        tracing::warn!(chain = %chain.name, kek_id = %id, at, "a KEK was disabled in the future: \
+            a clock is or was wrong, so it counts as disabled when this process first saw it");
     }
     let measured = if seen.is_witness || is_future { delay } else { MIN_DESTROY_DELAY };
     let measured = measured.saturating_sub(now.since(seen.at));
@@ -230,8 +236,9 @@ fn needed_by_kubernetes(change: Change) -> Error {
         }
         _ => {
             "a Kubernetes cluster encrypts with this chain: every Secret that it wrote under this \
-             KEK would be lost permanently, and kube-apiserver may not start again. Re-encrypt them \
-             first (a storage migration, after `root rewrap`); `force` destroys it all the same"
+             KEK would be lost permanently, and kube-apiserver may not start again. Re-encrypt \
+             them first (a storage migration, after `root rewrap`); `force` destroys it all the \
+             same"
         }
     };
     Error::new(Kind::Conflict, detail)

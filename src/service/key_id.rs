@@ -53,7 +53,8 @@ pub(super) async fn keep(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Res
     let primary = ledger.primary.as_ref().map(|held| held.id);
     let is_news = known.as_ref().is_none_or(|known| known.generation < stored.generation);
     if is_news && known.is_some() && chain.snapshot().primary_id() != primary {
-        // No request may ever need that KEK here, since kube-apiserver encrypts when the id changes.
+        // No request may ever need that KEK here, since kube-apiserver encrypts when the id
+        // changes.
         chain.need_kek.notify_one();
     } else if is_news {
         chain.named_root.store(Some(Arc::new(stored.clone())));
@@ -61,8 +62,8 @@ pub(super) async fn keep(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Res
     Ok(())
 }
 
-/// Notes that the set of roots changed. If the chain has a key id, it gets another one, provided that
-/// `changed`, or that other roots wrap the primary than when the key id was made.
+/// Notes that the set of roots changed. If the chain has a key id, it gets another one, provided
+/// that `changed`, or that other roots wrap the primary than when the key id was made.
 pub(super) async fn note_change(core: &Core, chain: &Chain, changed: bool) -> Result<(), Error> {
     if is_inline(core) {
         return Ok(());

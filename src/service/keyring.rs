@@ -41,7 +41,7 @@ pub(super) const CONCURRENT_UNWRAPS: usize = 16;
 const FAILURES: usize = 1024;
 /// How long it is remembered that no root unwraps a KEK.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// How long it is remembered that roots were unavailable: the wait that clients are told.
+/// How long it is remembered that roots were unavailable: the `Retry-After` of clients.
 const AWAY_FOR: Duration = Duration::from_secs(1);
 
 type CacheKey = (ChainName, KekId);
@@ -71,8 +71,8 @@ struct Failure {
 pub(super) struct Keyring {
     pub(super) roots: Roots,
     cache: Cache<CacheKey, Arc<Kek>>,
-    /// The records of KEKs that were created or unwrapped here, to restore them in a store that lost
-    /// them.
+    /// The records of KEKs that were created or unwrapped here, to restore them in a store that
+    /// lost them.
     records: Cache<CacheKey, Arc<record::Kek>>,
     /// When a root last unwrapped each KEK.
     checked: Cache<CacheKey, Monotonic>,
@@ -180,7 +180,8 @@ impl Keyring {
     pub(super) fn note_unknown(&self, chain: &ChainName, id: KekId) {
         let now = self.clock.now();
         if self.missing.note(chain, id, Absence::Unknown, self.clock.unix_now(), now) {
-            tracing::error!(%chain, kek_id = %id, "a ciphertext names a KEK that this chain does not have: it was lost with the store, or the ciphertext is forged");
+            tracing::error!(%chain, kek_id = %id, "a ciphertext names a KEK that this chain does \
+                not have: it was lost with the store, or the ciphertext is forged");
         }
     }
 
@@ -210,8 +211,8 @@ impl Keyring {
         of_chain.map(|((_, id), record)| (id, record)).collect()
     }
 
-    /// The KEK from the cache, or unwrapped by a root; `fetch` reads its record. Concurrent requests
-    /// for the same KEK share one call and its result.
+    /// The KEK from the cache, or unwrapped by a root; `fetch` reads its record. Concurrent
+    /// requests for the same KEK share one call and its result.
     pub(super) async fn get(
         &self,
         chain: &ChainName,
@@ -279,8 +280,8 @@ impl Keyring {
         }
     }
 
-    /// Has each root that wrapped a KEK unwrap it; returns whether one does. This shows the health of
-    /// every root, including those that [`open`](Self::open) does not need.
+    /// Has each root that wrapped a KEK unwrap it; returns whether one does. This shows the health
+    /// of every root, including those that [`open`](Self::open) does not need.
     pub(super) async fn ask_each(
         &self,
         chain: &ChainName,
@@ -295,7 +296,8 @@ impl Keyring {
             match self.roots.call(state, "unwrap", opened).await {
                 Ok(_) => opens = true,
                 Err(error) => {
-                    tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a check of a root failed");
+                    tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a \
+                        check of a root failed");
                 }
             }
         }
@@ -306,8 +308,8 @@ impl Keyring {
         opens
     }
 
-    /// Unwraps a KEK by any root that wrapped it, starting with those whose last call succeeded. The
-    /// chains' own KEKs use this, and never wait for those of callers.
+    /// Unwraps a KEK by any root that wrapped it, starting with those whose last call succeeded.
+    /// The chains' own KEKs use this, and never wait for those of callers.
     pub(super) async fn open(
         &self,
         chain: &ChainName,
@@ -372,9 +374,11 @@ impl Keyring {
             let is_news = self.roots.note_not_opened(state, chain, id, error);
             // A wrong wrap remains wrong, and readiness names it.
             if is_news || !matches!(error, root::Error::Wrong(_)) {
-                tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
+                tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a root \
+                    did not open a KEK");
             } else {
-                tracing::debug!(root = %state.named.name, %chain, kek_id = %id, %error, "a root did not open a KEK");
+                tracing::debug!(root = %state.named.name, %chain, kek_id = %id, %error, "a root \
+                    did not open a KEK");
             }
         })
     }

@@ -121,8 +121,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reads head, primary and standby, one after the other. Reads again if the results show that they
-    /// changed in between.
+    /// Reads head, primary and standby, one after the other. Reads again if the results show that
+    /// they changed in between.
     async fn read_all(&mut self) -> Result<Read, Error> {
         let (mut unfit_at, mut damaged_at) = (None, None);
         loop {
@@ -147,7 +147,8 @@ impl Ledger {
             if let Some(damage) = damage {
                 return Err(damage);
             }
-            // Damage to a standby must not stop the primary. The standby has no uses and can be replaced.
+            // Damage to a standby must not stop the primary. The standby has no uses and can be
+            // replaced.
             let (standby, damage) = apart(self.read_held(head.record.standby).await)?;
             if is_news(&damage) {
                 continue;
@@ -182,7 +183,8 @@ impl Ledger {
         read_held(&*self.store, &self.chain, id).await.map(Some)
     }
 
-    /// Commits `txn`. Returns its revision if it was applied; otherwise the records are out of date.
+    /// Commits `txn`. Returns its revision if it was applied; otherwise the records are out of
+    /// date.
     async fn commit(&mut self, txn: Txn) -> Result<Option<Revision>, Error> {
         // Until the response arrives, and permanently if this future is dropped before.
         self.stale = true;
@@ -203,8 +205,8 @@ impl Ledger {
         self.put_new(id, kek, Txn::default()).await
     }
 
-    /// Replaces a standby that can't be unwrapped by a new KEK. The old one is retired, unless its record
-    /// is damaged: then that is left as it is. Compares: head and old standby unchanged.
+    /// Replaces a standby that can't be unwrapped by a new KEK. The old one is retired, unless its
+    /// record is damaged: then that is left as it is. Compares: head and old standby unchanged.
     pub(super) async fn replace_standby(&mut self, id: KekId, kek: Kek) -> Result<bool, Error> {
         if self.head.record.standby.is_none() {
             return Ok(false);
@@ -289,8 +291,8 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Reserves `block` uses of the primary. Compares: its uses unchanged, its state still primary, and
-    /// the head unchanged, since `max_uses` may have been lowered.
+    /// Reserves `block` uses of the primary. Compares: its uses unchanged, its state still primary,
+    /// and the head unchanged, since `max_uses` may have been lowered.
     pub(super) async fn reserve(&mut self, block: u64) -> Result<bool, Error> {
         let Some(primary) = &self.primary else { return Ok(false) };
         let uses = self.next_block(&primary.uses.record, block);
@@ -326,8 +328,8 @@ impl Ledger {
         self.put_head(head, uses).await
     }
 
-    /// Stores that the set of roots changed, with the root that the key id names, if that changed, too.
-    /// Compares: head unchanged.
+    /// Stores that the set of roots changed, with the root that the key id names, if that changed,
+    /// too. Compares: head unchanged.
     pub(super) async fn roots_changed(&mut self, named: Option<NamedRoot>) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.roots_generation += 1;
@@ -337,7 +339,8 @@ impl Ledger {
         self.put_head(head, None).await
     }
 
-    /// Stores the root that the key id names, for a chain that had no key id. Compares: head unchanged.
+    /// Stores the root that the key id names, for a chain that had no key id. Compares: head
+    /// unchanged.
     pub(super) async fn name_root(&mut self, named: NamedRoot) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
@@ -361,8 +364,8 @@ impl Ledger {
         primary.or(*standby).is_none() && self.detector.has_seen_none()
     }
 
-    /// Deletes the head of a chain without KEKs. Compares: head unchanged. Creating a KEK concurrently
-    /// conflicts, since that changes the head.
+    /// Deletes the head of a chain without KEKs. Compares: head unchanged. Creating a KEK
+    /// concurrently conflicts, since that changes the head.
     pub(super) async fn delete(&mut self) -> Result<bool, Error> {
         let key = record::head_key(&self.chain);
         let txn = Txn {

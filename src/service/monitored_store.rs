@@ -27,7 +27,8 @@ struct LastError {
     detail: String,
     /// Unix time in seconds.
     since: u64,
-    /// Whether a write failed. Then a successful read does not end the outage: a full disk can be read.
+    /// Whether a write failed. Then a successful read does not end the outage: a full disk can be
+    /// read.
     of_writes: bool,
 }
 
@@ -59,8 +60,8 @@ impl MonitoredStore {
         }
     }
 
-    /// Checks whether a store that failed is available again: a read and, if a write failed, a write.
-    /// A service without traffic makes no other calls that would show it.
+    /// Checks whether a store that failed is available again: a read and, if a write failed, a
+    /// write. A service without traffic makes no other calls that would show it.
     ///
     /// It writes a claim of `chain` and removes it again: no promise depends on a claim.
     pub(super) async fn probe(&self, chain: &ChainName, owner: u64) {
@@ -107,7 +108,8 @@ impl MonitoredStore {
                 if let Some(last_error) = &mut *last_error {
                     last_error.of_writes |= of_writes;
                 } else {
-                    tracing::error!(store = self.store.kind(), error = %detail, "the store is unavailable");
+                    tracing::error!(store = self.store.kind(), error = %detail, "the store is \
+                        unavailable");
                     let since = self.clock.unix_now();
                     *last_error = Some(LastError { detail: detail.clone(), since, of_writes });
                 }

@@ -88,7 +88,8 @@ impl KeyService {
             details
                 .push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
         }
-        // The following are no faults: callers can forge ids, and the removal of a root takes steps.
+        // The following are no faults: callers can forge ids, and the removal of a root takes
+        // steps.
         let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
         if !unknown.is_empty() {
             let (count, ids) = (unknown.len(), list(&unknown));
@@ -102,8 +103,8 @@ impl KeyService {
         for wrap in wraps.filter(|wrap| !keyring.roots.is_configured(&wrap.root)) {
             let root = &wrap.root;
             details.push(format!(
-                "its primary KEK has a wrap by root {root}, which is not configured and opens what is \
-                 encrypted now: kms-proxy root remove --root {root}"
+                "its primary KEK has a wrap by root {root}, which is not configured and opens \
+                    what is encrypted now: kms-proxy root remove --root {root}"
             ));
         }
         (!details.is_empty()).then(|| Check {

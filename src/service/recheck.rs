@@ -1,8 +1,8 @@
 //! The periodic work on KEKs in memory: their roots must unwrap them again, and roots that were
 //! unavailable wrap the KEKs that were created without them.
 //!
-//! A KEK stays in memory for `offline_grace` while its roots are unavailable. If they answer and none
-//! unwraps it, it is dropped.
+//! A KEK stays in memory for `offline_grace` while its roots are unavailable. If they answer and
+//! none unwraps it, it is dropped.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -24,7 +24,8 @@ impl KeyService {
         Ok(chain.map(|chain| self.adopt(chain)))
     }
 
-    /// Adds a loaded chain and starts its tasks. If there is one of this name already, returns that.
+    /// Adds a loaded chain and starts its tasks. If there is one of this name already, returns
+    /// that.
     pub(super) fn adopt(&self, chain: Arc<Chain>) -> Arc<Chain> {
         let mut ours = false;
         self.chains.rcu(|chains| {

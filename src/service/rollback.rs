@@ -8,15 +8,22 @@
 //!
 //! # Which detector covers which case
 //!
-//! | case | detected by |
-//! | --- | --- |
-//! | a head, a counter or a KEK is older than what this process read | [`detect::Detector::compare`], at each read of the chain |
-//! | head and primary do not fit together, since a write met a revision of another history | the same (`fits`) |
-//! | the head is missing | `Ledger::put_head_again` stores one without KEKs, and reports a suspicion |
-//! | a KEK that this process holds is missing, or was destroyed and is not destroyed any more | [`kek_lifecycle::suspect`](super::kek_lifecycle::suspect), called by the follower and by reads of KEKs |
-//! | no record contradicts what this process read | etcd reports the rollback itself: its revision went back, and `Watch` returns `Restored`, which reaches [`detect::Detector::report`] |
-//! | another process repaired the chain already | [`Head::repair`](crate::store::record::Head::repair): this process only restores what it holds |
-//! | no service ran during the restore | nothing can detect it: an operator runs `kms-proxy store restored`, [`offline`] |
+//! - A head, a counter or a KEK is older than what this process read:
+//!   [`detect::Detector::compare`], at each read of the chain.
+//! - Head and primary do not fit together, since a write met a revision of another history: the
+//!   same (`fits`).
+//! - The head is missing: `Ledger::put_head_again` stores one without KEKs, and reports a
+//!   suspicion.
+//! - A KEK that this process holds is missing, or was destroyed and is not destroyed any more:
+//!   [`kek_lifecycle::suspect`](super::kek_lifecycle::suspect), called by the follower and by
+//!   reads of KEKs.
+//! - No record contradicts what this process read: etcd reports the rollback itself: its revision
+//!   went back, and `Watch` returns `Restored`, which reaches [`detect::Detector::report`].
+//! - Another process repaired the chain already:
+//!   [`Head::repair`](crate::store::record::Head::repair): this process only restores what it
+//!   holds.
+//! - No service ran during the restore: nothing can detect it: an operator runs `kms-proxy store
+//!   restored`, [`offline`].
 //!
 //! A report of etcd may come before or after the repair by another process, and must not cause a
 //! second repair; `detect` keeps what it needs to match the two.

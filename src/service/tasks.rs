@@ -26,7 +26,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// How often a store that failed is probed.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Runs `work` to its end even if the caller disconnects: a change that is stored must reach memory.
+/// Runs `work` to its end even if the caller disconnects: a change that is stored must reach
+/// memory.
 pub(super) async fn run_to_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {

@@ -248,7 +248,7 @@ async fn with_the_root_away_uses_go_on_to_the_limit_and_then_are_exhausted() {
         made += 1;
     };
     assert_eq!((error.kind(), made, world.reserved(id).await), (Kind::KekExhausted, 200, 200));
-    assert!(world.decrypt(&envelope).await.is_ok(), "decrypts go on");
+    assert!(world.decrypt(&envelope).await.is_ok(), "decrypts continue");
     assert_eq!(world.service.readiness().health, Health::Degraded);
     world.root.away.store(false, SeqCst);
     world.clock.advance(Duration::from_secs(120));

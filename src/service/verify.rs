@@ -81,10 +81,12 @@ impl From<store::Problem> for Problem {
     }
 }
 
-/// Verifies all chains of `store`, with one root call for each wrap. Calls `progress` as it proceeds.
+/// Verifies all chains of `store`, with one root call for each wrap. Calls `progress` as it
+/// proceeds.
 ///
 /// # Errors
-/// [`Error::Unavailable`] if the store is unavailable. An unavailable root is a problem of each KEK.
+/// [`Error::Unavailable`] if the store is unavailable. An unavailable root is a problem of each
+/// KEK.
 pub async fn verify(
     store: &dyn Store,
     roots: &[root::Named],
@@ -225,8 +227,8 @@ impl Verifier<'_> {
         true
     }
 
-    /// Compares the head with the KEKs that it names and those whose state is primary or standby. They
-    /// are read together, since a service may have promoted one meanwhile.
+    /// Compares the head with the KEKs that it names and those whose state is primary or standby.
+    /// They are read together, since a service may have promoted one meanwhile.
     async fn states(&mut self, chain: &ChainName, ids: Vec<KekId>) -> Result<(), Error> {
         let (head, pairs) = store::head_and_pairs(self.store, chain, &ids).await?;
         // Damage is reported already.

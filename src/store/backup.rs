@@ -80,8 +80,8 @@ pub enum WriteError {
 /// Writes the chains of `store` to a new file: all of them if `only` is empty. `now` is in seconds
 /// since the Unix epoch. A crash leaves the whole file or none.
 ///
-/// Each chain is as it was at one moment, as far as its head tells: the states of older KEKs and the
-/// uses may be a moment apart. Records that are damaged are left out, and told of.
+/// Each chain is as it was at one moment, as far as its head tells: the states of older KEKs and
+/// the uses may be a moment apart. Records that are damaged are left out, and told of.
 ///
 /// # Errors
 /// [`WriteError`].
@@ -92,7 +92,7 @@ pub async fn write(
     now: u64,
     progress: impl FnMut(&CopyReport),
 ) -> Result<CopyReport, WriteError> {
-    // Again when it is written; here so that nobody waits in vain.
+    // Checked again when it is written; here so that nobody waits for nothing.
     if path.try_exists()? {
         return Err(WriteError::Exists);
     }
@@ -165,7 +165,7 @@ async fn collect(store: &dyn Store, chain: &ChainName) -> Result<(Vec<Line>, Vec
             return Ok((lines, problems));
         }
     }
-    let detail = "others go on changing this chain; repeat the backup".to_owned();
+    let detail = "the chain is modified concurrently; repeat the backup".to_owned();
     Err(Error::Unavailable { detail: format!("{chain}: {detail}"), maybe_applied: false })
 }
 

@@ -153,7 +153,7 @@ async fn a_watch_tells_what_others_write(store: &dyn Store) {
             }
         }
     });
-    told.await.expect("a deletion is told");
+    told.await.expect("a deletion is reported");
 }
 
 async fn compares_decide(store: &dyn Store) {

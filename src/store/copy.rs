@@ -1,5 +1,5 @@
-//! Copies of chains from one store to another: safe to break off, to repeat, and to run into a store
-//! that a service uses.
+//! Copies of chains from one store to another: safe to break off, to repeat, and to run into a
+//! store that a service uses.
 //!
 //! A chain is looked at as a whole first: where the target holds something newer, or another chain
 //! of the same name, nothing of it is written. Then its KEKs are written a page at a time, and last
@@ -27,7 +27,7 @@ mod tests;
 /// What becomes of the primary and the standby of a chain in its copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Primaries {
-    /// They only decrypt there. The source may go on.
+    /// They only decrypt there. The source may continue to encrypt.
     Retire,
     /// They stay what they are. The source must be stopped, for good, before the copy is begun.
     Keep,
@@ -50,12 +50,12 @@ pub struct CopyReport {
     pub problems: Vec<Problem>,
 }
 
-/// Copies the chains of `from` to `to`: all of them if `only` is empty. `progress` is told now and
-/// then how far it is.
+/// Copies the chains of `from` to `to`: all of them if `only` is empty. `progress` is called
+/// at intervals.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when one of the stores is. What was written till then is good; to repeat
-/// the copy goes on with it.
+/// [`Error::Unavailable`] when one of the stores is. What was written until then is good; a
+/// repeated copy continues from it.
 pub async fn copy(
     from: &dyn Store,
     to: &dyn Store,

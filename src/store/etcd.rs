@@ -163,8 +163,8 @@ impl super::Store for Store {
             .map(|compare| match compare {
                 Compare::Absent(key) => EtcdCompare::version(self.key(key), CompareOp::Equal, 0),
                 Compare::Unchanged(key, Revision(revision)) => {
-                    // To etcd a key that is absent is of revision 0. No entry is of that one, nor of
-                    // one that etcd can't count to.
+                    // To etcd a key that is absent is of revision 0. No entry is of that one, nor
+                    // of one that etcd can't count to.
                     let revision = match i64::try_from(*revision) {
                         Ok(0) | Err(_) => i64::MAX,
                         Ok(revision) => revision,

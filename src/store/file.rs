@@ -1,6 +1,6 @@
 //! The embedded store: a redb database in the data directory, for one process and no set-up.
 //!
-//! A commit is on disk before it is answered. Commits that come at once share one write to the
+//! A commit is on disk before it is answered. Concurrent commits share one write to the
 //! disk. After an I/O error, such as a full disk, the file is opened again by itself. It knows keys
 //! and bytes; what records mean is not its business.
 

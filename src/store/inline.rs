@@ -1,9 +1,8 @@
-//! No store at all: each KEK travels along every envelope under it, and what a process counts of its
-//! own KEKs stays in its memory, where it is exact.
+//! No store at all: each envelope contains its wrapped KEK, and the counts of a process's KEKs stay
+//! in its memory, where they are exact.
 //!
-//! To the rest of the service this is a store that nobody shares and that ends with the process. It
-//! knows of records that a retired KEK needs none here: only the last ones are kept, for whoever
-//! looks at the chain.
+//! To the rest of the service this is a store that nobody shares and that ends with the process. Retired
+//! KEKs need no record here: only the last ones are kept, for status calls.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;

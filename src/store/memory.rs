@@ -76,7 +76,7 @@ impl Store {
         Snapshot { revision: state.revision, entries: state.entries.clone() }
     }
 
-    /// Goes back to an earlier time, as when an operator restores a backup. Nobody is told.
+    /// Goes back to an earlier time, as when an operator restores a backup. It is not reported.
     pub fn restore(&self, snapshot: Snapshot) {
         let mut state = self.state();
         (state.revision, state.entries) = (snapshot.revision, snapshot.entries);

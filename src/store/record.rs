@@ -33,7 +33,7 @@ impl Default for Limits {
 
 impl Limits {
     /// The shortest `rotate_after_age`, in seconds: an idle chain rotates by age as well, and each
-    /// KEK stays in the store for ever.
+    /// KEK stays in the store permanently.
     pub const MIN_ROTATE_AFTER_AGE: u64 = 60;
 
     /// Checks that the limits fit together.
@@ -76,8 +76,8 @@ pub struct Head {
     /// What the chain's keys are called outside; only in a chain that Kubernetes encrypts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named_root: Option<NamedRoot>,
-    /// A random number of the last repair after a restore of an old copy. A replica that notices the
-    /// restore later sees by it that the chain is repaired.
+    /// A random number of the last repair after a restore of an old copy. A replica that notices
+    /// the restore later sees by it that the chain is repaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repair: Option<u64>,
 }
@@ -89,7 +89,8 @@ pub struct Head {
 pub struct NamedRoot {
     /// The head's `roots_generation` when it was named.
     pub generation: u64,
-    /// A random number: no other history of a store, nor one that was restored, makes the same name.
+    /// A random number: no other history of a store, nor one that was restored, makes the same
+    /// name.
     pub mark: u64,
     /// The kind of the root.
     pub kind: String,
@@ -174,8 +175,8 @@ pub struct Uses {
     pub sequence: u64,
 }
 
-/// Who is making the next KEK of a chain. It saves calls of roots and guards nothing, so no clock is
-/// in it: others take it over when it has not changed for a while.
+/// Who is making the next KEK of a chain. It saves calls of roots and guards nothing, so no clock
+/// is in it: others take it over when it has not changed for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
@@ -183,8 +184,8 @@ pub struct Claim {
     pub owner: u64,
 }
 
-/// A wrap by which processes compare their roots of one name: the first one that a root of this name
-/// made in a shared store.
+/// A wrap by which processes compare their roots of one name: the first one that a root of this
+/// name made in a shared store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootCheck {
@@ -259,7 +260,7 @@ pub enum Part {
     Claim,
 }
 
-/// The chain of a key, and what the key names there; `None` when it is none of a record.
+/// The chain of a key, and what the key names there; `None` if it is not the key of a record.
 #[must_use]
 pub fn parse_key(key: &str) -> Option<(ChainName, Part)> {
     let (chain, rest) = key.strip_prefix(CHAINS)?.split_once('/')?;

@@ -32,8 +32,8 @@ pub(crate) async fn read<R: Record>(
     store.get(key).await?.map(|entry| decode(&entry)).transpose()
 }
 
-/// Reads the head of `chain`. Invalid limits are damage: a KEK must not exceed NIST's bound because a
-/// record was modified.
+/// Reads the head of `chain`. Invalid limits are damage: a KEK must not exceed NIST's bound because
+/// a record was modified.
 pub(crate) async fn read_head(
     store: &dyn Store,
     chain: &ChainName,

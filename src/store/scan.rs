@@ -1,6 +1,6 @@
 //! A store's chains and their records, a page at a time, for those who go through all of them.
 //!
-//! Damage to one record is told beside the others and stops nothing. What records mean together is
+//! Damage to one record is reported beside the others and stops nothing. What records mean together is
 //! not known here.
 
 use crate::id::{ChainName, KekId};

@@ -77,6 +77,7 @@ fn a_word_is_found_whole_and_across_lines() {
     assert_eq!(found("/// kept for\n    /// ever"), ["for ever"]);
     assert_eq!(found("that the cache, the others, anewer"), none);
     assert_eq!(found("`he`: where he goes"), ["he", "he"]);
+    assert_eq!(found("it says: no word is `none`; at first, once"), none);
 }
 
 fn words() -> Vec<(&'static str, &'static str)> {
@@ -92,24 +93,31 @@ fn words() -> Vec<(&'static str, &'static str)> {
 
 /// The words that `text` has, each with the number of its line.
 fn offences<'a>(text: &str, words: &[(&'a str, &str)]) -> Vec<(usize, &'a str)> {
-    // One space for what separates two words, also where a comment is broken between them.
-    let (mut plain, mut lines) = (String::from(" "), vec![1]);
+    // A space between two words, also where a comment is broken between them; a dot for any other
+    // character, so that no phrase runs over it.
+    let (mut plain, mut lines) = (String::from("."), vec![1]);
     for (index, line) in text.lines().enumerate() {
         let line = line.trim_start().trim_start_matches(['/', '!', '#', '>', '*']).trim();
         for character in line.to_lowercase().chars().chain([' ']) {
-            let is_word = character.is_alphanumeric() || matches!(character, '-' | '\'' | '_');
-            let character = if is_word { character } else { ' ' };
-            if character != ' ' || !plain.ends_with(' ') {
-                plain.push(character);
-                lines.extend(std::iter::repeat_n(index + 1, character.len_utf8()));
-            }
+            let character = match character {
+                ' ' if plain.ends_with(' ') => continue,
+                ' ' | '-' | '\'' | '_' => character,
+                word if word.is_alphanumeric() => word,
+                _ => '.',
+            };
+            plain.push(character);
+            lines.extend(std::iter::repeat_n(index + 1, character.len_utf8()));
         }
     }
+    let is_end = |text: Option<char>| matches!(text, Some(' ' | '.') | None);
     let mut found = Vec::new();
     for (word, _) in words {
-        let whole = format!(" {word} ");
-        let at = |(at, _): (usize, &str)| (lines[at + 1], *word);
-        found.extend(plain.match_indices(&whole).map(at));
+        for (at, _) in plain.match_indices(word) {
+            let (before, after) = (&plain[..at], &plain[at + word.len()..]);
+            if is_end(before.chars().next_back()) && is_end(after.chars().next()) {
+                found.push((lines[at], *word));
+            }
+        }
     }
     found.sort_unstable();
     found

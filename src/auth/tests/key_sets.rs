@@ -125,7 +125,8 @@ async fn a_token_without_a_key_id_may_be_of_a_key_that_is_new() {
     let web = web(jwks(&[&old]));
     let config = clients(&format!(
         "[[client]]\nname = 'a'\nallow = [{{ chains = ['*'], operations = ['read'] }}]\n\
-         jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = 'me', jwks_url = '{}', jwks_token_file = '{}' }}\n",
+         jwt = {{ issuer = '{ISSUER}', audience = 'kms', subject = 'me', jwks_url = '{}', \
+         jwks_token_file = '{}' }}\n",
         web.url,
         token_file.display()
     ));

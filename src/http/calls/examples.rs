@@ -10,7 +10,8 @@ use crate::service::error::{Error, Kind};
 const KEK_ID: &str = "d68ed64748e80cb80d8ac6547dfb97d9";
 const OTHER_ID: &str = "0a3f5b7c9d1e2f40516273849506a7b8";
 /// `hello` with the AAD `row 7`, and the header of this envelope alone.
-const ENVELOPE: &str = "kp:AQHWjtZHSOgMuA2KxlR9+5fZEMtYWq+p1JDkINz/vh7M2jmbm9u4aUORxrplY//ITgvhc/g/b5aBJOUpmMgzj7fpT91qfbMaBsj4Nh8t7wa30+E=";
+const ENVELOPE: &str = "kp:AQHWjtZHSOgMuA2KxlR9+5fZEMtYWq+p1JDkINz/vh7M2jmbm9u4aUORxrplY//\
+    ITgvhc/g/b5aBJOUpmMgzj7fpT91qfbMaBsj4Nh8t7wa30+E=";
 const HEADER: &str =
     "kp:AQHWjtZHSOgMuA2KxlR9+5fZEMtYWq+p1JDkINz/vh7M2jmbm9u4aUORxrplY//ITgvhc/g/b5aBJOUpmMg=";
 
@@ -138,7 +139,8 @@ pub(super) fn problem(kind: Kind) -> Value {
             return problem_of(&Error::invalid_ciphertext());
         }
         Kind::UnknownKek => {
-            "the ciphertext names KEK 0a3f5b7c9d1e2f40516273849506a7b8, which this chain does not have"
+            "the ciphertext names KEK 0a3f5b7c9d1e2f40516273849506a7b8, which this chain does not \
+                have"
         }
         Kind::Unauthenticated => "the request has no credentials that are known here",
         Kind::Forbidden => "requests from pages of other origins are refused",

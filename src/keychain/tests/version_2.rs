@@ -1,4 +1,4 @@
-//! Version 2 envelopes: the KEK travels along, and nothing of its record can be exchanged.
+//! Version 2 envelopes: the KEK is inline, and no part of its record can be replaced.
 
 use super::*;
 use crate::envelope::InlineRecord;

@@ -1,8 +1,8 @@
 //! Maps the SDK's errors and KMS's codes to the few errors that a caller can act on.
 //!
-//! Codes are compared as text, since the SDK models only some of them. Messages of KMS are passed on
-//! only for codes whose messages are known to contain no secret: for a bad signature, KMS repeats the
-//! session token.
+//! Codes are compared as text, since the SDK models only some of them. Messages of KMS are passed
+//! on only for codes whose messages are known to contain no secret: for a bad signature, KMS
+//! repeats the session token.
 
 use std::error::Error as StdError;
 
@@ -55,11 +55,12 @@ where
             answered(code, message, answer.raw().status().as_u16(), error.request_id())
         }
         SdkError::TimeoutError(_) => Error::Away(
-            "AWS KMS, or the source of the credentials, did not respond in time; timeout bounds both"
+            "AWS KMS, or the source of the credentials, did not respond in time; timeout bounds \
+                both"
                 .to_owned(),
         ),
-        // The SDK gets credentials as part of connecting; only errors of the connection itself have a
-        // kind.
+        // The SDK gets credentials as part of connecting; only errors of the connection itself have
+        // a kind.
         SdkError::DispatchFailure(failure)
             if failure.is_other() && failure.as_other().is_none() =>
         {
@@ -138,7 +139,8 @@ fn meaning(code: &str, message: &str, status: u16) -> (fn(String) -> Error, &'st
         "DisabledException" => (Error::Denied, "the key is disabled: enable it", true),
         "KMSInvalidStateException" => (
             Error::Denied,
-            "the key is in a state that does not allow this: if it is pending deletion, cancel that and enable it",
+            "the key is in a state that does not allow this: if it is pending deletion, cancel \
+                that and enable it",
             true,
         ),
         "NotFoundException" => {
@@ -170,8 +172,8 @@ const CLOCK: &str = "this machine's clock is wrong: set it by NTP";
 
 fn not_kms_but(status: u16) -> Error {
     Error::Away(format!(
-        "the server that answered with HTTP status {status} is not AWS KMS: check the endpoint, and \
-         any proxies"
+        "the server that answered with HTTP status {status} is not AWS KMS: check the endpoint, \
+            and any proxies"
     ))
 }
 

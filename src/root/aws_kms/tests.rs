@@ -87,7 +87,8 @@ async fn a_call_names_the_key_and_its_context_and_nothing_else_is_called() {
         assert_eq!(wrapped[0], FORMAT);
         let encrypt =
             json!({"KeyId": key_id, "EncryptionContext": bound, "Plaintext": base64(kek.expose())});
-        let decrypt = json!({"KeyId": key_id, "EncryptionContext": bound, "CiphertextBlob": base64(&wrapped[1..])});
+        let blob = base64(&wrapped[1..]);
+        let decrypt = json!({"KeyId": key_id, "EncryptionContext": bound, "CiphertextBlob": blob});
         let expected = [("TrentService.Encrypt", encrypt), ("TrentService.Decrypt", decrypt)];
         assert_eq!(calls, expected.map(|(target, body)| (target.to_owned(), body)));
     }
@@ -121,7 +122,7 @@ async fn a_moved_alias_wraps_nothing_more_and_says_so() {
     assert!(wrong(&before, here, &wrapped).await.contains("was the alias moved?"));
     let after = root(&front, "alias/main").await;
     wrong(&after, here, &wrapped).await;
-    // what another process wrapped by the new one meanwhile is none of this root's,
+    // what another process wrapped by the new one meanwhile does not belong to this root,
     let theirs = after.wrap(here, &kek).await.unwrap();
     assert!(wrong(&before, here, &theirs).await.contains("was moved"));
     // and the old key opens what it wrapped.

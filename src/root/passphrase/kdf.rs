@@ -26,8 +26,8 @@ impl Cost {
     /// The lowest cost that is accepted: the minimum that OWASP recommends.
     const FLOOR: Self = Self { memory: 19 << 10, passes: 2, lanes: 1 };
 
-    /// The highest cost that is accepted, so that a planted record can't exhaust memory or CPU time:
-    /// 256 MiB, about 3 s.
+    /// The highest cost that is accepted, so that a planted record can't exhaust memory or CPU
+    /// time: 256 MiB, about 3 s.
     const CAP: Self = Self { memory: 256 << 10, passes: 10, lanes: 4 };
 
     /// The configured cost; `memory` is in bytes.
@@ -52,7 +52,8 @@ impl Cost {
         self.memory < other.memory || self.passes < other.passes
     }
 
-    /// Checks whether a root accepts this cost in a wrap; `own` is the cost of the root's own wraps.
+    /// Checks whether a root accepts this cost in a wrap; `own` is the cost of the root's own
+    /// wraps.
     pub(super) fn check(self, own: Self) -> Result<(), String> {
         let within =
             |value: u32, floor: u32, own: u32, cap: u32| (floor.min(own)..=cap).contains(&value);

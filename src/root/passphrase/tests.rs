@@ -89,11 +89,11 @@ async fn an_outdated_cost_is_read_and_not_adopted() {
     let newer = Root::with_cost(Arc::new(secret("p")), Cost { passes: 3, memory: 64, lanes: 1 });
     // Below the floor, which stands at the least of the default and the root's own cost.
     assert!(newer.unwrap(here, &wrapped).await.is_ok());
-    assert!(newer.told.load(Ordering::Relaxed), "an operator hears of it");
+    assert!(newer.told.load(Ordering::Relaxed), "the log has it");
     let own = newer.wrap(here, &kek).await.unwrap();
     assert_eq!(params_of(&own).cost.passes, 3);
     assert!(newer.is_current(&own) && !newer.is_current(&wrapped));
-    // A stronger one is no reason to warn, but it is none that would be made now.
+    // A stronger one is no reason to warn, but a new wrap would differ.
     let older = root("p");
     assert!(older.unwrap(here, &own).await.unwrap() == kek);
     assert!(!older.told.load(Ordering::Relaxed) && !older.is_current(&own));

@@ -17,8 +17,8 @@ const MAX_TOKEN_LABEL: usize = 32;
 const MAX_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Config {
-    /// Checks that the files exist, and that exactly one token and one PIN are named. The module is not
-    /// loaded.
+    /// Checks that the files exist, and that exactly one token and one PIN are named. The module is
+    /// not loaded.
     pub(in crate::root) fn check(&self) -> Result<(), String> {
         let module = self.module.display();
         match std::fs::metadata(&self.module) {

@@ -57,8 +57,8 @@ impl From<Cause> for TokenError {
     }
 }
 
-/// Whether only the wrap can be the cause. Some modules, such as SoftHSM, report the same for a wrong
-/// tag as for a broken session; this is false for those.
+/// Whether only the wrap can be the cause. Some modules, such as SoftHSM, report the same for a
+/// wrong tag as for a broken session; this is false for those.
 pub(super) fn is_wrong(cause: &Cause) -> bool {
     /// CKR_AEAD_DECRYPT_FAILED of PKCS#11 3.0.
     const AEAD_DECRYPT_FAILED: u64 = 0x42;

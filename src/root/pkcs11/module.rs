@@ -41,8 +41,8 @@ pub(super) struct Module {
 /// Who is inside the module, and who may go in.
 #[derive(Default)]
 struct Gate {
-    /// Incremented by each initialisation. Sessions of an older epoch are gone, and their handles may
-    /// belong to other sessions.
+    /// Incremented by each initialisation. Sessions of an older epoch are gone, and their handles
+    /// may belong to other sessions.
     epoch: u64,
     is_initialised: bool,
     /// Calls under way.
@@ -62,8 +62,8 @@ impl Gate {
 }
 
 impl Module {
-    /// The module at `path`, which is loaded if necessary. The first caller that needs it initialises
-    /// it.
+    /// The module at `path`, which is loaded if necessary. The first caller that needs it
+    /// initialises it.
     ///
     /// # Errors
     /// When the file is not a PKCS#11 module that this process can load.
@@ -96,8 +96,8 @@ impl Module {
         Ok(Pass { module: self, epoch: gate.epoch, is_initialised: gate.is_initialised })
     }
 
-    /// Ends all sessions and reinitialises the module, unless another thread has done so since `epoch`.
-    /// Waits until no call is inside.
+    /// Ends all sessions and reinitialises the module, unless another thread has done so since
+    /// `epoch`. Waits until no call is inside.
     ///
     /// # Errors
     /// Why it was not done, or why it failed.
@@ -184,8 +184,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Logs in the user of `token`, for all sessions of this process. A PIN that the token refused is
-    /// never retried, since an HSM locks after a few attempts.
+    /// Logs in the user of `token`, for all sessions of this process. A PIN that the token refused
+    /// is never retried, since an HSM locks after a few attempts.
     pub(super) fn log_in(
         &self,
         session: &Session,

@@ -1,6 +1,6 @@
-//! A few threads that call a module, for async callers with deadlines. A call into a module can't be
-//! cancelled, so it may block its thread indefinitely, but never a caller, and it is not replaced by
-//! another thread. The pool knows nothing about PKCS#11.
+//! A few threads that call a module, for async callers with deadlines. A call into a module can't
+//! be cancelled, so it may block its thread indefinitely, but never a caller, and it is not
+//! replaced by another thread. The pool knows nothing about PKCS#11.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -161,8 +161,8 @@ impl Calls {
     }
 
     /// Whether one more call may be made. If a call has not returned for `timeout`, and none has
-    /// returned since it began, the module hangs. Then one call per `timeout` tries it, as long as a
-    /// thread is free, and the others fail immediately.
+    /// returned since it began, the module hangs. Then one call per `timeout` tries it, as long as
+    /// a thread is free, and the others fail immediately.
     fn admit(&mut self, now: Instant, timeout: Duration) -> Result<(), String> {
         let hangs = |since: &Instant| {
             now.saturating_duration_since(*since) >= timeout && self.last_return <= *since

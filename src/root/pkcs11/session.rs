@@ -1,5 +1,5 @@
-//! One thread's session with the key: logged in, with the key found, and reopened when one of them is
-//! lost.
+//! One thread's session with the key: logged in, with the key found, and reopened when one of them
+//! is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +16,8 @@ use super::gcm;
 use super::module::{Module, Pass};
 use super::token;
 
-/// The plaintext that is encrypted to check a session. The result is not a wrap: its AAD is not that
-/// of a KEK.
+/// The plaintext that is encrypted to check a session. The result is not a wrap: its AAD is not
+/// that of a KEK.
 const PROOF: &[u8; 16] = b"kms-proxy proof.";
 
 /// The session of one thread with the configured key.
@@ -83,8 +83,8 @@ impl KeySession {
         })
     }
 
-    /// Runs `operation` in the current session, then in a new one, and then in one of the reinitialised
-    /// module: only reinitialising makes a token usable again that was removed.
+    /// Runs `operation` in the current session, then in a new one, and then in one of the
+    /// reinitialised module: only reinitialising makes a token usable again that was removed.
     fn call<T>(&mut self, operation: impl Fn(&Open) -> Result<T, TokenError>) -> Result<T, Error> {
         let mut last = match self.attempt(&operation) {
             Err((error, _)) if error.may_pass() => self.attempt(&operation),
@@ -106,8 +106,8 @@ impl KeySession {
         last.map_err(|(error, _)| error.into())
     }
 
-    /// Opens a session if there is none, and runs `operation` in it. A failure that a new session may fix
-    /// closes the session. The error comes with the epoch in which it happened.
+    /// Opens a session unless one is open, and runs `operation` in it. A failure that a new session
+    /// may fix closes the session. The error comes with the epoch in which it happened.
     fn attempt<T>(
         &mut self,
         operation: impl Fn(&Open) -> Result<T, TokenError>,

@@ -264,7 +264,7 @@ fn a_wrong_pin_is_tried_once_and_a_new_one_is_taken_without_a_restart() {
         async |tokens| {
             let config = tokens.token_with_key("main", "kek").await;
             let pin_file = config.pin_file.clone().unwrap();
-            // So that nobody is logged in any more: the module is initialised anew.
+            // So that nobody is logged in any more: the module is initialised again.
             let module = Module::load(&config.module).unwrap();
             let epoch = module.enter(PATIENCE).unwrap().epoch;
             module.initialise(epoch, PATIENCE).unwrap();
@@ -277,7 +277,7 @@ fn a_wrong_pin_is_tried_once_and_a_new_one_is_taken_without_a_restart() {
             let error = caller.denied(&root).await;
             assert!(error.contains("the PIN is wrong; it is not tried again until"), "{error}");
 
-            // It becomes the right one. Whoever tried it again would come in.
+            // It becomes the right one. Another attempt would succeed.
             let set_pin = |old: &str, new: &str| {
                 let pin = |text: &str| AuthPin::new(text.into());
                 let pass = module.enter(PATIENCE).unwrap();
@@ -336,7 +336,7 @@ fn a_logout_by_another_part_of_the_process_is_mended_at_once() {
             caller.opens(&root, &wrapped).await.unwrap();
             aside(&config, |session| session.logout().unwrap());
             caller.wrap(&root).await.unwrap();
-            // A wrong wrap is told from a broken session, also when both come together.
+            // A wrong wrap is distinguished from a broken session, also when both occur.
             aside(&config, |session| session.logout().unwrap());
             let mut bad = wrapped.clone();
             bad[20] ^= 1;

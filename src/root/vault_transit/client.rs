@@ -1,7 +1,7 @@
 //! Single calls of a server: requests, responses, and failures.
 //!
-//! It knows no endpoint. Its own buffers with secrets are wiped; those of reqwest and the TLS library
-//! are not under its control.
+//! It knows no endpoint. Its own buffers with secrets are wiped; those of reqwest and the TLS
+//! library are not under its control.
 
 use std::borrow::Cow;
 use std::error::Error as _;
@@ -24,11 +24,12 @@ use crate::secret::SecretBytes;
 
 use super::config::{Config, trimmed};
 
-/// The longest response that is read, in bytes: that of a key with ten thousand versions has 300 KB.
+/// The longest response that is read, in bytes: that of a key with ten thousand versions has 300
+/// KB.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// The capacity of a body in bytes. It is longer than any body, so that no buffer grows and leaves a
-/// copy behind: a secret id and a role id have at most 4 KiB.
+/// The capacity of a body in bytes. It is longer than any body, so that no buffer grows and leaves
+/// a copy behind: a secret id and a role id have at most 4 KiB.
 const MAX_BODY: usize = 16 << 10;
 
 /// A server, and how to call it.

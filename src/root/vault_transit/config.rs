@@ -44,8 +44,8 @@ impl Config {
         Ok(())
     }
 
-    /// The address: `http` or `https`, without user, password, query and fragment. Errors do not repeat
-    /// it, since it may contain a password.
+    /// The address: `http` or `https`, without user, password, query and fragment. Errors do not
+    /// repeat it, since it may contain a password.
     pub(super) fn url(&self) -> Result<Url, String> {
         let url = Url::parse(&self.address).ok().filter(|url| {
             matches!(url.scheme(), "http" | "https")
@@ -55,7 +55,8 @@ impl Config {
                 && url.fragment().is_none()
         });
         let url = url.ok_or_else(|| {
-            "address must be a URL such as https://vault.example:8200, without user, password or query"
+            "address must be a URL such as https://vault.example:8200, without user, password or \
+                query"
                 .to_owned()
         })?;
         if url.path().trim_end_matches('/').ends_with("/v1") {

@@ -1,5 +1,5 @@
-//! The current token: obtained, renewed, and replaced when it is refused. There is only one login or
-//! renewal at a time, however many calls wait for it.
+//! The current token: obtained, renewed, and replaced when it is refused. There is only one login
+//! or renewal at a time, however many calls wait for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use super::login::{Login, Secret};
 use super::login_backoff::LoginBackoff;
 use super::token::{Grant, Lookup, Token, TokenTtl};
 
-/// How long a token whose policy denies access is kept before another login is tried: the server has
-/// to store the token of each login.
+/// How long a token whose policy denies access is kept before another login is tried: the server
+/// has to store the token of each login.
 const LOGIN_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// The pause after a failed renewal or login.

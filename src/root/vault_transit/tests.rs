@@ -67,7 +67,7 @@ async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "it did not happen: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -201,7 +201,7 @@ async fn a_wrong_secret_id_is_away_until_it_is_right() {
         let detail = away(&root).await;
         assert_eq!(detail, "it can't log in: the role id or the secret id is not accepted");
     }
-    // The role is not locked out, and nothing has to be started anew.
+    // The role is not locked out, and nothing has to be restarted.
     std::fs::write(file.path(), &secret_id).unwrap();
     works(&root).await.unwrap();
 
@@ -224,7 +224,7 @@ async fn a_policy_that_says_no_is_told_from_a_bad_token() {
         assert!(detail.contains("policy denied") && detail.contains("decrypt/kek"), "{detail}");
     }
     let logins = bao.tokens().await.len();
-    assert_eq!(logins, 1, "a policy that says no makes no tokens");
+    assert_eq!(logins, 1, "a policy that denies access makes no tokens");
     // The policy is mended: the same token will do.
     bao.policy("wraps", bao::POLICY).await;
     works(&root).await.unwrap();

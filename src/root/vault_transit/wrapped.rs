@@ -25,8 +25,8 @@ pub(super) struct Wrapped<'a> {
 }
 
 impl<'a> Wrapped<'a> {
-    /// Checks the text from a server. A ciphertext has exactly one valid text: accepting others would
-    /// accept a wrap that was changed.
+    /// Checks the text from a server. A ciphertext has exactly one valid text: accepting others
+    /// would accept a wrap that was changed.
     pub(super) fn from_text(text: &'a str) -> Option<Self> {
         let (digits, base64) = text.strip_prefix("vault:v")?.split_once(':')?;
         let version: u32 = digits.parse().ok().filter(|version| *version > 0)?;

@@ -61,8 +61,8 @@ impl KeyService {
         Ok(Page { items, next })
     }
 
-    /// One chain, and its KEKs after `after` in the order of their ids, at most `limit` (and at most
-    /// 1,000). KEKs whose records are damaged are left out; the log names them.
+    /// One chain, and its KEKs after `after` in the order of their ids, at most `limit` (and at
+    /// most 1,000). KEKs whose records are damaged are left out; the log names them.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
@@ -156,13 +156,13 @@ impl KeyService {
         })
     }
 
-    /// Creates a chain, or changes the limits of an existing one. Returns whether it was created. A new
-    /// chain gets its first KEK at its first use. A creation is charged as a look-up.
+    /// Creates a chain, or changes the limits of an existing one. Returns whether it was created. A
+    /// new chain gets its first KEK at its first use. A creation is charged as a look-up.
     ///
     /// # Errors
-    /// [`Kind::InvalidRequest`] for an invalid name or limits, [`Kind::Conflict`] for another suite,
-    /// limits below the reserved uses, more than [`Config::max_chains`] and if nothing is stored,
-    /// [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
+    /// [`Kind::InvalidRequest`] for an invalid name or limits, [`Kind::Conflict`] for another
+    /// suite, limits below the reserved uses, more than [`Config::max_chains`] and if nothing is
+    /// stored, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
     ///
     /// [`Config::max_chains`]: super::Config::max_chains
     pub async fn put_chain(
@@ -209,8 +209,8 @@ impl KeyService {
     /// Deletes a chain that has no KEK.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::Conflict`] if it has a KEK, if the configuration names it, and if
-    /// nothing is stored, [`Kind::StoreUnavailable`].
+    /// [`Kind::UnknownChain`], [`Kind::Conflict`] if it has a KEK, if the configuration names it,
+    /// and if nothing is stored, [`Kind::StoreUnavailable`].
     pub async fn delete_chain(self: &Arc<Self>, name: &str) -> Result<(), Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Manage, Some(name)).await?;
@@ -335,8 +335,8 @@ impl KeyService {
     /// Disables, enables or destroys a KEK.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] if its state does not allow the
-    /// change and if nothing is stored, [`Kind::StoreUnavailable`].
+    /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] if its state does not allow
+    /// the change and if nothing is stored, [`Kind::StoreUnavailable`].
     pub async fn change_kek(
         &self,
         chain: &str,

@@ -24,8 +24,9 @@ pub struct KeyState {
 }
 
 impl KeyService {
-    /// Gives `chain` a key id. The store keeps it permanently: clients depend on the chain, so its KEKs
-    /// are not destroyed without force. A chain without a KEK gets the key id with its first KEK.
+    /// Gives `chain` a key id. The store keeps it permanently: clients depend on the chain, so its
+    /// KEKs are not destroyed without force. A chain without a KEK gets the key id with its first
+    /// KEK.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
@@ -67,12 +68,12 @@ impl KeyService {
         }
     }
 
-    /// Rotates a chain that has a key id, and then replaces the key id, so that clients encrypt again
-    /// under the new KEK. Returns the new key id.
+    /// Rotates a chain that has a key id, and then replaces the key id, so that clients encrypt
+    /// again under the new KEK. Returns the new key id.
     ///
     /// # Errors
-    /// Those of [`ChainHandle::rotate`](crate::service::ChainHandle::rotate). [`Kind::Conflict`] for
-    /// a chain without a key id, and if nothing is stored: then the key id is derived from the
+    /// Those of [`ChainHandle::rotate`](crate::service::ChainHandle::rotate). [`Kind::Conflict`]
+    /// for a chain without a key id, and if nothing is stored: then the key id is derived from the
     /// configured roots.
     pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
         let chain = self.find(Operation::Rotate, chain).await?;

@@ -1,8 +1,8 @@
-//! Adding and removing roots of a live chain: KEKs get the wraps that they lack, and lose those of a
-//! removed root. Data is never changed, and no KEK loses its last wrap.
+//! Adding and removing roots of a live chain: KEKs get the wraps that they lack, and lose those of
+//! a removed root. Data is never changed, and no KEK loses its last wrap.
 //!
-//! A call processes one page of KEKs, and each KEK is changed separately. After an interruption, the
-//! next call continues.
+//! A call processes one page of KEKs, and each KEK is changed separately. After an interruption,
+//! the next call continues.
 
 use std::sync::Arc;
 
@@ -37,16 +37,16 @@ pub enum RootChange {
 }
 
 impl KeyService {
-    /// Applies `change` for `root` to the KEKs after `after`, in the order of their ids: at most `limit`
-    /// (and at most 1,000), for at most half of the request's time.
+    /// Applies `change` for `root` to the KEKs after `after`, in the order of their ids: at most
+    /// `limit` (and at most 1,000), for at most half of the request's time.
     ///
-    /// A removal first replaces the primary and the standby if the root wrapped them, so that the root
-    /// and an old copy of the store do not decrypt what is encrypted later. KEKs that a `local` root has
-    /// ever wrapped are replaced at the end.
+    /// A removal first replaces the primary and the standby if the root wrapped them, so that the
+    /// root and an old copy of the store do not decrypt what is encrypted later. KEKs that a
+    /// `local` root has ever wrapped are replaced at the end.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] if the root that is to wrap is not configured,
-    /// [`Kind::Conflict`] if the root that is to be removed is still configured,
+    /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] if the root that is to wrap is not
+    /// configured, [`Kind::Conflict`] if the root that is to be removed is still configured,
     /// [`Kind::RootUnavailable`] if the root does not wrap now, [`Kind::StoreUnavailable`].
     pub async fn change_root(
         &self,
@@ -247,7 +247,8 @@ async fn change_one(
                     tracing::info!(chain = %chain.name, kek_id = %id, root, "a KEK got a wrap");
                 }
                 RootChange::Remove => {
-                    tracing::warn!(chain = %chain.name, kek_id = %id, root, "a KEK's wrap was erased");
+                    tracing::warn!(chain = %chain.name, kek_id = %id, root, "a KEK's wrap was \
+                        erased");
                 }
             }
             return Ok(true);
@@ -286,14 +287,16 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
         if let Err(error) = continuity::may_add(core, &chain.name, &root, &held).await {
             let detail = error.detail();
             // Readiness names the root.
-            tracing::debug!(chain = %chain.name, root, detail, "KEKs lack wraps, and this root may not make them");
+            tracing::debug!(chain = %chain.name, root, detail, "KEKs lack wraps, and this root \
+                may not make them");
             continue;
         }
         for &(id, _) in &held {
             match change_one(core, chain, id, &root, RootChange::Rewrap).await {
                 Ok(_) => {}
                 Err(Failed::One(detail)) => {
-                    tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK lacks a wrap");
+                    tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK lacks \
+                        a wrap");
                 }
                 // The root or the store is unavailable, which is logged already.
                 Err(Failed::All(_)) => break,

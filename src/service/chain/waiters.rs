@@ -1,5 +1,5 @@
-//! The requests that wait for uses of a chain, and the error that they get. It knows no store and no
-//! root.
+//! The requests that wait for uses of a chain, and the error that they get. It knows no store and
+//! no root.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,8 @@
 //! Inline KEKs: those in version 2 envelopes. A root opens each once, and they are kept apart from
 //! the KEKs that the chains have made.
 //!
-//! Any caller that may decrypt can forge an inline record. So a forged record evicts nothing that was
-//! opened, does not change the health of a root, and costs a bounded number of root calls.
+//! Any caller that may decrypt can forge an inline record. So a forged record evicts nothing that
+//! was opened, does not change the health of a root, and costs a bounded number of root calls.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -240,9 +240,11 @@ impl Keyring {
                         _ => (&self.inline.closed_logs, ""),
                     };
                     if logs.take(self.clock.now()) {
-                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open an inline KEK{hint}");
+                        tracing::warn!(%root, %chain, kek_id = %id, why, "a root did not open an \
+                            inline KEK{hint}");
                     } else {
-                        tracing::debug!(%root, %chain, kek_id = %id, why, "a root did not open an inline KEK");
+                        tracing::debug!(%root, %chain, kek_id = %id, why, "a root did not open an \
+                            inline KEK");
                     }
                     closed = match (error, closed) {
                         (root::Error::Away(_), _) | (_, Closed::Away) => Closed::Away,

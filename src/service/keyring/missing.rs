@@ -66,8 +66,8 @@ impl Missing {
         self.entries.lock()
     }
 
-    /// Notes that a requested KEK could not be used. Returns whether to log it: the first time, within
-    /// the rate limit.
+    /// Notes that a requested KEK could not be used. Returns whether to log it: the first time,
+    /// within the rate limit.
     pub(super) fn note(
         &self,
         chain: &ChainName,

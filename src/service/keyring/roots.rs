@@ -1,5 +1,5 @@
-//! The configured roots and their health. Every root call has a deadline, is counted, and updates the
-//! root's health. It knows no KEK in memory.
+//! The configured roots and their health. Every root call has a deadline, is counted, and updates
+//! the root's health. It knows no KEK in memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::timestamp::rfc3339;
 use super::evidence::Evidence;
 use super::unavailable;
 
-/// The deadline of a root call; each provider has a shorter one of its own.
+/// The deadline of a root call; each provider has a shorter one.
 pub(in crate::service) const ROOT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How often a root without evidence is compared with those of other processes.
@@ -136,7 +136,8 @@ impl Roots {
             match self.call(state, "wrap", call).await {
                 Ok(bytes) => wraps.push(Wrap { root: state.named.name.to_string(), bytes }),
                 Err(error) => {
-                    tracing::warn!(root = %state.named.name, %chain, %error, "a root did not wrap a new KEK");
+                    tracing::warn!(root = %state.named.name, %chain, %error, "a root did not wrap \
+                        a new KEK");
                 }
             }
         }
@@ -166,8 +167,8 @@ impl Roots {
         self.report_wrong(state, &evidence);
     }
 
-    /// Notes that a root did not unwrap a KEK. An outage is no evidence about the wrap. Returns whether
-    /// it is new that the wrap is wrong.
+    /// Notes that a root did not unwrap a KEK. An outage is no evidence about the wrap. Returns
+    /// whether it is new that the wrap is wrong.
     pub(super) fn note_not_opened(
         &self,
         state: &RootState,
@@ -182,8 +183,8 @@ impl Roots {
         is_news
     }
 
-    /// Notes that a KEK with these wraps is stored. The roots in `proven` stay so. The others wrapped
-    /// it in this process, so unwrapping it proves nothing.
+    /// Notes that a KEK with these wraps is stored. The roots in `proven` stay so. The others
+    /// wrapped it in this process, so unwrapping it proves nothing.
     pub(in crate::service) fn note_wrapped(
         &self,
         chain: &ChainName,
@@ -308,8 +309,8 @@ impl Roots {
         result
     }
 
-    /// As [`call`](Self::call), for a wrap in a caller's envelope. A failure does not change the root's
-    /// health, since the wrap may be forged.
+    /// As [`call`](Self::call), for a wrap in a caller's envelope. A failure does not change the
+    /// root's health, since the wrap may be forged.
     pub(super) async fn call_for_caller<T>(
         &self,
         state: &RootState,
@@ -368,7 +369,8 @@ impl Roots {
         self.states.iter().map(count).collect()
     }
 
-    /// Sets the metric of missing wraps, by the result of [`missing`](Self::missing) for each chain.
+    /// Sets the metric of missing wraps, by the result of [`missing`](Self::missing) for each
+    /// chain.
     pub(in crate::service) fn report_missing<'a>(
         &self,
         chains: impl Iterator<Item = &'a [i64]> + Clone,

@@ -1,5 +1,6 @@
-//! The claim: which of several processes has the next KEK wrapped. It only saves root calls. Without
-//! it, the first process that stores a standby wins, and the wraps of the others are wasted.
+//! The claim: which of several processes has the next KEK wrapped. It only saves root calls.
+//! Without it, the first process that stores a standby wins, and the wraps of the others are
+//! wasted.
 
 use std::time::Duration;
 
@@ -15,8 +16,9 @@ use super::Ledger;
 const LIFE: Duration = Duration::from_secs(20);
 
 impl Ledger {
-    /// Claims the creation of the next KEK. Returns `None` if another process holds the claim, or if the
-    /// head has changed: then a standby may exist already. Compares: no live claim, head unchanged.
+    /// Claims the creation of the next KEK. Returns `None` if another process holds the claim, or
+    /// if the head has changed: then a standby may exist already. Compares: no live claim, head
+    /// unchanged.
     pub(in crate::service) async fn claim(
         &mut self,
         now: Monotonic,

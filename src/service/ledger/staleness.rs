@@ -54,8 +54,8 @@ impl Staleness {
     }
 }
 
-/// A number that distinguishes heads. The revision alone is not enough: after an old copy of the store
-/// was restored, revisions repeat.
+/// A number that distinguishes heads. The revision alone is not enough: after an old copy of the
+/// store was restored, revisions repeat.
 fn mark(Versioned { record, revision }: &Versioned<Head>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (revision, record.generation, record.primary, record.standby).hash(&mut hasher);

@@ -1,10 +1,10 @@
 //! Detects that a store went back to an earlier state, because someone restored an old copy of it.
 //! Pure: it compares what was read with what this process read before, and knows no store.
 //!
-//! Within one history of a store, revisions, generations and counters only grow, and no KEK returns to
-//! an earlier state. [`Detector::compare`] checks that at every read of a chain's records. Other signs
-//! of a rollback are reported to [`suspect`](Detector::suspect) and [`report`](Detector::report). The
-//! [module](super) says which case each of them covers.
+//! Within one history of a store, revisions, generations and counters only grow, and no KEK returns
+//! to an earlier state. [`Detector::compare`] checks that at every read of a chain's records. Other
+//! signs of a rollback are reported to [`suspect`](Detector::suspect) and
+//! [`report`](Detector::report). The [module](super) says which case each of them covers.
 
 use std::collections::VecDeque;
 
@@ -45,8 +45,8 @@ pub(in crate::service) enum Rollback {
     Repaired,
 }
 
-/// A repair that this process saw before the store reported the rollback. The report belongs to that
-/// repair and must not cause another one.
+/// A repair that this process saw before the store reported the rollback. The report belongs to
+/// that repair and must not cause another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Early {
     /// Another process made it, and this process has not yet restored what it holds.
@@ -189,8 +189,8 @@ impl Detector {
         }
     }
 
-    /// Whether another process repaired the chain and had seen at least as much as this one. Then the
-    /// KEKs that the head names were created after the rollback.
+    /// Whether another process repaired the chain and had seen at least as much as this one. Then
+    /// the KEKs that the head names were created after the rollback.
     fn is_repaired(&self, before: &Head, head: &Head) -> bool {
         let (seen_roots, seen_named) = &self.seen_roots;
         head.repair.is_some()
@@ -228,8 +228,8 @@ impl Detector {
         }
     }
 
-    /// The head that a repair by the process `owner` starts from. Its generation exceeds what any process
-    /// has seen, and the key id never becomes an earlier one.
+    /// The head that a repair by the process `owner` starts from. Its generation exceeds what any
+    /// process has seen, and the key id never becomes an earlier one.
     pub(in crate::service) fn repaired(&self, head: &Head, owner: u64) -> Head {
         let seen = self.seen_generation.max(head.generation) + LEAP;
         let (roots_generation, named_root) = self.seen_roots.clone();

@@ -1,6 +1,6 @@
-//! The repair of a store into which an old copy was restored while no service ran. Nothing can detect
-//! that, so an operator starts the repair. The copy's counters are too low, so its primaries and
-//! standbys must not encrypt any more.
+//! The repair of a store into which an old copy was restored while no service ran. Nothing can
+//! detect that, so an operator starts the repair. The copy's counters are too low, so its primaries
+//! and standbys must not encrypt any more.
 
 use crate::id::{ChainName, KekId};
 use crate::store::record;
@@ -19,8 +19,8 @@ pub struct Report {
     pub chains: u64,
     /// The KEKs that only decrypt from now on.
     pub retired: Vec<(ChainName, KekId)>,
-    /// Records that could not be read: those of KEKs that were nevertheless removed from their heads,
-    /// and those of chains that were not changed.
+    /// Records that could not be read: those of KEKs that were nevertheless removed from their
+    /// heads, and those of chains that were not changed.
     pub problems: Vec<Problem>,
 }
 
@@ -67,8 +67,8 @@ async fn retire_chain(store: &dyn Store, chain: &ChainName) -> Result<Retired, E
 struct Retired {
     /// The KEKs that it retired.
     ids: Vec<KekId>,
-    /// KEKs that the head named and whose records are damaged. They are not changed, but the head does
-    /// not name them any more.
+    /// KEKs that the head named and whose records are damaged. They are not changed, but the head
+    /// does not name them any more.
     damaged: Vec<Error>,
 }
 

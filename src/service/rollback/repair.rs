@@ -14,8 +14,8 @@ use crate::service::ledger::Ledger;
 
 use super::detect::Rollback;
 
-/// Repairs the chain. If other processes modified it concurrently, nothing is retired, and the caller
-/// must read it again.
+/// Repairs the chain. If other processes modified it concurrently, nothing is retired, and the
+/// caller must read it again.
 pub(in crate::service) async fn recover(
     core: &Core,
     chain: &Chain,
@@ -43,7 +43,8 @@ pub(in crate::service) async fn recover(
     }
     chain.metrics.store_rollbacks.inc();
     core.rollbacks.add(retired, restored, core.clock.now());
-    tracing::info!(chain = %chain.name, retired, restored, "a chain was repaired after a rollback of the store");
+    tracing::info!(chain = %chain.name, retired, restored, "a chain was repaired after a rollback \
+        of the store");
     Ok(())
 }
 
@@ -62,8 +63,8 @@ async fn missing(store: &dyn Store, chain: &ChainName, records: Records) -> Resu
     Ok(missing)
 }
 
-/// The KEKs whose records this process holds. The uses of retired KEKs are not known, so all of them
-/// count as reserved.
+/// The KEKs whose records this process holds. The uses of retired KEKs are not known, so all of
+/// them count as reserved.
 fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
     let mut held = ledger.lost().to_vec();
     for (id, kek) in core.keyring.records(&chain.name) {
@@ -71,7 +72,8 @@ fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
             held.push((id, Kek::clone(&kek), all_used(ledger)));
         }
     }
-    // A KEK that was disabled since its record was read stays disabled; a destroyed one gets a tombstone.
+    // A KEK that was disabled since its record was read stays disabled; a destroyed one gets a
+    // tombstone.
     let snapshot = chain.snapshot();
     let destroyed = |id| snapshot.refused().any(|it| it == (id, Refusal::Destroyed));
     held.retain(|(id, ..)| !destroyed(*id));
@@ -82,8 +84,8 @@ fn held(core: &Core, chain: &Chain, ledger: &Ledger) -> Records {
     held
 }
 
-/// Writes the tombstone of a destroyed KEK, even if the store does not have the KEK: otherwise it would
-/// be found missing again and again.
+/// Writes the tombstone of a destroyed KEK, even if the store does not have the KEK: otherwise it
+/// would be found missing again and again.
 async fn bury(core: &Core, chain: &Chain, ledger: &Ledger, id: KekId) -> Result<(), Error> {
     let key = record::kek_key(&chain.name, id);
     let Some(read) = records::read::<Kek>(&*core.store, &key).await? else {

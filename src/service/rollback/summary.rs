@@ -46,9 +46,9 @@ impl Summary {
                 retired,
                 restored,
                 "the store went back to an earlier state: an old copy was restored. Primary and \
-                 standby KEKs of the copy are retired, and KEKs that it lacked and this process held \
-                 are restored. Values under KEKs that no process held answer unknown_kek: kms-proxy \
-                 kek missing"
+                 standby KEKs of the copy are retired, and KEKs that it lacked and this process \
+                 held are restored. Values under KEKs that no process held answer unknown_kek: \
+                 kms-proxy kek missing"
             );
         }
     }

@@ -5,8 +5,8 @@
 //! corrected. So before a root wraps a KEK, it must unwrap one that was wrapped in its name. The
 //! result is remembered for `cache.kek_max_age`, so a rotation rarely costs an additional call.
 //!
-//! For a chain without KEKs, the other chains of the store are examined. A store without KEKs accepts
-//! any root: that is a first start.
+//! For a chain without KEKs, the other chains of the store are examined. A store without KEKs
+//! accepts any root: that is a first start.
 
 use std::sync::Arc;
 
@@ -157,8 +157,8 @@ pub async fn names_root(store: &dyn Store, root: Option<&str>) -> Result<bool, s
 /// Whether `root` may wrap KEKs which the chain has: it opens one that it wrapped, or wrapped none.
 ///
 /// # Errors
-/// [`Kind::Conflict`] when its key is another one, [`Kind::RootUnavailable`] when it does not answer,
-/// [`Kind::StoreUnavailable`].
+/// [`Kind::Conflict`] when its key is another one, [`Kind::RootUnavailable`] when it does not
+/// answer, [`Kind::StoreUnavailable`].
 pub(in crate::service) async fn may_add(
     core: &Core,
     chain: &ChainName,
@@ -180,8 +180,8 @@ pub(in crate::service) async fn may_add(
     }
 }
 
-/// Has a root that has opened nothing yet open a KEK, so that readiness knows whether its key is the
-/// right one.
+/// Has a root that has opened nothing yet open a KEK, so that readiness knows whether its key is
+/// the right one.
 pub(in crate::service) async fn sample(core: &Core, chain: &Chain, state: &RootState) -> bool {
     let held = chain.reservations.lock().await.ledger.held();
     for (id, kek) in held {
@@ -210,8 +210,9 @@ fn another(state: &RootState) -> Error {
     let why = state.wrong().unwrap_or_else(|| "it opens none of its wraps".to_owned());
     let name = &state.named.name;
     let detail = format!(
-        "root {name} has another key than before: {why}. If this key is the right one: take the root \
-         out of the configuration, run `kms-proxy root remove --root {name}`, and configure it again"
+        "root {name} has another key than before: {why}. If this key is the right one: take the \
+            root out of the configuration, run `kms-proxy root remove --root {name}`, and \
+            configure it again"
     );
     Error::new(Kind::Conflict, detail)
 }
@@ -320,7 +321,8 @@ fn refused(core: &Core, chain: &ChainName) -> Error {
         false => wrong.join("; "),
     };
     Error::new(Kind::RootUnavailable, "no root opens the KEKs of this chain").with_advice(format!(
-        "no new KEK is made, since nothing under it would decrypt once the roots are corrected ({why}). \
-         Where the key of the old root is lost for good: kms-proxy rotate --force --chain {chain}"
+        "no new KEK is made, since nothing under it would decrypt once the roots are corrected \
+            ({why}). Where the key of the old root is lost for good: kms-proxy rotate --force \
+            --chain {chain}"
     ))
 }

@@ -39,7 +39,7 @@ impl Reservations {
         self.ledger.standby.as_ref().is_some_and(|held| snapshot.kek(held.id).is_some())
     }
 
-    /// Whether the stored primary is in memory, or there is none.
+    /// Whether the stored primary is in memory, or no primary is stored.
     pub(super) fn holds_primary(&self, snapshot: &KeyChain) -> bool {
         self.primary_id().is_none_or(|id| snapshot.kek(id).is_some())
     }
@@ -77,8 +77,8 @@ impl Pace {
         self.spent = spent;
     }
 
-    /// A block of `size` uses was requested at `asked`. Returns the number of uses left at which the
-    /// next one is due.
+    /// A block of `size` uses was requested at `asked`. Returns the number of uses left at which
+    /// the next one is due.
     pub(super) fn block_added(&mut self, size: u64, asked: Monotonic) -> u64 {
         (self.block, self.since, self.void_at) = (size, asked, asked + BLOCK_LIFE);
         size / 2
@@ -92,8 +92,8 @@ impl Pace {
         rate
     }
 
-    /// Whether to reserve the next block: if requests wait, or if there is traffic and the last block is
-    /// half spent or expires soon. An idle chain reserves none.
+    /// Whether to reserve the next block: if requests wait, or if there is traffic and the last
+    /// block is half spent or expires soon. An idle chain reserves none.
     pub(super) fn wants_uses(
         &mut self,
         (left, spent): (u64, u64),

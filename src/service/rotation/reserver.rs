@@ -58,8 +58,8 @@ impl Reservations {
             let spent = spent_of(&snapshot);
             let wanted = self.pace.wants_uses((left, spent), chain.waiting(), now);
             match self.plan(core, chain) {
-                // Uses are left. If a block is as large as the limit, each new KEK would otherwise be
-                // replaced as soon as it has its first block.
+                // Uses are left. If a block is as large as the limit, each new KEK would otherwise
+                // be replaced as soon as it has its first block.
                 Some(Step::Promote(Reason::Uses)) if !wanted => {}
                 // A process that can't unwrap the primary may have other roots than the others.
                 Some(Step::Promote(reason))
@@ -70,7 +70,8 @@ impl Reservations {
                 }
                 Some(_) => chain.need_kek.notify_one(),
                 None if self.is_doubtful(core, chain, &snapshot) => chain.need_kek.notify_one(),
-                // Another process created it. It is unwrapped now, so that a promotion needs no root.
+                // Another process created it. It is unwrapped now, so that a promotion needs no
+                // root.
                 None if self.lacks_standby(&snapshot) => chain.need_kek.notify_one(),
                 None => {}
             }
@@ -114,8 +115,8 @@ impl Reservations {
         rotation::plan(&thresholds, primary.as_ref(), self.ledger.head.record.standby.is_some())
     }
 
-    /// Whether the rotator should try a KEK that no request needs at the moment, since it failed or may
-    /// fail.
+    /// Whether the rotator should try a KEK that no request needs at the moment, since it failed or
+    /// may fail.
     fn is_doubtful(&self, core: &Core, chain: &Chain, snapshot: &KeyChain) -> bool {
         chain.root_failure.load().is_some()
             || core.in_doubt.load(Ordering::Relaxed)

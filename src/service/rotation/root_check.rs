@@ -4,8 +4,8 @@
 //! makes KEKs, and the other refuses and reports a [`RootDispute`], which stops `root remove`
 //! everywhere until the configurations are corrected.
 //!
-//! [`continuity`](super::continuity) checks whether a root unwraps the KEKs of a chain. A store that only
-//! one process uses needs no comparison.
+//! [`continuity`](super::continuity) checks whether a root unwraps the KEKs of a chain. A store
+//! that only one process uses needs no comparison.
 
 use std::time::Duration;
 
@@ -79,8 +79,8 @@ async fn open(core: &Core, state: &RootState, check: &RootCheck) -> Comparison {
 /// name. A root whose name is new to the store leaves its wrap there as the check.
 ///
 /// # Errors
-/// [`Kind::RootUnavailable`] when no wrap is left by a root that is allowed to found or continue the
-/// chain, [`Kind::StoreUnavailable`].
+/// [`Kind::RootUnavailable`] when no wrap is left by a root that is allowed to found or continue
+/// the chain, [`Kind::StoreUnavailable`].
 pub(in crate::service) async fn agreed(
     core: &Core,
     chain: &ChainName,
@@ -102,8 +102,8 @@ pub(in crate::service) async fn agreed(
     Err(Error::new(Kind::RootUnavailable, detail))
 }
 
-/// Whether the root that made `wrap` has the key that all processes have under its name. Where there
-/// is no check yet, `wrap` becomes it.
+/// Whether the root that made `wrap` has the key that all processes have under its name. Where
+/// there is no check yet, `wrap` becomes it.
 ///
 /// # Errors
 /// [`Kind::StoreUnavailable`], [`Kind::Conflict`].
@@ -207,7 +207,8 @@ pub(in crate::service) async fn is_undisputed(core: &Core, chain: &ChainName) ->
     Ok(())
 }
 
-/// Forgets what the store knows of a root that is removed, so that its name can be given to another.
+/// Forgets what the store knows of a root that is removed, so that its name can be given to
+/// another.
 ///
 /// # Errors
 /// When the store does not answer.

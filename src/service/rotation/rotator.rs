@@ -47,7 +47,8 @@ pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
         chain.metrics.rotation_failures.inc();
         // A repeated failure is logged once, since there is an attempt every few seconds.
         if chain.root_failure.load().as_deref() == Some(error) {
-            tracing::debug!(chain = %chain.name, %error, "a KEK still could not be created or unwrapped");
+            tracing::debug!(chain = %chain.name, %error, "a KEK still could not be created or \
+                unwrapped");
         } else {
             tracing::error!(
                 chain = %chain.name, %error,
@@ -80,8 +81,8 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
     opened.and(supplied)
 }
 
-/// Unwraps the standby, or creates one if that is due. A standby that can't be unwrapped is replaced
-/// when its promotion is due.
+/// Unwraps the standby, or creates one if that is due. A standby that can't be unwrapped is
+/// replaced when its promotion is due.
 pub(in crate::service) async fn supply_standby(
     core: &Core,
     chain: &Chain,
@@ -225,8 +226,9 @@ async fn make_claimed(
     Err(changed_by_others())
 }
 
-/// Rotates now: one manual rotation of a chain at a time, within the rate limit. A primary that this
-/// process can't unwrap is replaced only with [`Trust::Any`], since other replicas may unwrap it.
+/// Rotates now: one manual rotation of a chain at a time, within the rate limit. A primary that
+/// this process can't unwrap is replaced only with [`Trust::Any`], since other replicas may unwrap
+/// it.
 pub(in crate::service) async fn rotate_by_hand(
     core: &Core,
     chain: &Chain,

@@ -4,8 +4,8 @@
 use super::*;
 use crate::service::{kek_lifecycle, rotation};
 
-/// The steps of background tasks. A test whose result must not depend on the tasks' timing stops the
-/// service first; it then does only what the test calls.
+/// The steps of background tasks. A test whose result must not depend on the tasks' timing stops
+/// the service first; it then does only what the test calls.
 impl KeyService {
     /// Runs the reserver of `default` once.
     pub(super) async fn run_reserver(&self) {
@@ -37,15 +37,16 @@ impl KeyService {
         drop(self.chain_named(DEFAULT_CHAIN).by_hand.lock().await);
     }
 
-    /// Completes `during` while the service can't reserve, promote or read the records of `default`.
+    /// Completes `during` while the service can't reserve, promote or read the records of
+    /// `default`.
     pub(super) async fn without_ledger<T>(&self, during: impl Future<Output = T>) -> T {
         let chain = self.chain_named(DEFAULT_CHAIN);
         let _ledger = chain.reservations.lock().await;
         during.await
     }
 
-    /// Lets a request of `default` wait for uses, and fails the reservation for it twice: one permit
-    /// to try again is left over.
+    /// Lets a request of `default` wait for uses, and fails the reservation for it twice: one
+    /// permit to try again is left over.
     pub(super) async fn leave_permit_over(&self, error: &Error) -> Result<(), Error> {
         let chain = self.chain_named(DEFAULT_CHAIN);
         let waiting = chain.wait_for_uses(Duration::from_secs(10), 10);

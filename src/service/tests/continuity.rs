@@ -199,7 +199,8 @@ async fn an_unknown_kek_is_named_listed_and_counted() {
     assert_eq!(world.service.readiness().health, Health::Ok, "callers can forge ids");
 }
 
-/// It would be the only one that opens the next KEK, and other replicas may have it with another key.
+/// It would be the only one that opens the next KEK, and other replicas may have it with another
+/// key.
 #[tokio::test]
 async fn what_a_new_root_wrapped_here_does_not_prove_it() {
     let (world, ..) = founded().await;

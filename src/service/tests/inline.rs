@@ -1,4 +1,4 @@
-//! Services without a store, whose KEKs travel along, and how they get on with those that have one.
+//! Services without a store, whose KEKs are inline, and services with a store beside them.
 
 use super::*;
 use crate::envelope::InlineRecord;
@@ -16,7 +16,7 @@ async fn inline(roots: Roots<'_>, clock: &Arc<ManualClock>) -> Arc<KeyService> {
     start(Arc::new(inline::Store::new()), roots, clock).await
 }
 
-/// A process with one of its own.
+/// A process with its own store.
 async fn stored(roots: Roots<'_>, clock: &Arc<ManualClock>) -> Arc<KeyService> {
     start(Arc::new(memory::Store::new()), roots, clock).await
 }
@@ -245,7 +245,7 @@ async fn foreign_keks_follow_the_rules_of_age_and_outage() {
     root.denied.store(true, SeqCst);
     clock.advance(DAY);
     reader.look_after_keks().await;
-    assert_eq!(kind(decrypt(&reader, &envelope).await), Kind::RootUnavailable, "at once");
+    assert_eq!(kind(decrypt(&reader, &envelope).await), Kind::RootUnavailable, "immediately");
 }
 
 #[tokio::test]
@@ -306,7 +306,7 @@ async fn envelopes_move_between_the_options_header_by_header() {
     assert_eq!(kind(decrypt(&one, &moved.envelope).await), Kind::UnknownKek);
     let back = two.rewrap_inline(None, moved.envelope).await.unwrap();
     assert_eq!(decrypt(&one, &back.envelope).await.unwrap(), b"hello");
-    // Without a store every rewrap lets the KEK travel along, of a header alone too.
+    // Without a store every rewrap embeds the KEK, of a header alone too.
     let header = Envelope::parse(&back.envelope).unwrap().header.bytes.to_vec();
     let own = one.rewrap(None, header.clone()).await.unwrap();
     assert_eq!((own.kek_id, travels_with(&own.envelope).len()), (kek_id(&travelling), 1));

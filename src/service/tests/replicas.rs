@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::record::{Claim, Record};
 
-/// Replicas with one root each, so that calls can be told apart.
+/// Replicas with one root each, so that calls can be distinguished.
 pub(super) struct Replicas {
     pub(super) store: Arc<memory::Store>,
     pub(super) clock: Arc<ManualClock>,
@@ -64,7 +64,7 @@ pub(super) async fn decrypt(service: &KeyService, envelope: &[u8]) -> Result<(),
     Ok(())
 }
 
-/// Until it holds; the tasks of the services go on meanwhile.
+/// Until it holds; the tasks of the services run meanwhile.
 pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..6_000 {
         if holds().await {
@@ -72,7 +72,7 @@ pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("in vain: {what}");
+    panic!("it did not happen: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,7 +231,7 @@ async fn a_disabled_kek_encrypts_no_more_where_the_next_one_can_not_be_opened() 
     a.rotate(None).await.unwrap();
     assert_eq!(encrypt(b).await.unwrap().1, old, "its block is good for a minute");
     a.change_kek(DEFAULT_CHAIN, old, Change::Disable).await.unwrap();
-    until("b hears of it", async || {
+    until("b sees it", async || {
         matches!(decrypt(b, &envelope).await, Err(error) if error.kind() == Kind::KekDisabled)
     })
     .await;

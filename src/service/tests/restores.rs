@@ -78,7 +78,7 @@ async fn disabled_and_restored(and_destroyed: bool) -> (Replicas, Vec<u8>, KekId
 #[tokio::test(start_paused = true)]
 async fn a_disabled_kek_is_put_back_disabled() {
     let (replicas, envelope, id) = disabled_and_restored(false).await;
-    until("it is put back", async || states(&replicas, [id; 2]).await[0].is_some()).await;
+    until("it is restored", async || states(&replicas, [id; 2]).await[0].is_some()).await;
     assert_eq!(states(&replicas, [id; 2]).await[0], Some(State::Disabled));
     assert_eq!(kind(decrypt(&replicas.services[0], &envelope).await), Kind::KekDisabled);
 }

@@ -1,5 +1,5 @@
-//! Roots of one name that have different keys in two processes: one process makes KEKs, and the other
-//! refuses and is reported.
+//! Roots of one name that have different keys in two processes: one process makes KEKs, and the
+//! other refuses and is reported.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! KEKs that no root opens, and records that are damaged: what can go on goes on.
+//! KEKs that no root opens, and damaged records: everything else still works.
 
 use async_trait::async_trait;
 
@@ -26,7 +26,7 @@ impl TwoRoots {
         start(store as _, &[("a", &self.a), ("b", &self.b)], &self.clock).await
     }
 
-    /// Encrypts until `done`, while time goes on and the chain's tasks work.
+    /// Encrypts until `done`, while time passes and the chain's tasks work.
     async fn encrypt_until(
         &self,
         service: &KeyService,
@@ -523,7 +523,7 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
         assert!(tries < 20, "it comes back by itself");
     }
 
-    // Denied: at once.
+    // Denied: immediately.
     world.root.denied.store(true, SeqCst);
     world.clock.advance(DAY);
     world.service.confirm_states();

@@ -2,8 +2,9 @@
 //! lose touch, crash and are cut off from their roots, in a time that only moves when all wait.
 //!
 //! A seed decides everything. `KMS_PROXY_SIM_SEED=n` runs that one and tells what happened in it,
-//! `KMS_PROXY_SIM_SEEDS=n` runs so many; `make soak` runs thousands. What is not repeated exactly is
-//! the order in which hash maps are walked: of the KEKs that one read or one repair goes through.
+//! `KMS_PROXY_SIM_SEEDS=n` runs so many; `make soak` runs thousands. What is not repeated exactly
+//! is the order in which hash maps are walked: of the KEKs that one read or one repair goes
+//! through.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

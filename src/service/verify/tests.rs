@@ -102,7 +102,7 @@ impl World {
         verify(&self.store, &self.roots, |_| {}).await.unwrap()
     }
 
-    /// The problems as they are told, in order.
+    /// The reported problems, in order.
     async fn told(&self) -> Vec<String> {
         let problems = self.verify().await.problems;
         let mut told: Vec<_> = problems.iter().map(ToString::to_string).collect();

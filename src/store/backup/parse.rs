@@ -41,9 +41,10 @@ pub enum ReadError {
     #[error("line {0}: it ends here, without a checksum: the rest is cut off")]
     CutOff(usize),
     /// The checksum is another one. The line is the first that can't be read, if there is one.
-    #[error("its checksum does not match: it is damaged{}", .0.map(|line| format!(", in line {line} if not before")).unwrap_or_default())]
+    #[error("its checksum does not match: it is damaged{}", .0.map(|line| format!(", in line \
+        {line} if not before")).unwrap_or_default())]
     Checksum(Option<usize>),
-    /// The checksum holds, and the line is none of this version.
+    /// The checksum holds, and the line does not belong to this version.
     #[error("line {line}: {detail}")]
     Line {
         /// The line, from 1 on.

@@ -89,9 +89,13 @@ async fn records_come_back_byte_by_byte() {
     put(&store, "chains/a/claim", b"{}").await;
     let (text, report) = written(&store).await;
     assert_eq!((report.chains, report.added, &report.problems[..]), (2, 6, &[][..]));
-    assert!(text.starts_with(
-        "{\"kms_proxy_backup\":1,\"created_at\":\"2026-11-24T20:50:06Z\",\"chains\":2,\"records\":6}\n"
-    ), "{text}");
+    assert!(
+        text.starts_with(
+            "{\"kms_proxy_backup\":1,\"created_at\":\"2026-11-24T20:50:06Z\",\
+         \"chains\":2,\"records\":6}\n"
+        ),
+        "{text}"
+    );
     let read = parse(text.as_bytes()).unwrap();
     assert_eq!((read.chains, read.records, &*read.created_at), (2, 6, "2026-11-24T20:50:06Z"));
     let kept = entries(&store).await.into_iter().filter(|(key, _)| !key.ends_with("claim"));

@@ -76,7 +76,7 @@ impl Copy<'_> {
                 Err(Stop::Store(error)) => return Err(error),
             }
         }
-        let detail = "others go on changing this chain; it is copied in part, repeat the copy";
+        let detail = "the chain is modified concurrently; it is copied in part, repeat the copy";
         report.problems.push(Problem::new(record::head_key(self.chain), detail));
         Ok(())
     }
@@ -140,8 +140,8 @@ impl Copy<'_> {
                     let key = record::kek_key(self.chain, pair.id);
                     strangers.push(Problem::new(
                         key,
-                        "the target has this KEK and the source has not: it is another chain of the \
-                         same name, or it has gone its own way since",
+                        "the target has this KEK and the source has not: it is another chain of \
+                            the same name, or it has gone its own way since",
                     ));
                 }
             }

@@ -1,6 +1,6 @@
 //! What a copy may write over what the target holds: pure decisions about one record each.
 //!
-//! A record is written where there is none, or where the target's is an earlier state of the very
+//! A record is written where no record exists, or where the target's is an earlier state of the very
 //! same one. Whatever is newer there, or of another history, is a refusal.
 
 use std::cmp::Ordering;
@@ -103,8 +103,8 @@ pub(super) fn uses(copied: Uses, target: Option<&Uses>) -> Decision<Uses> {
     }
 }
 
-/// How far a KEK is in its life. A KEK that is disabled and enabled again keeps the time when it was
-/// last disabled, so it is further than it was then.
+/// How far a KEK is in its life. A KEK that is disabled and enabled again keeps the time when it
+/// was last disabled, so it is further than it was then.
 fn position(kek: &Kek) -> (u8, Option<u64>, bool) {
     match kek.state {
         State::Standby => (0, None, false),

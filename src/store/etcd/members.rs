@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The wait between two rounds in which no member answered.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What is said of a member that does not answer.
+/// The error of a member that does not answer.
 const SILENT: &str = "no answer in time";
 
 /// All members.
@@ -359,8 +359,8 @@ impl History {
         *self.seen.lock()
     }
 
-    /// Notes the header of a linearizable answer to a call that was sent when `before` was known: it
-    /// can't be older than that. Of calls that a restore overtook, the first one reports it.
+    /// Notes the header of a linearizable answer to a call that was sent when `before` was known:
+    /// it can't be older than that. Of calls that a restore overtook, the first one reports it.
     pub(super) fn note(&self, before: Seen, header: &ResponseHeader) {
         let mut seen = self.seen.lock();
         if seen.restores != before.restores {

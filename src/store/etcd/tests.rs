@@ -93,8 +93,8 @@ async fn a_member_that_is_dead_or_hangs_stops_nothing() {
             Signal::KILL => etcd[victim].kill(),
             way => etcd[victim].signal(way),
         }
-        // Whoever leads may be gone: then a call fails, and is made again by the caller, until there is
-        // another leader.
+        // The leader may be gone: then a call fails, and is made again by the caller, until
+        // there is another leader.
         let until = written + 20;
         while written < until {
             match store.commit(put("a", (written + 1).to_string().as_bytes())).await {
@@ -183,7 +183,7 @@ async fn the_watch_mends_itself() {
     until_told(&writer, &mut *watch).await;
 }
 
-/// Writes until the watch tells of it: it may just be making its stream anew.
+/// Writes until the watch tells of it: it may just be replacing its stream.
 async fn until_told(writer: &Store, watch: &mut dyn crate::store::Watch) {
     for _ in 0..300 {
         let at = applied(writer, put("c", b"1")).await;
@@ -249,7 +249,8 @@ async fn certificates_and_passwords_are_asked_for() {
     assert!(error.contains("certificate") && error.contains(&etcd.url()), "{error}");
     let no_cert = Tls { cert: None, key: None, ..tls(dir.path(), dir.path()) };
     let no_cert = Config { tls: Some(no_cert), ..good.clone() };
-    // In TLS 1.3 the server refuses after the client's part is done: its alert may come after the end.
+    // In TLS 1.3 the server refuses after the client's part is done: its alert may come after the
+    // end.
     let error = refused(&no_cert).await;
     let why = ["ertificate", "connection closed", "reset by peer", "broken pipe"];
     assert!(error.contains(&etcd.url()) && why.iter().any(|why| error.contains(why)), "{error}");

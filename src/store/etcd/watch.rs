@@ -1,5 +1,5 @@
 //! The watch: a task that follows a cluster and mends itself. A stream of etcd neither resumes nor
-//! tells when it is dead, so it is asked for a sign of life, and made anew on any doubt.
+//! tells when it is dead, so it is probed, and replaced on any doubt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::revision;
 
 /// After this long without a word the stream is asked for a sign of life, and has as long again.
 const SILENCE: Duration = Duration::from_secs(10);
-/// News that wait for the one who follows. While he is behind, the stream is not read.
+/// News that wait for the follower. While it is behind, the stream is not read.
 const WAITING: usize = 256;
 
 /// A watch of all keys under a prefix.
@@ -59,7 +59,7 @@ async fn follow(members: Arc<Members>, prefix: Arc<str>, news: mpsc::Sender<News
     loop {
         let ended = session(&members, &prefix, &news, &mut backoff).await;
         let Err(reason) = ended else { return };
-        tracing::debug!(reason, "the watch of etcd is made anew");
+        tracing::debug!(reason, "the watch of etcd is restarted");
         if news.send(News::Missed).await.is_err() {
             return;
         }
@@ -121,7 +121,7 @@ async fn pass_on(
     prefix: &str,
     news: &mpsc::Sender<News>,
 ) -> Result<bool, String> {
-    // Its revisions were compacted away, or its rights: the stream stays open and says no more.
+    // Its revisions were compacted away, or its rights: the stream stays open and silent.
     if message.canceled() {
         return Err(format!("it was cancelled: {}", message.cancel_reason()));
     }

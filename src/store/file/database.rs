@@ -1,6 +1,6 @@
 //! The database while the store is open: closed after a failure, and opened again by the next call.
 //!
-//! redb refuses all work after an I/O error until its file is opened anew. That happens here, so a
+//! redb refuses all work after an I/O error until its file is opened again. That happens here, so a
 //! disk that was full for a while costs no restart.
 
 use std::fs::{File, TryLockError};
@@ -20,8 +20,8 @@ use super::open;
 /// two processes must not lock two files of one name.
 const LOCK_NAME: &str = "store.lock";
 
-/// What the lock's file holds once a store was made in the directory. A store that disappears is not
-/// replaced by an empty one without a word.
+/// What the lock's file holds once a store was made in the directory. A store that disappears is
+/// not replaced by an empty one without a word.
 const MADE: &[u8] = b"kms-proxy: a store was made in this directory\n";
 
 /// What to do where the database is missing.
@@ -75,7 +75,8 @@ impl Database {
         if !was_made {
             // Without it a lost store is not noticed, which is no reason not to serve this one.
             if let Err(error) = lock.write_all(MADE).and_then(|()| lock.sync_all()) {
-                tracing::warn!(directory = %directory.display(), %error, "store.lock can't be written");
+                tracing::warn!(directory = %directory.display(), %error, "store.lock can't be \
+                    written");
             }
         }
         let state = State { open: Some(database), generation: 0, failed: None, lock: Some(lock) };
@@ -133,7 +134,8 @@ impl Database {
         }
         match open::open_again(&self.directory, &*self.opener) {
             Ok(database) => {
-                tracing::info!(directory = %self.directory.display(), "the store's file is open again");
+                tracing::info!(directory = %self.directory.display(), "the store's file is open \
+                    again");
                 (state.open, state.failed) = (Some(database), None);
                 state.generation += 1;
                 Ok(())

@@ -1,4 +1,4 @@
-//! What is wrong with the database's file, and what redb's errors mean for whoever opens it.
+//! What is wrong with the database's file, and what redb's errors mean for the caller that opens it.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,8 +25,8 @@ impl FileError {
         let path = path.display();
         match self {
             Self::Damaged(detail) => OpenFailure::Refused(format!(
-                "{path} is damaged ({detail}); put a backup in its place, or move it and store.lock \
-                 away to start with an empty store"
+                "{path} is damaged ({detail}); put a backup in its place, or move it and \
+                    store.lock away to start with an empty store"
             )),
             Self::Refused(detail) => OpenFailure::Refused(format!("{path}: {detail}")),
             Self::Io(detail) => OpenFailure::Io(format!("{path}: {detail}")),
@@ -47,7 +47,7 @@ impl From<redb::Error> for FileError {
                 Self::Refused("another process has it open".to_owned())
             }
             redb::Error::UpgradeRequired(_) => Self::Refused(error.to_string()),
-            // What redb says of a file that is none of its own, or ends too early.
+            // The error of redb for a file of another program, or one that is truncated.
             redb::Error::Io(cause)
                 if matches!(
                     cause.kind(),

@@ -173,7 +173,7 @@ async fn a_damaged_record_is_named_and_takes_no_other_with_it() {
 }
 
 /// Whatever bit is flipped, after a clean end or a crash: it opens and every record is right or
-/// named, or it says no. It never steps back to an older state.
+/// named, or the store refuses to open. It never steps back to an older state.
 #[tokio::test]
 async fn no_flipped_bit_goes_unnoticed() {
     let source = filled(40).await;
@@ -322,7 +322,7 @@ fn both(value: &str) -> Txn {
 }
 
 /// Every fault: the commit says so, what it wrote is there as a whole or not at all, what was
-/// answered stays, and the store goes on by itself when the fault is over.
+/// answered stays, and the store continues by itself when the fault is over.
 #[tokio::test]
 async fn it_recovers_from_a_failing_disk() {
     let faults: [fn(&Disk) -> &AtomicBool; 2] = [|disk| &disk.full, |disk| &disk.sync_fails];
@@ -377,7 +377,7 @@ async fn a_failed_read_is_unavailable_and_passes() {
     let (source, disk) = (filled(200).await, Arc::new(Disk::default()));
     let store = open_on(source.path(), &disk).await;
     disk.reads_fail.store(true, SeqCst);
-    // The check at opening may have left pages in memory; a failure makes it open the file anew.
+    // The check at opening may have left pages in memory; a failure makes it open the file again.
     disk.full.store(true, SeqCst);
     assert!(store.commit(put("new", b"")).await.is_err());
     match store.get("chains/7").await {
@@ -406,7 +406,7 @@ async fn a_thousand_commits_at_once_share_a_few_syncs() {
             })
         })
         .collect();
-    // On one thread whoever has begun is queued.
+    // On one thread every call that has begun is queued.
     while begun.load(SeqCst) < 1000 {
         tokio::task::yield_now().await;
     }

@@ -1,5 +1,5 @@
 //! The one thread that writes: it takes what is queued and commits it as one, so a thousand
-//! transactions that come at once share the wait for the disk.
+//! concurrent transactions share the wait for the disk.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ fn late(maybe_applied: bool) -> Error {
 fn run(database: &Database, mut jobs: mpsc::Receiver<Job>) {
     let mut batch = Vec::with_capacity(QUEUE);
     while jobs.blocking_recv_many(&mut batch, QUEUE) > 0 {
-        // Whoever is gone by now is not told, and will not be surprised.
+        // Callers that are gone get no answer, and nothing is written for them.
         batch.retain(|job: &Job| !job.answer.is_closed());
         let committing = Cell::new(false);
         match database.with(|database| commit(database, &batch, &committing)) {

@@ -25,7 +25,7 @@ fn answer(status: u16, body: impl ToString) -> Fate {
 type Told = Box<dyn Fn() -> Fate + Send>;
 type Script = Arc<Mutex<Box<dyn FnMut(&str) -> Fate + Send>>>;
 
-/// A server that does what it is told, and remembers what it was asked.
+/// A server with scripted responses that records its requests.
 struct Faulty {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,

@@ -55,7 +55,7 @@ async fn made_up_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
     let kinds = flood(0, DEFAULT_CHAIN).await;
     let expected = [(Kind::InvalidCiphertext, 100), (Kind::Overloaded, 900)];
     assert_eq!((kinds, calls(&root).1 - before), (expected.into(), 100));
-    // What is in memory goes on, as do the other chains and new KEKs, and the root is not to blame.
+    // KEKs in memory, other chains and new KEKs still work, and the root counts as healthy.
     for envelope in [&own, &foreign] {
         assert_eq!(decrypt(&service, envelope).await.unwrap(), b"hello");
     }
@@ -115,13 +115,13 @@ async fn a_made_up_id_before_a_good_record_spoils_nothing() {
     assert_eq!(decrypt(&reader, &envelope).await.unwrap(), b"hello");
 }
 
-/// A root that eight callers ask at once, and that is away after `takes`.
+/// A root that eight callers ask concurrently, and that is away after `takes`.
 struct Tired {
     eight: tokio::sync::Barrier,
     clock: Arc<ManualClock>,
     takes: Duration,
     asked: std::sync::atomic::AtomicUsize,
-    /// From now on it finds all wraps wrong, at once.
+    /// From now on it finds all wraps wrong, immediately.
     awake: AtomicBool,
 }
 
@@ -156,8 +156,8 @@ impl root::RootKey for Tired {
     }
 }
 
-/// What keeps a root busy until it is given up costs as much as what it finds wrong; an outage that is
-/// told at once costs nothing.
+/// What keeps a root busy until it is given up costs as much as what it finds wrong; an outage that
+/// is reported immediately costs nothing.
 #[tokio::test]
 async fn made_up_records_that_take_long_are_not_free() {
     for (takes, left) in [(3, 50), (1, 100)] {

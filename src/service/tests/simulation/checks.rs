@@ -13,7 +13,7 @@ use super::world::is_right;
 
 /// A block is void this long after it was asked for.
 const BLOCK_LIFE: Duration = Duration::from_secs(60);
-/// How long a process that reaches the store may go on with a KEK that was disabled: it reads all
+/// How long a process that reaches the store may use a KEK that was disabled: it reads all
 /// again every 20 s, and its reads may be slow.
 const TOLD_WITHIN: Duration = Duration::from_secs(45);
 /// A claim of a process that is gone is taken over after this time.
@@ -36,7 +36,7 @@ pub(super) struct Book {
     late: Vec<Duration>,
     pub(super) broken: Vec<String>,
     pub(super) counts: Counts,
-    /// The last lines of what happened, for whoever reads a failure.
+    /// The last lines of what happened, for the reader of a failure.
     pub(super) log: Option<Vec<String>>,
     /// A number that two runs share when they did the same.
     pub(super) trace: u64,
@@ -56,7 +56,8 @@ pub(super) struct Page {
     pub(super) disabled_at: Option<Duration>,
     /// Somebody tried to disable it: who tries refuses it before it is stored.
     pub(super) doubted: bool,
-    /// By process: uses that were granted and told, envelopes made, and when the last was asked for.
+    /// By process: uses that were granted and told, envelopes made, and when the last was asked
+    /// for.
     grants: BTreeMap<usize, (u64, u64, Duration)>,
 }
 
@@ -194,7 +195,7 @@ impl Book {
             | (Some(State::Primary), State::Retired)
             | (Some(State::Retired), State::Disabled)
             | (Some(State::Disabled), State::Retired | State::Destroyed) => true,
-            // What is put back, and buried again.
+            // Restored, and destroyed again.
             (None, State::Retired | State::Disabled | State::Destroyed) => restored,
             (Some(_), State::Destroyed) => restored,
             // It gets the wrap of a root that was away when it was made.
@@ -241,7 +242,7 @@ impl Book {
         let page = self.keks.entry(id).or_default();
         let before = page.reserved;
         page.reserved = uses.reserved;
-        // What is put back comes with what may have been used.
+        // A restored record counts all uses that there may have been.
         let more = uses.reserved.saturating_sub(before);
         let grants = more > 0 && state == Some(State::Primary);
         if grants {
@@ -280,7 +281,7 @@ impl Book {
         });
     }
 
-    /// The process hears that its block is stored.
+    /// The process learns that its block is stored.
     pub(super) fn told(&mut self, process: usize, asked: Duration, granted: (KekId, u64)) {
         let (id, uses) = granted;
         let grant = self.keks.entry(id).or_default().grants.entry(process).or_default();
@@ -364,8 +365,8 @@ impl Book {
         });
         let wraps = making.wraps.entry(root.to_owned()).or_default();
         *wraps += 1;
-        // One that was away when the KEK was made makes up for it, and once more where it is not known
-        // whether its wrap was stored.
+        // One that was away when the KEK was made makes up for it, and once more where it is not
+        // known whether its wrap was stored.
         let stored = self.keks.get(&id).and_then(|page| page.kek.as_ref());
         let lacks = stored.is_some_and(|kek| kek.wraps.iter().all(|wrap| wrap.root != root));
         let mut once = *wraps == 1 || lacks;
@@ -377,9 +378,9 @@ impl Book {
         self.check(now, once, || format!("{root} wraps {id} again"));
     }
 
-    /// The process hears whether its new KEK was stored.
+    /// The process learns whether its new KEK was stored.
     pub(super) fn put_heard(&mut self, now: Duration, id: KekId, put: Put) {
-        self.note(now, || format!("the maker of {id} hears {put:?}"));
+        self.note(now, || format!("the maker of {id} receives {put:?}"));
         if let Some(making) = self.made.get_mut(&id) {
             making.put = Some(put);
         }
@@ -438,7 +439,7 @@ impl Book {
             let reason = match making.put {
                 Some(Put::Doubtful) => !is_calm,
                 // What was to be read again could not be, the claim ran out, or another KEK of
-                // this maker came late. Whoever repairs a chain ends the claim of others.
+                // this maker came late. A repair of a chain ends the claims of others.
                 Some(Put::Conflict(at)) => {
                     self.history > 0
                         || making.replaces
@@ -453,7 +454,8 @@ impl Book {
             };
             self.counts.wasted += 1;
             if !reason || is_calm {
-                wasted.push(format!("{} wrapped {id} in vain: {:?}", making.process, making.put));
+                wasted
+                    .push(format!("{} wrapped {id} without use: {:?}", making.process, making.put));
             }
         }
         for wasted in wasted {

@@ -111,7 +111,7 @@ impl Hub {
 
 pub(super) type Applied = (Committed, Option<(KekId, u64)>);
 
-/// What a caller hears when nobody knows what became of its write.
+/// The error of a write whose outcome is unknown.
 pub(super) fn lost() -> Error {
     let detail = "the simulation says so".to_owned();
     Error::Unavailable { detail, maybe_applied: true }

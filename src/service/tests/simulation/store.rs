@@ -96,7 +96,7 @@ impl Net {
         self.delay().await;
         let cut = *self.cut.lock().unwrap() > Instant::now() || self.hub.down.load(Relaxed);
         if cut || !self.hub.is_calm() && self.rng.per_mille(self.hub.weather.refused) {
-            // It may be told at once, or after the client's deadline.
+            // The error may come immediately, or after the client's deadline.
             if self.rng.one_in(2) {
                 sleep(self.rng.up_to(Duration::from_secs(3))).await;
             }

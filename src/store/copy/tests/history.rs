@@ -49,7 +49,7 @@ impl History {
         Self { store: Arc::default(), branch, now: 1_000 }
     }
 
-    /// Another one that goes on from here.
+    /// Another one that continues from here.
     pub(super) fn fork(&self, branch: u8) -> Self {
         let store = Arc::new(memory::Store::new());
         store.restore(self.store.snapshot());
