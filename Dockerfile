@@ -4,7 +4,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 # The wire format of etcd is compiled with this.
-RUN cargo install --locked --root target/tools protox@0.10.0 --features bin
+RUN cargo install --debug --locked --root target/tools protox@0.10.0 --features bin
 # Symbols stay for backtraces, what a debugger needs does not.
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 # Dependencies first, under an empty crate with the files that Cargo.toml names: this layer stays until one of these files changes.

@@ -10,14 +10,17 @@ help: ## this list
 # etcd-client compiles its protocol when it is built. `.cargo/config.toml` names the compiler.
 PROTOX := target/tools/bin/protox
 
+# It runs for a second: to optimise it would take longer.
 $(PROTOX):
-	$(CARGO) install --locked --root target/tools protox@0.10.0 --features bin
+	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --debug --locked --root target/tools protox@0.10.0 --features bin
 
-# Cargo makes a dependency once for each set of its features, and the tests need some more. With the example,
-# which is of their kind, the service is built from what they are built from.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 KMS_PROXY := "$(TARGET)/release/kms-proxy"
-BUILD := $(CARGO) build --release --locked --target-dir "$(TARGET)" --bin kms-proxy --example client
+BUILD := $(CARGO) build --release --locked --target-dir "$(TARGET)" --bin kms-proxy
+
+# Cargo builds a dependency once for each set of its features, and the tests need more features. An example
+# has those of the tests: with it, the program is built from the same dependencies as the tests.
+BUILD_LIKE_TESTS := $(BUILD) --example client
 
 .PHONY: run
 run: $(PROTOX) ## build and start the service on http://127.0.0.1:8080 with the embedded default
@@ -121,7 +124,7 @@ $(CARGO_DENY):
 
 .PHONY: openapi
 openapi: $(PROTOX) ## write openapi/kms-proxy.json anew from the code
-	$(BUILD)
+	$(BUILD_LIKE_TESTS)
 	$(KMS_PROXY) openapi > openapi/kms-proxy.json.new
 	mv openapi/kms-proxy.json.new openapi/kms-proxy.json
 

@@ -1,7 +1,7 @@
 //! The composition root: the parts of a running service, in the order in which they start and stop.
 //! It makes no decision that a part could make.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +28,14 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// configuration again, on SIGHUP and periodically.
 ///
 /// # Errors
-/// When it can't start, when serving fails, and when a second SIGINT ends it.
-pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
+/// When it can't start, when serving fails, and when a second SIGINT ended it.
+pub fn run(config: Config, load: Load) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>> {
+    // An `async fn` is compiled by each crate that awaits it: this one would be the whole service,
+    // once for the program and once for each test.
+    Box::pin(run_until_signal(config, load))
+}
+
+async fn run_until_signal(config: Config, load: Load) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't wait for signals")?;
     warn_of_exposure(&config);
     warn_of_open_chain(&config);

@@ -48,7 +48,7 @@ const LARGE: [&str; 10] = [
     "hyper",
     "reqwest",
     "rustls",
-    "tikv-jemallocator",
+    "mimalloc",
     "tonic",
 ];
 
