@@ -5,7 +5,7 @@ use crate::envelope::InlineRecord;
 use crate::keychain::kek::Kek;
 use crate::store::inline;
 
-mod made_up;
+mod forged;
 
 type Roots<'a> = &'a [(&'a str, &'a Arc<TestRoot>)];
 
@@ -249,7 +249,7 @@ async fn foreign_keks_follow_the_rules_of_age_and_outage() {
 }
 
 #[tokio::test]
-async fn what_the_store_says_of_a_kek_wins_over_what_travels_along() {
+async fn the_stores_record_of_a_kek_takes_precedence_over_an_inline_one() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
     let (roots, store) = ([("main", &root)], Arc::new(memory::Store::new()));
     let service = start(Arc::clone(&store) as _, &roots, &clock).await;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// An envelope that somebody made up, with this record.
-fn made_up(record: &[u8], id: KekId) -> Vec<u8> {
+fn forged(record: &[u8], id: KekId) -> Vec<u8> {
     let mut out = Vec::new();
     let version = Version::Inline(record);
     crate::envelope::write_header(
@@ -25,7 +25,7 @@ fn record(wraps: &[(&'static str, &[u8])]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn made_up_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
+async fn forged_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
     let names = vec![ChainName::new("orders").unwrap()];
     let config = Config {
@@ -46,7 +46,7 @@ async fn made_up_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
         let mut kinds = HashMap::<Kind, usize>::new();
         for number in from..from + 1_000 {
             let id = KekId::from_bytes([7; 16]);
-            let envelope = made_up(&record(&[("main", &number.to_be_bytes())]), id);
+            let envelope = forged(&record(&[("main", &number.to_be_bytes())]), id);
             let refused = kind(service.decrypt(Some(chain), envelope, b"").await);
             *kinds.entry(refused).or_default() += 1;
         }
@@ -74,7 +74,7 @@ async fn made_up_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
     flood(5_000, DEFAULT_CHAIN).await;
     assert_eq!(calls(&root).1 - before, 20);
     clock.advance(Duration::from_secs(1_000));
-    let one = made_up(&record(&[("main", b"x")]), KekId::from_bytes([8; 16]));
+    let one = forged(&record(&[("main", b"x")]), KekId::from_bytes([8; 16]));
     let (_, before) = calls(&root);
     for _ in 0..100 {
         assert_eq!(kind(decrypt(&service, &one).await), Kind::InvalidCiphertext);
@@ -88,7 +88,7 @@ async fn made_up_records_ask_each_configured_root_once_at_most() {
     let service = inline(&[("main", &root)], &clock).await;
     let ask = async |record: Vec<u8>| {
         let before = calls(&root).1;
-        let refused = kind(decrypt(&service, &made_up(&record, KekId::from_bytes([9; 16]))).await);
+        let refused = kind(decrypt(&service, &forged(&record, KekId::from_bytes([9; 16]))).await);
         (refused, calls(&root).1 - before)
     };
     let many = record(&vec![("main", &[1; 40][..]); 500]);
@@ -110,7 +110,7 @@ async fn a_made_up_id_before_a_good_record_spoils_nothing() {
     let Version::Inline(record) = Envelope::parse(&envelope).unwrap().header.version else {
         panic!("it is version 2");
     };
-    let bad = made_up(record, KekId::from_bytes([9; 16]));
+    let bad = forged(record, KekId::from_bytes([9; 16]));
     assert_eq!(kind(decrypt(&reader, &bad).await), Kind::InvalidCiphertext);
     assert_eq!(decrypt(&reader, &envelope).await.unwrap(), b"hello");
 }
@@ -175,7 +175,7 @@ async fn made_up_records_that_take_long_are_not_free() {
         let service = KeyService::start(Config::default(), store, named, clock, metrics).await;
         let service = service.unwrap();
         let envelope = |number: u32| {
-            made_up(&record(&[("main", &number.to_be_bytes())]), KekId::from_bytes([7; 16]))
+            forged(&record(&[("main", &number.to_be_bytes())]), KekId::from_bytes([7; 16]))
         };
         for round in 0..10 {
             let decrypts: Vec<_> = (0..8)
