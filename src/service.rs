@@ -15,9 +15,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::clock::Monotonic;
-use crate::id::{ChainName, Suite};
+use crate::id::ChainName;
 use crate::metrics::{Metrics, Operation};
-use crate::store::record::Limits;
 
 mod admin;
 mod bootstrap;
