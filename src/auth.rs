@@ -17,6 +17,7 @@ mod client;
 mod config;
 mod jwks;
 mod jwt;
+mod key_source;
 mod keys;
 mod permission;
 mod rules;
@@ -226,7 +227,7 @@ impl Auth {
         for source in self.rules.load().sources() {
             let trouble = source.trouble();
             checks.extend(
-                trouble.map(|detail| degraded("jwks", format!("{}: {detail}", source.place()))),
+                trouble.map(|detail| degraded("jwks", format!("{}: {detail}", source.source()))),
             );
         }
         checks

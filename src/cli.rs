@@ -9,6 +9,7 @@ use clap_complete::Shell;
 mod certificates;
 mod chain;
 mod chains;
+mod ciphertext;
 mod client;
 mod count;
 mod data;

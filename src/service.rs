@@ -232,6 +232,6 @@ impl KeyService {
             Err(error) => metrics.failed(operation, chain.name.as_str(), error.kind().code()),
         }
         metrics.took(operation, self.core.clock.now().since(started));
-        result
+        result.map_err(Error::counted)
     }
 }

@@ -12,6 +12,7 @@ use crate::human_units;
 use crate::id::ChainName;
 use crate::loopback::is_loopback;
 
+use super::key_source::KeySource;
 use super::keys;
 use super::permission::Allow;
 use super::san::San;
@@ -103,22 +104,15 @@ pub struct JwtConfig {
     pub jwks_token_file: Option<PathBuf>,
 }
 
-/// Where the keys of an issuer are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    File(PathBuf),
-    Url { url: Url, ca: Option<PathBuf>, token_file: Option<PathBuf> },
-}
-
 impl JwtConfig {
     /// Where its issuer's keys are.
     ///
     /// # Errors
     /// The key of the setting that is wrong, and why.
-    pub(super) fn place(&self) -> Result<Place, (&'static str, &'static str)> {
+    pub(super) fn key_source(&self) -> Result<KeySource, (&'static str, &'static str)> {
         match (&self.jwks_file, &self.jwks_url) {
             (Some(file), None) if self.jwks_ca.is_none() && self.jwks_token_file.is_none() => {
-                Ok(Place::File(file.clone()))
+                Ok(KeySource::File(file.clone()))
             }
             (Some(_), None) => Err(("jwks_file", "jwks_ca and jwks_token_file are of jwks_url")),
             (None, Some(url)) => {
@@ -127,7 +121,7 @@ impl JwtConfig {
                     "it is an https URL; plain http is for loopback addresses alone",
                 ))?;
                 let (ca, token_file) = (self.jwks_ca.clone(), self.jwks_token_file.clone());
-                Ok(Place::Url { url, ca, token_file })
+                Ok(KeySource::Url { url, ca, token_file })
             }
             _ => Err(("jwks_file", "give either jwks_file or jwks_url")),
         }
@@ -182,7 +176,7 @@ impl Config {
 
     fn check_clients(&self) -> Result<(), Wrong> {
         let (mut names, mut identities) = (BTreeSet::new(), BTreeSet::new());
-        let mut issuers = BTreeMap::<&str, Place>::new();
+        let mut issuers = BTreeMap::<&str, KeySource>::new();
         for (index, client) in self.clients.iter().enumerate() {
             let at =
                 |(key, detail): (&str, &str)| (format!("client.{index}.{key}"), detail.to_owned());
@@ -196,8 +190,9 @@ impl Config {
                 }
             }
             if let Some(jwt) = &client.jwt {
-                let place =
-                    jwt.place().map_err(|(key, detail)| at((&format!("jwt.{key}"), detail)))?;
+                let place = jwt
+                    .key_source()
+                    .map_err(|(key, detail)| at((&format!("jwt.{key}"), detail)))?;
                 let first = issuers.entry(&jwt.issuer).or_insert_with(|| place.clone());
                 if *first != place {
                     let detail = "another client's keys of this issuer are elsewhere";

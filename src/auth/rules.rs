@@ -73,12 +73,12 @@ impl Rules {
             tokens
                 .extend(settings.token_sha256.iter().map(|digest| (*digest, Arc::clone(&client))));
             let Some((jwt, place)) =
-                settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.place().ok()?)))
+                settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.key_source().ok()?)))
             else {
                 continue;
             };
             let issuer = issuers.entry(jwt.issuer.clone()).or_insert_with(|| {
-                let held = sources.iter().find(|source| *source.place() == place).cloned();
+                let held = sources.iter().find(|source| *source.source() == place).cloned();
                 let keys = held.unwrap_or_else(|| {
                     let source = Source::start(place, Arc::clone(clock));
                     sources.push(Arc::clone(&source));

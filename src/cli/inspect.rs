@@ -6,7 +6,7 @@ use kms_proxy::aead::TAG_LEN;
 use kms_proxy::envelope::{Envelope, InlineRecord, Version};
 use serde::Serialize;
 
-use super::data::to_binary;
+use super::ciphertext::to_binary;
 use super::stdio::{SizeArgs, print, read_all};
 use super::{Failure, Result};
 

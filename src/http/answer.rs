@@ -15,7 +15,7 @@ use crate::envelope::TEXT_PREFIX;
 use crate::id::{ChainName, KekId};
 use crate::service::error::{Error, Kind};
 
-use super::body::CHAIN_HEADER;
+use super::media::CHAIN_HEADER;
 
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 

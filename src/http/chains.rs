@@ -19,6 +19,7 @@ use super::answer;
 use super::body::{self, Text};
 use super::identity::Caller;
 use super::keks::KekBody;
+use super::params::path;
 use super::problem::{Problem, ProblemBody};
 
 /// Items of a page when no limit is given, and at most.
@@ -147,9 +148,8 @@ pub(super) async fn list(
     caller: Caller,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Read, error);
-    let query = page(query).map_err(refuse)?;
-    let limit = query.limit().map_err(refuse)?;
+    let query = page(query)?;
+    let limit = query.limit()?;
     let (service, visible) = app.access.enter_to_list(&caller)?;
     let page = service.chains_that(visible, query.after.as_deref(), limit).await?;
     Ok(answer::json(&ChainsBody {
@@ -170,13 +170,12 @@ pub(super) async fn read(
     name: Result<Path<String>, PathRejection>,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Read, error);
-    let name = path(name).map_err(refuse)?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Read, Some(&name))?;
-    let query = page(query).map_err(refuse)?;
-    let limit = query.limit().map_err(refuse)?;
+    let query = page(query)?;
+    let limit = query.limit()?;
     let after = query.after.as_deref().map(str::parse::<KekId>).transpose();
-    let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
+    let after = after.map_err(|error| body::invalid(format!("after: {error}")))?;
     let (chain, page) = service.chain_with_keks(&name, after, limit).await?;
     Ok(answer::json(&ChainWithKeksBody {
         chain: chain.into(),
@@ -200,14 +199,13 @@ pub(super) async fn put(
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Manage, error);
-    let name = path(name).map_err(refuse)?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Manage, Some(&name))?;
-    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let settings: ChainSettingsBody<'_> = body::parse(&body).map_err(refuse)?;
+    let body = body::read_json(request, app.body()).await?;
+    let settings: ChainSettingsBody<'_> = body::parse(&body)?;
     let suite = settings.suite.map(|suite| suite.as_str().parse::<Suite>()).transpose();
     let settings = ChainSettings {
-        suite: suite.map_err(|error| refuse(body::invalid(error.to_string())))?,
+        suite: suite.map_err(|error| body::invalid(error.to_string()))?,
         rotate_after_uses: settings.rotate_after_uses,
         max_uses: settings.max_uses,
         rotate_after_age: settings.rotate_after_age,
@@ -228,15 +226,10 @@ pub(super) async fn delete(
     caller: Caller,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let name = path(name).map_err(|error| app.access.refuse(Operation::Manage, error))?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Manage, Some(&name))?;
     service.delete_chain(&name).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// What stands in the path.
-pub(super) fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Error> {
-    path.map(|Path(parts)| parts).map_err(|_| body::invalid("the path is not UTF-8"))
 }
 
 fn page(query: Result<Query<PageQuery>, QueryRejection>) -> Result<PageQuery, Error> {

@@ -27,7 +27,7 @@ use crate::tls::peer::Peer;
 use super::activity::{Activity, Over, UnderWay};
 use super::budget::Held;
 use super::gate::{Gate, NoRoom, size};
-use super::heads::{Counted, FREE};
+use super::heads::{Counted, FREE, MAX_HEAD};
 
 /// How long an idle connection may take to end when it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,9 +36,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 const REST: usize = 16 << 20;
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
-/// takes 100 headers at most. It is also the largest piece that is read from the socket at once.
-pub(super) const MAX_HEAD: usize = 128 << 10;
 /// Requests at once on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 /// What a client may send in a stream, and in all of a connection, before we have read it.

@@ -19,7 +19,7 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::uri::Authority;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Version};
 use http_body::Body;
 use prometheus::IntGauge;
 use tokio::sync::Semaphore;
@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use crate::auth::{Auth, Client, Refusal};
 use crate::id::hex;
 use crate::loopback::is_loopback_authority;
-use crate::metrics::{Counted, Metrics};
+use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
 
 use super::budget::{Budget, Held};
@@ -149,6 +149,7 @@ impl Gate {
         let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
+        let operation = operation(request.method(), request.uri().path());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
@@ -175,6 +176,11 @@ impl Gate {
         }
         let mut response = answered.unwrap_or_else(|error| failed(&error, &id));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
+            if let Some(operation) = operation
+                && !error.is_counted()
+            {
+                shared.metrics.failed(operation, "", error.kind().code());
+            }
             response = failed_in_router(&error, &id, response.headers());
         }
         if let Some((started, method, uri)) = started {
@@ -214,6 +220,21 @@ fn is_framed(headers: &HeaderMap) -> bool {
         (Some(one), None) => one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
         _ => false,
     }
+}
+
+/// What a failure of a call counts as.
+fn operation(method: &Method, path: &str) -> Option<Operation> {
+    let call = path.strip_prefix("/v1/")?;
+    Some(match call.strip_prefix("batch/").unwrap_or(call) {
+        "encrypt" => Operation::Encrypt,
+        "decrypt" => Operation::Decrypt,
+        "rewrap" => Operation::Rewrap,
+        "datakey" => Operation::Datakey,
+        "rotate" => Operation::Rotate,
+        call if !call.starts_with("chains") => return None,
+        _ if method == Method::GET => Operation::Read,
+        _ => Operation::Manage,
+    })
 }
 
 /// The bytes of a head: its path and its headers.

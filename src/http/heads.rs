@@ -14,8 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::activity::Activity;
 use super::budget::{Budget, Held};
-use super::connection::MAX_HEAD;
 
+/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
+/// takes 100 headers at most. It is also the largest piece that is read from the socket at once.
+pub(super) const MAX_HEAD: usize = 128 << 10;
 /// Bytes of a head that are not counted: hyper's first buffer, which every connection has.
 pub(super) const FREE: usize = 8 << 10;
 

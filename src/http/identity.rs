@@ -151,7 +151,7 @@ impl Access {
     ) -> Result<&Arc<KeyService>, Error> {
         if let Caller::Client(client) = caller {
             let checked = client.check(operation, chain.unwrap_or(DEFAULT_CHAIN));
-            checked.map_err(|error| self.refuse(operation, error))?;
+            checked?;
         }
         Ok(&self.service)
     }
@@ -168,7 +168,7 @@ impl Access {
             }
             Caller::Client(client) => {
                 let detail = format!("the client {} may not read any chain", client.name());
-                return Err(self.refuse(Operation::Read, Error::new(Kind::Forbidden, detail)));
+                return Err(Error::new(Kind::Forbidden, detail));
             }
         };
         let visible = move |name: &ChainName| {
@@ -205,10 +205,11 @@ impl Access {
         readiness
     }
 
-    /// Counts a request that did not come to the service.
-    pub(super) fn refuse(&self, operation: Operation, error: Error) -> Error {
-        self.service.metrics().failed(operation, "", error.kind().code());
-        error
+    /// Counts a failure, unless the service has counted it.
+    pub(super) fn count(&self, operation: Operation, error: &Error) {
+        if !error.is_counted() {
+            self.service.metrics().failed(operation, "", error.kind().code());
+        }
     }
 
     /// Who called, by what the gate has put into the request. Without it nobody did: what goes

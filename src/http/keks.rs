@@ -17,8 +17,8 @@ use crate::timestamp::rfc3339;
 use super::App;
 use super::answer;
 use super::body;
-use super::chains::path;
 use super::identity::Caller;
+use super::params::path;
 use super::problem::{Problem, ProblemBody};
 
 /// A KEK.
@@ -164,7 +164,7 @@ pub(super) async fn destroy(
     let said = kek.body::<Confirmation>(&app, request).await?;
     if said.confirm != kek.id.to_string() {
         let error = body::invalid("confirm must be the id of the KEK");
-        return Err(app.access.refuse(Operation::Manage, error).into());
+        return Err(error.into());
     }
     kek.change(if said.force { Change::ForceDestroy } else { Change::Destroy }).await
 }
@@ -210,7 +210,7 @@ pub(super) async fn missing(
     caller: Caller,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let name = path(name).map_err(|error| app.access.refuse(Operation::Read, error))?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Read, Some(&name))?;
     let missing = service.missing_keks(&name).await?;
     let items = missing.into_iter().map(|kek| MissingKekBody {
@@ -235,10 +235,9 @@ impl<'a> Named<'a> {
         caller: &Caller,
         found: Result<Path<KekPath>, PathRejection>,
     ) -> Result<Self, Error> {
-        let refuse = |error| app.access.refuse(Operation::Manage, error);
-        let KekPath { name: chain, id } = path(found).map_err(refuse)?;
+        let KekPath { name: chain, id } = path(found)?;
         let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
-        let id = id.parse().map_err(|error| refuse(body::invalid(format!("{error}"))))?;
+        let id = id.parse().map_err(|error| body::invalid(format!("{error}")))?;
         Ok(Self { service, chain, id })
     }
 
@@ -248,9 +247,8 @@ impl<'a> Named<'a> {
         app: &App,
         request: Request,
     ) -> Result<T, Error> {
-        let refuse = |error| app.access.refuse(Operation::Manage, error);
-        let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-        body::parse(&body).map_err(refuse)
+        let body = body::read_json(request, app.body()).await?;
+        body::parse(&body)
     }
 
     async fn change(&self, change: Change) -> Result<Response, Problem> {

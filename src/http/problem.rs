@@ -8,6 +8,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICA
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
 use crate::service::error::{Error, Kind};
 
@@ -45,7 +46,7 @@ pub(super) struct ProblemBody<'a> {
     #[schema(example = 400)]
     status: u16,
     /// The stable code of the error.
-    #[schema(schema_with = super::docs::error_code)]
+    #[schema(schema_with = error_code)]
     code: &'static str,
     /// A sentence for whoever made the request.
     #[schema(example = "the ciphertext is malformed or was not made with this chain and AAD")]
@@ -53,6 +54,17 @@ pub(super) struct ProblemBody<'a> {
     /// The request's id, as in the header `x-request-id` and in the log.
     #[schema(example = "5f0c2a9e1b7d4c38")]
     request_id: &'a str,
+}
+
+/// The stable codes as a schema.
+pub(super) fn error_code() -> Schema {
+    let codes = Kind::ALL.map(Kind::code);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The stable code of the error."))
+        .examples([Kind::InvalidCiphertext.code()])
+        .enum_values(Some(codes))
+        .into()
 }
 
 /// Writes `error` as the whole answer to the request `request_id`. `allow` is kept from the router.

@@ -16,8 +16,8 @@ use crate::service::{RootChange, RootProgress};
 use super::App;
 use super::answer;
 use super::body;
-use super::chains::path;
 use super::identity::Caller;
+use super::params::path;
 use super::problem::{Problem, ProblemBody};
 
 /// KEKs of a page when no limit is given, and at most.
@@ -132,20 +132,19 @@ async fn change(
     request: Request,
     change: RootChange,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Manage, error);
-    let RootPath { name: chain, root } = path(found).map_err(refuse)?;
+    let RootPath { name: chain, root } = path(found)?;
     let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
     // Roots are named as chains are.
     if ChainName::new(&root).is_err() {
-        return Err(refuse(body::invalid("no root can have this name")).into());
+        return Err(body::invalid("no root can have this name").into());
     }
-    let bytes = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let RequestBody { after, limit } = body::parse(&bytes).map_err(refuse)?;
+    let bytes = body::read_json(request, app.body()).await?;
+    let RequestBody { after, limit } = body::parse(&bytes)?;
     let after = after.map(|id| id.parse::<KekId>()).transpose();
-    let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
+    let after = after.map_err(|error| body::invalid(format!("after: {error}")))?;
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(refuse(body::invalid(format!("limit is 1 to {MAX_LIMIT}"))).into());
+        return Err(body::invalid(format!("limit is 1 to {MAX_LIMIT}")).into());
     }
     let progress = service.change_root(&chain, &root, change, after, limit).await?;
     Ok(answer::json(&ProgressBody::from(progress))?)

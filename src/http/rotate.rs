@@ -63,15 +63,14 @@ pub(super) async fn rotate(
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Rotate, error);
-    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
+    let body = body::read_json(request, app.body()).await?;
+    let request: RotateRequest<'_> = body::parse(&body)?;
     let chain = request.chain.as_ref().map(Text::as_str);
     let service = app.access.enter(&caller, Operation::Rotate, chain)?;
     let (rotated, key_id) = match (request.force, request.new_key_id) {
         (true, true) => {
             let error = body::invalid("force and new_key_id can't be given together");
-            return Err(refuse(error).into());
+            return Err(error.into());
         }
         (true, false) => {
             let service = app.access.enter(&caller, Operation::Manage, chain)?;

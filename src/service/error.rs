@@ -124,6 +124,8 @@ pub struct Error {
     /// For operators alone: in the log and in readiness, never in a response.
     advice: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
+    /// The metrics have it.
+    is_counted: bool,
 }
 
 impl Error {
@@ -131,7 +133,7 @@ impl Error {
     /// second.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = kind.retryable().then_some(Duration::from_secs(1));
-        Self { kind, detail: detail.into(), advice: None, retry_after }
+        Self { kind, detail: detail.into(), advice: None, retry_after, is_counted: false }
     }
 
     /// The same with a sentence that only operators read.
@@ -166,6 +168,19 @@ impl Error {
     pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "a call failed because of an internal error");
         Self::new(Kind::Internal, "the service failed; its log says why")
+    }
+
+    /// The metrics of operations have this failure.
+    pub(super) fn counted(mut self) -> Self {
+        self.is_counted = true;
+        self
+    }
+
+    /// Whether the metrics of operations have this failure. Whoever answers a call counts a
+    /// failure from before it reached the service.
+    #[must_use]
+    pub const fn is_counted(&self) -> bool {
+        self.is_counted
     }
 
     /// Which kind of failure.

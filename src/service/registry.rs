@@ -52,10 +52,13 @@ impl KeyService {
         }
         // Boxed: it is rare, and must not make the future of every request larger.
         let found = Box::pin(self.look_up(name)).await;
-        if let Err(error) = &found {
-            self.core.metrics.failed(operation, "", error.kind().code());
-        }
-        found
+        found.map_err(|error| self.count(operation, "", error))
+    }
+
+    /// Counts a failure.
+    pub(super) fn count(&self, operation: Operation, chain: &str, error: Error) -> Error {
+        self.core.metrics.failed(operation, chain, error.kind().code());
+        error.counted()
     }
 
     /// Looks for a chain that may have been made elsewhere a moment ago.

@@ -77,8 +77,7 @@ impl KeyService {
     pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
         let chain = self.find(Operation::Rotate, chain).await?;
         if let Err(error) = self.check_named(&chain).await {
-            self.core.metrics.failed(Operation::Rotate, chain.name.as_str(), error.kind().code());
-            return Err(error);
+            return Err(self.count(Operation::Rotate, chain.name.as_str(), error));
         }
         let rotated = self.rotate(Some(chain.name.as_str())).await?;
         let core = Arc::clone(&self.core);
