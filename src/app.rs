@@ -66,7 +66,7 @@ pub async fn run(config: Config, load: Load) -> anyhow::Result<()> {
                 signal = name,
                 "finishing what is in flight; a second SIGINT ends the process immediately"
             );
-            // Whoever sends requests here is told first, and gets time to hear it.
+            // Load balancers first see /readyz fail, and get time to react.
             service.drain();
             notify::stopping();
             let mut insisted = pin!(signals.second_interrupt(name, &reload));
@@ -108,15 +108,15 @@ fn warn_of_exposure(config: &Config) {
         tracing::warn!(
             %listen,
             auth = config.auth.mode.as_str(),
-            "server.insecure = true: without auth whoever reaches this address can decrypt, \
-             and without TLS whoever sees the traffic reads the plaintexts and the tokens"
+            "server.insecure = true: without auth anyone who reaches this address can \
+             decrypt, and without TLS anyone who sees the traffic reads the plaintexts and the tokens"
         );
     }
     if let Some(listen) = config.server.admin_listen.filter(|address| !address.ip().is_loopback()) {
         tracing::warn!(
             %listen,
-            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of chains, roots \
-             and clients, and counts"
+            "server.admin_listen is plain HTTP: anyone who reaches it can read the names of \
+                chains, roots and clients, and counts"
         );
     }
 }
@@ -126,7 +126,8 @@ fn warn_of_open_chain(config: &Config) {
     if let (Some(kubernetes), auth::Mode::None) = (&config.kubernetes, config.auth.mode) {
         tracing::warn!(
             chain = %kubernetes.chain,
-            "auth.mode is none: whoever reaches server.listen can decrypt what kube-apiserver encrypts"
+            "auth.mode = none: anyone who reaches server.listen can decrypt what kube-apiserver \
+             encrypts"
         );
     }
 }
@@ -136,13 +137,13 @@ fn warn_of_lone_key(config: &Config) {
     let is_local = |root: &root::Config| matches!(root, root::Config::Local(_));
     if matches!(config.store, store::Config::Inline(_)) && config.roots.iter().all(is_local) {
         tracing::warn!(
-            "store.kind is inline and every root is a key file of this machine: every other process \
-             needs the same file, and once it is lost nothing that was encrypted opens"
+            "store.kind is inline and every root is a key file of this machine: every other \
+                process needs the same file, and once it is lost nothing that was encrypted opens"
         );
     }
 }
 
-/// The signals that the process hears.
+/// The signals that the process receives.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

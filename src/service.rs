@@ -1,10 +1,10 @@
-//! [`KeyService`]: the one door to the key chains, for HTTP, Kubernetes and the command line.
+//! [`KeyService`]: all access to the key chains, for HTTP, Kubernetes and the command line.
 //!
-//! It joins key chains in memory, the store and the roots, and keeps the promises of both: a
-//! change is stored before it is used. It knows no HTTP and no gRPC.
+//! It combines the key chains in memory with the store and the roots. A change is stored before it
+//! is used. It knows no HTTP and no gRPC.
 //!
-//! Encrypting is synchronous in all but name: it takes a reserved use from the chain's snapshot.
-//! Only an empty budget waits. Decrypting waits only for a KEK that is not in memory.
+//! Encrypting takes a reserved use from the chain's snapshot and waits only if no use is left.
+//! Decrypting waits only for a KEK that is not in memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -68,17 +68,17 @@ use keyring::Trust;
 use limits::lookup_quota;
 use rotation::rotator;
 
-/// The chain that always exists, and that calls without a chain mean.
+/// The chain that always exists. Calls that name no chain use it.
 pub const DEFAULT_CHAIN: &str = "default";
 
-/// A KEK is disabled for at least 2 minutes before it is destroyed: reserved uses are void after
-/// one, so no envelope is born under a destroyed KEK.
+/// A KEK must be disabled for at least 2 minutes before it can be destroyed. Reserved uses expire
+/// after one minute, so no envelope is created under a destroyed KEK.
 pub const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
 
 /// Settings of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Chains to make at start, besides `default`.
+    /// Chains to create at start, besides `default`.
     pub names: Vec<ChainName>,
     /// The suite of new chains.
     pub suite: Suite,
@@ -87,23 +87,23 @@ pub struct Config {
     /// How long a KEK must be disabled before it can be destroyed: 24 h, and never less than
     /// [`MIN_DESTROY_DELAY`].
     pub destroy_delay: Duration,
-    /// Chains at most; those beyond are not made.
+    /// The maximum number of chains; creating more is refused.
     pub max_chains: usize,
-    /// How long a request waits for an empty budget to be filled: `server.request_timeout`.
+    /// How long a request waits for uses when none are left: `server.request_timeout`.
     pub wait: Duration,
-    /// How many requests may wait so at once.
+    /// How many requests may wait for uses concurrently.
     pub max_waiting: usize,
-    /// DEKs in the cache; 0 switches it off.
+    /// The maximum number of DEKs in the cache; 0 disables it.
     pub dek_entries: usize,
     /// How long a DEK stays in the cache.
     pub dek_max_age: Duration,
-    /// Retired KEKs in memory.
+    /// The maximum number of retired KEKs in memory.
     pub keks: usize,
-    /// How often the roots of a KEK in memory are asked whether they still open it: 24 h. Where they
-    /// are away it is used for `offline_grace` longer.
+    /// How often the roots of a KEK in memory must unwrap it again: 24 h. While they are
+    /// unavailable, the KEK is used for `offline_grace` longer.
     pub kek_max_age: Duration,
-    /// How long decrypts go on while the store is away where others can write to it: 24 h. What
-    /// they disable meanwhile is not known here.
+    /// How long decrypts continue while a shared store is unavailable: 24 h. During that time this
+    /// process does not learn which KEKs others disable.
     pub offline_grace: Duration,
 }
 
@@ -126,7 +126,7 @@ impl Default for Config {
     }
 }
 
-/// The one door.
+/// A running service; see the [module](self).
 pub struct KeyService {
     core: Arc<Core>,
     chains: ArcSwap<HashMap<ChainName, Arc<Chain>>>,
@@ -134,22 +134,23 @@ pub struct KeyService {
     damaged: Mutex<HashMap<ChainName, String>>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     draining: AtomicBool,
-    /// The checks of parts beside the service.
+    /// Checks of components outside the service.
     reports: Mutex<Vec<Check>>,
 }
 
 impl KeyService {
-    /// Makes a new primary KEK now. A root must open a KEK that the chain has, if it has one.
+    /// Creates a new primary KEK. If the chain has KEKs, a root must unwrap one of them first.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
+    /// [`Kind::UnknownChain`], [`Kind::Overloaded`] if one is in progress or there were too many,
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
     pub(crate) async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Proven).await
     }
 
-    /// The same by any root that answers, whatever the chain's older KEKs are: for an operator whose
-    /// root key is lost for good. Other replicas encrypt again only if their roots open the new KEK.
+    /// As [`rotate`](Self::rotate), but by any root that answers, even if it unwraps none of the
+    /// chain's KEKs: for an operator whose root key is permanently lost. Other replicas encrypt again
+    /// only if their roots unwrap the new KEK.
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
@@ -164,7 +165,7 @@ impl KeyService {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
             async move { rotator::rotate_by_hand(&core, &chain, trust).await }
         };
-        // Each costs a call of every root, and the KEK stays in the store.
+        // Each rotation calls every root, and its KEK stays in the store.
         let result = match lookup_quota::charge(started) {
             Ok(()) => tasks::run_to_end(work).await,
             Err(error) => Err(error),
@@ -178,8 +179,9 @@ impl KeyService {
         &self.core.metrics
     }
 
-    /// The KEKs of `chain` that callers asked this process for and that can't be used, the longest
-    /// missed first: ids that the chain does not have, and KEKs that no root opens.
+    /// The KEKs of `chain` that callers requested from this process and that can't be used: ids that
+    /// the chain does not have, and KEKs that no root unwraps. The one that was missed first comes
+    /// first.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
@@ -190,14 +192,14 @@ impl KeyService {
         self.finish(Operation::Read, &chain, started, missing)
     }
 
-    /// Sets the check of a part beside the service, such as a listener. Readiness shows it.
+    /// Sets the check of a component outside the service, such as a listener. Readiness shows it.
     pub fn report(&self, check: Check) {
         let mut reports = self.reports.lock();
         reports.retain(|other| other.name != check.name);
         reports.push(check);
     }
 
-    /// From now on [`readiness`](Self::readiness) is down; requests are still answered.
+    /// Makes [`readiness`](Self::readiness) report `Down`; requests are still served.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
@@ -213,12 +215,12 @@ impl KeyService {
         self.core.stopping.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
-            // A task that panicked has said so already.
+            // The panic of a task is logged already.
             let _ = task.await;
         }
     }
 
-    /// Counts how a call on `chain` ended.
+    /// Counts the outcome of a call on `chain`.
     fn finish<T>(
         &self,
         operation: Operation,

@@ -1,4 +1,4 @@
-//! What systemd is told of a service with `Type=notify`: when it is ready and when it stops.
+//! Notifications to systemd for a service with `Type=notify`: ready and stopping.
 //! Without the variable `NOTIFY_SOCKET`, which systemd sets, nothing is sent.
 
 use sd_notify::NotifyState;

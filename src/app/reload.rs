@@ -27,7 +27,7 @@ pub(super) struct Reload {
 impl Reload {
     /// Reloads now and then, and when `told` to, until its sender is gone.
     pub(super) async fn follow(self, mut told: watch::Receiver<()>) {
-        // What needs a restart is told of once.
+        // A change that needs a restart is logged once.
         let mut known = self.started.clone();
         loop {
             let told = tokio::select! {

@@ -31,7 +31,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Whoever reaches the service may do everything.
+    /// Anyone who reaches the service may do everything.
     #[default]
     None,
     /// Only the clients that are configured are served.
@@ -66,7 +66,7 @@ pub struct ClientConfig {
     pub jwt: Option<JwtConfig>,
     /// What it may do.
     pub allow: Vec<Allow>,
-    /// How many of its requests may be in flight at once.
+    /// How many of its requests may be in flight concurrently.
     #[serde(default)]
     pub max_in_flight: Option<usize>,
     /// How many KEKs and chains that are not in memory may be looked up for it in a minute.
@@ -128,7 +128,7 @@ impl JwtConfig {
     }
 }
 
-/// Whoever can change what this address answers is every client of the issuer.
+/// Anyone who controls the response of this address can act as every client of the issuer.
 fn is_safe(url: &Url) -> bool {
     let loopback = url.host_str().is_some_and(is_loopback);
     let plain = (url.username(), url.password()) == ("", None);
@@ -157,8 +157,8 @@ impl Config {
         }
     }
 
-    /// Reads the files that it names. The service starts without them, and serves their clients when
-    /// they come.
+    /// Reads the files that it names. The service starts without them, and serves their clients
+    /// when they come.
     ///
     /// # Errors
     /// [`Wrong`] for the first that can't be read or has no key.

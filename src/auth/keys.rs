@@ -32,7 +32,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(15);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tokens that name unknown keys cause no more than one look in this time.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
-/// Tokens that wait for a look at once.
+/// Tokens that wait for the keys to be read, concurrently.
 const WAITING: usize = 64;
 /// The longest JWKS in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -59,7 +59,8 @@ struct Shared {
     ask: Notify,
     /// How many looks have ended.
     looks: watch::Sender<u64>,
-    /// KeySources for those that wait for one: whoever they are, they hold their requests meanwhile.
+    /// Limits the callers that wait for a read: not yet recognised, they hold their requests
+    /// meanwhile.
     waiting: Semaphore,
 }
 
@@ -90,7 +91,8 @@ impl Source {
 
     /// The keys, and which generation of them.
     pub(super) fn keys(&self) -> (Guard<Arc<KeySet>>, u64) {
-        // In this order: at worst new keys come with an old number, and what they verify is not kept.
+        // In this order: at worst new keys come with an old number, and what they verify is not
+        // kept.
         let generation = self.generation();
         (self.shared.keys.load(), generation)
     }
@@ -136,7 +138,7 @@ impl Drop for Source {
     }
 }
 
-/// Looks at the keys now and then, for ever.
+/// Reads the keys at intervals, until the source is dropped.
 async fn keep(shared: Arc<Shared>) {
     let mut seen = Zeroizing::new(Vec::new());
     loop {
@@ -167,7 +169,8 @@ impl Shared {
     fn take(&self, bytes: &[u8]) {
         match KeySet::parse(bytes) {
             Ok(keys) => {
-                tracing::info!(from = %self.source, keys = keys.len(), "the keys of an issuer were read");
+                tracing::info!(from = %self.source, keys = keys.len(), "the keys of an issuer \
+                    were read");
                 self.name_skipped(&keys);
                 self.keys.store(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
@@ -189,7 +192,8 @@ impl Shared {
     fn failed(&self, detail: String) {
         if self.trouble.load().as_deref() != Some(&detail) {
             let held = self.keys.load().len();
-            tracing::error!(from = %self.source, detail, held, "the keys of an issuer can't be read; those that are held stay");
+            tracing::error!(from = %self.source, detail, held, "the keys of an issuer can't be \
+                read; those that are held stay");
             self.trouble.store(Arc::new(Some(detail)));
         }
     }
@@ -209,7 +213,7 @@ pub(super) fn in_file(path: &Path) -> Result<KeySet, String> {
     KeySet::parse(&bounded(path)?)
 }
 
-/// A whole file that is not too long. One that is none, such as a pipe, could keep us waiting for ever.
+/// A whole regular file of limited length. A pipe in its place could block the reader.
 fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if !found.is_file() {
@@ -219,7 +223,7 @@ fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     if bytes.len() > MAX_BYTES { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// Fetches a JWKS. The client is made anew: authority and token are files that are rotated.
+/// Fetches a JWKS. Each fetch makes a client: authority and token are files that are rotated.
 async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<u8>, String> {
     let plain = url.scheme() == "http";
     let mut http = reqwest::Client::builder()

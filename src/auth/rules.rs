@@ -21,7 +21,8 @@ use super::token::{ByDigest, Digest};
 
 /// JWTs that are remembered.
 const VERIFIED: usize = 10_000;
-/// How long one is, in seconds, if it does not expire before: verifying costs a quarter of a request.
+/// How long one is, in seconds, if it does not expire before: verifying costs a quarter of a
+/// request.
 const VERIFIED_FOR: u64 = 60;
 /// The longest token in bytes.
 const MAX_TOKEN: usize = 16 << 10;
@@ -49,7 +50,7 @@ struct Verified {
     client: Arc<Client>,
     /// In seconds since 1970.
     until: u64,
-    /// The keys that verified it: when they change it is verified anew.
+    /// The keys that verified it: when they change it is verified again.
     keys: Arc<Source>,
     generation: u64,
 }
@@ -117,7 +118,8 @@ impl Rules {
         }
     }
 
-    /// The client that has a token. If newer keys could change a refusal, their source comes with it.
+    /// The client that has a token. If newer keys could change a refusal, their source comes with
+    /// it.
     pub(super) fn by_token(
         &self,
         token: &str,

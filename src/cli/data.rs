@@ -30,7 +30,7 @@ impl AadArgs {
     }
 }
 
-/// Bytes, as an argument: a type of its own, since clap takes a `Vec` for many arguments.
+/// Bytes, as an argument: a dedicated type, since clap takes a `Vec` for many arguments.
 #[derive(Clone)]
 struct Aad(Vec<u8>);
 
@@ -81,7 +81,7 @@ Reads an envelope, or a header alone, as text (kp:...) or binary. Only the heade
 payload is put behind the new header here, and is not verified. What is under the primary KEK \
 already comes out as it was.
 
-With --lines, each line of stdin is an envelope as text. A line that fails is told on stderr with \
+With --lines, each line of stdin is an envelope as text. A line that fails is reported on stderr with \
 its number, stays in its place in the output as it was, and makes the exit code 1: the output can \
 always replace the input. Empty lines and the ends of lines stay as they are.
 
@@ -97,7 +97,7 @@ pub(super) struct RewrapArgs {
     /// Take one envelope a line
     #[arg(long, conflicts_with = "raw")]
     lines: bool,
-    /// Let the KEK travel along, wrapped: the new header is of version 2 and needs no store
+    /// Embed the wrapped KEK: the new header is of version 2 and needs no store
     #[arg(long)]
     inline: bool,
     /// Write the binary envelope instead of its text form

@@ -263,7 +263,7 @@ mod tests {
                 assert_eq!(done.ciphertext, "kp:AQ==");
                 assert_eq!(error.to_string(), "unknown_kek: no such KEK");
             }
-            _ => panic!("not told apart"),
+            _ => panic!("not distinguished"),
         }
     }
 }

@@ -97,14 +97,16 @@ pub(super) struct ItemError {
     /// The stable code of the error.
     #[schema(schema_with = super::problem::error_code)]
     code: &'static str,
-    /// A sentence for whoever made the request.
+    /// A sentence for the caller.
     #[schema(example = "plaintext is not base64")]
     detail: String,
 }
 
 /// Encrypts many plaintexts.
-#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data", request_body = EncryptBatch,
-    responses((status = 200, description = "What became of each item.", body = EncryptResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data",
+    request_body = EncryptBatch,
+    responses((status = 200, description = "What became of each item.", body = EncryptResults),
+        ProblemBody))]
 pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -115,8 +117,10 @@ pub(super) async fn encrypt(
 }
 
 /// Decrypts many envelopes.
-#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data", request_body = DecryptBatch,
-    responses((status = 200, description = "What became of each item.", body = DecryptResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data",
+    request_body = DecryptBatch,
+    responses((status = 200, description = "What became of each item.", body = DecryptResults),
+        ProblemBody))]
 pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -127,8 +131,10 @@ pub(super) async fn decrypt(
 }
 
 /// Moves many envelopes, or headers alone, to the primary KEK.
-#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data", request_body = RewrapBatch,
-    responses((status = 200, description = "What became of each item.", body = RewrapResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data",
+    request_body = RewrapBatch,
+    responses((status = 200, description = "What became of each item.", body = RewrapResults),
+        ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -148,7 +154,7 @@ async fn run<'a, C: DataCall + Deserialize<'a>>(
         return Err(body::invalid(format!("items: there must be 1 to {MAX_ITEMS} of them")).into());
     }
     let chain = batch.chain.as_ref().map(Text::as_str);
-    // No item names a chain of its own, so all are allowed or none is.
+    // No item names another chain, so all are allowed or none is.
     let service = app.access.enter(caller, C::OPERATION, chain)?;
     let mut out = Vec::new();
     // Many batches grow side by side, long before one is sent.

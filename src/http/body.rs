@@ -150,7 +150,7 @@ fn explain(error: &serde_json::Error, path: &str, body: &[u8]) -> String {
         Some((name, rest)) => (name, format!("unknown field `{}{rest}", shown(name))),
         None => known_field(text),
     };
-    // The path ends in the field that is told of anyway.
+    // The path ends in the field that the message names anyway.
     let path = path.strip_suffix(field).unwrap_or(path).trim_matches('.');
     if path.is_empty() {
         format!("{said} ({at})")

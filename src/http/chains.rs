@@ -127,7 +127,8 @@ pub(super) struct ChainWithKeksBody {
 pub(super) struct ChainSettingsBody<'a> {
     /// The suite of its KEKs; it can't be changed later.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^aes-(128|256)-gcm$", example = "aes-128-gcm", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^aes-(128|256)-gcm$", example = "aes-128-gcm",
+        required = false)]
     suite: Option<Text<'a>>,
     /// Uses of a KEK that start a rotation.
     #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 2_097_152, required = false)]
@@ -141,7 +142,8 @@ pub(super) struct ChainSettingsBody<'a> {
 }
 
 /// Lists the key chains.
-#[utoipa::path(get, path = "/v1/chains", operation_id = "list_chains", tag = "keys", params(PageQuery),
+#[utoipa::path(get, path = "/v1/chains", operation_id = "list_chains", tag = "keys",
+    params(PageQuery),
     responses((status = 200, description = "A part of the list.", body = ChainsBody), ProblemBody))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -160,9 +162,12 @@ pub(super) async fn list(
 
 /// Tells of one key chain and its KEKs.
 #[utoipa::path(get, path = "/v1/chains/{name}", operation_id = "read_chain", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."),
-        ("after" = Option<String>, Query, pattern = "^[0-9a-f]{32}$", description = "The `next` of the part before."),
-        ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "KEKs at most; 100 when it is left out.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name."),
+        ("after" = Option<String>, Query, pattern = "^[0-9a-f]{32}$",
+            description = "The `next` of the part before."),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000,
+            description = "KEKs at most; 100 when it is left out.")),
     responses((status = 200, description = "The chain.", body = ChainWithKeksBody), ProblemBody))]
 pub(super) async fn read(
     State(app): State<Arc<App>>,
@@ -186,7 +191,8 @@ pub(super) async fn read(
 
 /// Makes a key chain, or changes the limits of one.
 #[utoipa::path(put, path = "/v1/chains/{name}", operation_id = "put_chain", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name.")),
     request_body = ChainSettingsBody,
     responses(
         (status = 200, description = "It was there; its limits are as asked.", body = ChainBody),
@@ -219,7 +225,8 @@ pub(super) async fn put(
 ///
 /// `default` and the chains that the configuration names stay.
 #[utoipa::path(delete, path = "/v1/chains/{name}", operation_id = "delete_chain", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name.")),
     responses((status = 204, description = "It is deleted."), ProblemBody))]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,

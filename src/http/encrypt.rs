@@ -33,7 +33,8 @@ pub(super) struct EncryptRequest<'a> {
     aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -59,7 +60,8 @@ pub(super) struct EncryptResponse {
 #[utoipa::path(post, path = "/v1/encrypt", tag = "data",
     params(
         ("kms-proxy-chain" = Option<String>, Header, description = "The key chain of a raw body."),
-        ("kms-proxy-aad" = Option<String>, Header, description = "The AAD of a raw body, in base64."),
+        ("kms-proxy-aad" = Option<String>, Header,
+            description = "The AAD of a raw body, in base64."),
     ),
     request_body(content(
         (EncryptRequest = "application/json"), (Octets = "application/octet-stream"))),

@@ -1,5 +1,5 @@
-//! What every request passes, in one step: its id, the checks against web pages, who it is from, its
-//! deadline, a guard against panics, and its line in the log.
+//! What every request passes, in one step: its id, the checks against web pages, who it is from,
+//! its deadline, a guard against panics, and its line in the log.
 //!
 //! One step, since a stack of layers costs more than the cryptography. Body limits are the
 //! handlers', which know what they read; metrics are the service's.
@@ -41,8 +41,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 64;
 /// The largest answer of HTTP/1.1 that is not counted: a socket's buffer holds it.
 const SMALL_ANSWER: u64 = 16 << 10;
-/// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what a
-/// request's head may take before it counts: there are many at once on a connection.
+/// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what
+/// a request's head may take before it counts: a connection has many of them concurrently.
 const STREAM: usize = 4 << 10;
 
 /// There is no room even to say so: the request is not answered, and HTTP/2 resets its stream.
@@ -68,7 +68,7 @@ struct Shared {
     loopback: bool,
     /// What the `Origin` of a page of our own starts with.
     scheme: &'static str,
-    /// How many requests may wait for something at once.
+    /// Limits the requests that wait for something concurrently.
     waiting: Semaphore,
     budget: Budget,
     metrics: Arc<Metrics>,
@@ -377,8 +377,8 @@ fn is_simple_probe(request: &Request) -> bool {
         && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
 }
 
-/// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among those
-/// that wait is taken, when the call first waits: most never do.
+/// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among
+/// those that wait is taken, when the call first waits: most never do.
 async fn guarded(call: impl Future<Output = Response>, shared: &Shared) -> Result<Response, Error> {
     let mut call = pin!(call);
     let mut place = None;

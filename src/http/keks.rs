@@ -114,7 +114,8 @@ pub(super) struct KekPath {
 /// Disables a retired KEK: nothing decrypts under it until it is enabled again.
 ///
 /// In a chain that a Kubernetes cluster encrypts with it takes `force`.
-#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek", tag = "keys",
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek",
+    tag = "keys",
     params(KekPath),
     request_body = Disabling,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
@@ -130,7 +131,8 @@ pub(super) async fn disable(
 }
 
 /// Enables a disabled KEK again.
-#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek", tag = "keys",
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek",
+    tag = "keys",
     params(KekPath),
     request_body = Nothing,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
@@ -145,12 +147,13 @@ pub(super) async fn enable(
     kek.change(Change::Enable).await
 }
 
-/// Destroys a KEK for ever, with everything that was encrypted under it.
+/// Destroys a KEK permanently, with everything that was encrypted under it.
 ///
-/// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts with
-/// it takes `force`. Old copies of the store still hold its wraps:
-/// what was encrypted is as gone as they are.
-#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek", tag = "keys",
+/// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts
+/// with it takes `force`. Old copies of the store still contain its wraps: delete
+/// these too.
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek",
+    tag = "keys",
     params(KekPath),
     request_body = Confirmation,
     responses((status = 200, description = "The KEK: a tombstone.", body = KekBody), ProblemBody))]
@@ -203,7 +206,8 @@ pub(super) struct MissingKekBody {
 /// Ids come from ciphertexts, and a ciphertext can be forged. The list is in memory: each process
 /// has its own, and it starts empty.
 #[utoipa::path(get, path = "/v1/chains/{name}/missing", operation_id = "missing_keks", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name.")),
     responses((status = 200, description = "The KEKs.", body = MissingBody), ProblemBody))]
 pub(super) async fn missing(
     State(app): State<Arc<App>>,

@@ -7,7 +7,7 @@ use crate::service::error::Error;
 
 use super::body;
 
-/// What stands in the path.
+/// The parameters of the path.
 pub(super) fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Error> {
     path.map(|Path(parts)| parts).map_err(|_| body::invalid("the path is not UTF-8"))
 }

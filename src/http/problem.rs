@@ -48,7 +48,7 @@ pub(super) struct ProblemBody<'a> {
     /// The stable code of the error.
     #[schema(schema_with = error_code)]
     code: &'static str,
-    /// A sentence for whoever made the request.
+    /// A sentence for the caller.
     #[schema(example = "the ciphertext is malformed or was not made with this chain and AAD")]
     detail: &'a str,
     /// The request's id, as in the header `x-request-id` and in the log.
@@ -104,12 +104,12 @@ fn status(error: &Error) -> StatusCode {
     StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// The answer for a path that is none, where callers are served.
+/// The response to an unknown path, where callers are served.
 pub(super) async fn not_found() -> Problem {
     nothing("there is nothing at this path; /openapi.json lists what is")
 }
 
-/// The answer for a path that is none, where operators alone are served.
+/// The response to an unknown path, where only operators are served.
 pub(super) async fn not_found_for_operators() -> Problem {
     nothing("there is nothing at this path; /healthz, /readyz and /metrics are here")
 }

@@ -28,10 +28,11 @@ pub(super) struct RewrapRequest<'a> {
     ciphertext: Encoded<'a>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
-    /// Whether the KEK shall travel along: then the answer is of version 2, and opens wherever one of
-    /// its roots and the chain's name are. Without a store (`inline`) it always does.
+    /// Whether to embed the wrapped KEK: the result is of version 2, and opens wherever one of its
+    /// roots and the chain's name are configured. Without a store (`inline`) it always is.
     #[serde(default)]
     #[schema(required = false)]
     inline: bool,
@@ -60,7 +61,8 @@ pub(super) struct RewrapResponse {
 /// old payload. A payload that is passed along is not verified. An envelope that is under the
 /// primary already, in the version that is asked for, comes back unchanged and costs no use.
 #[utoipa::path(post, path = "/v1/rewrap", tag = "data", request_body = RewrapRequest,
-    responses((status = 200, description = "The envelope or header.", body = RewrapResponse), ProblemBody))]
+    responses((status = 200, description = "The envelope or header.", body = RewrapResponse),
+        ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -93,8 +93,9 @@ pub(super) struct RootPath {
 /// Has KEKs of the chain wrapped by the root: those that it has not wrapped yet, or would wrap
 /// otherwise today.
 ///
-/// A part of the KEKs in a call; go on with `next` until it is null. What was done stays done.
-#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root", tag = "keys",
+/// Each call processes a part of the KEKs; repeat it with `next` until that is null.
+#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root",
+    tag = "keys",
     params(RootPath),
     request_body = RequestBody,
     responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
@@ -110,9 +111,11 @@ pub(super) async fn rewrap(
 /// Erases the root's wraps of KEKs of the chain, each after another root has opened the KEK; never
 /// the last wrap. The root must not be configured any more.
 ///
-/// A part of the KEKs in a call; go on with `next` until it is null. At the end a primary or standby
-/// KEK is replaced that a `local` root ever wrapped. Old copies of the store still hold the wraps.
-#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/remove", operation_id = "remove_root", tag = "keys",
+/// Each call processes a part of the KEKs; repeat it with `next` until that is null. The first one
+/// replaces the primary and the standby if the root wrapped them, or if a `local` root ever did and
+/// none is configured. Old copies of the store still contain the wraps.
+#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/remove", operation_id = "remove_root",
+    tag = "keys",
     params(RootPath),
     request_body = RequestBody,
     responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
