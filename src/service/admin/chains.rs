@@ -164,7 +164,7 @@ impl KeyService {
     /// suite or limits below what is reserved, beyond [`Config::max_chains`], and where there is no
     /// store, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
     ///
-    /// [`Config::max_chains`]: super::Config::max_chains
+    /// [`Config::max_chains`]: crate::service::Config::max_chains
     pub async fn put_chain(
         self: &Arc<Self>,
         name: &str,
