@@ -20,9 +20,9 @@
 //! }
 //! ```
 //!
-//! `primary` is the id of one of `keks`, or null for a chain that has no primary. `uses` is how
-//! many uses of it belong to the export. `wrap` is the KEK, wrapped by the root for this id, suite
-//! and chain, in standard base64.
+//! `primary` is the id of one of `keks`, or null for a chain without a primary. `uses` is how many
+//! of its uses belong to the export. `wrap` is the KEK, wrapped by the root for this id, suite and
+//! chain, in standard base64.
 //!
 //! # Uses
 //!

@@ -122,7 +122,7 @@
 //! With the feature `aws-kms`, or likewise with `vault-transit` and its `Root`:
 //!
 #![cfg_attr(
-    feature = "aws-kms",
+    all(feature = "aws-kms", any(doc, doctest)),
     doc = concat!("```no_run\n", include_str!("../docs/library/kms.rs"), "```")
 )]
 //!
@@ -163,7 +163,7 @@ service.stop().await;
 //! With the features `service` and `pkcs11`:
 //!
 #![cfg_attr(
-    all(feature = "pkcs11", feature = "service"),
+    all(feature = "pkcs11", feature = "service", any(doc, doctest)),
     doc = concat!("```no_run\n", include_str!("../docs/library/hsm.rs"), "```")
 )]
 //!

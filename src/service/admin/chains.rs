@@ -164,7 +164,7 @@ impl KeyService {
     /// suite, limits below the reserved uses, more than [`Config::max_chains`] and if nothing is
     /// stored, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
     ///
-    /// [`Config::max_chains`]: super::Config::max_chains
+    /// [`Config::max_chains`]: crate::service::Config::max_chains
     pub async fn put_chain(
         self: &Arc<Self>,
         name: &str,
