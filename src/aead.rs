@@ -1,6 +1,6 @@
 //! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate.
 //!
-//! It seals and opens in place and knows nothing of KEKs, DEKs or envelopes. A key that is used
+//! It seals and opens in place and knows nothing about KEKs, DEKs or envelopes. A key that is used
 //! often is a [`Cipher`] with the caller's random nonces; a key that is used once needs no nonce.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
@@ -13,8 +13,8 @@ pub const NONCE_LEN: usize = 12;
 /// The size of an authentication tag in bytes.
 pub const TAG_LEN: usize = 16;
 
-/// Nothing was sealed or opened: a wrong key, nonce, AAD or tag, or changed bytes; it is not told
-/// which.
+/// Sealing or opening failed: a wrong key, nonce, AAD or tag, or changed bytes. Which one is not
+/// reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("authentication failed")]
 pub struct Failed;
@@ -38,7 +38,7 @@ impl Cipher {
         })
     }
 
-    /// Seals `buffer` in place and gives the tag.
+    /// Seals `buffer` in place and returns the tag.
     ///
     /// # Errors
     /// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
@@ -56,10 +56,10 @@ impl Cipher {
         tag.map(Into::into).map_err(|_| Failed)
     }
 
-    /// Opens `buffer` in place. When it fails, `buffer` is as it was.
+    /// Opens `buffer` in place. On failure, `buffer` is unchanged.
     ///
     /// # Errors
-    /// [`Failed`] for every difference to what was sealed.
+    /// [`Failed`] if anything differs from what was sealed.
     #[inline]
     pub fn open(
         &self,
@@ -80,8 +80,8 @@ impl Cipher {
     }
 }
 
-/// Seals `buffer` in place under a key that seals nothing else, with a nonce of zeros, and gives
-/// the tag.
+/// Seals `buffer` in place under a key that seals nothing else, with a nonce of zeros, and
+/// returns the tag.
 ///
 /// # Errors
 /// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
@@ -98,10 +98,10 @@ pub fn seal_once(key: &KeyBytes, aad: &[u8], buffer: &mut [u8]) -> Result<[u8; T
     tag.map(Into::into).map_err(|_| Failed)
 }
 
-/// Opens what [`seal_once`] sealed. When it fails, `buffer` is as it was.
+/// Opens what [`seal_once`] sealed. On failure, `buffer` is unchanged.
 ///
 /// # Errors
-/// [`Failed`] for every difference to what was sealed.
+/// [`Failed`] if anything differs from what was sealed.
 #[inline]
 pub fn open_once(
     key: &KeyBytes,
@@ -126,17 +126,16 @@ pub fn open_once(
     opened.map_err(|_| Failed)
 }
 
-/// Messages of this size and more go over the stack in pieces of up to this size: 64 blocks.
+/// Messages of at least this size pass over the stack in pieces of up to this size: 64 blocks.
 const PIECE: usize = 1024;
-/// How much of the stack is overwritten then. With AVX-512, where its pieces are largest, AES-256
-/// reaches 8.0 KB down, AES-128 7.0 KB, and the last piece that was opened lies above 6.0 KB.
+/// How much of the stack is overwritten. With AVX-512, which uses the largest pieces, AES-256 reaches a
+/// depth of 8.0 KB and AES-128 of 7.0 KB, and the last piece that was opened lies above 6.0 KB.
 const SWEPT: usize = 8192;
 
-/// Does `work` on a message of `len` bytes, and overwrites what it leaves on the stack of a long
-/// one.
+/// Runs `work` on a message of `len` bytes. For a long message, overwrites what it left on the stack.
 #[inline]
 fn swept<T>(len: usize, work: impl FnOnce() -> T) -> T {
-    /// In a frame of its own, which the sweep then has too.
+    /// In a separate frame, so that the sweep overwrites the same stack.
     #[inline(never)]
     fn apart<T>(work: impl FnOnce() -> T) -> T {
         work()

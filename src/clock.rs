@@ -1,14 +1,14 @@
 //! Time, passed in: [`Clock`], the real [`SystemClock`] and the [`ManualClock`] of tests.
 //!
-//! A leaf. Wall time dates records; [`Monotonic`] time bounds the life of what is in memory, since
-//! a wall clock may be set back.
+//! A leaf. Records contain wall time. [`Monotonic`] time bounds the life of what is in memory, since a
+//! wall clock may be set back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Where the time comes from. Implementations are cheap to ask: every request does, twice.
+/// A source of time. Calls are cheap: every request makes two.
 pub trait Clock: Send + Sync + 'static {
     /// Wall time in whole seconds since the Unix epoch.
     fn unix_now(&self) -> u64;
@@ -17,12 +17,12 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Monotonic;
 }
 
-/// A point in monotonic time, in nanoseconds since a point that the clock chose.
+/// A point in monotonic time, in nanoseconds since the clock's zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Monotonic(u64);
 
 impl Monotonic {
-    /// Later than any time a clock tells.
+    /// Later than any time of a clock.
     pub const NEVER: Self = Self(u64::MAX);
 
     /// The point `nanos` nanoseconds after the clock's own zero.
@@ -37,7 +37,7 @@ impl Monotonic {
         self.0
     }
 
-    /// The time from `earlier` until here; zero when `earlier` is later.
+    /// The time since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -52,8 +52,8 @@ impl std::ops::Add<Duration> for Monotonic {
     }
 }
 
-/// The machine's own clocks. Its monotonic time continues while the machine sleeps: a block of uses
-/// must not outlive a suspended night.
+/// The machine's clocks. The monotonic time continues while the machine is suspended, so that a block of
+/// uses expires in the meantime.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -77,14 +77,14 @@ impl Clock for SystemClock {
     }
 
     fn now(&self) -> Monotonic {
-        // Neither field of a time since the start of the machine is negative.
+        // The time since boot is never negative.
         let time = clock_gettime(MONOTONIC);
         let seconds = Duration::from_secs(time.tv_sec.unsigned_abs());
         Monotonic::default() + seconds + Duration::from_nanos(time.tv_nsec.unsigned_abs())
     }
 }
 
-/// A clock that stands still until a test moves it; both of its times move together.
+/// A clock that only moves when a test moves it; both of its times move together.
 #[derive(Debug)]
 pub struct ManualClock(AtomicU64);
 
@@ -95,7 +95,7 @@ impl ManualClock {
         Self(AtomicU64::new(1_767_225_600 * NANOS))
     }
 
-    /// Moves the time on.
+    /// Moves the time forward.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.0.fetch_add(by, Ordering::SeqCst);

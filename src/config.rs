@@ -80,8 +80,10 @@ pub enum Error {
         detail: String,
     },
     /// One setting is wrong.
-    #[error("{key}{}: {detail}", from.as_ref().map(|from| format!(" \
-        ({from})")).unwrap_or_default())]
+    #[error(
+        "{key}{}: {detail}",
+        from.as_ref().map(|from| format!(" ({from})")).unwrap_or_default()
+    )]
     Setting {
         /// The key with its section, such as `root.0.kind`, or the name of an unknown variable.
         key: String,

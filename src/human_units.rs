@@ -1,4 +1,4 @@
-//! How people write quantities in a configuration: durations as `90d` or `1h 30m`, sizes as `4MiB`.
+//! Human-readable quantities in a configuration: durations as `90d` or `1h 30m`, sizes as `4MiB`.
 //!
 //! A leaf, for `#[serde(with = "...")]` and for flags.
 
@@ -33,15 +33,15 @@ pub mod duration {
     /// Reads a duration.
     ///
     /// # Errors
-    /// When it is no text, or no duration.
+    /// When it is not text, or not a duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         String::deserialize(deserializer)
             .ok()
             .and_then(|text| humantime::parse_duration(&text).ok())
-            .ok_or_else(|| D::Error::custom("a duration is written like 10s, 5m, 24h or 90d"))
+            .ok_or_else(|| D::Error::custom("a duration must be like 10s, 5m, 24h or 90d"))
     }
 
-    /// `duration` as it is read, in the largest unit that leaves no rest: `90d`, `36h`, `10s`.
+    /// `duration` in the largest unit that divides it: `90d`, `36h`, `10s`.
     #[must_use]
     pub fn format(duration: Duration) -> String {
         let nanos = duration.as_nanos();
@@ -66,14 +66,14 @@ pub mod duration {
     ];
 }
 
-/// Sizes in bytes: a number, or one with `KiB`, `MiB` or `GiB` behind it.
+/// Sizes in bytes: a number, optionally with the suffix `KiB`, `MiB` or `GiB`.
 pub mod size {
     use serde::{Deserialize, Deserializer, de::Error};
 
     /// Reads a size.
     ///
     /// # Errors
-    /// When it is no size, or more than this machine can address.
+    /// When it is not a size, or more than this machine can address.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -86,13 +86,13 @@ pub mod size {
             Ok(Size::Text(text)) => parse(&text),
             Err(_) => None,
         };
-        size.ok_or_else(|| D::Error::custom("a size is written like 4096, 64KiB or 4MiB"))
+        size.ok_or_else(|| D::Error::custom("a size must be like 4096, 64KiB or 4MiB"))
     }
 
     /// Reads a size that may be left out.
     ///
     /// # Errors
-    /// When it is no size, or more than this machine can address.
+    /// When it is not a size, or more than this machine can address.
     pub fn deserialize_some<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<usize>, D::Error> {
@@ -115,15 +115,15 @@ pub mod size {
     }
 }
 
-/// Lists of words, also as one text with commas between them: what stands beside a `kind` comes so
-/// from the environment.
+/// Lists of words, also as one comma-separated text: this is how lists in tables with a `kind` come from
+/// the environment.
 pub mod list {
     use serde::{Deserialize, Deserializer};
 
     /// Reads a list.
     ///
     /// # Errors
-    /// When it is neither a list of texts nor a text.
+    /// When it is neither a list of texts nor text.
     pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<String>, D::Error> {
@@ -143,14 +143,14 @@ pub mod list {
     }
 }
 
-/// Whole numbers in tables of several kinds: what the environment gives for them comes as text.
+/// Whole numbers in tables with a `kind`: from the environment they come as text.
 pub mod number {
     use serde::{Deserialize, Deserializer, de::Error};
 
-    /// Reads a number, or text that is one.
+    /// Reads a number, or the text of one.
     ///
     /// # Errors
-    /// When it is not from 0 to 2^32 - 1.
+    /// When it is not a number from 0 to 2^32 - 1.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]

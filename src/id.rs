@@ -1,6 +1,6 @@
-//! The names of things: [`ChainName`], [`KekId`], [`Suite`].
+//! Names and ids: [`ChainName`], [`RootName`], [`KekId`], [`Suite`].
 //!
-//! A leaf: it knows how names are written and read, and nothing of what they name.
+//! A leaf: it knows how names are written and parsed, and nothing about what they name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// The byte that stands for the suite in an envelope.
+    /// The byte that represents the suite in an envelope.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -33,7 +33,7 @@ impl Suite {
         }
     }
 
-    /// The suite that `code` stands for, if there is one.
+    /// The suite that `code` represents, if there is one.
     #[must_use]
     pub const fn from_code(code: u8) -> Option<Self> {
         match code {
@@ -90,7 +90,8 @@ impl FromStr for Suite {
     }
 }
 
-/// A string that is no name of its kind. It says what the kind looks like, never what was given.
+/// A string that is not a valid name. The message describes the valid form and never repeats the
+/// string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidName(&'static str);
@@ -103,7 +104,7 @@ impl ChainName {
     /// The longest name in bytes.
     pub const MAX_LEN: usize = 63;
 
-    /// Takes a name.
+    /// Checks a name.
     ///
     /// # Errors
     /// [`InvalidName`] when `name` is not of the form above.
@@ -188,7 +189,8 @@ impl RootName {
 /// The id of a KEK: 16 bytes derived from the key itself, written as 32 lower-case hex digits.
 ///
 /// The id commits to the key: it is checked after every unwrap, so an envelope names one KEK and
-/// no other. Anyone who may wrap KEKs under the root can find two keys of one id with about 2^64 work.
+/// no other. Anyone who can wrap KEKs under the root can find two keys with the same id in about
+/// 2^64 steps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId([u8; Self::LEN]);
 

@@ -1,7 +1,7 @@
 //! PEM files of TLS: certificates, authorities and private keys, and what is wrong with a file that
 //! can't be used.
 //!
-//! A leaf: it knows neither settings nor connections. No message quotes a file's contents.
+//! A leaf: it knows neither settings nor connections. Messages never quote a file's contents.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::timestamp::rfc3339;
 /// The shortest RSA key that the TLS library signs and verifies with, in bits.
 const MIN_RSA_BITS: usize = 2048;
 
-/// A certificate and its key, which match.
+/// A certificate and the matching key.
 pub(crate) struct Pair {
     pub(crate) certs: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
@@ -56,12 +56,12 @@ pub(crate) fn pair(cert: &[u8], key: &[u8]) -> Result<Pair, Wrong> {
     let key = private_key(key).map_err(Wrong::Key)?;
     let signing = signing_key(&key).map_err(Wrong::Key)?;
     match CertifiedKey::new(certs.clone(), signing).keys_match() {
-        // Keys of some kinds can't be compared; a handshake will tell.
+        // Some kinds of keys can't be compared; a handshake will fail if they do not match.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
         Err(rustls::Error::InconsistentKeys(_)) => {
             return Err(Wrong::Key("it is not the key of the certificate".to_owned()));
         }
-        // Of version 1, most likely, as `openssl x509 -req` makes it without extensions.
+        // Most likely of version 1, which `openssl x509 -req` writes without extensions.
         Err(_) => {
             return Err(wrong(
                 "its first certificate can't be used: it must be of X.509 version 3, with a \
@@ -80,7 +80,7 @@ pub(crate) fn authorities(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, St
     let parsed: Option<Vec<_>> = certs.iter().filter(|cert| is_anchor(cert)).map(parse).collect();
     let parsed = parsed.filter(|parsed| parsed.len() == certs.len());
     let parsed = parsed.ok_or("one of its certificates is malformed")?;
-    // A bundle of many may have one from long ago.
+    // A large bundle may contain an old one.
     let weak_ones: Option<Vec<_>> = parsed.iter().map(weak_rsa).collect();
     if let Some(bits) = weak_ones.and_then(|all| all.into_iter().max()) {
         return Err(format!("the key of its authority is {}", weak(bits)));
@@ -124,7 +124,7 @@ fn weak(bits: usize) -> String {
     format!("RSA of {bits} bits, and {MIN_RSA_BITS} is the least")
 }
 
-/// Refuses what is not text in PEM, and a text whose first line no reader of PEM would recognise.
+/// Refuses what is not PEM text, and text whose first line no PEM parser recognises.
 fn check_text(bytes: &[u8], what: &str, openssl: &str) -> Result<(), String> {
     let detail = match bytes {
         [] => "the file is empty".to_owned(),
@@ -135,11 +135,11 @@ fn check_text(bytes: &[u8], what: &str, openssl: &str) -> Result<(), String> {
             "it is text in UTF-16; save it as plain ASCII or UTF-8".to_owned()
         }
         [0x30, first, ..] => match tlv(bytes) {
-            // The version that PKCS#12 always has.
+            // The version number of every PKCS#12 file.
             Some((_, [2, 1, 3, ..], _)) => {
                 format!("it is PKCS#12, not PEM; write the {what} as PEM with openssl pkcs12")
             }
-            // No text has such a second byte, nor is it as long as one says.
+            // Text does not have such a second byte, nor the length that the header states.
             der if *first >= 0x80 || der.is_some_and(|(_, _, rest)| rest.is_empty()) => format!(
                 "it is DER, not PEM; write it as PEM: openssl {openssl} -inform der -in FILE -out \
                  NEW"
@@ -151,7 +151,7 @@ fn check_text(bytes: &[u8], what: &str, openssl: &str) -> Result<(), String> {
     Err(detail)
 }
 
-/// What a text has in the place of what is asked for.
+/// The error for text without the PEM block that is wanted: it names what is there instead.
 fn missing(pem: &[u8], what: &str) -> String {
     let found = [
         ("BEGIN CERTIFICATE REQUEST", "a certificate request"),
@@ -186,7 +186,7 @@ fn weak_rsa(cert: &X509Certificate<'_>) -> Option<usize> {
     }
 }
 
-/// The length of an RSA key in bits; `None` when it is of another kind.
+/// The length of an RSA key in bits; `None` for other kinds.
 fn rsa_bits(key: &PrivateKeyDer<'_>) -> Option<usize> {
     let pkcs1 = match key {
         PrivateKeyDer::Pkcs1(key) => key.secret_pkcs1_der(),
@@ -225,7 +225,7 @@ fn tlv(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 }
 
 impl Validity {
-    /// Until when, or since when not, as an operator reads it at `now`.
+    /// The state at `now`, for an operator.
     pub(crate) fn at(self, now: i64) -> String {
         if now > self.not_after {
             format!("expired at {}", rfc3339(self.not_after))

@@ -12,7 +12,7 @@ use crate::loopback::is_loopback;
 /// Hosts that are never reached through a proxy, as `NO_PROXY` lists them.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
-/// The proxy that the environment names, if it names one.
+/// The proxy from the environment, if there is one.
 pub(crate) struct Proxies(Option<Configured>);
 
 struct Configured {
@@ -21,7 +21,7 @@ struct Configured {
     matcher: Matcher,
 }
 
-/// A proxy, and where its address comes from.
+/// A proxy, and the variable that names it.
 #[derive(Clone)]
 pub(crate) struct Proxy {
     url: String,
@@ -31,11 +31,11 @@ pub(crate) struct Proxy {
 }
 
 impl Proxies {
-    /// Reads the variables; one in lower case counts where the other is not set.
+    /// Reads the variables. The lower-case name is used if the upper-case one is not set.
     ///
     /// # Errors
-    /// Which variable is no proxy's URL.
-    #[expect(clippy::disallowed_methods, reason = "the variables are everybody's, not settings")]
+    /// The variable that is not the URL of a proxy.
+    #[expect(clippy::disallowed_methods, reason = "these variables are a convention, not settings")]
     pub(crate) fn from_env() -> Result<Self, String> {
         Self::new(|name| std::env::var(name).ok())
     }
@@ -65,7 +65,7 @@ impl Proxies {
         Ok(Self(Some(Configured { proxy, no_proxy, matcher })))
     }
 
-    /// The proxy that `url` is reached through; `None` when it is reached directly.
+    /// The proxy for `url`; `None` if it is reached directly.
     pub(crate) fn of(&self, url: &str) -> Option<&Proxy> {
         let Configured { proxy, matcher, .. } = self.0.as_ref()?;
         let uri: Uri = url.parse().ok()?;
@@ -73,7 +73,7 @@ impl Proxies {
         (!is_direct && matcher.intercept(&uri).is_some()).then_some(proxy)
     }
 
-    /// The proxy for `https://`, and the hosts that it is not for, as `NO_PROXY` lists them.
+    /// The proxy for `https://`, and the excluded hosts in the form of `NO_PROXY`.
     pub(crate) fn https(&self) -> Option<(&Proxy, String)> {
         let Configured { proxy, no_proxy, .. } = self.0.as_ref()?;
         Some((proxy, format!("{LOOPBACK},{no_proxy}")))
@@ -81,12 +81,12 @@ impl Proxies {
 }
 
 impl Proxy {
-    /// Its URL, perhaps with a password in it.
+    /// Its URL, which may contain a password.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// What an error says of it.
+    /// A note about it for errors.
     pub(crate) fn via(&self) -> String {
         format!(" (through the proxy {} of {})", self.shown, self.variable)
     }

@@ -1,20 +1,19 @@
 //! Randomness for keys and nonces: the operating system's, a few kilobytes at a time.
 //!
 //! One `getrandom(2)` costs more than sealing a short message, so each thread keeps a buffer of
-//! 4 KiB. A byte is wiped as it is handed out, so a look at the memory tells no key that was made,
-//! only those that will be. A virtual machine that is cloned while it runs clones the buffer:
-//! SECURITY.md names it.
+//! 4 KiB. A byte is wiped when it is returned, so the buffer does not reveal keys that were made,
+//! only those that will be. Cloning a running virtual machine clones the buffer: see SECURITY.md.
 
 use std::cell::RefCell;
 
 use zeroize::Zeroize;
 
-/// The operating system gave no randomness. Nothing was made; there is no second source.
+/// The operating system returned no randomness. There is no other source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the operating system gives no randomness")]
 pub struct Unavailable;
 
-/// Fills `dest` with random bytes that no one else gets.
+/// Fills `dest` with random bytes that are used nowhere else.
 ///
 /// # Errors
 /// [`Unavailable`]; `dest` must not be used then.
@@ -80,8 +79,8 @@ fn system(dest: &mut [u8]) -> Result<(), Unavailable> {
     getrandom::fill(dest).map_err(|_| Unavailable)
 }
 
-/// Randomness that can be had again: for a simulation, which is of use only if its failure is.
-/// It is not there outside of the tests of this crate.
+/// Reproducible randomness for simulations, so that their failures are reproducible. It only exists in
+/// the tests of this crate.
 #[cfg(test)]
 pub(crate) mod seeded {
     use std::cell::Cell;
@@ -90,7 +89,7 @@ pub(crate) mod seeded {
         static STATE: Cell<Option<u64>> = const { Cell::new(None) };
     }
 
-    /// From now on this thread gets what follows from `seed`, and nothing of the system's.
+    /// From now on, the randomness of this thread is derived from `seed`.
     pub(crate) fn seed(seed: u64) {
         STATE.set(Some(seed));
         super::POOL.with_borrow_mut(|pool| pool.left = 0);

@@ -1,6 +1,6 @@
 //! Secret bytes: wiped on drop, without `Debug`, `Clone` or `Serialize`, compared in constant time.
 //!
-//! A leaf: it knows nothing of what its bytes are for.
+//! A leaf: it does not know what its bytes are for.
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -42,7 +42,7 @@ impl KeyBytes {
         self.suite
     }
 
-    /// The bytes themselves. The caller keeps them out of logs, errors and copies.
+    /// The bytes themselves. The caller must keep them out of logs, errors and copies.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         match self.exposed() {
@@ -86,7 +86,8 @@ impl Eq for KeyBytes {}
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
 impl SecretBytes {
-    /// Takes the bytes over; the vector must not have grown since the secret came into it.
+    /// Takes ownership of the bytes. The vector must not have been reallocated since it contains the
+    /// secret.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
@@ -108,7 +109,7 @@ impl SecretBytes {
         &self.0
     }
 
-    /// Drops white space at the end: a file made with an editor or `echo` ends in a newline.
+    /// Removes white space at the end: files written with an editor or `echo` end with a newline.
     #[must_use]
     pub fn trim_end(mut self) -> Self {
         let len = self.0.trim_ascii_end().len();
@@ -121,7 +122,7 @@ impl SecretBytes {
 }
 
 impl PartialEq for SecretBytes {
-    /// In constant time for secrets of one length.
+    /// In constant time for secrets of the same length.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }

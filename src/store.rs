@@ -1,8 +1,8 @@
-//! Stores: where the records of key chains live. Bytes under keys, and conditional writes.
+//! Stores keep the records of key chains: bytes under keys, with conditional writes.
 //!
 //! This file owns the contract of a store; [`record`] owns what the bytes mean. A store knows
-//! nothing of roots, envelopes or keys in memory. The transactions of a chain are made of
-//! [`Txn`]s elsewhere, so that every store gets the same protocol.
+//! nothing about roots, envelopes or keys in memory. The transactions of a chain are built from
+//! [`Txn`]s elsewhere, so that every store runs the same protocol.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,18 +28,18 @@ mod contract;
 pub use scan::Problem;
 pub(crate) use scan::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
 
-/// The revision of an entry: it grows with every write to the store, and no two writes share one.
+/// The revision of an entry: it grows with every write to the store, and is unique per write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
 /// A value and the revision that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it stands.
+    /// Its key.
     pub key: String,
-    /// What was written, exactly.
+    /// The bytes that were written.
     pub value: Vec<u8>,
-    /// The write that made it: what a [`Compare`] names.
+    /// The revision of the write, for a [`Compare`].
     pub revision: Revision,
 }
 
@@ -48,7 +48,7 @@ pub struct Entry {
 pub enum Compare {
     /// There is no entry at this key.
     Absent(String),
-    /// The entry at this key is the one of this revision.
+    /// The entry at this key has this revision.
     Unchanged(String, Revision),
 }
 
@@ -60,27 +60,27 @@ pub struct Txn {
     pub compares: Vec<Compare>,
     /// Keys and their new values.
     pub puts: Vec<(String, Vec<u8>)>,
-    /// Keys that shall be gone.
+    /// Keys to delete.
     pub deletes: Vec<String>,
 }
 
-/// What became of a [`Txn`] that was answered.
+/// The outcome of a [`Txn`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Committed {
-    /// It is durable, and all entries that it put have this revision. One that changed nothing may
-    /// share it with an earlier one.
+    /// It is durable, and all entries that it put have this revision. A transaction that changed
+    /// nothing may have the revision of an earlier one.
     Applied(Revision),
     /// A condition did not hold; nothing was written.
     Conflict,
 }
 
-/// Where records live. All of it is linearizable: a read sees every write that was answered before
-/// it began.
+/// A store of records. It is linearizable: a read sees every write that was acknowledged before the
+/// read began.
 ///
-/// To an implementor: bound every wait on the outside world. A commit is durable before it is
-/// answered, against a crash of the process and of the machine. When it is not certain that a
-/// commit was *not* applied, say [`Error::Unavailable`] with `maybe_applied`.
+/// Notes for implementors: bound every wait for the outside world. A commit must be durable before it
+/// is acknowledged, against a crash of the process and of the machine. Unless it is certain that a
+/// failed commit was *not* applied, return [`Error::Unavailable`] with `maybe_applied`.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// The entry at `key`.
@@ -89,11 +89,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`].
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error>;
 
-    /// The entries at `keys`, in their order. As of one moment where the store can; each of them is
-    /// at least as new as the call.
+    /// The entries at `keys`, in their order: as of one moment if the store supports that, and each at
+    /// least as new as the call.
     ///
     /// # Errors
-    /// [`Error`]; one damaged entry is an error for all.
+    /// [`Error`]; one damaged entry fails the whole call.
     async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
         let mut entries = Vec::with_capacity(keys.len());
         for key in keys {
@@ -105,8 +105,8 @@ pub trait Store: Send + Sync + 'static {
     /// The first `limit` entries, in the order of their keys' bytes, whose keys start with
     /// `prefix` and come after `after`.
     ///
-    /// One damaged record must not hide the others: where a store notices that an entry's value is
-    /// damaged, the entry has no value here, which is no record, and [`get`](Self::get) names it.
+    /// One damaged record must not hide the others: if a store detects that an entry is damaged, its
+    /// value is empty here, which is not a valid record, and [`get`](Self::get) returns the error.
     ///
     /// # Errors
     /// [`Error`].
@@ -123,14 +123,14 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`].
     async fn count(&self, prefix: &str) -> Result<u64, Error>;
 
-    /// Applies `txn` or leaves everything as it is.
+    /// Applies `txn` completely or not at all.
     ///
     /// # Errors
     /// [`Error`].
     async fn commit(&self, txn: Txn) -> Result<Committed, Error>;
 
-    /// Follows what others write. `None`: nobody else can write here while this store is open, so
-    /// what this process knows is all there is to know.
+    /// Follows what other processes write; `None` if no other process can write while this store is
+    /// open.
     fn watch(&self) -> Option<Box<dyn Watch>> {
         None
     }
@@ -138,38 +138,38 @@ pub trait Store: Send + Sync + 'static {
     /// The kind of store as the configuration names it, such as `file`.
     fn kind(&self) -> &'static str;
 
-    /// Whether what is written here outlives the process. Where it does not, KEKs are
-    /// inline.
+    /// Whether the records outlive the process. If not, envelopes carry their KEK inline.
     fn is_lasting(&self) -> bool {
         true
     }
 }
 
-/// Follows all writes to a store from now on.
+/// Everything that is written to a store from now on, by any process.
 ///
-/// To an implementor: it mends itself, so there is no error. Say [`News::Missed`] when a connection
-/// was replaced, and when one has been silent for so long that it may be dead.
+/// Notes for implementors: a watch recovers by itself, so there is no error. Return
+/// [`News::Missed`] after a reconnect, and when a connection was silent for so long that it may be
+/// dead.
 #[async_trait]
 pub trait Watch: Send {
-    /// The next news; it waits until there is some. A call that is dropped loses none.
+    /// Waits for the next news. Dropping the call loses none.
     async fn next(&mut self) -> News;
 }
 
-/// What a [`Watch`] tells.
+/// What a [`Watch`] reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// These keys were written or deleted, by these writes. In order, but it may be late.
+    /// These keys were written or deleted, by these writes: in order, but possibly late.
     Changed(Vec<(String, Revision)>),
-    /// Changes may have been missed: what is known must be read again.
+    /// Changes may have been missed: everything must be read again.
     Missed,
-    /// The store went back to an earlier state: somebody restored a copy.
+    /// The store went back to an earlier state: an old copy was restored.
     Restored,
 }
 
-/// Why a store did not answer: what a caller can act on.
+/// Why a call failed: the cases that a caller can act on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It does not answer, or can't write now. Worth a retry.
+    /// The store does not answer, or can't write now. A retry may help.
     #[error("the store is unavailable: {detail}")]
     Unavailable {
         /// The cause, for the log.
@@ -177,7 +177,7 @@ pub enum Error {
         /// The transaction that failed may have been applied, or be applied later.
         maybe_applied: bool,
     },
-    /// What is stored at `key` is damaged or of an unknown format. No retry helps.
+    /// The record at `key` is damaged or has an unknown format. A retry does not help.
     #[error("the record {key} is damaged: {detail}")]
     Corrupt {
         /// The key of the record.
@@ -187,7 +187,7 @@ pub enum Error {
     },
 }
 
-/// The data directory when none is configured.
+/// The default data directory.
 pub const DEFAULT_DATA_DIR: &str = "./kms-proxy-data";
 
 /// The `[store]` of the configuration.
@@ -198,7 +198,7 @@ pub enum Config {
     File(file::Config),
     /// An etcd cluster, which replicas share.
     Etcd(Box<settings::Etcd>),
-    /// No store: every envelope contains its wrapped KEK.
+    /// No store: every envelope carries its KEK inline.
     Inline(inline::Config),
 }
 
@@ -209,7 +209,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The directory for what this machine alone keeps, such as the key file of a `local` root.
+    /// The directory for local files, such as the key file of a `local` root.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         match self {
@@ -228,7 +228,7 @@ impl Config {
         }
     }
 
-    /// Whether the directory of a store on this machine is safe to use. Nothing is made.
+    /// Checks that the directory of a file store is safe to use, without creating anything.
     ///
     /// # Errors
     /// What is wrong with it, for an operator.
@@ -251,20 +251,20 @@ impl Config {
         }
     }
 
-    /// Whether to open it would make it, because nothing is there.
+    /// Whether opening the store would create it.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         match self {
             Self::File(config) => !file::is_in(&config.path),
-            // One is there as soon as it answers.
+            // A cluster exists as soon as it answers.
             Self::Etcd(_) => false,
-            // It is new with each process.
+            // Each process has a new one.
             Self::Inline(_) => true,
         }
     }
 }
 
-/// What a configuration with a store that this build leaves out ends with.
+/// The error for a store that is not part of this build.
 const LEFT_OUT: &str =
     "stores of kind etcd are not part of this build: it needs the Cargo feature etcd";
 
@@ -278,7 +278,7 @@ pub struct OpenError {
     pub detail: String,
 }
 
-/// Opens the store that is configured.
+/// Opens the configured store.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -299,11 +299,11 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     }
 }
 
-/// The same, but an etcd that does not answer, or refuses what it is shown, is no error: the first
-/// read reports it.
+/// Like [`open`], but without waiting for etcd: if it does not answer, or refuses the credentials, the
+/// first read fails.
 ///
 /// # Errors
-/// Those of [`open`]; of an etcd those of its settings alone.
+/// Those of [`open`]; for etcd, only errors in its settings.
 pub async fn connect(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     match config {
         #[cfg(feature = "etcd")]
@@ -315,8 +315,8 @@ pub async fn connect(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     }
 }
 
-/// [`open`], which makes a file store also where one was and disappeared: for a command that fills
-/// it.
+/// Like [`open`], but also creates a file store in place of one that disappeared: for commands that
+/// fill it.
 ///
 /// # Errors
 /// Those of [`open`].

@@ -1,6 +1,6 @@
-//! Logs: what is written, how and where to. The rest of the code only says what happens.
+//! Logging: which events are written, and how. The rest of the code only emits events.
 //!
-//! They go to stderr, one line an event, with times in RFC 3339 UTC.
+//! Logs go to stderr, one line per event, with times in RFC 3339 UTC.
 
 use std::io::IsTerminal;
 
@@ -17,7 +17,7 @@ pub struct Config {
     /// A level, or directives such as `info,kms_proxy::http=debug`.
     #[serde(deserialize_with = "level", serialize_with = "as_text")]
     pub level: Targets,
-    /// How lines look; without it as text on a terminal, else as JSON.
+    /// The format of lines: by default text on a terminal, else JSON.
     #[serde(serialize_with = "effective")]
     pub format: Option<Format>,
 }
@@ -30,20 +30,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The format that is set, or the one that suits this process's stderr.
+    /// The configured format, or the default for this process's stderr.
     #[must_use]
     pub fn effective_format(&self) -> Format {
         self.format.unwrap_or_else(Format::of_stderr)
     }
 }
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people; in colour on a terminal, unless `NO_COLOR` is set.
+    /// Text for people; in colour on a terminal, unless `NO_COLOR` is set.
     Text,
 }
 
@@ -52,7 +52,7 @@ impl Format {
         if std::io::stderr().is_terminal() { Self::Text } else { Self::Json }
     }
 
-    /// The word that users read and write.
+    /// The name in the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,10 +62,10 @@ impl Format {
     }
 }
 
-/// Writes the logs of this process from here on.
+/// Starts logging.
 ///
 /// # Errors
-/// When something else writes them already.
+/// When logging was already started.
 pub fn install(config: &Config) -> Result<(), TryInitError> {
     let on_terminal = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -78,8 +78,8 @@ pub fn install(config: &Config) -> Result<(), TryInitError> {
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()
 }
 
-/// Has every panic from here on tell where it was, and not what it says: that can hold a piece of a
-/// request, as when a text is sliced inside a character.
+/// Makes panics log their location and not their message, which can contain a part of a request, such
+/// as when text is sliced inside a character.
 pub fn hush_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "?".to_owned(), ToString::to_string);
@@ -91,8 +91,8 @@ pub fn hush_panics() {
     }));
 }
 
-/// At `trace` the AWS SDK writes what was sent and answered; KEKs among it, if one of its variables
-/// says so. No setting brings that out.
+/// At `trace` the AWS SDK logs requests and responses, with KEKs if one of its variables is set. No
+/// setting enables that here.
 fn is_harmless(event: &Metadata<'_>) -> bool {
     *event.level() != Level::TRACE || !event.target().starts_with("aws_")
 }
@@ -111,7 +111,7 @@ fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Targets, D::Error
         "expected off, error, warn, info, debug or trace, or directives like info,kms_proxy=debug";
     let mut text = String::deserialize(deserializer).map_err(|_| D::Error::custom(EXPECTED))?;
     text.retain(|c| !c.is_whitespace());
-    // To the parser a misspelt level is the name of a target, and nothing would ever be logged.
+    // The parser takes a misspelt level for the name of a target, and nothing would be logged.
     let known = |directive: &str| match directive.split_once('=') {
         None => LEVELS.contains(&directive),
         Some((target, level)) => !target.is_empty() && LEVELS.contains(&level),

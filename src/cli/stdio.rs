@@ -34,7 +34,7 @@ impl SizeArgs {
 }
 
 fn size(text: &str) -> std::result::Result<usize, &'static str> {
-    human_units::size::parse(text).ok_or("a size is written like 64KiB or 64MiB")
+    human_units::size::parse(text).ok_or("a size must be like 64KiB or 64MiB")
 }
 
 /// All of stdin, if it is not longer than `max` bytes.

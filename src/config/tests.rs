@@ -254,12 +254,12 @@ fn errors_name_the_key_and_what_is_expected() {
             "[server]\ntls = { cert = 'x', key = 'y', client_ca = 'z', client_cert = 'no' }",
             "server.tls.client_cert: expected optional or required",
         ),
-        ("[server]\nmax_requests = 0", "server.max_requests: it is 1 to 1000000"),
+        ("[server]\nmax_requests = 0", "server.max_requests: must be between 1 and 1000000"),
         (
             "[server]\nbody_memory = '7MiB'",
-            "server.body_memory: must be at least twice server.max_body or more",
+            "server.body_memory: must be at least twice server.max_body",
         ),
-        ("[server]\nbody_memory = 'x'", "server.body_memory: a size is written like"),
+        ("[server]\nbody_memory = 'x'", "server.body_memory: a size must be like"),
         ("[server]\nidle_timeout = '0s'", "server.idle_timeout: must be between 1s and 24h"),
         ("[server]\nidle_timeout = '25h'", "server.idle_timeout: must be between 1s and 24h"),
         ("[server]\ndrain_delay = '11m'", "server.drain_delay: must be between 0s and 10m"),
@@ -282,13 +282,16 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[server]\ninsecure = 'yes'", "server.insecure: expected a boolean"),
         ("[server]\nmax_connections = -1", "server.max_connections: expected a whole number"),
         ("[server]\nmax_connections = 1.5", "server.max_connections: expected a whole number"),
-        ("[server]\nmax_connections = 0", "server.max_connections: it is 1 to 1000000"),
-        ("[server]\nmax_body = '4MB'", "server.max_body: a size is written like"),
-        ("[server]\nmax_body = 1", "server.max_body: it is 1024 to 1073741824"),
-        ("[server]\nrequest_timeout = 10", "server.request_timeout: a duration is written like"),
+        ("[server]\nmax_connections = 0", "server.max_connections: must be between 1 and 1000000"),
+        ("[server]\nmax_body = '4MB'", "server.max_body: a size must be like"),
+        ("[server]\nmax_body = 1", "server.max_body: must be between 1024 and 1073741824"),
+        ("[server]\nrequest_timeout = 10", "server.request_timeout: a duration must be like"),
         ("[server]\nrequest_timeout = '0s'", "server.request_timeout: must be between 10ms and 1h"),
         ("[server]\nlisten = 2026-01-01", "server.listen: expected an IP address"),
-        ("[server]\nadmin_listen = '127.0.0.1:8080'", "server.admin_listen: it is server.listen"),
+        (
+            "[server]\nadmin_listen = '127.0.0.1:8080'",
+            "server.admin_listen: must not be server.listen",
+        ),
         ("[server]\nlisten = '0.0.0.0:8080'", "server.listen: this is not a loopback address"),
         (
             "[server]\nadmin_listen = '[::]:9'",
@@ -322,7 +325,7 @@ fn errors_name_the_key_and_what_is_expected() {
             "[[root]]\nkind = 'loca'\nname = 'a'",
             "root.0.kind: expected aws-kms or local or passphrase or pkcs11",
         ),
-        ("[[root]]\nkind = 'local'\nname = ''", "root.0.name: it is 1 to 63 of a-z"),
+        ("[[root]]\nkind = 'local'\nname = ''", "root.0.name: a root's name is 1 to 63 of a-z"),
         (
             "[[root]]\nkind = 'local'\nname = 'a'\nkey = 1",
             "root.0.key: no such key; expected one of kind, name, key_file",
@@ -340,7 +343,7 @@ fn errors_name_the_key_and_what_is_expected() {
             "[chain]\nrotate_after_age = '36501d'",
             "chain.rotate_after_age: must be between 1m and 36500d",
         ),
-        ("[cache]\nkeks = 0", "cache.keks: it is 1 to"),
+        ("[cache]\nkeks = 0", "cache.keks: must be between 1 and"),
         ("[cache]\noffline_grace = '59s'", "cache.offline_grace: must be between 1m and 36500d"),
         ("[cache]\ndek_max_age = '0s'", "cache.dek_max_age: must be greater than 0s"),
         ("[auth]\nmode = 'optional'", "auth.mode: expected none or required"),
@@ -369,8 +372,12 @@ fn errors_name_the_variable() {
     for (name, value, error) in [
         ("SERVER__LISTNE", "x", "server.listne (KMS_PROXY__SERVER__LISTNE): no such key"),
         ("SERVER", "x", "server (KMS_PROXY__SERVER): expected a table"),
-        ("SERVER__MAX_BODY", "x", "server.max_body (KMS_PROXY__SERVER__MAX_BODY): a size is"),
-        ("SERVER__LISTEN", "[::]:1", "server.listen (KMS_PROXY__SERVER__LISTEN): it is not a loop"),
+        ("SERVER__MAX_BODY", "x", "server.max_body (KMS_PROXY__SERVER__MAX_BODY): a size must"),
+        (
+            "SERVER__LISTEN",
+            "[::]:1",
+            "server.listen (KMS_PROXY__SERVER__LISTEN): this is not a loop",
+        ),
         ("SERVER__INSECURE", "1", "server.insecure (KMS_PROXY__SERVER__INSECURE): expected a bool"),
         ("CACHE__KEKS", "-1", "cache.keks (KMS_PROXY__CACHE__KEKS): expected a whole number"),
         ("CHAIN__SUITE", "x", "chain.suite (KMS_PROXY__CHAIN__SUITE): expected aes-128-gcm or"),
@@ -509,7 +516,7 @@ fn addresses_beyond_loopback_are_for_the_insecure() {
     let config = load("[server]\nlisten = '0.0.0.0:8080'\ninsecure = true", NOBODY).unwrap();
     assert!(config.is_exposed());
     let flags = Flags { listen: Some("0.0.0.0:80".parse().unwrap()), data_dir: None };
-    assert!(load_with("", NOBODY, &flags).unwrap_err().starts_with("server.listen: it is not"));
+    assert!(load_with("", NOBODY, &flags).unwrap_err().starts_with("server.listen: this is not"));
 }
 
 #[test]
@@ -632,7 +639,7 @@ fn the_example_of_clients_in_the_documents_is_a_configuration() {
     assert_eq!(names, ["orders", "nightly-rewrap", "invoices"]);
     assert_eq!(load(&config.to_string(), NOBODY).unwrap().auth, config.auth);
     let open = example.replace("required", "none");
-    assert!(load(&open, NOBODY).unwrap_err().starts_with("server.listen: it is not a loopback"));
+    assert!(load(&open, NOBODY).unwrap_err().starts_with("server.listen: this is not a loopback"));
 }
 
 #[test]

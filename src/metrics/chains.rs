@@ -63,8 +63,8 @@ impl Chains {
             )?,
             unknown_keks: register.int_gauge_vec(
                 "kms_proxy_unknown_keks",
-                "Distinct KEK ids that callers asked for and that the chain does not have; at \
-                    most 1,000.",
+                "Distinct KEK ids that callers asked for and that the chain does not have; at most \
+                 1,000.",
                 &["chain"],
             )?,
             unopenable_keks: register.int_gauge_vec(

@@ -340,7 +340,7 @@ mod tests {
         wrong(&other, context(&chain, &kek), &wrapped).await;
         let newer = [&[2], &wrapped[1..]].concat();
         let detail = wrong(&root, context(&chain, &kek), &newer).await;
-        assert_eq!(detail, "its format is 2, this version reads 1");
+        assert_eq!(detail, "its format is 2, and this version reads 1");
     }
 
     #[tokio::test]
@@ -453,7 +453,7 @@ mod tests {
             refused(bad, 0o600);
         }
         let newer = FILE.replace("v1", "v2");
-        assert!(refused(newer.as_bytes(), 0o600).contains("no key file of this version"));
+        assert!(refused(newer.as_bytes(), 0o600).contains("not a key file of this version"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Backups: the records of a store in one file, exactly as they are. KEKs stay wrapped, so it holds
-//! what the store holds and no key.
+//! Backups: the unchanged records of a store in one file. KEKs stay wrapped, so a backup contains no
+//! key.
 //!
 //! # Format
 //!
@@ -12,8 +12,8 @@
 //! {"sha256":"f124f200eee346491bdc4e0f67cfdcdc95507df49e8a9a45880a6f07de5acb9a"}
 //! ```
 //!
-//! The checksum finds accidents. It keeps nobody from changing a backup on purpose, who could as
-//! well write to the store.
+//! The checksum detects accidental damage. It does not protect from an attacker, who could as well
+//! write to the store.
 
 use std::io;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub use parse::{Backup, ReadError, read};
 /// The format that this code writes. It reads no other.
 const FORMAT: u32 = 1;
 
-/// How often a chain is read again because its head changed meanwhile.
+/// How often a chain is read again if its head changes in the meantime.
 const TRIES: usize = 8;
 
 /// The first line.
@@ -48,7 +48,7 @@ struct Header {
     records: u64,
 }
 
-/// A line for a record. The value is a text in the text, so that not a byte of it changes.
+/// The line of a record. The value is a string, so that no byte of it changes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -63,25 +63,25 @@ struct Footer {
     sha256: String,
 }
 
-/// Why there is no backup.
+/// Why no backup was written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The store was not read.
+    /// The store could not be read.
     #[error(transparent)]
     Store(#[from] Error),
-    /// There is a file of this name.
+    /// A file with this name exists.
     #[error("there is a file of this name, and a backup replaces none")]
     Exists,
-    /// The file was not written.
+    /// The file could not be written.
     #[error("it can't be written: {0}")]
     Output(#[from] io::Error),
 }
 
 /// Writes the chains of `store` to a new file: all of them if `only` is empty. `now` is in seconds
-/// since the Unix epoch. A crash leaves the whole file or none.
+/// since the Unix epoch. A crash leaves the complete file or none.
 ///
-/// Each chain is as it was at one moment, as far as its head tells: the states of older KEKs and
-/// the uses may be a moment apart. Records that are damaged are left out, and told of.
+/// Each chain is consistent with its head at one moment; the states of older KEKs and the uses may be
+/// slightly newer. Damaged records are left out and reported.
 ///
 /// # Errors
 /// [`WriteError`].
@@ -92,7 +92,7 @@ pub async fn write(
     now: u64,
     progress: impl FnMut(&CopyReport),
 ) -> Result<CopyReport, WriteError> {
-    // Checked again when it is written; here so that nobody waits for nothing.
+    // Checked again when it is written; an early error saves the reading.
     if path.try_exists()? {
         return Err(WriteError::Exists);
     }
@@ -101,7 +101,7 @@ pub async fn write(
     if files::write_new(path, &bytes)? { Ok(report) } else { Err(WriteError::Exists) }
 }
 
-/// The bytes of the same file.
+/// The bytes of such a file.
 ///
 /// # Errors
 /// [`WriteError`].
@@ -142,7 +142,7 @@ fn to_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// The records of a chain, read while its head stood still: no KEK was made or promoted meanwhile.
+/// The records of a chain, read while its head did not change: no KEK was created or promoted.
 async fn collect(store: &dyn Store, chain: &ChainName) -> Result<(Vec<Line>, Vec<Problem>), Error> {
     for _ in 0..TRIES {
         let first = head(store, chain).await?;
@@ -165,7 +165,7 @@ async fn collect(store: &dyn Store, chain: &ChainName) -> Result<(Vec<Line>, Vec
             return Ok((lines, problems));
         }
     }
-    let detail = "the chain is modified concurrently; repeat the backup".to_owned();
+    let detail = "other processes keep changing this chain; repeat the backup".to_owned();
     Err(Error::Unavailable { detail: format!("{chain}: {detail}"), maybe_applied: false })
 }
 
@@ -178,7 +178,7 @@ fn keep<R>(
     match found {
         Ok(Some(read)) => match String::from_utf8(read.entry.value) {
             Ok(value) => lines.push(Line { key: read.entry.key, value }),
-            Err(_) => problems.push(Problem::new(read.entry.key, "it is damaged: it is no text")),
+            Err(_) => problems.push(Problem::new(read.entry.key, "it is damaged: it is not UTF-8")),
         },
         Ok(None) => problems.extend(missing),
         Err(problem) => problems.push(problem),

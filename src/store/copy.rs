@@ -1,16 +1,16 @@
-//! Copies of chains from one store to another: safe to break off, to repeat, and to run into a
-//! store that a service uses.
+//! Copies of chains from one store to another. It is safe to interrupt and to repeat a copy, and to
+//! copy into a store that a service uses.
 //!
-//! A chain is looked at as a whole first: where the target holds something newer, or another chain
-//! of the same name, nothing of it is written. Then its KEKs are written a page at a time, and last
-//! its head with the KEKs that either store's head names, in one transaction. It knows records, and
-//! no roots: a KEK stays wrapped as it is.
+//! A whole chain is checked first: if the target has something newer, or another chain with the same
+//! name, nothing of it is written. Then its KEKs are written a page at a time, and last its head with
+//! the KEKs that the head in either store names, in one transaction. Roots are not involved: KEKs stay
+//! wrapped as they are.
 //!
 //! # Uses
 //!
-//! A KEK's count of uses must be one count. So a copy's primary and standby are retired: they
-//! decrypt, and the service at the target makes a new KEK. Only who is certain that the source will
-//! never encrypt again may keep them.
+//! The uses of a KEK must be counted in one place. So the primary and the standby of a copy are
+//! retired: they only decrypt, and the service at the target creates a new KEK. Keep them only if it is
+//! certain that the source will never encrypt again.
 
 use crate::id::ChainName;
 
@@ -24,38 +24,38 @@ mod merge;
 #[cfg(test)]
 mod tests;
 
-/// What becomes of the primary and the standby of a chain in its copy.
+/// What a copy does with the primary and the standby of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Primaries {
-    /// They only decrypt there. The source may continue to encrypt.
+    /// They only decrypt in the copy. The source may continue to encrypt.
     Retire,
-    /// They stay what they are. The source must be stopped, for good, before the copy is begun.
+    /// They keep their states. The source must be stopped permanently before the copy begins.
     Keep,
 }
 
-/// What a copy has done.
+/// The result of a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CopyReport {
-    /// Chains that the target holds now as the source does.
+    /// Chains that are now the same in the target as in the source.
     pub chains: u64,
-    /// Records written where there was none.
+    /// Records that were new in the target.
     pub added: u64,
-    /// Records written over an earlier state of themselves.
+    /// Records that replaced an earlier state of themselves.
     pub moved: u64,
-    /// Records that the target held already.
+    /// Records that the target already had.
     pub same: u64,
-    /// KEKs that only decrypt at the target and do more at the source.
+    /// KEKs that were retired in the copy.
     pub retired: u64,
-    /// What was left out or refused, and why. A refusal leaves out a chain.
+    /// What was left out or refused, and why. A refusal leaves out the whole chain.
     pub problems: Vec<Problem>,
 }
 
-/// Copies the chains of `from` to `to`: all of them if `only` is empty. `progress` is called
-/// at intervals.
+/// Copies the chains of `from` to `to`: all of them if `only` is empty. Calls `progress` from time to
+/// time.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when one of the stores is. What was written until then is good; a
-/// repeated copy continues from it.
+/// [`Error::Unavailable`] if one of the stores is unavailable. What was written until then is valid,
+/// and repeating the copy continues from there.
 pub async fn copy(
     from: &dyn Store,
     to: &dyn Store,
@@ -72,7 +72,7 @@ pub async fn copy(
     Ok(report)
 }
 
-/// The chains of `store` that are meant. A name that is there for nothing is a problem.
+/// The selected chains of `store`. A name in `only` without a chain is a problem.
 pub(super) async fn choose(
     store: &dyn Store,
     only: &[ChainName],
@@ -90,7 +90,7 @@ pub(super) async fn choose(
     Ok(chains)
 }
 
-/// Whether a KEK encrypts, or is going to.
+/// Whether a KEK encrypts, or will encrypt.
 fn encrypts(kek: &Kek) -> bool {
     matches!(kek.state, State::Standby | State::Primary)
 }

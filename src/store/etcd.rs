@@ -1,8 +1,7 @@
 //! The store that replicas share: an etcd cluster.
 //!
-//! A key of a record stands under a prefix; its revision is etcd's `mod_revision`. All reads are
-//! linearizable and every call has a deadline. Which member is asked is decided in `members`. What
-//! records mean is not its business.
+//! Keys have a prefix; revisions are etcd's `mod_revision`. All reads are linearizable and every call
+//! has a deadline. `members` chooses the member to call. What records mean is not known here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,13 +26,13 @@ use members::Members;
 
 pub use super::settings::{Etcd as Config, EtcdTls as Tls};
 
-/// Keys of one read: etcd takes 128 operations in a txn by default.
+/// Keys of one read: by default, etcd allows 128 operations in a transaction.
 const KEYS: usize = 64;
-/// Entries of one read of a list: gRPC messages are 4 MiB at most, and a record is about 1 KB.
+/// Entries of one read of a list: gRPC messages have at most 4 MiB, and records have about 1 KB.
 const PAGE: usize = 500;
 
 impl Config {
-    /// What all keys start with; it ends with a `/`.
+    /// The prefix of all keys, with a `/` at its end.
     fn prefix(&self) -> String {
         format!("{}/", self.prefix.trim_end_matches('/'))
     }
@@ -47,19 +46,18 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects, and reads once: what is wrong with addresses, certificates or the password shows
-    /// now. Members that do not answer yet are waited for, half a minute in all.
+    /// Connects, and reads once, so that wrong addresses, certificates and passwords are reported now.
+    /// Waits up to half a minute for a member that answers.
     ///
     /// # Errors
-    /// What is wrong, for an operator.
+    /// A message for an operator.
     pub async fn open(config: &Config) -> Result<Self, String> {
         let store = Self::connect(config)?;
         setup::first_read(&store).await?;
         Ok(store)
     }
 
-    /// Sets the store up. No member is asked, so all of them may be away. Must be called in a
-    /// runtime.
+    /// Creates the store without a call, so all members may be unavailable. Must be called in a runtime.
     ///
     /// # Errors
     /// What is wrong with the settings or the files that they name, for an operator.
@@ -163,8 +161,8 @@ impl super::Store for Store {
             .map(|compare| match compare {
                 Compare::Absent(key) => EtcdCompare::version(self.key(key), CompareOp::Equal, 0),
                 Compare::Unchanged(key, Revision(revision)) => {
-                    // To etcd a key that is absent is of revision 0. No entry is of that one, nor
-                    // of one that etcd can't count to.
+                    // etcd's revision of an absent key is 0. No entry has that revision, nor one that
+                    // does not fit etcd's type.
                     let revision = match i64::try_from(*revision) {
                         Ok(0) | Err(_) => i64::MAX,
                         Ok(revision) => revision,
@@ -173,7 +171,7 @@ impl super::Store for Store {
                 }
             })
             .collect();
-        // etcd takes a key only once: a later write is the one that counts.
+        // etcd accepts each key only once: the last write counts.
         let deletes = txn.deletes.iter().map(|key| (key, None));
         let puts = txn.puts.iter().map(|(key, value)| (key, Some(value)));
         let writes: BTreeMap<_, _> = deletes.chain(puts).collect();
@@ -209,7 +207,7 @@ impl From<CallError> for Error {
     }
 }
 
-/// etcd counts from 1 on.
+/// etcd's revisions start at 1.
 fn revision(revision: i64) -> Revision {
     Revision(u64::try_from(revision).unwrap_or(0))
 }

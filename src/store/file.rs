@@ -1,8 +1,8 @@
-//! The embedded store: a redb database in the data directory, for one process and no set-up.
+//! The embedded store: a redb database in the data directory, for one process, without setup.
 //!
-//! A commit is on disk before it is answered. Concurrent commits share one write to the
-//! disk. After an I/O error, such as a full disk, the file is opened again by itself. It knows keys
-//! and bytes; what records mean is not its business.
+//! A commit is on disk before it is acknowledged. Concurrent commits share one write to the disk. After
+//! an I/O error, such as a full disk, the file is reopened automatically. This module knows keys and
+//! bytes, and not what records mean.
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -33,14 +33,14 @@ use database::{Database, IfMissing};
 use layout::RECORDS;
 use writer::Writer;
 
-/// How long a call waits for the disk before it gives up.
+/// The time-out of a call.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `[store]` with `kind = "file"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The data directory; made with mode 0700 when it is missing.
+    /// The data directory; created with mode 0700 if it is missing.
     pub path: PathBuf,
 }
 
@@ -50,7 +50,7 @@ impl Default for Config {
     }
 }
 
-/// Whether there is a store in `directory`, as far as this process may see.
+/// Whether there is a store in `directory`, as far as this process can see.
 #[must_use]
 pub fn is_in(directory: &Path) -> bool {
     directory.join(open::FILE_NAME).exists()
@@ -64,26 +64,26 @@ pub(super) fn check(directory: &Path) -> Result<(), String> {
     files::check_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))
 }
 
-/// A store in a directory that no other process may use meanwhile.
+/// A store in a directory that it locks against other processes.
 ///
-/// Dropping it waits for the commits under way and closes the file.
+/// Dropping it waits for running commits and closes the file.
 pub struct Store {
     writer: Option<Writer>,
     database: Arc<Database>,
 }
 
 impl Store {
-    /// Opens the store in `directory`; makes both when they are missing, but no second store where
-    /// one disappeared. It reads the whole file, to verify it.
+    /// Opens the store in `directory`. Creates both if they are missing, but never replaces a store that
+    /// disappeared. Reads the whole file to verify it.
     ///
     /// # Errors
-    /// What is wrong, for an operator: another process uses the directory, the file is damaged or
-    /// of a newer format, it disappeared, or it can't be read and written.
+    /// A message for an operator: another process uses the directory, the file is damaged, has a newer
+    /// format or disappeared, or it can't be read and written.
     pub async fn open(directory: &Path) -> Result<Self, String> {
         Self::open_with(directory, IfMissing::MakeFirst, Box::new(plain)).await
     }
 
-    /// The same, and makes a store also where one disappeared.
+    /// Like [`open`](Self::open), but also replaces a store that disappeared.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
@@ -105,8 +105,7 @@ impl Store {
         tokio::task::spawn_blocking(open).await.map_err(|error| error.to_string())?
     }
 
-    /// Runs `act` on a thread that may block: the disk may be slow, and the file may have to be
-    /// opened again.
+    /// Runs `act` on a blocking thread: the disk may be slow, and the file may have to be reopened.
     async fn read<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Table) -> Result<T, redb::Error> + Send + 'static,
@@ -127,7 +126,7 @@ type Table = redb::ReadOnlyTable<&'static str, &'static [u8]>;
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // First what is queued, then the file.
+        // The queued transactions first, then the file.
         self.writer = None;
         self.database.close();
     }

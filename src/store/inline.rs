@@ -1,8 +1,8 @@
-//! No store at all: each envelope contains its wrapped KEK, and the counts of a process's KEKs stay
-//! in its memory, where they are exact.
+//! No store: every envelope carries its KEK inline, and a process counts the uses of its own KEKs in
+//! memory, where the count is exact.
 //!
-//! To the rest of the service this is a store that nobody shares and that ends with the process. Retired
-//! KEKs need no record here: only the last ones are kept, for status calls.
+//! For the rest of the service this is a store that is not shared and ends with the process. A retired
+//! KEK needs no record here: only the last ones are kept, to be shown.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -20,8 +20,7 @@ use super::{Committed, Entry, Error, Txn, memory};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The directory for what this machine alone keeps: the key file of a `local` root, and nothing
-    /// else.
+    /// The directory for the key file of a `local` root, and nothing else.
     pub data_dir: PathBuf,
 }
 
@@ -34,7 +33,7 @@ impl Default for Config {
 /// How many retired KEKs of a chain are kept: some 10 KB for a chain with two roots.
 const KEPT: usize = 16;
 
-/// What one process knows of its chains.
+/// The records of one process.
 #[derive(Default)]
 pub struct Store {
     memory: memory::Store,
@@ -49,7 +48,7 @@ impl Store {
         Self::default()
     }
 
-    /// Notes the KEKs that a txn retires; what deletes those that are too many.
+    /// Records the KEKs that a transaction retires, and returns a transaction that deletes the excess.
     fn note_retired(&self, retired: Vec<(ChainName, KekId)>) -> Txn {
         let mut known = self.retired.lock();
         let mut txn = Txn::default();

@@ -1,7 +1,7 @@
-//! A store in memory: the reference that the others are compared with, and the tests' own.
+//! A store in memory: the reference for the other stores, and the store of most tests.
 //!
-//! It forgets everything when it is dropped. Services that share one see each other's writes, as
-//! replicas do. Faults can be put in: a commit that fails, and may or may not have been applied.
+//! Its contents are lost when it is dropped. Services that share one see each other's writes, as
+//! replicas do. Faults can be injected: a commit that fails, and may or may not have been applied.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::{Committed, Compare, Entry, Error, News, Revision, Txn};
 
-/// News that a watch can be behind before it misses some.
+/// The number of news that a watch buffers before it misses some.
 const NEWS: usize = 1024;
 
 /// A store in memory.
@@ -21,7 +21,7 @@ pub struct Store {
     news: broadcast::Sender<(String, Revision)>,
 }
 
-/// What a store held at some time.
+/// The contents of a store at some time.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     revision: u64,
@@ -41,9 +41,9 @@ struct State {
 pub enum Fault {
     /// It is not applied, and that is certain.
     NotSent,
-    /// It is applied, and the answer is lost.
+    /// It is applied, but the response is lost.
     AnswerLost,
-    /// It is not applied, and nobody can tell.
+    /// It is not applied, but that is not certain.
     RequestLost,
 }
 
@@ -60,7 +60,7 @@ impl Store {
         Self::default()
     }
 
-    /// A store that holds what `txn` puts, and nothing else.
+    /// A store with the entries that `txn` puts.
     #[must_use]
     pub fn holding(txn: Txn) -> Self {
         let store = Self::new();
@@ -69,20 +69,20 @@ impl Store {
         store
     }
 
-    /// What it holds now.
+    /// Its current contents.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.state();
         Snapshot { revision: state.revision, entries: state.entries.clone() }
     }
 
-    /// Goes back to an earlier time, as when an operator restores a backup. It is not reported.
+    /// Goes back to an earlier state, like a restore by an operator. Watches are not notified.
     pub fn restore(&self, snapshot: Snapshot) {
         let mut state = self.state();
         (state.revision, state.entries) = (snapshot.revision, snapshot.entries);
     }
 
-    /// The next commits fail so, one after the other.
+    /// Makes the next commits fail in this way, one after the other.
     pub fn fail_next(&self, faults: impl IntoIterator<Item = Fault>) {
         self.state().faults.extend(faults);
     }
@@ -96,14 +96,14 @@ impl Store {
         self.state.lock()
     }
 
-    /// Applies `txn`, and tells those who watch.
+    /// Applies `txn`, and notifies watches.
     fn apply(&self, state: &mut State, txn: Txn) -> Committed {
         let keys: Vec<_> =
             txn.deletes.iter().chain(txn.puts.iter().map(|(key, _)| key)).cloned().collect();
         let committed = state.apply(txn);
         if let Committed::Applied(revision) = committed {
             for key in keys {
-                // Nobody need be watching.
+                // There may be no watch.
                 let _ = self.news.send((key, revision));
             }
         }
@@ -214,7 +214,7 @@ impl super::Watch for Watch {
         match self.0.recv().await {
             Ok(change) => News::Changed(vec![change]),
             Err(broadcast::error::RecvError::Lagged(_)) => News::Missed,
-            // The store is gone, and nothing changes any more.
+            // The store was dropped, so nothing changes any more.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }

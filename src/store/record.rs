@@ -1,7 +1,7 @@
 //! The records of key chains, as `store` values: what they hold, and how they are read and written.
 //!
-//! JSON with a `format` number in it, so that an operator can read one with the tools of the
-//! store. It knows ids and bytes; which record may follow which is not decided here.
+//! JSON with a `format` number, so that an operator can read records with the tools of the store. This
+//! module knows ids and bytes, and not which state may follow which.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -18,7 +18,7 @@ const FORMAT: u32 = 1;
 pub struct Limits {
     /// Uses that start a rotation: 2^21 by default.
     pub rotate_after_uses: u64,
-    /// Uses that are never passed: 2^22 by default, at most 2^32 (NIST SP 800-38D, section 8.3).
+    /// The limit of uses, which is never exceeded: 2^22 by default, at most 2^32 (NIST SP 800-38D, section 8.3).
     pub max_uses: u64,
     /// Age since promotion, in seconds, that starts a rotation: 90 days by default, at least
     /// [`MIN_ROTATE_AFTER_AGE`](Self::MIN_ROTATE_AFTER_AGE).
@@ -39,7 +39,7 @@ impl Limits {
     /// Checks that the limits fit together.
     ///
     /// # Errors
-    /// What is wrong, for the one who set them.
+    /// What is wrong, for the user who set them.
     pub fn validate(&self) -> Result<(), &'static str> {
         match self {
             Self { max_uses, .. } if *max_uses > 1 << 32 => {
@@ -57,48 +57,47 @@ impl Limits {
     }
 }
 
-/// The head of a chain: one small record that says which KEK encrypts.
+/// The head of a chain: a small record that names the KEK that encrypts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
-    /// The suite of KEKs made from now on.
+    /// The suite of new KEKs.
     pub suite: Suite,
     /// When KEKs are replaced.
     pub limits: Limits,
-    /// The KEK that encrypts; none before the first rotation.
+    /// The KEK that encrypts; `None` before the first rotation.
     pub primary: Option<KekId>,
-    /// The KEK that will encrypt next, made ahead of need.
+    /// The KEK that will encrypt next, created in advance.
     pub standby: Option<KekId>,
     /// Grows with every change of the head.
     pub generation: u64,
     /// Grows when the set of roots changes.
     pub roots_generation: u64,
-    /// What the chain's keys are called outside; only in a chain that Kubernetes encrypts with.
+    /// The external name of the chain's keys; only in a chain that Kubernetes uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named_root: Option<NamedRoot>,
-    /// A random number of the last repair after a restore of an old copy. A replica that notices
-    /// the restore later sees by it that the chain is repaired.
+    /// A random number of the last repair after a rollback of the store. A replica that detects the
+    /// rollback later can see that the chain is already repaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repair: Option<u64>,
 }
 
-/// The root that the keys of a chain are named after, where something outside must be told when the
-/// roots change. It changes with them, or when an operator asks for it.
+/// The root that the keys of a chain are named after, for clients that must notice when the roots
+/// change. It changes with the roots, or on request by an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamedRoot {
-    /// The head's `roots_generation` when it was named.
+    /// The head's `roots_generation` when this name was chosen.
     pub generation: u64,
-    /// A random number: no other history of a store, nor one that was restored, makes the same
-    /// name.
+    /// A random number, so that another or a restored history of a store never makes the same name.
     pub mark: u64,
     /// The kind of the root.
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// What the provider calls its key; empty where it has no name.
+    /// The provider's name of its key; empty if it has none.
     pub key: String,
-    /// The names of all roots that had wrapped the primary then.
+    /// The names of all roots that had wrapped the primary at that time.
     pub roots: Vec<String>,
 }
 
@@ -106,13 +105,13 @@ pub struct NamedRoot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Made, and waiting to be promoted.
+    /// Created, and waiting to be promoted.
     Standby,
     /// It encrypts and decrypts.
     Primary,
     /// It only decrypts.
     Retired,
-    /// It does nothing until it is enabled again.
+    /// It is not used until it is enabled again.
     Disabled,
     /// Its wraps are gone; the record is a tombstone.
     Destroyed,
@@ -147,11 +146,11 @@ pub struct Wrap {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kek {
-    /// The suite that it was made for.
+    /// Its suite.
     pub suite: Suite,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
-    /// When it was made.
+    /// When it was created.
     pub created_at: u64,
     /// When it became primary.
     pub promoted_at: Option<u64>,
@@ -159,24 +158,24 @@ pub struct Kek {
     pub disabled_at: Option<u64>,
     /// Whether a `local` root ever wrapped it.
     pub exposed: bool,
-    /// Its wraps; empty in a tombstone alone.
+    /// Its wraps; only empty in a tombstone.
     pub wraps: Vec<Wrap>,
 }
 
-/// The uses of a KEK that were ever handed out.
+/// The uses of a KEK that were ever reserved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uses {
     /// It only grows.
     pub reserved: u64,
-    /// Who took the last block: a random number for each process.
+    /// The process that took the last block: a random number for each process.
     pub owner: u64,
     /// The owner's number of that block.
     pub sequence: u64,
 }
 
-/// Who is making the next KEK of a chain. It saves calls of roots and guards nothing, so no clock
-/// is in it: others take it over when it has not changed for a while.
+/// Which process creates the next KEK of a chain. It only saves calls of roots, so it contains no time:
+/// other processes take it over if it has not changed for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
@@ -184,7 +183,7 @@ pub struct Claim {
     pub owner: u64,
 }
 
-/// A wrap by which processes compare their roots of one name: the first one that a root of this
+/// A wrap with which processes compare their roots of one name: the first one that a root with this
 /// name made in a shared store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,7 +192,7 @@ pub struct RootCheck {
     pub owner: u64,
     /// The chain of the wrapped KEK.
     pub chain: ChainName,
-    /// The wrapped KEK. It need not be stored: it may have been replaced before it was.
+    /// The id of the wrapped KEK. The KEK may not be stored, if it was replaced before it was.
     pub kek_id: KekId,
     /// The suite of the wrapped KEK.
     pub suite: Suite,
@@ -202,7 +201,7 @@ pub struct RootCheck {
     pub wrap: Vec<u8>,
 }
 
-/// A process reports that its root of this name has another key than the store's.
+/// Reports that the root of a process with this name has another key than the store's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootDispute {
@@ -210,7 +209,7 @@ pub struct RootDispute {
     pub reported_at: u64,
 }
 
-/// What can stand in a store.
+/// A type of record.
 pub trait Record: Serialize + DeserializeOwned {
     /// The record as it is stored.
     ///
@@ -221,7 +220,7 @@ pub trait Record: Serialize + DeserializeOwned {
             .map_err(|error| corrupt("(not yet written)", &error))
     }
 
-    /// Reads what stands at `key`.
+    /// Decodes the record at `key`.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
@@ -244,7 +243,7 @@ impl Record for Claim {}
 impl Record for RootCheck {}
 impl Record for RootDispute {}
 
-/// What all keys start with.
+/// The prefix of all keys of chains.
 pub const CHAINS: &str = "chains/";
 
 /// What a key names within its chain.
@@ -260,7 +259,7 @@ pub enum Part {
     Claim,
 }
 
-/// The chain of a key, and what the key names there; `None` if it is not the key of a record.
+/// The chain of a key, and the part that it names; `None` if it is not the key of a record.
 #[must_use]
 pub fn parse_key(key: &str) -> Option<(ChainName, Part)> {
     let (chain, rest) = key.strip_prefix(CHAINS)?.split_once('/')?;
@@ -286,7 +285,7 @@ pub fn kek_key(chain: &ChainName, id: KekId) -> String {
     format!("chains/{chain}/keks/{id}")
 }
 
-/// What the keys of all of a chain's KEKs start with.
+/// The prefix of the keys of a chain's KEKs.
 #[must_use]
 pub fn keks_prefix(chain: &ChainName) -> String {
     format!("chains/{chain}/keks/")
@@ -298,7 +297,7 @@ pub fn uses_key(chain: &ChainName, id: KekId) -> String {
     format!("chains/{chain}/uses/{id}")
 }
 
-/// What the keys of all of a chain's uses start with.
+/// The prefix of the keys of a chain's uses.
 #[must_use]
 pub fn uses_prefix(chain: &ChainName) -> String {
     format!("chains/{chain}/uses/")

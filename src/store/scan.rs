@@ -1,7 +1,7 @@
-//! A store's chains and their records, a page at a time, for those who go through all of them.
+//! Scans a store's chains and their records, a page at a time.
 //!
-//! Damage to one record is reported beside the others and stops nothing. What records mean together is
-//! not known here.
+//! A damaged record is reported along with the others and does not stop the scan. How records relate
+//! to each other is not known here.
 
 use crate::id::{ChainName, KekId};
 
@@ -40,10 +40,10 @@ pub(crate) struct Read<R> {
     pub(crate) entry: Entry,
 }
 
-/// What stands at a key: nothing, a record, or damage.
+/// The contents of a key: nothing, a record, or damage.
 pub(crate) type Found<R> = Result<Option<Read<R>>, Problem>;
 
-/// What stands where a KEK's two records belong.
+/// The contents of the two keys of a KEK.
 #[derive(Clone, Debug)]
 pub(crate) struct Pair {
     pub(crate) id: KekId,
@@ -51,7 +51,7 @@ pub(crate) struct Pair {
     pub(crate) uses: Found<Uses>,
 }
 
-/// The names of all chains, and the keys that are of none.
+/// The names of all chains, and the keys that belong to no chain.
 pub(crate) async fn chains(store: &dyn Store) -> Result<(Vec<ChainName>, Vec<Problem>), Error> {
     let (mut names, mut strays) = (Vec::new(), Vec::new());
     let mut after = None;
@@ -64,12 +64,12 @@ pub(crate) async fn chains(store: &dyn Store) -> Result<(Vec<ChainName>, Vec<Pro
             Ok(name) => names.push(name),
             Err(error) => strays.push(Problem::new(&entry.key, error.to_string())),
         }
-        // '0' follows '/': no key of this chain comes after it, every other chain's does.
+        // '0' follows '/': this is after all keys of this chain, and before those of the next one.
         after = Some(format!("{CHAINS}{name}0"));
     }
 }
 
-/// The ids of a chain's KEKs, a page after the other.
+/// The ids of a chain's KEKs, page by page.
 pub(crate) struct Ids<'a> {
     store: &'a dyn Store,
     prefix: String,
@@ -77,17 +77,17 @@ pub(crate) struct Ids<'a> {
 }
 
 impl<'a> Ids<'a> {
-    /// Those of the KEKs that are stored.
+    /// The ids of the stored KEK records.
     pub(crate) fn of_keks(store: &'a dyn Store, chain: &ChainName) -> Self {
         Self { store, prefix: record::keks_prefix(chain), after: None }
     }
 
-    /// Those of which uses are stored.
+    /// The ids of the stored records of uses.
     pub(crate) fn of_uses(store: &'a dyn Store, chain: &ChainName) -> Self {
         Self { store, prefix: record::uses_prefix(chain), after: None }
     }
 
-    /// The next page, and the keys in it that are none of a record. `None` at the end.
+    /// The next page, and its keys that are not those of a record. `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<(Vec<KekId>, Vec<Problem>)>, Error> {
         let page = self.store.list(&self.prefix, self.after.as_deref(), PAGE).await?;
         let Some(last) = page.last() else { return Ok(None) };
@@ -96,22 +96,22 @@ impl<'a> Ids<'a> {
         for entry in page {
             match record::parse_key(&entry.key) {
                 Some((_, Part::Kek(id) | Part::Uses(id))) => ids.push(id),
-                _ => strays.push(Problem::new(entry.key, "this is the key of no record")),
+                _ => strays.push(Problem::new(entry.key, "this key is not that of a record")),
             }
         }
         Ok(Some((ids, strays)))
     }
 }
 
-/// The head of a chain. Limits that nobody could have set are damage.
+/// The head of a chain. Invalid limits are damage.
 pub(crate) async fn head(store: &dyn Store, chain: &ChainName) -> Result<Found<Head>, Error> {
     let key = record::head_key(chain);
     let found: Found<Head> = decode(entry(store, &key).await?);
     Ok(checked(found))
 }
 
-/// The head of a chain and the records of some of its KEKs; as of one moment where the store can,
-/// so a few only.
+/// The head of a chain and the records of a few of its KEKs, as of one moment if the store supports
+/// that.
 pub(crate) async fn head_and_pairs(
     store: &dyn Store,
     chain: &ChainName,
@@ -142,10 +142,10 @@ fn to_pairs(ids: &[KekId], mut entries: impl Iterator<Item = FoundEntry>) -> Vec
     ids.iter().map(|&id| Pair { id, kek: decode(next()), uses: decode(next()) }).collect()
 }
 
-/// An entry that is there, is not, or is damaged.
+/// An entry that exists, does not exist, or is damaged.
 type FoundEntry = Result<Option<Entry>, Problem>;
 
-/// The entries at `keys`, each with its own damage.
+/// The entries at `keys`, with damage reported per entry.
 async fn entries(store: &dyn Store, keys: Vec<String>) -> Result<Vec<FoundEntry>, Error> {
     match store.get_all(&keys).await {
         Ok(entries) => Ok(entries.into_iter().map(Ok).collect()),

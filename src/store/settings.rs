@@ -20,22 +20,22 @@ pub struct Etcd {
     /// The members' URLs: `https://` all of them, or `http://`.
     #[serde(deserialize_with = "human_units::list::deserialize")]
     pub endpoints: Vec<String>,
-    /// What all keys start with, then a `/`.
+    /// The prefix of all keys, without the `/` after it.
     #[serde(default = "default_prefix")]
     pub prefix: String,
-    /// The user, where etcd asks for one.
+    /// The user, if etcd requires one.
     pub username: Option<String>,
-    /// The file with the user's password; white space at its end does not count.
+    /// The file with the user's password; trailing white space is ignored.
     pub password_file: Option<PathBuf>,
     /// The password itself, from the environment: it has no place in a configuration file.
     #[serde(skip)]
     pub password: Option<Arc<SecretBytes>>,
     /// Certificates.
     pub tls: Option<EtcdTls>,
-    /// How long one member may take for one call: 2 s.
+    /// The time-out of one call of one member: 2 s by default.
     #[serde(default = "default_timeout", with = "human_units::duration")]
     pub timeout: Duration,
-    /// The directory for what this machine alone keeps, such as the key file of a `local` root.
+    /// The directory for local files, such as the key file of a `local` root.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
 }
@@ -44,12 +44,11 @@ pub struct Etcd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EtcdTls {
-    /// The authorities that the members' certificates are checked by; the system's when it is not
-    /// set.
+    /// The authorities of the members' certificates; the system's by default.
     pub ca: Option<PathBuf>,
-    /// The client's own certificate, with the chain above it.
+    /// The client's certificate, with its chain.
     pub cert: Option<PathBuf>,
-    /// The key of that.
+    /// The key of the client's certificate.
     pub key: Option<PathBuf>,
 }
 

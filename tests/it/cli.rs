@@ -281,7 +281,7 @@ fn a_root_that_can_not_be_used_is_found_before_the_start_and_nothing_is_made() {
     good(check(&by_key));
     std::fs::write(&key, "no key").unwrap();
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
-    assert!(refused(check(&by_key), 2).contains("no key file of this version"));
+    assert!(refused(check(&by_key), 2).contains("not a key file of this version"));
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
     assert!(refused(check(&by_key), 2).contains("chmod 600"));
 }

@@ -407,7 +407,7 @@ async fn a_passphrase_opens_from_file_or_environment_and_another_does_not() {
     decrypt_all(&right.start().await, &[sealed]).await;
     for (setup, said) in [
         (by_file.set("ROOT__0__PASSPHRASE", "x"), "given twice"),
-        (root.clone(), "no passphrase is given"),
+        (root.clone(), "there is no passphrase"),
         (root.set("ROOT__0__PASSPHRASE_FILE", "/no/such/file"), "/no/such/file"),
     ] {
         let (code, log) = setup.fails().await;

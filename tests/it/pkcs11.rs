@@ -195,7 +195,7 @@ async fn a_wrong_pin_is_told_of_and_the_right_one_is_taken_without_a_restart() {
     let (code, said) = said(&hsm.setup.run(&["root", "init"]));
     assert!(code == 1 && said.contains("the PIN is wrong"), "{said}");
     let service = hsm.setup.start_unready().await;
-    until_ready_says(&service, "the PIN is wrong; it is not tried again until").await;
+    until_ready_says(&service, "the PIN is wrong; it is not retried until").await;
     let (status, _) = service.try_encrypt("default", HELLO).await.unwrap().unwrap_err();
     assert_eq!(status, 503);
     hsm.write_pin(PIN);

@@ -46,7 +46,7 @@ async fn a_known_wrap_opens() {
     assert!(detail.contains("the passphrase is another one"), "{detail}");
     let newer = [&[2], &wrapped[1..]].concat();
     let detail = wrong(&root("correct horse"), here, &newer).await;
-    assert_eq!(detail, "its format is 2, this version reads 1");
+    assert_eq!(detail, "its format is 2, and this version reads 1");
 }
 
 #[tokio::test]
@@ -133,15 +133,15 @@ async fn the_cost_is_configured_within_bounds() {
     let most = Cost { memory: 256 << 10, passes: 10, lanes: 4 };
     assert_eq!(with("memory = '256MiB'\npasses = 10\nlanes = 4"), Ok(most));
     for (settings, error) in [
-        ("memory = '18MiB'", "memory is 19MiB to 256MiB"),
-        ("memory = '257MiB'", "memory is 19MiB to 256MiB"),
-        ("memory = '99999999GiB'", "memory is 19MiB to 256MiB"),
+        ("memory = '18MiB'", "memory must be between 19MiB and 256MiB"),
+        ("memory = '257MiB'", "memory must be between 19MiB and 256MiB"),
+        ("memory = '99999999GiB'", "memory must be between 19MiB and 256MiB"),
         ("memory = 33554433", "in whole KiB"),
-        ("passes = 1", "passes is 2 to 10"),
-        ("passes = 11", "passes is 2 to 10"),
-        ("lanes = 0", "lanes is 1 to 4"),
-        ("lanes = 5", "lanes is 1 to 4"),
-        ("memory = '64 megabytes'", "a size is written like"),
+        ("passes = 1", "passes must be between 2 and 10"),
+        ("passes = 11", "passes must be between 2 and 10"),
+        ("lanes = 0", "lanes must be between 1 and 4"),
+        ("lanes = 5", "lanes must be between 1 and 4"),
+        ("memory = '64 megabytes'", "a size must be like"),
         ("passes = 'many'", "expected a whole number"),
         ("passes = -1", "expected a whole number"),
     ] {
@@ -263,7 +263,7 @@ async fn the_passphrase_comes_from_a_file_or_the_environment() {
     assert_eq!(read(&config(None, Some("correct horse"))).unwrap(), b"correct horse");
 
     let error = read(&config(Some(path.clone()), Some("correct horse"))).unwrap_err();
-    assert!(error.contains("given twice") && !error.contains("horse"), "{error}");
+    assert!(error.contains("set twice") && !error.contains("horse"), "{error}");
     assert!(read(&config(None, None)).unwrap_err().contains("passphrase_file"));
     assert!(read(&config(None, Some(""))).unwrap_err().contains("is empty"));
     std::fs::write(&path, " \n").unwrap();

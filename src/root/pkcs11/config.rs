@@ -118,10 +118,10 @@ mod tests {
             ("slot = '7'", None),
             ("token_label = 'a'", None),
             ("", Some("token_label is missing")),
-            ("slot = 7\ntoken_label = 'a'", Some("both given")),
+            ("slot = 7\ntoken_label = 'a'", Some("both set")),
             ("token_label = ''", Some("1 to 32 bytes")),
             ("token_label = '123456789012345678901234567890123'", Some("1 to 32 bytes")),
-            ("slot = 7\ntimeout = '16s'", Some("100ms to 15s")),
+            ("slot = 7\ntimeout = '16s'", Some("between 100ms and 15s")),
         ] {
             let config = Config { pin: secret("1234"), ..config(lines).unwrap() };
             match (config.check(), wrong) {
@@ -145,10 +145,10 @@ mod tests {
         assert_eq!(by_file.pin().unwrap().expose(), b"4711-secret");
         let both = Config { pin: secret("4711-secret"), ..by_file.clone() };
         for (bad, said) in [
-            (none.clone(), "no PIN is given"),
-            (both.clone(), "given twice"),
+            (none.clone(), "there is no PIN"),
+            (both.clone(), "set twice"),
             (Config { pin: secret(""), ..none.clone() }, "is empty"),
-            (Config { pin_file: Some(dir.path().into()), ..none.clone() }, "no regular file"),
+            (Config { pin_file: Some(dir.path().into()), ..none.clone() }, "not a regular file"),
             (Config { pin_file: Some(dir.path().join("x")), ..none.clone() }, "No such file"),
             (Config { module: "/no/such.so".into(), ..by_file }, "module /no/such.so"),
         ] {

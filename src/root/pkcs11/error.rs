@@ -102,7 +102,7 @@ mod tests {
             (RvError::DeviceRemoved, "away", "C_Encrypt: DeviceRemoved"),
             (RvError::GeneralError, "away", "C_Encrypt: GeneralError"),
             (RvError::KeyFunctionNotPermitted, "denied", "allowed to encrypt"),
-            (RvError::MechanismInvalid, "denied", "no AES-GCM"),
+            (RvError::MechanismInvalid, "denied", "not support AES-GCM"),
             (RvError::MechanismParamInvalid, "denied", "gcm_iv"),
         ] {
             let error = Error::from(TokenError::from(Cause::Pkcs11(code, Function::Encrypt)));

@@ -165,9 +165,9 @@ fn the_key_is_made_once_and_can_not_be_read_out() {
         let missing = caller.denied(&root).await;
         assert!(missing.contains("\"main\" has no secret key with the label \"kek\""), "{missing}");
         let made = Root::init(&config).await.unwrap();
-        assert!(made.contains("\"kek\" was made in token \"main\""), "{made}");
+        assert!(made.contains("\"kek\" was created in token \"main\""), "{made}");
         let refused = Root::init(&config).await.unwrap_err();
-        assert!(refused.contains("already; nothing was changed"), "{refused}");
+        assert!(refused.contains("already has a secret key"), "{refused}");
         let wrapped = caller.wrap(&root).await.unwrap();
         caller.opens(&root, &wrapped).await.unwrap();
         assert_eq!(wrapped.len(), 1 + 12 + 16 + 16);
@@ -203,7 +203,7 @@ fn another_kind_of_key_and_two_of_one_label_are_refused() {
         generate("twice", 32, false);
         generate("open", 32, true);
         let caller = Caller::new();
-        for (label, said) in [("short", "no AES-256 key"), ("twice", "has 2 secret keys")] {
+        for (label, said) in [("short", "not an AES-256 key"), ("twice", "has 2 secret keys")] {
             let config = Config { key_label: label.to_owned(), ..config.clone() };
             let error = caller.denied(&Root::open(&config).await.unwrap()).await;
             assert!(error.contains(said), "{error}");
@@ -275,7 +275,7 @@ fn a_wrong_pin_is_tried_once_and_a_new_one_is_taken_without_a_restart() {
                 (Root::open(&config).await.unwrap(), Root::open(&config).await.unwrap());
             let caller = Caller::new();
             let error = caller.denied(&root).await;
-            assert!(error.contains("the PIN is wrong; it is not tried again until"), "{error}");
+            assert!(error.contains("the PIN is wrong; it is not retried until"), "{error}");
 
             // It becomes the right one. Another attempt would succeed.
             let set_pin = |old: &str, new: &str| {

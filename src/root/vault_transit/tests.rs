@@ -250,8 +250,8 @@ async fn a_key_that_is_missing_or_unfit_is_denied_and_never_made() {
     assert_eq!(status, 404);
     for (key, settings, reason) in [
         ("derived", json!({"derived": true}), "key derivation"),
-        ("rsa", json!({"type": "rsa-2048"}), "no AEAD key"),
-        ("signs", json!({"type": "ed25519"}), "no AEAD key"),
+        ("rsa", json!({"type": "rsa-2048"}), "not an AEAD key"),
+        ("signs", json!({"type": "ed25519"}), "not an AEAD key"),
     ] {
         bao.ok(Method::POST, &format!("transit/keys/{key}"), settings).await;
         // With and without the right to look at it.

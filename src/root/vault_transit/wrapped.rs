@@ -93,8 +93,8 @@ mod tests {
             assert_eq!(Wrapped::from_text(bad), None, "{bad}");
         }
         let wrong = |bytes: &[u8]| Wrapped::from_bytes(bytes).unwrap_err().to_string();
-        assert!(wrong(b"\x02vault:v1:").contains("its format is 2, this version reads 1"));
-        assert!(wrong(b"\x01\xff").contains("has not the form"));
+        assert!(wrong(b"\x02vault:v1:").contains("its format is 2, and this version reads 1"));
+        assert!(wrong(b"\x01\xff").contains("does not have the form"));
         assert!(wrong(b"").contains("length"));
     }
 }

@@ -1,4 +1,4 @@
-//! A backup read back: all of it is checked before anything of it is used.
+//! Reads a backup: all of it is checked before anything is used.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -13,38 +13,40 @@ use crate::store::{Txn, memory};
 
 use super::{FORMAT, Footer, Header, Line};
 
-/// What a backup holds.
+/// The contents of a backup.
 pub struct Backup {
     /// Its records, as a store to copy from.
     pub store: memory::Store,
-    /// When it was made, as RFC 3339 has it.
+    /// When it was written, in RFC 3339.
     pub created_at: String,
-    /// How many chains are in it.
+    /// The number of chains.
     pub chains: u64,
-    /// How many records.
+    /// The number of records.
     pub records: u64,
 }
 
-/// Why a file is no backup that can be used. Nothing of it was.
+/// Why a file is not a usable backup. Nothing of it was used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file can't be read.
     #[error("it can't be read: {0}")]
     Input(#[from] io::Error),
-    /// It does not begin as a backup does.
+    /// It does not begin like a backup.
     #[error("line 1: this is no backup of kms-proxy")]
     NoBackup,
-    /// It is of a format that this version does not know.
+    /// This version does not know its format.
     #[error("line 1: its format is {0}, this version reads {FORMAT}")]
     Format(u32),
-    /// The line with the checksum, which is the last one, is not there.
+    /// The last line, with the checksum, is missing.
     #[error("line {0}: it ends here, without a checksum: the rest is cut off")]
     CutOff(usize),
-    /// The checksum is another one. The line is the first that can't be read, if there is one.
-    #[error("its checksum does not match: it is damaged{}", .0.map(|line| format!(", in line \
-        {line} if not before")).unwrap_or_default())]
+    /// The checksum does not match. The line is the first one that can't be parsed, if there is one.
+    #[error(
+        "its checksum does not match: it is damaged{}",
+        .0.map(|line| format!(", in line {line} if not before")).unwrap_or_default()
+    )]
     Checksum(Option<usize>),
-    /// The checksum holds, and the line does not belong to this version.
+    /// The checksum matches, but this version does not understand the line.
     #[error("line {line}: {detail}")]
     Line {
         /// The line, from 1 on.
@@ -54,7 +56,7 @@ pub enum ReadError {
     },
 }
 
-/// A header is about 100 bytes; what is longer is not one.
+/// A header has about 100 bytes; a longer first line is not a header.
 const MAX_FIRST_LINE: u64 = 4 << 10;
 
 /// Reads the backup at `path` and checks all of it.
@@ -65,7 +67,7 @@ pub fn read(path: &Path) -> Result<Backup, ReadError> {
     let mut file = files::open(path)?;
     let mut bytes = Vec::new();
     file.by_ref().take(MAX_FIRST_LINE).read_to_end(&mut bytes)?;
-    // Now, since what comes from a pipe and is not a backup may have no end.
+    // Checked before the rest is read: a pipe that is not a backup may have no end.
     check_format(bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default())?;
     file.read_to_end(&mut bytes)?;
     parse(&bytes)
@@ -109,7 +111,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
     for (index, line) in records.iter().enumerate() {
         let (chain, Line { key, value }) = record(line).map_err(|detail| at(index + 2, detail))?;
         if !keys.insert(key.clone()) {
-            return Err(at(index + 2, format!("{key} is there twice")));
+            return Err(at(index + 2, format!("{key} occurs twice")));
         }
         chains.insert(chain);
         txn.puts.push((key, value.into_bytes()));
@@ -119,23 +121,23 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
         let (chains, records) = counted;
         return Err(at(
             1,
-            format!("it has {chains} chains and {records} records, and tells of others"),
+            format!("it has {chains} chains and {records} records, but its header states others"),
         ));
     }
     let Header { created_at, chains, records, .. } = header;
     Ok(Backup { store: memory::Store::holding(txn), created_at, chains, records })
 }
 
-/// A line that is a record of a kind that there is, and the chain that it is of.
+/// Parses the line of a record, and returns its chain.
 fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
     let line: Line = json(line)?;
     let Line { key, value } = &line;
-    let (chain, part) = parse_key(key).ok_or("its key is that of no record")?;
+    let (chain, part) = parse_key(key).ok_or("its key is not that of a record")?;
     match part {
         Part::Head => Head::decode(key, value.as_bytes()).map(drop),
         Part::Kek(_) => Kek::decode(key, value.as_bytes()).map(drop),
         Part::Uses(_) => Uses::decode(key, value.as_bytes()).map(drop),
-        Part::Claim => return Err(format!("{key} is no record that a backup holds")),
+        Part::Claim => return Err(format!("{key} is not a record that a backup contains")),
     }
     .map_err(|error| error.to_string())?;
     Ok((chain, line))

@@ -146,9 +146,9 @@ async fn the_place_of_what_is_wrong_is_named() {
     for (content, part) in [
         (lines[0].replace(":1,", ":9,"), "line 1: its format is 9, this version reads 1"),
         (lines[..3].concat(), "line 1: it has 1 chains and 2 records"),
-        ([&lines[..], &lines[1..2]].concat().concat(), "line 8: chains/a/head is there twice"),
+        ([&lines[..], &lines[1..2]].concat().concat(), "line 8: chains/a/head occurs twice"),
         (with(0, lines[0].replace("}", ",\"more\":1}")), "line 1: unknown field `more`"),
-        (with(3, lines[3].replace("uses", "abuses")), "line 4: its key is that of no record"),
+        (with(3, lines[3].replace("uses", "abuses")), "line 4: its key is not that of a record"),
         (with(2, lines[2].replace("exposed", "opposed")), "line 3: the record chains/a/keks/"),
         (with(2, lines[2].replace("format\\\":1", "format\\\":2")), "its format is 2"),
         (claim, "line 3: chains/a/claim is no record that a backup holds"),

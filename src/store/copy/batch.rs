@@ -1,9 +1,9 @@
-//! A conditional write of several records, as a copy collects it.
+//! Collects a conditional write of several records.
 
 use crate::store::record::Record;
 use crate::store::{Compare, Problem, Read, Txn};
 
-/// A transaction in the making, and what it would do.
+/// A transaction that is being built, and the counts of what it does.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) txn: Txn,
@@ -14,7 +14,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Adds a record: `decided` is what to write, over `target` as it was read.
+    /// Adds a record: `decided` is the value to write, `target` what it replaces.
     pub(super) fn add<R: Record + PartialEq>(
         &mut self,
         key: String,
@@ -32,7 +32,7 @@ impl Batch {
             return Ok(());
         };
         *(if target.is_some() { &mut self.moved } else { &mut self.added }) += 1;
-        // What is copied as it is keeps its bytes.
+        // An unchanged record keeps its exact bytes.
         let value = if record == source.record {
             source.entry.value.clone()
         } else {

@@ -1,4 +1,4 @@
-//! The copy of one chain: a look at all of it, then pages of KEKs, then the head.
+//! The copy of one chain: first a check of all of it, then pages of KEKs, then the head.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::merge::{self, Decision};
 use super::{CopyReport, Primaries, encrypts};
 
-/// How often a chain is begun again because others wrote to it meanwhile.
+/// How often the copy of a chain restarts when others write to it.
 const TRIES: usize = 8;
 
 pub(super) struct Copy<'a> {
@@ -22,15 +22,15 @@ pub(super) struct Copy<'a> {
     pub(super) primaries: Primaries,
 }
 
-/// The heads as they were when the chain was begun, and the KEKs that one of them names: those are
-/// written with the head, so that no moment has a head that names a KEK in another state.
+/// The heads when the copy of the chain began, and the KEKs that one of them names. Those are written
+/// together with the head, so that no head ever names a KEK in a different state.
 struct Heads {
     source: Read<Head>,
     target: Option<Read<Head>>,
     named: BTreeSet<KekId>,
 }
 
-/// Why nothing of a chain is written.
+/// Why a chain is not written.
 enum Stop {
     Refused(Vec<Problem>),
     Store(Error),
@@ -49,7 +49,7 @@ impl From<Problem> for Stop {
 }
 
 impl Copy<'_> {
-    /// Copies the chain, or says in `report` why not.
+    /// Copies the chain, or adds the reason why not to `report`.
     pub(super) async fn run(
         &self,
         report: &mut CopyReport,
@@ -76,13 +76,14 @@ impl Copy<'_> {
                 Err(Stop::Store(error)) => return Err(error),
             }
         }
-        let detail = "the chain is modified concurrently; it is copied in part, repeat the copy";
+        let detail =
+            "other processes keep changing this chain; it is copied in part, repeat the copy";
         report.problems.push(Problem::new(record::head_key(self.chain), detail));
         Ok(())
     }
 
-    /// Looks at the whole chain on both sides. What is damaged in the source and not needed is left
-    /// out; all else that is wrong is a refusal.
+    /// Checks the whole chain on both sides. Damaged records of the source that are not needed are left
+    /// out; everything else that is wrong is a refusal.
     async fn look(&self) -> Result<(Heads, Vec<Problem>), Stop> {
         let heads = self.heads().await?;
         let (mut refused, mut left_out) = (Vec::new(), Vec::new());
@@ -101,7 +102,7 @@ impl Copy<'_> {
         let named: Vec<_> = heads.named.iter().copied().collect();
         for source in pairs(self.from, self.chain, &named).await? {
             let key = record::kek_key(self.chain, source.id);
-            // One that the target has was told of already.
+            // One that the target has was already reported.
             if matches!(source.kek, Ok(None)) && refused.iter().all(|it| it.key != key) {
                 let problem = Problem::new(key, "a head names it, and it is missing");
                 let to = if self.may_lack(&heads, &source) { &mut left_out } else { &mut refused };
@@ -117,9 +118,9 @@ impl Copy<'_> {
         let source = head(self.from, self.chain).await??.ok_or_else(missing)?;
         let target = head(self.to, self.chain).await?.map_err(at_target)?;
         let copied = merge::copied_head(&source.record, self.primaries);
-        // On one store the copy would retire what a service may be using.
+        // On the same store, the copy would retire KEKs that a service may be using.
         if copied != source.record && target.as_ref().is_some_and(|it| it.entry == source.entry) {
-            let detail = "the target holds this very write: it seems to be the same store, or a \
+            let detail = "the target has the same write: it seems to be the same store, or a \
                           copy of its files. `kms-proxy store restored` retires primaries in place";
             return Err(Problem::new(key, detail).into());
         }
@@ -130,7 +131,7 @@ impl Copy<'_> {
         Ok(Heads { source, target, named })
     }
 
-    /// KEKs of the target that the source has not: the chains went different ways.
+    /// KEKs of the target that the source does not have: the chains have diverged.
     async fn strangers(&self) -> Result<Vec<Problem>, Stop> {
         let mut strangers = Vec::new();
         let mut ids = Ids::of_keks(self.to, self.chain);
@@ -140,8 +141,8 @@ impl Copy<'_> {
                     let key = record::kek_key(self.chain, pair.id);
                     strangers.push(Problem::new(
                         key,
-                        "the target has this KEK and the source has not: it is another chain of \
-                            the same name, or it has gone its own way since",
+                        "the target has this KEK and the source does not: it is another chain with \
+                         the same name, or the two have diverged",
                     ));
                 }
             }
@@ -149,7 +150,7 @@ impl Copy<'_> {
         Ok(strangers)
     }
 
-    /// Writes the chain. False when others wrote to it meanwhile, and it must be looked at again.
+    /// Writes the chain. False if others wrote to it concurrently, and it must be checked again.
     async fn write(
         &self,
         heads: &Heads,
@@ -162,7 +163,7 @@ impl Copy<'_> {
             page.retain(|id| !heads.named.contains(id));
             let mut batch = Batch::default();
             for (source, target) in self.both(&page).await? {
-                // A refusal here is new: the next look tells it.
+                // A refusal here is new: the next check reports it.
                 if self.decide(heads, &source, &target, &mut batch).is_err()
                     && !self.may_lack(heads, &source)
                 {
@@ -178,8 +179,7 @@ impl Copy<'_> {
         self.write_head(heads, same, report).await
     }
 
-    /// Writes the head and the KEKs that heads name, if the heads are still those that were looked
-    /// at.
+    /// Writes the head and the KEKs that heads name, if the heads are still the same.
     async fn write_head(
         &self,
         heads: &Heads,
@@ -217,7 +217,7 @@ impl Copy<'_> {
         Ok(whole)
     }
 
-    /// Commits a batch. False when others wrote meanwhile.
+    /// Commits a batch. False if others wrote concurrently.
     async fn commit(&self, batch: Batch, report: &mut CopyReport) -> Result<bool, Error> {
         if batch.txn.puts.is_empty() {
             return Ok(true);
@@ -239,7 +239,7 @@ impl Copy<'_> {
         Ok(source.into_iter().zip(target).collect())
     }
 
-    /// Adds to `batch` what has to be written of a KEK.
+    /// Adds the records of a KEK that have to be written to `batch`.
     fn decide(
         &self,
         heads: &Heads,
@@ -268,8 +268,8 @@ impl Copy<'_> {
         batch.add(uses_key, counted, uses, target_uses.as_ref())
     }
 
-    /// Whether the chain may be copied without a KEK whose records are damaged in the source: one
-    /// that encrypts at neither side.
+    /// Whether the chain may be copied without a KEK whose records are damaged in the source: true if it
+    /// encrypts on neither side.
     fn may_lack(&self, heads: &Heads, source: &Pair) -> bool {
         let whole = matches!((&source.kek, &source.uses), (Ok(Some(_)), Ok(Some(_))));
         let named = |head: &Read<Head>| {
@@ -282,7 +282,7 @@ impl Copy<'_> {
     }
 }
 
-/// A record of the source that must be there.
+/// A record of the source that must exist.
 fn there<'a, R>(key: &str, found: &'a Found<R>) -> Result<&'a Read<R>, Problem> {
     match found {
         Ok(Some(read)) => Ok(read),

@@ -1,7 +1,7 @@
-//! What a copy may write over what the target holds: pure decisions about one record each.
+//! Which records of the target a copy may replace: pure decisions about one record each.
 //!
-//! A record is written where no record exists, or where the target's is an earlier state of the very
-//! same one. Whatever is newer there, or of another history, is a refusal.
+//! A record is written if the target has none, or if the target's is an earlier state of the same
+//! record. If the target's is newer, or has another history, the copy is refused.
 
 use std::cmp::Ordering;
 
@@ -9,10 +9,10 @@ use crate::store::record::{Head, Kek, State, Uses};
 
 use super::Primaries;
 
-/// The record to write, or none when the target's is as it should be; or why not.
+/// The record to write, or `None` if the target's needs no change; or the reason of a refusal.
 pub(super) type Decision<R> = Result<Option<R>, String>;
 
-/// The head as a copy holds it. One whose primary and standby are retired is a change more.
+/// The head of the copy. Retiring the primary and the standby counts as one change.
 pub(super) fn copied_head(head: &Head, primaries: Primaries) -> Head {
     match (primaries, head.primary.or(head.standby)) {
         (Primaries::Retire, Some(_)) => Head {
@@ -25,7 +25,7 @@ pub(super) fn copied_head(head: &Head, primaries: Primaries) -> Head {
     }
 }
 
-/// The KEK as a copy holds it.
+/// The KEK of the copy.
 pub(super) fn copied_kek(kek: &Kek, primaries: Primaries) -> Kek {
     match (primaries, kek.state) {
         (Primaries::Retire, State::Standby | State::Primary) => {
@@ -60,15 +60,15 @@ pub(super) fn head(copied: Head, target: Option<&Head>) -> Decision<Head> {
 /// Decides on a KEK. `newer_roots`: the source's set of roots is newer than the target's.
 pub(super) fn kek(copied: Kek, target: Option<&Kek>, newer_roots: bool) -> Decision<Kek> {
     let Some(target) = target else { return Ok(Some(copied)) };
-    // Nothing is left of a tombstone that could differ.
+    // Tombstones do not differ.
     if *target == copied || (target.state, copied.state) == (State::Destroyed, State::Destroyed) {
         return Ok(None);
     }
     if (target.suite, target.created_at) != (copied.suite, copied.created_at) {
-        return Err("the target's is another KEK of the same id".to_owned());
+        return Err("the target's is another KEK with the same id".to_owned());
     }
     if target.state == State::Destroyed {
-        return Err("the target's was destroyed, and nothing replaces a tombstone".to_owned());
+        return Err("the target's was destroyed, and a tombstone is never replaced".to_owned());
     }
     if position(target) > position(&copied) {
         let (theirs, ours) = (target.state.as_str(), copied.state.as_str());
@@ -103,8 +103,8 @@ pub(super) fn uses(copied: Uses, target: Option<&Uses>) -> Decision<Uses> {
     }
 }
 
-/// How far a KEK is in its life. A KEK that is disabled and enabled again keeps the time when it
-/// was last disabled, so it is further than it was then.
+/// The progress of a KEK's life. A KEK that is disabled and enabled again keeps the time at which it
+/// was last disabled, so it counts as later than before.
 fn position(kek: &Kek) -> (u8, Option<u64>, bool) {
     match kek.state {
         State::Standby => (0, None, false),

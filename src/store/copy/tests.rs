@@ -357,7 +357,7 @@ async fn a_chain_of_the_same_name_is_not_overwritten() {
     assert_eq!(report.chains, 1, "an empty chain is an earlier state of any");
     let [problem] = &report.problems[..] else { panic!("{:?}", report.problems) };
     assert!(problem.key.starts_with("chains/b/keks/"), "{problem}");
-    assert!(problem.detail.contains("another chain of the same name"), "{problem}");
+    assert!(problem.detail.contains("another chain with the same name"), "{problem}");
 }
 
 #[tokio::test]

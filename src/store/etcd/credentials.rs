@@ -1,8 +1,7 @@
-//! What the members of a cluster ask for: certificates and a password, from the files that the
-//! configuration names.
+//! Credentials for the members of a cluster: certificates and a password, from the configured files.
 //!
-//! It reads and checks the files, and turns them into options of a client. When they are read again
-//! is decided in `refresh`.
+//! It reads and checks the files, and turns them into options of a client. `refresh` decides when
+//! they are read again.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,13 +16,13 @@ use crate::secret::SecretBytes;
 
 use super::Config;
 
-/// Tells contents of the files apart.
+/// Identifies the contents of the files.
 pub(super) type FilesDigest = [u8; 32];
 
 /// A setting within `[store]`, and what is wrong with it.
 pub(super) type Wrong = (&'static str, String);
 
-/// What is in the files.
+/// The contents of the files.
 pub(super) struct Files {
     ca: Option<Vec<u8>>,
     /// A client certificate and its key.
@@ -31,10 +30,10 @@ pub(super) struct Files {
     password: Option<SecretBytes>,
 }
 
-/// Certificates and a password that can be used.
+/// Usable certificates and a password.
 pub(super) struct Credentials {
     pub(super) options: ConnectOptions,
-    /// The file of the client certificate, and when it is valid.
+    /// The file of the client certificate, and its validity.
     cert: Option<(PathBuf, Validity)>,
 }
 
@@ -72,7 +71,7 @@ impl Files {
     }
 }
 
-/// The digest of `parts`, and of where each ends.
+/// The digest of `parts`, including their boundaries.
 pub(super) fn digest(parts: &[&[u8]]) -> FilesDigest {
     let mut all = Sha256::new();
     for part in parts {
@@ -83,12 +82,12 @@ pub(super) fn digest(parts: &[&[u8]]) -> FilesDigest {
 }
 
 impl Credentials {
-    /// Checks what is in the files, and turns it into options for a client.
+    /// Checks the contents of the files, and turns them into options for a client.
     pub(super) fn new(config: &Config, files: &Files) -> Result<Self, Wrong> {
         let mut options = ConnectOptions::new()
             .with_timeout(config.timeout)
             .with_connect_timeout(config.timeout)
-            // More often, and etcd ends the connection.
+            // etcd closes connections that send more often.
             .with_keep_alive(Duration::from_secs(5), Duration::from_secs(3))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
@@ -122,7 +121,7 @@ impl Credentials {
         Ok(Self { options, cert })
     }
 
-    /// How the client certificate stands, such as `tls.crt expired at ...`.
+    /// The state of the client certificate, such as `tls.crt expired at ...`.
     pub(super) fn cert(&self) -> Option<String> {
         let now = i64::try_from(SystemClock::new().unix_now()).unwrap_or(i64::MAX);
         self.cert
@@ -132,12 +131,12 @@ impl Credentials {
 }
 
 impl Config {
-    /// Whether the members are called by TLS.
+    /// Whether the members are called with TLS.
     pub(super) fn is_tls(&self) -> bool {
         self.endpoints.iter().any(|url| url.starts_with("https://"))
     }
 
-    /// Whether anything comes from files, which may be replaced.
+    /// Whether any credential comes from a file, which may be replaced.
     pub(super) fn has_files(&self) -> bool {
         let tls = self.tls.as_ref();
         tls.is_some_and(|tls| tls.ca.is_some() || tls.cert.is_some())

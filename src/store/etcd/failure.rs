@@ -1,5 +1,5 @@
-//! What a failed call of a member means: whether it may have been applied, and whether another
-//! attempt can help.
+//! Classifies a failed call of a member: whether it may have been applied, and whether another attempt
+//! can help.
 
 use tonic::Code;
 
@@ -11,11 +11,11 @@ pub(super) struct CallError {
     pub(super) detail: String,
     /// It may have been applied, or be applied later.
     pub(super) maybe_applied: bool,
-    /// No later time will help.
+    /// A later attempt does not help.
     pub(super) hopeless: bool,
-    /// etcd itself said no: no other member will help either.
+    /// etcd itself refused: another member does not help either.
     pub(super) refused: bool,
-    /// There are newer credentials than those of the call: another attempt uses them.
+    /// The call used outdated credentials: another attempt uses the new ones.
     pub(super) stale: bool,
 }
 
@@ -28,7 +28,7 @@ impl CallError {
         Self { detail, maybe_applied: true, hopeless: false, refused: false, stale: false }
     }
 
-    /// The call itself was not made yet.
+    /// The call itself was not sent yet.
     pub(super) fn not_sent(error: etcd_client::Error) -> Self {
         Self { maybe_applied: false, ..Self::of(error) }
     }

@@ -1,7 +1,8 @@
-//! The members of a cluster: which of them is asked, how often, and what a failure means.
+//! The members of a cluster: which one is called, how often, and what a failure means.
 //!
-//! One client for each, since the client's own balancer knows no health: it would send half of all
-//! calls to a dead member. The one that answers is kept; one that fails is left alone for a while.
+//! Each has its own client, since the balancer of the client library does not track health: it would
+//! send half of all calls to a dead member. A member that answers stays the current one; one that
+//! fails is avoided for a while.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,14 +19,14 @@ use super::Config;
 use super::credentials::Credentials;
 use super::failure::CallError;
 
-/// How long a member that failed is left alone, while another one answers.
+/// How long a failed member is avoided while another one answers.
 const HELD_OUT: Duration = Duration::from_secs(5);
-/// How long a read is tried in all.
+/// The time-out of a read with all its attempts.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The wait between two rounds in which no member answered.
+/// The pause after a round in which no member answered.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The error of a member that does not answer.
+/// The error for a member that does not answer.
 const SILENT: &str = "no answer in time";
 
 /// All members.
@@ -33,14 +34,14 @@ pub(super) struct Members {
     members: Vec<Member>,
     /// The one that answered last.
     current: AtomicUsize,
-    /// What clients are made with from now on.
+    /// The credentials of new clients.
     credentials: ArcSwap<Credentials>,
-    /// Why the files that the credentials come from can't be used by now.
+    /// Why the current files of the credentials are not usable.
     trouble: ArcSwap<Option<String>>,
-    /// Told of each failure that other credentials might cure.
+    /// Notified of each failure that other credentials might fix.
     pub(super) failing: Arc<Notify>,
     timeout: Duration,
-    /// What is read to see whether a member takes new credentials.
+    /// The key that is read to check whether a member accepts new credentials.
     probe: String,
     ca: Option<PathBuf>,
     password_file: Option<PathBuf>,
@@ -50,18 +51,18 @@ pub(super) struct Members {
 struct Member {
     url: String,
     held: tokio::sync::Mutex<Option<Held>>,
-    /// When it failed last, if it did not answer since.
+    /// When it last failed, unless it has answered since.
     failed: Mutex<Option<Instant>>,
 }
 
-/// A client, and what it was made with.
+/// A client, and its credentials.
 #[derive(Clone)]
 struct Held {
     client: Client,
     credentials: Arc<Credentials>,
 }
 
-/// What a member is asked for.
+/// A call of a member.
 #[derive(Clone)]
 enum Request {
     Get(String, Option<GetOptions>),
@@ -102,7 +103,7 @@ impl Members {
     ) -> Result<GetResponse, CallError> {
         match self.ask(Request::Get(key.into(), options), |_| true).await? {
             Answer::Get(answer) => Ok(answer),
-            Answer::Txn(_) => Err(CallError::certain("another answer than asked for".to_owned())),
+            Answer::Txn(_) => Err(CallError::certain("an unexpected response".to_owned())),
         }
     }
 
@@ -119,7 +120,7 @@ impl Members {
     async fn txn(&self, txn: Txn, again: fn(&CallError) -> bool) -> Result<TxnResponse, CallError> {
         match self.ask(Request::Txn(txn), again).await? {
             Answer::Txn(answer) => Ok(answer),
-            Answer::Get(_) => Err(CallError::certain("another answer than asked for".to_owned())),
+            Answer::Get(_) => Err(CallError::certain("an unexpected response".to_owned())),
         }
     }
 
@@ -138,7 +139,7 @@ impl Members {
                     Err(failure) if failure.refused && !failure.stale || !again(&failure) => {
                         return Err(failure);
                     }
-                    // Others may have better certificates.
+                    // Other members may have valid certificates.
                     Err(failure) => {
                         hopeless &= failure.hopeless && !failure.stale;
                         last = failure;
@@ -171,7 +172,7 @@ impl Members {
             }
             .map_err(CallError::of)
         };
-        // The client's own deadline comes first, and bounds connecting and calling each.
+        // The client's own deadlines are shorter, and apply to connecting and calling separately.
         let answer = match timeout(self.timeout * 2, asked).await {
             Ok(answer) => answer,
             Err(_) => Err(CallError::doubtful(SILENT.to_owned())),
@@ -194,7 +195,7 @@ impl Members {
                     member.note(Some(Instant::now()));
                 }
                 let stale = !Arc::ptr_eq(&used, &self.credentials.load());
-                // A handshake that hangs, or a login that is void, must not outlive the failure.
+                // A hanging handshake or an invalid login must not outlive the failure.
                 if (failure.refused || failure.detail == SILENT || stale)
                     && let Ok(mut held) = member.held.try_lock()
                     && held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.credentials, &used))
@@ -208,8 +209,8 @@ impl Members {
         }
     }
 
-    /// The order in which members are asked: the current one, the healthy ones, then those that
-    /// failed the longest ago.
+    /// The order in which members are called: the current one, the healthy ones, then the failed ones,
+    /// the oldest failure first.
     fn order(&self) -> Vec<usize> {
         let (count, current) = (self.members.len(), self.current.load(Ordering::Relaxed));
         let mut order: Vec<_> = (0..count).map(|offset| (current + offset) % count).collect();
@@ -220,7 +221,7 @@ impl Members {
         order
     }
 
-    /// A client of the member to be asked next, for a stream.
+    /// A client of the next member to call, for a stream.
     pub(super) async fn client(&self) -> Result<(usize, Client), CallError> {
         let index = self.order().first().copied().unwrap_or_default();
         let Some(member) = self.members.get(index) else {
@@ -232,8 +233,8 @@ impl Members {
         Ok((index, held.map_err(CallError::not_sent)?.client))
     }
 
-    /// Uses `credentials` from now on. A member that answers keeps its connection when it refuses
-    /// them: until that fails, nothing is lost.
+    /// Uses `credentials` from now on. If a member that answers refuses them, its connection is kept until
+    /// it fails.
     ///
     /// # Errors
     /// Why a member refuses them.
@@ -258,17 +259,17 @@ impl Members {
         refused
     }
 
-    /// The client certificate in use, and how it stands.
+    /// The client certificate in use, and its state.
     pub(super) fn cert(&self) -> Option<String> {
         self.credentials.load().cert()
     }
 
-    /// Keeps the credentials, although the files have others by now that can't be used.
+    /// Keeps the credentials, since the new files are not usable.
     pub(super) fn keep(&self, trouble: String) {
         self.trouble.store(Arc::new(Some(trouble)));
     }
 
-    /// Why a call failed, with the files that it may be about.
+    /// Why a call failed, with the files that may be the cause.
     fn explain(&self, failure: &CallError, used: &Credentials) -> String {
         let CallError { detail, refused, .. } = failure;
         let mut text = detail.clone();
@@ -286,26 +287,26 @@ impl Members {
             text.push_str(&format!("; the password is that of {}", path.display()));
         }
         if let Some(trouble) = &**self.trouble.load() {
-            text.push_str(&format!("; {trouble}, so what was read before is in use"));
+            text.push_str(&format!("; {trouble}, so the previous files are in use"));
         }
         text
     }
 
-    /// The member's stream failed.
+    /// Records that the stream of a member failed.
     pub(super) fn failed(&self, index: usize) {
         if let Some(member) = self.members.get(index) {
             member.note(Some(Instant::now()));
         }
     }
 
-    /// How long one call may take.
+    /// The time-out of one call.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 }
 
 impl Member {
-    /// Connecting is lazy; what takes time is to log in, where there is a user.
+    /// Connecting is lazy; only logging in takes time, if there is a user.
     async fn connect(&self, credentials: &Arc<Credentials>) -> Result<Held, etcd_client::Error> {
         let mut held = self.held.lock().await;
         if let Some(held) = &*held {
@@ -320,7 +321,7 @@ impl Member {
         Ok(Held { client, credentials: Arc::clone(credentials) })
     }
 
-    /// A client that the member has answered.
+    /// Records a client whose call was answered.
     async fn probe(&self, credentials: &Arc<Credentials>, key: &str) -> Result<Held, CallError> {
         let mut held = self.make(credentials).await.map_err(CallError::not_sent)?;
         held.client.get(key, None).await.map_err(CallError::of)?;
@@ -336,31 +337,31 @@ impl Member {
     }
 }
 
-/// What was seen of the cluster's history: its revision only grows, unless somebody restores a
-/// copy.
+/// The history of the cluster as far as it was seen: its revision only grows, unless an old copy is
+/// restored.
 #[derive(Default)]
 pub(super) struct History {
     seen: Mutex<Seen>,
     restored: watch::Sender<u64>,
 }
 
-/// What is known of the history at a moment.
+/// The history at a moment.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Seen {
     revision: i64,
     cluster: u64,
-    /// How often an old copy was restored.
+    /// The number of restores that were detected.
     restores: u64,
 }
 
 impl History {
-    /// What was seen so far: to be asked before a call is sent.
+    /// What was seen so far. Callers take it before they send a call.
     pub(super) fn seen(&self) -> Seen {
         *self.seen.lock()
     }
 
-    /// Notes the header of a linearizable answer to a call that was sent when `before` was known:
-    /// it can't be older than that. Of calls that a restore overtook, the first one reports it.
+    /// Records the header of a linearizable response to a call that was sent at `before`: it can't be
+    /// older than that. Of several calls during a restore, only the first one reports it.
     pub(super) fn note(&self, before: Seen, header: &ResponseHeader) {
         let mut seen = self.seen.lock();
         if seen.restores != before.restores {
@@ -376,14 +377,14 @@ impl History {
             revision = header.revision(),
             seen = before.revision,
             other_cluster,
-            "etcd went back to an earlier state: somebody restored an old copy"
+            "etcd went back to an earlier state: an old copy was restored"
         );
         seen.revision = header.revision();
         seen.restores += 1;
         self.restored.send_replace(seen.restores);
     }
 
-    /// Tells of each time that it happens.
+    /// Receives a value for each restore.
     pub(super) fn restores(&self) -> watch::Receiver<u64> {
         self.restored.subscribe()
     }

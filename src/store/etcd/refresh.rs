@@ -1,5 +1,5 @@
-//! The task that reads certificates and password again: every two seconds, and when a member
-//! failed. Files that can't be used change nothing, and failures say so.
+//! The task that reads certificates and password again: every two seconds, and after a failure of a
+//! member. Unusable files change nothing, and are mentioned in errors.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::members::Members;
 
 /// How often the files are read.
 const EVERY: Duration = Duration::from_secs(2);
-/// The least pause between two readings, however many calls fail.
+/// The shortest pause between two readings, however many calls fail.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Follows the files until the members are gone.
+/// Reads the files again until the members are dropped.
 pub(super) async fn follow(config: Config, first: FilesDigest, members: Weak<Members>) {
     let mut seen = Seen { now: first, tried: first };
     loop {
@@ -23,18 +23,18 @@ pub(super) async fn follow(config: Config, first: FilesDigest, members: Weak<Mem
         let Some(failing) = members.upgrade().map(|members| Arc::clone(&members.failing)) else {
             return;
         };
-        // Silence is what the pause is for.
+        // A time-out is the regular case.
         let _ = timeout(EVERY - PAUSE, failing.notified()).await;
         let Some(members) = members.upgrade() else { return };
         seen.look(&config, &members).await;
     }
 }
 
-/// What was last seen of the files.
+/// The contents of the files at the last reading.
 struct Seen {
-    /// When they were last read.
+    /// The digest at the last reading.
     now: FilesDigest,
-    /// When they were last used, or could not be.
+    /// The digest that was last tried, whether it was usable or not.
     tried: FilesDigest,
 }
 
@@ -50,7 +50,7 @@ impl Seen {
         });
         // A panic is reported where it happens.
         let Ok((digest, credentials)) = read.await else { return };
-        // Of two files that are written one after the other, half may have been read.
+        // If two files are replaced one after the other, only one may be new yet.
         let is_settled = std::mem::replace(&mut self.now, digest) == digest;
         if digest == self.tried || !is_settled && credentials.is_err() {
             return;
@@ -59,11 +59,11 @@ impl Seen {
         match credentials {
             Ok(credentials) => {
                 let adopted = members.adopt(credentials).await;
-                tracing::info!(cert = members.cert(), "the files for etcd were read again");
+                tracing::info!(cert = members.cert(), "the new files for etcd are in use");
                 if let Err(error) = adopted {
                     tracing::error!(
                         error,
-                        "a member refuses the new files for etcd; its connection from before stays"
+                        "a member refuses the new files for etcd; its previous connection stays in use"
                     );
                 }
             }
@@ -71,7 +71,7 @@ impl Seen {
                 let trouble = format!("store.{key}: {detail}");
                 tracing::error!(
                     error = trouble,
-                    "the new files for etcd can't be used; what was read before stays in use"
+                    "the new files for etcd are not usable; the previous ones stay in use"
                 );
                 members.keep(trouble);
             }

@@ -1,5 +1,4 @@
-//! From a configuration to members that can be asked: what can be wrong with it is found here,
-//! before the first call or with it.
+//! Turns a configuration into members, and checks it before the first call or with it.
 
 use std::time::Duration;
 
@@ -10,14 +9,14 @@ use super::failure::CallError;
 use super::members::Members;
 use super::{Config, Store, Tls};
 
-/// How long a start waits for a cluster that does not answer.
+/// How long [`Store::open`] waits for a cluster that does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Config {
-    /// Looks for what would make [`Store::open`] fail, as far as it can without asking anybody.
+    /// Checks for what would make [`Store::open`] fail, without a call.
     ///
     /// # Errors
-    /// The key within `[store]`, and what is wrong there.
+    /// The key within `[store]`, and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let wrong = |key, detail: &str| Err((key, detail.to_owned()));
         let (https, http): (Vec<_>, Vec<_>) =
@@ -26,35 +25,35 @@ impl Config {
             return wrong("endpoints", "there must be one");
         }
         if !http.iter().all(|url| url.starts_with("http://")) {
-            return wrong("endpoints", "one is like http://host:2379 or https://host:2379");
+            return wrong("endpoints", "each must be like http://host:2379 or https://host:2379");
         }
         for url in &self.endpoints {
             let parsed = url.parse::<http::Uri>();
-            // What stands before an @ would be a password, and stand in every message.
+            // The part before an @ could be a password, and would be in every message.
             let plain = |url: http::Uri| {
                 url.host().is_some()
                     && url.path() == "/"
                     && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
             };
             if !parsed.is_ok_and(plain) {
-                return wrong("endpoints", "one is no URL of a host and a port");
+                return wrong("endpoints", "each must be the URL of a host and a port");
             }
         }
         if !https.is_empty() && !http.is_empty() {
-            return wrong("endpoints", "https and http do not mix");
+            return wrong("endpoints", "https and http must not be mixed");
         }
         if self.prefix.trim_end_matches('/').is_empty() || self.prefix.contains('\0') {
-            return wrong("prefix", "it is not empty");
+            return wrong("prefix", "must not be empty");
         }
         if !(Duration::from_millis(100)..=Duration::from_secs(10)).contains(&self.timeout) {
-            return wrong("timeout", "it is 100ms to 10s");
+            return wrong("timeout", "must be between 100ms and 10s");
         }
         match (&self.username, &self.password_file, &self.password) {
             (None, None, None) | (Some(_), Some(_), None) | (Some(_), None, Some(_)) => {}
             (Some(_), None, None) => {
                 return wrong("username", "it needs a password; name a file in password_file");
             }
-            (None, ..) => return wrong("username", "there is a password and no user"),
+            (None, ..) => return wrong("username", "there is a password but no user"),
             (_, Some(_), Some(_)) => {
                 return wrong("password", "given twice: password_file is there too");
             }
@@ -69,8 +68,7 @@ impl Config {
     }
 }
 
-/// The members that `config` names, and the digest of the files that were read for them; no member
-/// is asked yet.
+/// The configured members, and the digest of the files that were read for them. No member is called.
 pub(super) fn members(config: &Config) -> Result<(Members, FilesDigest), String> {
     let named = |(key, detail)| format!("store.{key}: {detail}");
     config.check().map_err(named)?;
@@ -79,7 +77,7 @@ pub(super) fn members(config: &Config) -> Result<(Members, FilesDigest), String>
     Ok((Members::new(config, credentials), files.digest()))
 }
 
-/// Reads until a member answers.
+/// Retries a read until a member answers.
 pub(super) async fn first_read(store: &Store) -> Result<(), String> {
     let deadline = Instant::now() + PATIENCE;
     let mut told = false;

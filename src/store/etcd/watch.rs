@@ -1,5 +1,5 @@
-//! The watch: a task that follows a cluster and mends itself. A stream of etcd neither resumes nor
-//! tells when it is dead, so it is probed, and replaced on any doubt.
+//! The watch: a task that follows a cluster and recovers by itself. A stream of etcd neither resumes nor
+//! reports that it is dead, so the task requests progress reports, and restarts it when in doubt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,10 @@ use crate::store::{News, Revision};
 use super::members::Members;
 use super::revision;
 
-/// After this long without a word the stream is asked for a sign of life, and has as long again.
+/// After this time without a message, a progress report is requested, which must come in the same
+/// time.
 const SILENCE: Duration = Duration::from_secs(10);
-/// News that wait for the follower. While it is behind, the stream is not read.
+/// The number of news that wait for the reader. While it is behind, the stream is not read.
 const WAITING: usize = 256;
 
 /// A watch of all keys under a prefix.
@@ -59,7 +60,7 @@ async fn follow(members: Arc<Members>, prefix: Arc<str>, news: mpsc::Sender<News
     loop {
         let ended = session(&members, &prefix, &news, &mut backoff).await;
         let Err(reason) = ended else { return };
-        tracing::debug!(reason, "the watch of etcd is restarted");
+        tracing::debug!(reason, "restarting the watch of etcd");
         if news.send(News::Missed).await.is_err() {
             return;
         }
@@ -67,7 +68,7 @@ async fn follow(members: Arc<Members>, prefix: Arc<str>, news: mpsc::Sender<News
     }
 }
 
-/// Follows one stream to its end; `Ok` when nobody listens any more.
+/// Follows one stream to its end; `Ok` when the receiver is gone.
 async fn session(
     members: &Members,
     prefix: &str,
@@ -84,7 +85,7 @@ async fn session(
         let mut stream = stream
             .map_err(|_| "no answer in time".to_owned())?
             .map_err(|error| error.to_string())?;
-        // What happened before `since` was not told.
+        // Changes before `since` were not reported.
         if news.send(News::Missed).await.is_err() {
             return Ok(());
         }
@@ -115,13 +116,13 @@ async fn session(
     ended
 }
 
-/// Tells of the message's events; false when nobody listens any more.
+/// Passes on the message's events; false when the receiver is gone.
 async fn pass_on(
     message: &WatchResponse,
     prefix: &str,
     news: &mpsc::Sender<News>,
 ) -> Result<bool, String> {
-    // Its revisions were compacted away, or its rights: the stream stays open and silent.
+    // Its revisions were compacted, or its permissions revoked: the stream stays open without events.
     if message.canceled() {
         return Err(format!("it was cancelled: {}", message.cancel_reason()));
     }

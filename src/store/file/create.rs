@@ -14,20 +14,20 @@ use crate::store::Revision;
 use super::error::{FileError, OpenFailure, guarded};
 use super::layout::{self, RECORDS, STATE};
 
-/// Memory for pages: records are read once and kept by the service, so little is enough.
+/// The size of the page cache. A small one is enough, since the service keeps what it has read.
 pub(super) const CACHE: usize = 16 << 20;
 
-/// Opens a file that is a database or empty. Tests put faults in here.
+/// Opens a file that is a database or empty. Tests inject faults here.
 pub(super) type Opener =
     dyn Fn(&Builder, File) -> Result<redb::Database, DatabaseError> + Send + Sync;
 
-/// The opener of all but tests.
+/// The regular opener.
 pub(super) fn plain(builder: &Builder, file: File) -> Result<redb::Database, DatabaseError> {
     builder.create_with_backend(FileBackend::new(file)?)
 }
 
-/// Makes a database at `path` in one step, with what `fill` puts in: by a temporary file, so that
-/// a crash or a full disk leaves nothing half-made. It replaces what is there.
+/// Creates a database at `path` atomically, with the contents from `fill`. It uses a temporary file, so
+/// that a crash or a full disk leaves no partial one, and replaces an existing file.
 pub(super) fn make(
     path: &Path,
     opener: &Opener,

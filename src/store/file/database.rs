@@ -1,7 +1,7 @@
-//! The database while the store is open: closed after a failure, and opened again by the next call.
+//! The database of an open store: closed after a failure, and reopened by the next call.
 //!
-//! redb refuses all work after an I/O error until its file is opened again. That happens here, so a
-//! disk that was full for a while costs no restart.
+//! After an I/O error, redb refuses all calls until its file is reopened. That happens here, so that a
+//! temporarily full disk needs no restart.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -16,28 +16,27 @@ use super::create::Opener;
 use super::error::{OpenFailure, guarded};
 use super::open;
 
-/// The name of the file whose lock says that a process uses the directory. It is never removed:
-/// two processes must not lock two files of one name.
+/// The name of the file whose lock marks the directory as in use. It is never removed: otherwise two
+/// processes could lock two files of the same name.
 const LOCK_NAME: &str = "store.lock";
 
-/// What the lock's file holds once a store was made in the directory. A store that disappears is
-/// not replaced by an empty one without a word.
+/// The contents of the lock file once a store was created in the directory. A store that disappears
+/// is not silently replaced by an empty one.
 const MADE: &[u8] = b"kms-proxy: a store was made in this directory\n";
 
-/// What to do where the database is missing.
+/// What to do if the database is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IfMissing {
-    /// Make one.
+    /// Create one.
     Make,
-    /// Make one, unless there was one before.
+    /// Create one, unless there was one before.
     MakeFirst,
 }
 
-/// How long after a failed attempt the file is opened again at the earliest: the open reads all
-/// of it.
+/// The shortest pause after a failed attempt to reopen the file, since opening reads all of it.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A database in a directory that this process has for itself.
+/// A database in a directory that this process has locked.
 pub(super) struct Database {
     directory: PathBuf,
     opener: Box<Opener>,
@@ -45,18 +44,18 @@ pub(super) struct Database {
 }
 
 struct State {
-    /// `None` after a failure, and when it is closed.
+    /// `None` after a failure and after closing.
     open: Option<redb::Database>,
-    /// Which of the databases opened one after the other `open` is.
+    /// Counts how often the database was opened.
     generation: u64,
-    /// Why it is not open, and when that was found.
+    /// Why reopening failed, and when.
     failed: Option<(String, Instant)>,
-    /// Held until it is closed; reopening never lets another process in.
+    /// Held until the store is closed, also while the file is reopened.
     lock: Option<File>,
 }
 
 impl Database {
-    /// Opens the database in `directory`; makes both when they are missing, as `if_missing` allows.
+    /// Opens the database in `directory`. Creates both if they are missing, as `if_missing` allows.
     pub(super) fn open(
         directory: &Path,
         if_missing: IfMissing,
@@ -73,25 +72,25 @@ impl Database {
             OpenFailure::Refused(detail) | OpenFailure::Io(detail) => detail,
         })?;
         if !was_made {
-            // Without it a lost store is not noticed, which is no reason not to serve this one.
+            // Without it, a lost store is not detected later; this one can be used all the same.
             if let Err(error) = lock.write_all(MADE).and_then(|()| lock.sync_all()) {
-                tracing::warn!(directory = %directory.display(), %error, "store.lock can't be \
-                    written");
+                let directory = directory.display();
+                tracing::warn!(%directory, %error, "store.lock can't be written");
             }
         }
         let state = State { open: Some(database), generation: 0, failed: None, lock: Some(lock) };
         Ok(Self { directory: directory.to_owned(), opener, state: RwLock::new(state) })
     }
 
-    /// Runs `act` on the database. What fails is the caller's to report; the next call opens the
-    /// database again. Blocking.
+    /// Runs `act` on the database. Blocking. After a failure, which the caller reports, the next call
+    /// reopens the database.
     pub(super) fn with<T>(
         &self,
         act: impl FnOnce(&redb::Database) -> Result<T, redb::Error>,
     ) -> Result<T, String> {
         let state = self.opened()?;
         let Some(database) = &state.open else {
-            return Err("the store's file was closed by a failure just now".to_owned());
+            return Err("the store's file was just closed by a failure".to_owned());
         };
         let generation = state.generation;
         let result = guarded(|| act(database));
@@ -102,7 +101,7 @@ impl Database {
         })
     }
 
-    /// Closes it for good, and lets other processes in. What is under way is finished first.
+    /// Closes the database permanently and releases the lock, after the running calls.
     pub(super) fn close(&self) {
         let mut state = self.state.write();
         close(&mut state);
@@ -134,8 +133,8 @@ impl Database {
         }
         match open::open_again(&self.directory, &*self.opener) {
             Ok(database) => {
-                tracing::info!(directory = %self.directory.display(), "the store's file is open \
-                    again");
+                let directory = self.directory.display();
+                tracing::info!(%directory, "the store's file is open again");
                 (state.open, state.failed) = (Some(database), None);
                 state.generation += 1;
                 Ok(())
@@ -147,7 +146,7 @@ impl Database {
         }
     }
 
-    /// Closes the database that failed, unless that has been done already.
+    /// Closes the failed database, unless that has already happened.
     fn give_up(&self, generation: u64) {
         let mut state = self.state.write();
         if state.generation == generation {
@@ -158,12 +157,12 @@ impl Database {
 
 fn close(state: &mut State) {
     if let Some(database) = state.open.take() {
-        // All that was answered is on disk; what closing could add is a faster next open.
+        // Everything acknowledged is on disk; closing only makes the next open faster.
         let _ = guarded(|| Ok(database.close()?));
     }
 }
 
-/// Whether a store was made in the directory before.
+/// Whether a store was created in the directory before.
 fn was_made(lock: &mut File) -> std::io::Result<bool> {
     let mut contents = Vec::new();
     lock.take(MADE.len() as u64).read_to_end(&mut contents)?;
@@ -171,13 +170,13 @@ fn was_made(lock: &mut File) -> std::io::Result<bool> {
     Ok(contents == MADE)
 }
 
-/// A store that was there is missing.
+/// The error for a store that is missing.
 fn refuse_missing(directory: &Path) -> Result<(), String> {
     let path = directory.join(open::FILE_NAME);
     match path.try_exists() {
         Ok(true) => Ok(()),
         Ok(false) => Err(format!(
-            "{} is missing, and {} says that there was one: put it back, or restore a backup with \
+            "{} is missing, and {} says that there was one: restore it, or restore a backup with \
              `kms-proxy store copy`. To start with an empty store, where nothing decrypts that was \
              encrypted before, remove {LOCK_NAME}",
             path.display(),
@@ -200,8 +199,8 @@ fn lock(directory: &Path) -> Result<File, String> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(format!(
-            "another process uses the data directory {}; a file store serves one process, stop \
-             the other or give this one a directory of its own",
+            "another process uses the data directory {}; a file store serves one process; stop \
+             the other one or use another directory",
             directory.display()
         )),
         Err(TryLockError::Error(error)) => {

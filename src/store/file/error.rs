@@ -1,4 +1,4 @@
-//! What is wrong with the database's file, and what redb's errors mean for the caller that opens it.
+//! Errors of the database's file, and how redb's errors map to them.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,13 +7,13 @@ use std::path::Path;
 /// Why the file could not be opened.
 #[derive(Debug)]
 pub(super) enum OpenFailure {
-    /// It has another format, is damaged beyond repair, or is not ours. No retry helps.
+    /// It has another format, is damaged beyond repair, or is not a store. A retry does not help.
     Refused(String),
-    /// Reading or writing failed: worth a retry.
+    /// Reading or writing failed. A retry may help.
     Io(String),
 }
 
-/// What is wrong with a file, before it is named.
+/// What is wrong with a file, without its path.
 pub(super) enum FileError {
     Damaged(String),
     Refused(String),
@@ -25,8 +25,8 @@ impl FileError {
         let path = path.display();
         match self {
             Self::Damaged(detail) => OpenFailure::Refused(format!(
-                "{path} is damaged ({detail}); put a backup in its place, or move it and \
-                    store.lock away to start with an empty store"
+                "{path} is damaged ({detail}); restore a backup in its place, or move it and store.lock \
+                 away to start with an empty store"
             )),
             Self::Refused(detail) => OpenFailure::Refused(format!("{path}: {detail}")),
             Self::Io(detail) => OpenFailure::Io(format!("{path}: {detail}")),
@@ -47,7 +47,7 @@ impl From<redb::Error> for FileError {
                 Self::Refused("another process has it open".to_owned())
             }
             redb::Error::UpgradeRequired(_) => Self::Refused(error.to_string()),
-            // The error of redb for a file of another program, or one that is truncated.
+            // redb's error for a file that is not a database, or is truncated.
             redb::Error::Io(cause)
                 if matches!(
                     cause.kind(),
@@ -66,7 +66,7 @@ pub(super) fn io_failure(path: &Path, error: &io::Error) -> OpenFailure {
     OpenFailure::Io(format!("{}: {error}", path.display()))
 }
 
-/// Runs `act` on bytes that may be damaged: redb asserts in places that a file is as it wrote it.
+/// Runs `act` on a file that may be damaged: redb has assertions that fail on such files.
 pub(super) fn guarded<T>(act: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
     catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied();

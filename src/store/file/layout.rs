@@ -1,8 +1,8 @@
-//! How entries stand in the database: two tables, each value with a checksum of its own.
+//! The layout of the database: two tables, each value with its own checksum.
 //!
-//! The database's pages have checksums too, but those are read when a file is opened, not with
-//! every page. A byte that is flipped in a record must be named by the record's key, and must not
-//! take other records with it: so the check of the key and the check of the rest are apart.
+//! The database's pages have checksums too, but those are verified when a file is opened, not when a
+//! page is read. A flipped byte in a record must be reported with the record's key, and must not
+//! affect other records. So the key and the rest have separate checksums.
 
 use redb::{ReadableTable, TableDefinition};
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ use crate::store::Revision;
 /// Keys and their stored values.
 pub(super) const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 
-/// One value: what belongs to the store as a whole.
+/// One value: the state of the whole store.
 pub(super) const STATE: TableDefinition<(), &[u8]> = TableDefinition::new("state");
 
 /// The format that this code writes. It reads no other.
@@ -25,7 +25,7 @@ pub(super) fn write_state(revision: Revision) -> Vec<u8> {
     [&numbers[..], &check].concat()
 }
 
-/// The last revision that was given out; or what is wrong with the table.
+/// The last revision that was used; or what is wrong with the table.
 pub(super) fn read_state(
     table: &impl ReadableTable<(), &'static [u8]>,
 ) -> Result<Result<Revision, String>, redb::StorageError> {
@@ -50,7 +50,7 @@ fn parse_state(stored: &[u8]) -> Result<Revision, String> {
     }
 }
 
-/// A record as [`RECORDS`] holds it: check of the key (4 bytes), revision (8, big-endian), check
+/// The stored form of a record in [`RECORDS`]: check of the key (4 bytes), revision (8, big-endian), check
 /// of all (8), then the bytes themselves.
 pub(super) fn write_record(key: &str, revision: Revision, value: &[u8]) -> Vec<u8> {
     [
@@ -62,13 +62,13 @@ pub(super) fn write_record(key: &str, revision: Revision, value: &[u8]) -> Vec<u
     .concat()
 }
 
-/// A stored value that can't be read.
+/// Why a stored value can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Damage {
-    /// The key is not the one that was written, or nothing can be told: whatever stood at the
-    /// right key is missing there.
+    /// The key is not the one that was written, or can't be checked: the record of the right key is
+    /// missing.
     Key,
-    /// The key is right, the rest is not.
+    /// The key is correct, the rest is not.
     Value,
 }
 
@@ -93,11 +93,11 @@ fn check_of_key(key: &str) -> [u8; 4] {
 }
 
 fn check_of_record(key: &str, revision: Revision, value: &[u8]) -> [u8; 8] {
-    // No key holds a zero byte, so the parts can't be shifted against each other.
+    // Keys contain no zero byte, so the boundary of the parts is unambiguous.
     digest(&[b"kms-proxy store record", key.as_bytes(), &[0], &revision.0.to_be_bytes(), value])
 }
 
-/// The first bytes of SHA-256: against accidents, not against someone who writes to the file.
+/// The first bytes of SHA-256: they detect accidents, not an attacker who writes to the file.
 fn digest<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     let mut hash = Sha256::new();
     for part in parts {

@@ -1,7 +1,7 @@
 //! How the database's file is opened.
 //!
-//! Every open verifies the checksum of every page (180 ms for 140 MB in the page cache), so that
-//! damage is found here and not by a request. A file that fails is salvaged if it can be.
+//! Opening verifies the checksum of every page (180 ms for 140 MB in the page cache), so that damage is
+//! found here and not by a request. A damaged file is salvaged if possible.
 
 use std::fs::File;
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::salvage;
 /// The name of the database in the data directory.
 pub(super) const FILE_NAME: &str = "store.redb";
 
-/// Opens the database in `directory`, and makes it when it is missing. The caller holds the
+/// Opens the database in `directory`, and creates it if it is missing. The caller holds the
 /// directory's lock.
 pub(super) fn open(directory: &Path, opener: &Opener) -> Result<redb::Database, OpenFailure> {
     let path = directory.join(FILE_NAME);
@@ -28,7 +28,7 @@ pub(super) fn open(directory: &Path, opener: &Opener) -> Result<redb::Database, 
     open_again(directory, opener)
 }
 
-/// Opens the database in `directory`, which must be there.
+/// Opens the existing database in `directory`.
 pub(super) fn open_again(directory: &Path, opener: &Opener) -> Result<redb::Database, OpenFailure> {
     let path = directory.join(FILE_NAME);
     match open_existing(&path, opener) {
@@ -44,7 +44,7 @@ fn open_existing(path: &Path, opener: &Opener) -> Result<redb::Database, FileErr
     let file = File::options().read(true).write(true).open(path)?;
     files::check_regular(&file).map_err(|error| FileError::Refused(error.to_string()))?;
     if file.metadata()?.len() == 0 {
-        // Ours never is: a new one gets its name when it is complete.
+        // A new file only gets its name when it is complete, so a store is never empty.
         return Err(FileError::Damaged("it is empty".to_owned()));
     }
     file.sync_all()?;
@@ -59,10 +59,9 @@ fn open_existing(path: &Path, opener: &Opener) -> Result<redb::Database, FileErr
     }
 }
 
-/// After a failed fsync the page cache may hold what the disk does not; what is read from here on
-/// comes from the disk.
+/// After a failed fsync the page cache may differ from the disk; this makes reads come from the disk.
 fn forget_cached(file: &File) {
-    // Where this is not known, it is as good as it was.
+    // Best effort: other systems have no equivalent.
     #[cfg(target_os = "linux")]
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }

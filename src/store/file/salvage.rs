@@ -1,6 +1,6 @@
-//! What can be done for a damaged file: when all of its keys are intact, its records are copied
-//! into a new one, the damaged ones as they are, to be named when they are read. The old file is
-//! kept. When a record may be missing, nothing is done: what is absent would be made again.
+//! Salvages a damaged file. If all of its keys are intact, its records are copied to a new file. The
+//! damaged ones are copied unchanged, and reported when they are read. The old file is kept. If a record
+//! may be missing, nothing is done, since the service would create a missing record again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::create::{CACHE, Opener, make};
 use super::error::{FileError, OpenFailure, guarded, io_failure};
 use super::layout::{self, Damage, RECORDS, STATE};
 
-/// Puts a sound copy in the place of a damaged file, if no record is missing in it.
+/// Replaces a damaged file by a valid copy, if no record is missing.
 pub(super) fn salvage(path: &Path, opener: &Opener, detail: &str) -> Result<(), OpenFailure> {
     let beyond = |why: String| FileError::Damaged(format!("{detail}; {why}")).at(path);
     let contents = guarded(|| read_all(path)).map_err(|error| beyond(error.to_string()))?;
@@ -46,7 +46,7 @@ struct Contents {
     damaged: Vec<String>,
 }
 
-/// Reads all of a damaged file; or says why what it shows may not be all that was written.
+/// Reads a damaged file completely; or returns why records may be missing.
 fn read_all(path: &Path) -> Result<Result<Contents, String>, redb::Error> {
     let database = Builder::new().set_cache_size(CACHE).open_read_only(path)?;
     let read = database.begin_read()?;
@@ -76,7 +76,7 @@ fn read_all(path: &Path) -> Result<Result<Contents, String>, redb::Error> {
     Ok(Ok(contents))
 }
 
-/// Gives the damaged file a second name, which no other one has, and returns it.
+/// Keeps the damaged file under a new unique name, and returns it.
 fn keep(path: &Path) -> io::Result<PathBuf> {
     let mut number = 1u32;
     loop {

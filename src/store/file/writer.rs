@@ -1,5 +1,5 @@
-//! The one thread that writes: it takes what is queued and commits it as one, so a thousand
-//! concurrent transactions share the wait for the disk.
+//! The one thread that writes. It commits all queued transactions together, so that a thousand
+//! concurrent transactions share one wait for the disk.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::database::Database;
 use super::layout::{self, RECORDS, STATE};
 use super::{PATIENCE, corrupt, unavailable};
 
-/// Transactions that wait in the queue, and that share one commit at most.
+/// The largest number of transactions in the queue, and in one commit.
 const QUEUE: usize = 1024;
 
-/// The door to the thread.
+/// A handle of the thread.
 pub(super) struct Writer {
     /// `None` while it is dropped.
     queue: Option<mpsc::Sender<Job>>,
@@ -37,11 +37,11 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || run(&database, jobs))
-            .map_err(|error| format!("no thread could be started: {error}"))?;
+            .map_err(|error| format!("can't start a thread: {error}"))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Commits `txn` together with what else is queued.
+    /// Commits `txn` together with other queued transactions.
     pub(super) async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
         let (answer, answered) = oneshot::channel();
         let Some(queue) = &self.queue else { return Err(ended(false)) };
@@ -59,11 +59,11 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Waits until all that is queued is committed.
+    /// Waits until the queue is committed.
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // It catches its panics; nothing is to be learned from how it ended.
+            // The thread catches panics, so the result carries no information.
             let _ = thread.join();
         }
     }
@@ -80,13 +80,13 @@ fn late(maybe_applied: bool) -> Error {
 fn run(database: &Database, mut jobs: mpsc::Receiver<Job>) {
     let mut batch = Vec::with_capacity(QUEUE);
     while jobs.blocking_recv_many(&mut batch, QUEUE) > 0 {
-        // Callers that are gone get no answer, and nothing is written for them.
+        // Nothing was applied for callers that are gone by now.
         batch.retain(|job: &Job| !job.answer.is_closed());
         let committing = Cell::new(false);
         match database.with(|database| commit(database, &batch, &committing)) {
             Ok(answers) => {
                 for (job, answer) in batch.drain(..).zip(answers) {
-                    // A caller that has gone meanwhile counts it as maybe applied.
+                    // A caller that is gone treats it as possibly applied.
                     let _ = job.answer.send(answer);
                 }
             }
@@ -99,18 +99,18 @@ fn run(database: &Database, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
-/// Applies the batch, one transaction after the other, and makes it durable. `committing` is set
-/// when it can no longer be certain that nothing is applied.
+/// Applies the batch, one transaction after the other, and makes it durable. Sets `committing` as soon
+/// as the batch may have been applied.
 fn commit(
     database: &redb::Database,
     batch: &[Job],
     committing: &Cell<bool>,
 ) -> Result<Vec<Result<Committed, Error>>, redb::Error> {
     let mut write = database.begin_write()?;
-    // redb's default, said here because all depends on it.
+    // This is redb's default, but correctness depends on it.
     write.set_durability(redb::Durability::Immediate).map_err(redb::Error::from)?;
-    // With one phase, damage in the newest pages can't be told from a commit that a crash
-    // interrupted, and redb steps back by one commit in silence: uses would be handed out twice.
+    // With one phase, redb can't distinguish damage in the newest pages from a commit that a crash
+    // interrupted, and silently goes back by one commit: uses would be reserved twice.
     write.set_two_phase_commit(true);
     let mut answers = Vec::with_capacity(batch.len());
     let written = {

@@ -14,11 +14,11 @@ const TABLE: [Row; 22] = [
     ("ThrottlingException", 400, "Rate exceeded", Error::Away, "throttled", 3),
     ("LimitExceededException", 400, "", Error::Away, "throttled", 3),
     ("RequestLimitExceeded", 400, "", Error::Away, "throttled", 3),
-    ("KMSInternalException", 500, "", Error::Away, "fault of its own", 3),
-    ("DependencyTimeoutException", 503, "", Error::Away, "fault of its own", 3),
-    ("KeyUnavailableException", 500, "", Error::Away, "fault of its own", 3),
-    ("InternalFailure", 500, "", Error::Away, "fault of its own", 3),
-    ("ServiceUnavailableException", 503, "", Error::Away, "fault of its own", 3),
+    ("KMSInternalException", 500, "", Error::Away, "internal error", 3),
+    ("DependencyTimeoutException", 503, "", Error::Away, "internal error", 3),
+    ("KeyUnavailableException", 500, "", Error::Away, "internal error", 3),
+    ("InternalFailure", 500, "", Error::Away, "internal error", 3),
+    ("ServiceUnavailableException", 503, "", Error::Away, "internal error", 3),
     ("ExpiredTokenException", 400, TOKEN, Error::Away, "have expired: renew", 1),
     ("UnrecognizedClientException", 400, TOKEN, Error::Away, "does not know these", 1),
     ("InvalidClientTokenId", 403, TOKEN, Error::Away, "does not know these", 1),
@@ -64,10 +64,10 @@ const TABLE: [Row; 22] = [
         "check key_id and region",
         1,
     ),
-    ("InvalidKeyUsageException", 400, "", Error::Denied, "a symmetric one", 1),
+    ("InvalidKeyUsageException", 400, "", Error::Denied, "must be symmetric", 1),
     ("ValidationException", 400, "Value 'z' at 'keyId'", Error::Denied, "check key_id", 1),
     ("UnknownOperationException", 400, "", Error::Denied, "refuses the call", 1),
-    ("ServiceQuotaExceededException", 429, "", Error::Away, "fault of its own", 1),
+    ("ServiceQuotaExceededException", 429, "", Error::Away, "internal error", 1),
 ];
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn no_answer_and_no_sense_are_away_within_the_deadline() {
     let timeout = Duration::from_secs(1);
     for (way, said, calls) in [
         (Way::Hang, "", 3),
-        (Way::Stall, "no answer in time", 1),
+        (Way::Stall, "did not respond in time", 1),
         (Way::Close, "can't be reached", 3),
         (Way::Text(200, "<html>".to_owned()), "is not AWS KMS", 1),
         (Way::Text(200, "{}".to_owned()), "is not AWS KMS", 1),

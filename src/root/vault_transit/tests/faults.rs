@@ -137,7 +137,7 @@ async fn every_trouble_of_the_server_is_away_and_passes() {
     let fates: Vec<(&str, Told)> = vec![
         ("", Box::new(|| Fate::Reset)),
         ("no answer in 2s", Box::new(|| Fate::Hang)),
-        ("limits", Box::new(move || answer(429, errors("slow down")))),
+        ("throttles", Box::new(move || answer(429, errors("slow down")))),
         (
             "rate limit",
             Box::new(move || answer(429, json!({"errors": ["rate limit quota exceeded"]}))),
@@ -148,9 +148,9 @@ async fn every_trouble_of_the_server_is_away_and_passes() {
         ("standby", Box::new(|| answer(473, json!({"errors": []})))),
         ("caught up", Box::new(|| answer(412, json!({"errors": []})))),
         ("redirects", Box::new(move || Fate::Answer(307, String::new(), moved))),
-        ("something else", Box::new(move || answer(404, &html))),
-        ("something else", Box::new(|| answer(403, "forbidden"))),
-        ("something else", Box::new(|| answer(400, "not JSON"))),
+        ("another server", Box::new(move || answer(404, &html))),
+        ("another server", Box::new(|| answer(403, "forbidden"))),
+        ("another server", Box::new(|| answer(400, "not JSON"))),
         ("can't be read", Box::new(|| answer(200, "not JSON"))),
         ("can't be read", Box::new(|| answer(200, json!({"data": null})))),
         ("can't be read", Box::new(|| answer(204, ""))),

@@ -25,7 +25,7 @@ fn one_login_is_needed() {
             Some("there are two logins"),
         ),
         ("token_file = '/no/such/file'".to_owned(), Some("/no/such/file: ")),
-        ("token_file = '/dev/null'".to_owned(), Some("what /dev/null gives is no token")),
+        ("token_file = '/dev/null'".to_owned(), Some("/dev/null does not contain a token")),
         ("token = 'hunter2'".to_owned(), Some("unknown field `token`")),
         ("secret_id = 'hunter2'".to_owned(), Some("unknown field `secret_id`")),
     ] {
@@ -36,9 +36,13 @@ fn one_login_is_needed() {
         }
     }
     std::fs::write(dir.path().join("secret"), "two words").unwrap();
-    assert!(check(&format!("token_file = '{file}'")).unwrap_err().contains("is no token"));
+    assert!(
+        check(&format!("token_file = '{file}'")).unwrap_err().contains("does not contain a token")
+    );
     std::fs::write(dir.path().join("secret"), "x".repeat(4097)).unwrap();
-    assert!(check(&format!("token_file = '{file}'")).unwrap_err().contains("is no token"));
+    assert!(
+        check(&format!("token_file = '{file}'")).unwrap_err().contains("does not contain a token")
+    );
 
     let twice = Config {
         token: secret("s.hunter2"),
@@ -46,7 +50,7 @@ fn one_login_is_needed() {
         ..config("https://vault")
     };
     let error = twice.check().unwrap_err();
-    assert!(error.contains("token is given twice") && !error.contains("hunter2"), "{error}");
+    assert!(error.contains("token is set twice") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
@@ -71,12 +75,12 @@ fn addresses_and_names_are_checked() {
     ];
     for change in address {
         let error = with(change).unwrap_err();
-        assert!(error.contains("address is a URL") && !error.contains("hunter2"), "{error}");
+        assert!(error.contains("address must be a URL") && !error.contains("hunter2"), "{error}");
     }
     for address in ["https://vault:8200/v1", "https://vault:8200/behind/v1/"] {
         let config = Config { address: address.to_owned(), ..config("https://vault") };
         let error = config.check().unwrap_err();
-        assert!(error.contains("address ends in /v1"), "{error}");
+        assert!(error.contains("address must not end in /v1"), "{error}");
     }
     let names: [(Change, &str); 9] = [
         (|config| config.mount = String::new(), "mount"),
