@@ -128,11 +128,13 @@ pub fn open_once(
 
 /// Messages of at least this size pass over the stack in pieces of up to this size: 64 blocks.
 const PIECE: usize = 1024;
-/// How much of the stack is overwritten. With AVX-512, which uses the largest pieces, AES-256 reaches a
-/// depth of 8.0 KB and AES-128 of 7.0 KB, and the last piece that was opened lies above 6.0 KB.
+/// How much of the stack is overwritten. With AVX-512, which uses the largest pieces, AES-256
+/// reaches a depth of 8.0 KB and AES-128 of 7.0 KB, and the last piece that was opened lies above
+/// 6.0 KB.
 const SWEPT: usize = 8192;
 
-/// Runs `work` on a message of `len` bytes. For a long message, overwrites what it left on the stack.
+/// Runs `work` on a message of `len` bytes. For a long message, overwrites what it left on the
+/// stack.
 #[inline]
 fn swept<T>(len: usize, work: impl FnOnce() -> T) -> T {
     /// In a separate frame, so that the sweep overwrites the same stack.

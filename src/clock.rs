@@ -1,7 +1,7 @@
 //! Time, passed in: [`Clock`], the real [`SystemClock`] and the [`ManualClock`] of tests.
 //!
-//! A leaf. Records contain wall time. [`Monotonic`] time bounds the life of what is in memory, since a
-//! wall clock may be set back.
+//! A leaf. Records contain wall time. [`Monotonic`] time bounds the life of what is in memory,
+//! since a wall clock may be set back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -52,8 +52,8 @@ impl std::ops::Add<Duration> for Monotonic {
     }
 }
 
-/// The machine's clocks. The monotonic time continues while the machine is suspended, so that a block of
-/// uses expires in the meantime.
+/// The machine's clocks. The monotonic time continues while the machine is suspended, so that a
+/// block of uses expires in the meantime.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

@@ -115,8 +115,8 @@ pub mod size {
     }
 }
 
-/// Lists of words, also as one comma-separated text: this is how lists in tables with a `kind` come from
-/// the environment.
+/// Lists of words, also as one comma-separated text: this is how lists in tables with a `kind` come
+/// from the environment.
 pub mod list {
     use serde::{Deserialize, Deserializer};
 

@@ -79,8 +79,8 @@ fn system(dest: &mut [u8]) -> Result<(), Unavailable> {
     getrandom::fill(dest).map_err(|_| Unavailable)
 }
 
-/// Reproducible randomness for simulations, so that their failures are reproducible. It only exists in
-/// the tests of this crate.
+/// Reproducible randomness for simulations, so that their failures are reproducible. It only exists
+/// in the tests of this crate.
 #[cfg(test)]
 pub(crate) mod seeded {
     use std::cell::Cell;

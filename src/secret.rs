@@ -86,8 +86,8 @@ impl Eq for KeyBytes {}
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
 impl SecretBytes {
-    /// Takes ownership of the bytes. The vector must not have been reallocated since it contains the
-    /// secret.
+    /// Takes ownership of the bytes. The vector must not have been reallocated since it contains
+    /// the secret.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))

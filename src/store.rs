@@ -78,9 +78,9 @@ pub enum Committed {
 /// A store of records. It is linearizable: a read sees every write that was acknowledged before the
 /// read began.
 ///
-/// Notes for implementors: bound every wait for the outside world. A commit must be durable before it
-/// is acknowledged, against a crash of the process and of the machine. Unless it is certain that a
-/// failed commit was *not* applied, return [`Error::Unavailable`] with `maybe_applied`.
+/// Notes for implementors: bound every wait for the outside world. A commit must be durable before
+/// it is acknowledged, against a crash of the process and of the machine. Unless it is certain that
+/// a failed commit was *not* applied, return [`Error::Unavailable`] with `maybe_applied`.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// The entry at `key`.
@@ -89,8 +89,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`].
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error>;
 
-    /// The entries at `keys`, in their order: as of one moment if the store supports that, and each at
-    /// least as new as the call.
+    /// The entries at `keys`, in their order: as of one moment if the store supports that, and each
+    /// at least as new as the call.
     ///
     /// # Errors
     /// [`Error`]; one damaged entry fails the whole call.
@@ -105,8 +105,9 @@ pub trait Store: Send + Sync + 'static {
     /// The first `limit` entries, in the order of their keys' bytes, whose keys start with
     /// `prefix` and come after `after`.
     ///
-    /// One damaged record must not hide the others: if a store detects that an entry is damaged, its
-    /// value is empty here, which is not a valid record, and [`get`](Self::get) returns the error.
+    /// One damaged record must not hide the others: if a store detects that an entry is damaged,
+    /// its value is empty here, which is not a valid record, and [`get`](Self::get) returns the
+    /// error.
     ///
     /// # Errors
     /// [`Error`].
@@ -299,8 +300,8 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     }
 }
 
-/// Like [`open`], but without waiting for etcd: if it does not answer, or refuses the credentials, the
-/// first read fails.
+/// Like [`open`], but without waiting for etcd: if it does not answer, or refuses the credentials,
+/// the first read fails.
 ///
 /// # Errors
 /// Those of [`open`]; for etcd, only errors in its settings.

@@ -78,8 +78,8 @@ pub fn install(config: &Config) -> Result<(), TryInitError> {
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()
 }
 
-/// Makes panics log their location and not their message, which can contain a part of a request, such
-/// as when text is sliced inside a character.
+/// Makes panics log their location and not their message, which can contain a part of a request,
+/// such as when text is sliced inside a character.
 pub fn hush_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "?".to_owned(), ToString::to_string);

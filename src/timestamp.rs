@@ -7,8 +7,9 @@ use std::time::{Duration, UNIX_EPOCH};
 /// 9999-12-31T23:59:59Z, the last second that RFC 3339 can write.
 const LAST: u64 = 253_402_300_799;
 
-/// Seconds since the Unix epoch as RFC 3339 text in UTC. Times before the epoch or after the year 9999,
-/// which a certificate or a damaged record may contain, become the nearest time that can be written.
+/// Seconds since the Unix epoch as RFC 3339 text in UTC. Times before the epoch or after the year
+/// 9999, which a certificate or a damaged record may contain, become the nearest time that can be
+/// written.
 #[must_use]
 pub fn rfc3339(unix: impl TryInto<u64>) -> String {
     // Only a negative number does not fit.

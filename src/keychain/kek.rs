@@ -72,7 +72,8 @@ impl Kek {
         &self.key
     }
 
-    /// Seals `plaintext` under a fresh DEK: one use. If `inline` is given, the header embeds the wrapped KEK (version 2).
+    /// Seals `plaintext` under a fresh DEK: one use. If `inline` is given, the header embeds the
+    /// wrapped KEK (version 2).
     pub(super) fn seal(
         &self,
         mut plaintext: Plaintext,

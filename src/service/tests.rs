@@ -9,13 +9,13 @@ use super::*;
 use crate::clock::Monotonic;
 use crate::clock::{Clock as _, ManualClock};
 use crate::envelope::{Envelope, Version};
-use crate::id::KekId;
+use crate::id::{KekId, Suite};
 use crate::keychain::message::Opened;
 use crate::keychain::{KekPlacement, KeyChain};
 use crate::root;
 use crate::root::testing::TestRoot;
 use crate::store::memory::{self, Fault};
-use crate::store::record::{self, State};
+use crate::store::record::{self, Limits, State};
 use crate::store::records;
 use crate::store::{self, Store};
 

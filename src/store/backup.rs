@@ -1,5 +1,5 @@
-//! Backups: the unchanged records of a store in one file. KEKs stay wrapped, so a backup contains no
-//! key.
+//! Backups: the unchanged records of a store in one file. KEKs stay wrapped, so a backup contains
+//! no key.
 //!
 //! # Format
 //!
@@ -80,8 +80,8 @@ pub enum WriteError {
 /// Writes the chains of `store` to a new file: all of them if `only` is empty. `now` is in seconds
 /// since the Unix epoch. A crash leaves the complete file or none.
 ///
-/// Each chain is consistent with its head at one moment; the states of older KEKs and the uses may be
-/// slightly newer. Damaged records are left out and reported.
+/// Each chain is consistent with its head at one moment; the states of older KEKs and the uses may
+/// be slightly newer. Damaged records are left out and reported.
 ///
 /// # Errors
 /// [`WriteError`].

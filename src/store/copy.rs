@@ -1,16 +1,16 @@
 //! Copies of chains from one store to another. It is safe to interrupt and to repeat a copy, and to
 //! copy into a store that a service uses.
 //!
-//! A whole chain is checked first: if the target has something newer, or another chain with the same
-//! name, nothing of it is written. Then its KEKs are written a page at a time, and last its head with
-//! the KEKs that the head in either store names, in one transaction. Roots are not involved: KEKs stay
-//! wrapped as they are.
+//! A whole chain is checked first: if the target has something newer, or another chain with the
+//! same name, nothing of it is written. Then its KEKs are written a page at a time, and last its
+//! head with the KEKs that the head in either store names, in one transaction. Roots are not
+//! involved: KEKs stay wrapped as they are.
 //!
 //! # Uses
 //!
 //! The uses of a KEK must be counted in one place. So the primary and the standby of a copy are
-//! retired: they only decrypt, and the service at the target creates a new KEK. Keep them only if it is
-//! certain that the source will never encrypt again.
+//! retired: they only decrypt, and the service at the target creates a new KEK. Keep them only if
+//! it is certain that the source will never encrypt again.
 
 use crate::id::ChainName;
 
@@ -50,12 +50,12 @@ pub struct CopyReport {
     pub problems: Vec<Problem>,
 }
 
-/// Copies the chains of `from` to `to`: all of them if `only` is empty. Calls `progress` from time to
-/// time.
+/// Copies the chains of `from` to `to`: all of them if `only` is empty. Calls `progress` from time
+/// to time.
 ///
 /// # Errors
-/// [`Error::Unavailable`] if one of the stores is unavailable. What was written until then is valid,
-/// and repeating the copy continues from there.
+/// [`Error::Unavailable`] if one of the stores is unavailable. What was written until then is
+/// valid, and repeating the copy continues from there.
 pub async fn copy(
     from: &dyn Store,
     to: &dyn Store,

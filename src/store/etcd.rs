@@ -1,7 +1,7 @@
 //! The store that replicas share: an etcd cluster.
 //!
-//! Keys have a prefix; revisions are etcd's `mod_revision`. All reads are linearizable and every call
-//! has a deadline. `members` chooses the member to call. What records mean is not known here.
+//! Keys have a prefix; revisions are etcd's `mod_revision`. All reads are linearizable and every
+//! call has a deadline. `members` chooses the member to call. What records mean is not known here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,8 +46,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects, and reads once, so that wrong addresses, certificates and passwords are reported now.
-    /// Waits up to half a minute for a member that answers.
+    /// Connects, and reads once, so that wrong addresses, certificates and passwords are reported
+    /// now. Waits up to half a minute for a member that answers.
     ///
     /// # Errors
     /// A message for an operator.
@@ -57,7 +57,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Creates the store without a call, so all members may be unavailable. Must be called in a runtime.
+    /// Creates the store without a call, so all members may be unavailable. Must be called in a
+    /// runtime.
     ///
     /// # Errors
     /// What is wrong with the settings or the files that they name, for an operator.
@@ -161,8 +162,8 @@ impl super::Store for Store {
             .map(|compare| match compare {
                 Compare::Absent(key) => EtcdCompare::version(self.key(key), CompareOp::Equal, 0),
                 Compare::Unchanged(key, Revision(revision)) => {
-                    // etcd's revision of an absent key is 0. No entry has that revision, nor one that
-                    // does not fit etcd's type.
+                    // etcd's revision of an absent key is 0. No entry has that revision, nor one
+                    // that does not fit etcd's type.
                     let revision = match i64::try_from(*revision) {
                         Ok(0) | Err(_) => i64::MAX,
                         Ok(revision) => revision,

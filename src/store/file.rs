@@ -1,8 +1,8 @@
 //! The embedded store: a redb database in the data directory, for one process, without setup.
 //!
-//! A commit is on disk before it is acknowledged. Concurrent commits share one write to the disk. After
-//! an I/O error, such as a full disk, the file is reopened automatically. This module knows keys and
-//! bytes, and not what records mean.
+//! A commit is on disk before it is acknowledged. Concurrent commits share one write to the disk.
+//! After an I/O error, such as a full disk, the file is reopened automatically. This module knows
+//! keys and bytes, and not what records mean.
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -73,12 +73,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `directory`. Creates both if they are missing, but never replaces a store that
-    /// disappeared. Reads the whole file to verify it.
+    /// Opens the store in `directory`. Creates both if they are missing, but never replaces a store
+    /// that disappeared. Reads the whole file to verify it.
     ///
     /// # Errors
-    /// A message for an operator: another process uses the directory, the file is damaged, has a newer
-    /// format or disappeared, or it can't be read and written.
+    /// A message for an operator: another process uses the directory, the file is damaged, has a
+    /// newer format or disappeared, or it can't be read and written.
     pub async fn open(directory: &Path) -> Result<Self, String> {
         Self::open_with(directory, IfMissing::MakeFirst, Box::new(plain)).await
     }

@@ -1,8 +1,8 @@
-//! No store: every envelope carries its KEK inline, and a process counts the uses of its own KEKs in
-//! memory, where the count is exact.
+//! No store: every envelope carries its KEK inline, and a process counts the uses of its own KEKs
+//! in memory, where the count is exact.
 //!
-//! For the rest of the service this is a store that is not shared and ends with the process. A retired
-//! KEK needs no record here: only the last ones are kept, to be shown.
+//! For the rest of the service this is a store that is not shared and ends with the process. A
+//! retired KEK needs no record here: only the last ones are kept, to be shown.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -48,7 +48,8 @@ impl Store {
         Self::default()
     }
 
-    /// Records the KEKs that a transaction retires, and returns a transaction that deletes the excess.
+    /// Records the KEKs that a transaction retires, and returns a transaction that deletes the
+    /// excess.
     fn note_retired(&self, retired: Vec<(ChainName, KekId)>) -> Txn {
         let mut known = self.retired.lock();
         let mut txn = Txn::default();

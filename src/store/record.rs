@@ -1,7 +1,7 @@
 //! The records of key chains, as `store` values: what they hold, and how they are read and written.
 //!
-//! JSON with a `format` number, so that an operator can read records with the tools of the store. This
-//! module knows ids and bytes, and not which state may follow which.
+//! JSON with a `format` number, so that an operator can read records with the tools of the store.
+//! This module knows ids and bytes, and not which state may follow which.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -18,7 +18,8 @@ const FORMAT: u32 = 1;
 pub struct Limits {
     /// Uses that start a rotation: 2^21 by default.
     pub rotate_after_uses: u64,
-    /// The limit of uses, which is never exceeded: 2^22 by default, at most 2^32 (NIST SP 800-38D, section 8.3).
+    /// The limit of uses, which is never exceeded: 2^22 by default, at most 2^32 (NIST SP 800-38D,
+    /// section 8.3).
     pub max_uses: u64,
     /// Age since promotion, in seconds, that starts a rotation: 90 days by default, at least
     /// [`MIN_ROTATE_AFTER_AGE`](Self::MIN_ROTATE_AFTER_AGE).
@@ -174,8 +175,8 @@ pub struct Uses {
     pub sequence: u64,
 }
 
-/// Which process creates the next KEK of a chain. It only saves calls of roots, so it contains no time:
-/// other processes take it over if it has not changed for a while.
+/// Which process creates the next KEK of a chain. It only saves calls of roots, so it contains no
+/// time: other processes take it over if it has not changed for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {

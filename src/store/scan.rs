@@ -1,7 +1,7 @@
 //! Scans a store's chains and their records, a page at a time.
 //!
-//! A damaged record is reported along with the others and does not stop the scan. How records relate
-//! to each other is not known here.
+//! A damaged record is reported along with the others and does not stop the scan. How records
+//! relate to each other is not known here.
 
 use crate::id::{ChainName, KekId};
 

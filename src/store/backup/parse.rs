@@ -40,7 +40,8 @@ pub enum ReadError {
     /// The last line, with the checksum, is missing.
     #[error("line {0}: it ends here, without a checksum: the rest is cut off")]
     CutOff(usize),
-    /// The checksum does not match. The line is the first one that can't be parsed, if there is one.
+    /// The checksum does not match. The line is the first one that can't be parsed, if there is
+    /// one.
     #[error(
         "its checksum does not match: it is damaged{}",
         .0.map(|line| format!(", in line {line} if not before")).unwrap_or_default()

@@ -22,8 +22,8 @@ pub(super) struct Copy<'a> {
     pub(super) primaries: Primaries,
 }
 
-/// The heads when the copy of the chain began, and the KEKs that one of them names. Those are written
-/// together with the head, so that no head ever names a KEK in a different state.
+/// The heads when the copy of the chain began, and the KEKs that one of them names. Those are
+/// written together with the head, so that no head ever names a KEK in a different state.
 struct Heads {
     source: Read<Head>,
     target: Option<Read<Head>>,
@@ -82,8 +82,8 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Checks the whole chain on both sides. Damaged records of the source that are not needed are left
-    /// out; everything else that is wrong is a refusal.
+    /// Checks the whole chain on both sides. Damaged records of the source that are not needed are
+    /// left out; everything else that is wrong is a refusal.
     async fn look(&self) -> Result<(Heads, Vec<Problem>), Stop> {
         let heads = self.heads().await?;
         let (mut refused, mut left_out) = (Vec::new(), Vec::new());
@@ -268,8 +268,8 @@ impl Copy<'_> {
         batch.add(uses_key, counted, uses, target_uses.as_ref())
     }
 
-    /// Whether the chain may be copied without a KEK whose records are damaged in the source: true if it
-    /// encrypts on neither side.
+    /// Whether the chain may be copied without a KEK whose records are damaged in the source: true
+    /// if it encrypts on neither side.
     fn may_lack(&self, heads: &Heads, source: &Pair) -> bool {
         let whole = matches!((&source.kek, &source.uses), (Ok(Some(_)), Ok(Some(_))));
         let named = |head: &Read<Head>| {

@@ -103,8 +103,8 @@ pub(super) fn uses(copied: Uses, target: Option<&Uses>) -> Decision<Uses> {
     }
 }
 
-/// The progress of a KEK's life. A KEK that is disabled and enabled again keeps the time at which it
-/// was last disabled, so it counts as later than before.
+/// The progress of a KEK's life. A KEK that is disabled and enabled again keeps the time at which
+/// it was last disabled, so it counts as later than before.
 fn position(kek: &Kek) -> (u8, Option<u64>, bool) {
     match kek.state {
         State::Standby => (0, None, false),

@@ -1,4 +1,5 @@
-//! Credentials for the members of a cluster: certificates and a password, from the configured files.
+//! Credentials for the members of a cluster: certificates and a password, from the configured
+//! files.
 //!
 //! It reads and checks the files, and turns them into options of a client. `refresh` decides when
 //! they are read again.

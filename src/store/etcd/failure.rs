@@ -1,5 +1,5 @@
-//! Classifies a failed call of a member: whether it may have been applied, and whether another attempt
-//! can help.
+//! Classifies a failed call of a member: whether it may have been applied, and whether another
+//! attempt can help.
 
 use tonic::Code;
 

@@ -1,8 +1,8 @@
 //! The members of a cluster: which one is called, how often, and what a failure means.
 //!
-//! Each has its own client, since the balancer of the client library does not track health: it would
-//! send half of all calls to a dead member. A member that answers stays the current one; one that
-//! fails is avoided for a while.
+//! Each has its own client, since the balancer of the client library does not track health: it
+//! would send half of all calls to a dead member. A member that answers stays the current one; one
+//! that fails is avoided for a while.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -209,8 +209,8 @@ impl Members {
         }
     }
 
-    /// The order in which members are called: the current one, the healthy ones, then the failed ones,
-    /// the oldest failure first.
+    /// The order in which members are called: the current one, the healthy ones, then the failed
+    /// ones, the oldest failure first.
     fn order(&self) -> Vec<usize> {
         let (count, current) = (self.members.len(), self.current.load(Ordering::Relaxed));
         let mut order: Vec<_> = (0..count).map(|offset| (current + offset) % count).collect();
@@ -233,8 +233,8 @@ impl Members {
         Ok((index, held.map_err(CallError::not_sent)?.client))
     }
 
-    /// Uses `credentials` from now on. If a member that answers refuses them, its connection is kept until
-    /// it fails.
+    /// Uses `credentials` from now on. If a member that answers refuses them, its connection is
+    /// kept until it fails.
     ///
     /// # Errors
     /// Why a member refuses them.
@@ -360,8 +360,8 @@ impl History {
         *self.seen.lock()
     }
 
-    /// Records the header of a linearizable response to a call that was sent at `before`: it can't be
-    /// older than that. Of several calls during a restore, only the first one reports it.
+    /// Records the header of a linearizable response to a call that was sent at `before`: it can't
+    /// be older than that. Of several calls during a restore, only the first one reports it.
     pub(super) fn note(&self, before: Seen, header: &ResponseHeader) {
         let mut seen = self.seen.lock();
         if seen.restores != before.restores {

@@ -63,7 +63,8 @@ impl Seen {
                 if let Err(error) = adopted {
                     tracing::error!(
                         error,
-                        "a member refuses the new files for etcd; its previous connection stays in use"
+                        "a member refuses the new files for etcd; its previous connection stays \
+                            in use"
                     );
                 }
             }

@@ -68,7 +68,8 @@ impl Config {
     }
 }
 
-/// The configured members, and the digest of the files that were read for them. No member is called.
+/// The configured members, and the digest of the files that were read for them. No member is
+/// called.
 pub(super) fn members(config: &Config) -> Result<(Members, FilesDigest), String> {
     let named = |(key, detail)| format!("store.{key}: {detail}");
     config.check().map_err(named)?;

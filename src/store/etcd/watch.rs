@@ -1,5 +1,6 @@
-//! The watch: a task that follows a cluster and recovers by itself. A stream of etcd neither resumes nor
-//! reports that it is dead, so the task requests progress reports, and restarts it when in doubt.
+//! The watch: a task that follows a cluster and recovers by itself. A stream of etcd neither
+//! resumes nor reports that it is dead, so the task requests progress reports, and restarts it when
+//! in doubt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,7 +123,8 @@ async fn pass_on(
     prefix: &str,
     news: &mpsc::Sender<News>,
 ) -> Result<bool, String> {
-    // Its revisions were compacted, or its permissions revoked: the stream stays open without events.
+    // Its revisions were compacted, or its permissions revoked: the stream stays open without
+    // events.
     if message.canceled() {
         return Err(format!("it was cancelled: {}", message.cancel_reason()));
     }

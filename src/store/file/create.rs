@@ -26,8 +26,8 @@ pub(super) fn plain(builder: &Builder, file: File) -> Result<redb::Database, Dat
     builder.create_with_backend(FileBackend::new(file)?)
 }
 
-/// Creates a database at `path` atomically, with the contents from `fill`. It uses a temporary file, so
-/// that a crash or a full disk leaves no partial one, and replaces an existing file.
+/// Creates a database at `path` atomically, with the contents from `fill`. It uses a temporary
+/// file, so that a crash or a full disk leaves no partial one, and replaces an existing file.
 pub(super) fn make(
     path: &Path,
     opener: &Opener,

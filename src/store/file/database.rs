@@ -1,7 +1,7 @@
 //! The database of an open store: closed after a failure, and reopened by the next call.
 //!
-//! After an I/O error, redb refuses all calls until its file is reopened. That happens here, so that a
-//! temporarily full disk needs no restart.
+//! After an I/O error, redb refuses all calls until its file is reopened. That happens here, so
+//! that a temporarily full disk needs no restart.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -16,8 +16,8 @@ use super::create::Opener;
 use super::error::{OpenFailure, guarded};
 use super::open;
 
-/// The name of the file whose lock marks the directory as in use. It is never removed: otherwise two
-/// processes could lock two files of the same name.
+/// The name of the file whose lock marks the directory as in use. It is never removed: otherwise
+/// two processes could lock two files of the same name.
 const LOCK_NAME: &str = "store.lock";
 
 /// The contents of the lock file once a store was created in the directory. A store that disappears
@@ -82,8 +82,8 @@ impl Database {
         Ok(Self { directory: directory.to_owned(), opener, state: RwLock::new(state) })
     }
 
-    /// Runs `act` on the database. Blocking. After a failure, which the caller reports, the next call
-    /// reopens the database.
+    /// Runs `act` on the database. Blocking. After a failure, which the caller reports, the next
+    /// call reopens the database.
     pub(super) fn with<T>(
         &self,
         act: impl FnOnce(&redb::Database) -> Result<T, redb::Error>,

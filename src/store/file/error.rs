@@ -25,8 +25,8 @@ impl FileError {
         let path = path.display();
         match self {
             Self::Damaged(detail) => OpenFailure::Refused(format!(
-                "{path} is damaged ({detail}); restore a backup in its place, or move it and store.lock \
-                 away to start with an empty store"
+                "{path} is damaged ({detail}); restore a backup in its place, or move it and \
+                    store.lock away to start with an empty store"
             )),
             Self::Refused(detail) => OpenFailure::Refused(format!("{path}: {detail}")),
             Self::Io(detail) => OpenFailure::Io(format!("{path}: {detail}")),

@@ -1,7 +1,7 @@
 //! The layout of the database: two tables, each value with its own checksum.
 //!
-//! The database's pages have checksums too, but those are verified when a file is opened, not when a
-//! page is read. A flipped byte in a record must be reported with the record's key, and must not
+//! The database's pages have checksums too, but those are verified when a file is opened, not when
+//! a page is read. A flipped byte in a record must be reported with the record's key, and must not
 //! affect other records. So the key and the rest have separate checksums.
 
 use redb::{ReadableTable, TableDefinition};
@@ -50,8 +50,8 @@ fn parse_state(stored: &[u8]) -> Result<Revision, String> {
     }
 }
 
-/// The stored form of a record in [`RECORDS`]: check of the key (4 bytes), revision (8, big-endian), check
-/// of all (8), then the bytes themselves.
+/// The stored form of a record in [`RECORDS`]: check of the key (4 bytes), revision (8,
+/// big-endian), check of all (8), then the bytes themselves.
 pub(super) fn write_record(key: &str, revision: Revision, value: &[u8]) -> Vec<u8> {
     [
         &check_of_key(key)[..],

@@ -1,7 +1,7 @@
 //! How the database's file is opened.
 //!
-//! Opening verifies the checksum of every page (180 ms for 140 MB in the page cache), so that damage is
-//! found here and not by a request. A damaged file is salvaged if possible.
+//! Opening verifies the checksum of every page (180 ms for 140 MB in the page cache), so that
+//! damage is found here and not by a request. A damaged file is salvaged if possible.
 
 use std::fs::File;
 use std::path::Path;
@@ -59,7 +59,8 @@ fn open_existing(path: &Path, opener: &Opener) -> Result<redb::Database, FileErr
     }
 }
 
-/// After a failed fsync the page cache may differ from the disk; this makes reads come from the disk.
+/// After a failed fsync the page cache may differ from the disk; this makes reads come from the
+/// disk.
 fn forget_cached(file: &File) {
     // Best effort: other systems have no equivalent.
     #[cfg(target_os = "linux")]

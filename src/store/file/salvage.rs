@@ -1,6 +1,6 @@
-//! Salvages a damaged file. If all of its keys are intact, its records are copied to a new file. The
-//! damaged ones are copied unchanged, and reported when they are read. The old file is kept. If a record
-//! may be missing, nothing is done, since the service would create a missing record again.
+//! Salvages a damaged file. If all of its keys are intact, its records are copied to a new file.
+//! The damaged ones are copied unchanged, and reported when they are read. The old file is kept. If
+//! a record may be missing, nothing is done, since the service would create a missing record again.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -99,8 +99,8 @@ fn run(database: &Database, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
-/// Applies the batch, one transaction after the other, and makes it durable. Sets `committing` as soon
-/// as the batch may have been applied.
+/// Applies the batch, one transaction after the other, and makes it durable. Sets `committing` as
+/// soon as the batch may have been applied.
 fn commit(
     database: &redb::Database,
     batch: &[Job],
