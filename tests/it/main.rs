@@ -69,5 +69,5 @@ mod tls;
 mod vault_transit;
 #[cfg(test)]
 mod vectors;
-
+#[cfg(test)]
 mod wording;

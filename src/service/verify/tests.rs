@@ -142,7 +142,7 @@ async fn a_kek_that_opens_to_another_or_not_at_all_is_named_with_the_root() {
     *bad.wraps[0].bytes.last_mut().unwrap() ^= 1;
     world.put_kek(2, &bad).await;
     world
-        .tells_one(&key, "root main: the wrap does not open: it opened to a key of another id")
+        .tells_one(&key, "root main: the wrap does not open: it unwraps to a key with another id")
         .await;
     world.put_kek(2, &good).await;
     world.main.away.store(true, SeqCst);
