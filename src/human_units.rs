@@ -22,7 +22,7 @@ pub mod duration {
     use super::Duration;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    /// Writes a duration as [`format`] does.
+    /// Writes a duration as [`format()`] does.
     ///
     /// # Errors
     /// Those of the serializer.

@@ -161,10 +161,10 @@ impl KeyService {
     ///
     /// # Errors
     /// [`Kind::InvalidRequest`] for an invalid name or limits, [`Kind::Conflict`] for another
-    /// suite, limits below the reserved uses, more than [`Config::max_chains`] and if nothing is
+    /// suite, limits below the reserved uses, more than [`ChainConfig::max_chains`] and if nothing is
     /// stored, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
     ///
-    /// [`Config::max_chains`]: crate::service::Config::max_chains
+    /// [`ChainConfig::max_chains`]: crate::service::ChainConfig::max_chains
     pub async fn put_chain(
         self: &Arc<Self>,
         name: &str,
