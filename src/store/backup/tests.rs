@@ -147,7 +147,7 @@ async fn the_place_of_what_is_wrong_is_named() {
         (with(3, lines[3].replace("uses", "abuses")), "line 4: its key is not that of a record"),
         (with(2, lines[2].replace("exposed", "opposed")), "line 3: the record chains/a/keks/"),
         (with(2, lines[2].replace("format\\\":1", "format\\\":2")), "its format is 2"),
-        (claim, "line 3: chains/a/claim is no record that a backup holds"),
+        (claim, "line 3: chains/a/claim is not a record that a backup contains"),
         (with(5, "\n".to_owned()), "line 6: "),
     ] {
         let said = refused(&sealed(&content));

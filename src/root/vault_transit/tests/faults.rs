@@ -151,9 +151,9 @@ async fn every_trouble_of_the_server_is_away_and_passes() {
         ("another server", Box::new(move || answer(404, &html))),
         ("another server", Box::new(|| answer(403, "forbidden"))),
         ("another server", Box::new(|| answer(400, "not JSON"))),
-        ("can't be read", Box::new(|| answer(200, "not JSON"))),
-        ("can't be read", Box::new(|| answer(200, json!({"data": null})))),
-        ("can't be read", Box::new(|| answer(204, ""))),
+        ("can't be parsed", Box::new(|| answer(200, "not JSON"))),
+        ("can't be parsed", Box::new(|| answer(200, json!({"data": null})))),
+        ("can't be parsed", Box::new(|| answer(204, ""))),
         ("longer", Box::new(|| answer(200, "x".repeat((1 << 20) + 1)))),
     ];
     for (what, fate) in fates {
