@@ -138,7 +138,8 @@ fn warn_of_lone_key(config: &Config) {
     if matches!(config.store, store::Config::Inline(_)) && config.roots.iter().all(is_local) {
         tracing::warn!(
             "store.kind is inline and every root is a key file of this machine: every other \
-             process needs the same file, and if it is lost, nothing that was encrypted can be decrypted"
+             process needs the same file, and if it is lost, nothing that was encrypted can be \
+             decrypted"
         );
     }
 }

@@ -17,6 +17,7 @@ mod client;
 mod config;
 mod jwks;
 mod jwt;
+mod key_source;
 mod keys;
 mod permission;
 mod rules;
@@ -55,7 +56,7 @@ pub(crate) struct Shown<'a> {
 /// The header `Authorization`.
 #[derive(Clone, Copy)]
 pub(crate) enum Token<'a> {
-    /// There is none.
+    /// No `Authorization` header.
     Missing,
     /// There is one, and it holds no bearer token, or there are several.
     Malformed,
@@ -76,7 +77,7 @@ pub(crate) enum Refusal {
     TooLong,
     /// The token is nobody's.
     UnknownToken,
-    /// The certificate is not trusted, or there is none and one is required: the handshake fails.
+    /// The certificate is not trusted, or missing although it is required: the handshake fails.
     Certificate,
     /// No name in the certificate is a client's.
     UnknownCertificate,
@@ -226,7 +227,7 @@ impl Auth {
         for source in self.rules.load().sources() {
             let trouble = source.trouble();
             checks.extend(
-                trouble.map(|detail| degraded("jwks", format!("{}: {detail}", source.place()))),
+                trouble.map(|detail| degraded("jwks", format!("{}: {detail}", source.source()))),
             );
         }
         checks
@@ -277,6 +278,6 @@ async fn settle(rules: &Rules) {
             source.settled().await;
         }
     };
-    // Whoever is slow has been told of by then, or will be.
+    // A slow source is reported by then, or will be.
     let _ = tokio::time::timeout(START_WAIT, settled).await;
 }

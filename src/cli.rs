@@ -9,6 +9,7 @@ use clap_complete::Shell;
 mod certificates;
 mod chain;
 mod chains;
+mod ciphertext;
 mod client;
 mod count;
 mod data;
@@ -132,7 +133,7 @@ impl Failure {
     }
 }
 
-/// Does what `cli` asks for; a failure is told on stderr.
+/// Runs the command of `cli`; a failure is reported on stderr.
 pub(crate) fn run(cli: Cli) -> ExitCode {
     if !cli.debuggable {
         process::hide();

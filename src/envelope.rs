@@ -1,8 +1,6 @@
-//! The wire format of envelopes: parse and write, nothing else. `docs/format.md` is its reader's
-//! page.
+//! The wire format of envelopes: parsing and writing. `docs/format.md` specifies it.
 //!
-//! It holds no key and does no cryptography. Whatever the bytes, it answers or refuses; it does
-//! not panic.
+//! No keys and no cryptography here. Parsing never panics, whatever the bytes.
 
 use std::borrow::Cow;
 
@@ -24,32 +22,32 @@ pub const fn header_len(suite: Suite) -> usize {
 /// The longest version 1 header in bytes.
 pub const MAX_STORED_HEADER_LEN: usize = header_len(Suite::Aes256Gcm);
 
-/// Bytes that are no envelope.
+/// Why bytes are not an envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The version byte is neither 1 nor 2.
     #[error("unknown envelope version")]
     Version,
-    /// The suite byte stands for no suite.
+    /// The suite byte is not assigned.
     #[error("unknown cipher suite")]
     Suite,
-    /// There are fewer bytes than the header, or the payload's tag, needs.
+    /// The header, or the tag of the payload, is incomplete.
     #[error("the envelope is truncated")]
     Truncated,
-    /// The carried KEK record of a version 2 header is not well-formed.
-    #[error("the inline KEK record is malformed")]
+    /// The inline record of a version 2 header is malformed.
+    #[error("the inline record is malformed")]
     Record,
-    /// The text form is not `kp:` and standard base64.
+    /// The text form is not `kp:` followed by standard padded base64.
     #[error("the text is not kp: and base64")]
     Text,
 }
 
-/// Where the KEK of an envelope is to be found.
+/// The format version, and with it where the KEK of an envelope is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version<'a> {
-    /// Version 1: in the store.
+    /// Version 1: the KEK is in the store.
     Stored,
-    /// Version 2: it travels along, wrapped, as this record.
+    /// Version 2: the wrapped KEK is in the header, as this [`InlineRecord`].
     Inline(&'a [u8]),
 }
 
@@ -67,24 +65,24 @@ impl Version<'_> {
 /// Everything before the payload: which KEK, and the DEK wrapped by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header<'a> {
-    /// Version 1 or 2, with the inline record in the latter.
+    /// Version 1, or version 2 with its inline record.
     pub version: Version<'a>,
     /// The suite of KEK and DEK.
     pub suite: Suite,
     /// The KEK that wraps the DEK.
     pub kek_id: KekId,
-    /// The nonce of the wrap: random.
+    /// The nonce of the wrap, which is random.
     pub wrap_nonce: &'a [u8; NONCE_LEN],
     /// The DEK's ciphertext: 16 or 32 bytes.
     pub wrapped_dek: &'a [u8],
     /// The tag of the wrap.
     pub wrap_tag: &'a [u8; TAG_LEN],
-    /// The whole header as it was read.
+    /// The whole header, as read.
     pub bytes: &'a [u8],
 }
 
 impl<'a> Header<'a> {
-    /// Reads the header at the start of `bytes`, and gives what follows it.
+    /// Parses the header at the start of `bytes`; also returns the bytes after it.
     ///
     /// # Errors
     /// [`Malformed`].
@@ -116,24 +114,24 @@ impl<'a> Header<'a> {
     }
 
     /// The AAD of the DEK's wrap: `kms-proxy dek v1`, version, suite, kek_id, chain, and in
-    /// version 2 the inline record, so that no bit of the header can change.
+    /// version 2 the inline record. It authenticates every bit of the header.
     #[must_use]
     pub fn dek_aad(&self, chain: &ChainName) -> Vec<u8> {
         dek_aad(self.version, self.suite, &self.kek_id, chain)
     }
 }
 
-/// A whole envelope: header and payload.
+/// An envelope: header and payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
     /// Everything before the payload.
     pub header: Header<'a>,
-    /// The ciphertext with its 16-byte tag; empty where a header stands alone.
+    /// The ciphertext with its 16-byte tag; empty for a header alone.
     pub payload: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads a whole envelope.
+    /// Parses a whole envelope.
     ///
     /// # Errors
     /// [`Malformed`]; a payload shorter than its tag is [`Malformed::Truncated`].
@@ -142,7 +140,7 @@ impl<'a> Envelope<'a> {
         if envelope.payload.is_empty() { Err(Malformed::Truncated) } else { Ok(envelope) }
     }
 
-    /// Reads a whole envelope, or exactly a header with an empty payload.
+    /// Parses a whole envelope, or a header alone, whose payload is then empty.
     ///
     /// # Errors
     /// [`Malformed`].
@@ -155,7 +153,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// Writes a version 1 or 2 header into the end of `out`.
+/// Appends a header to `out`.
 pub fn write_header(
     out: &mut Vec<u8>,
     version: Version<'_>,
@@ -171,7 +169,8 @@ pub fn write_header(
     out.extend_from_slice(wrap_tag);
 }
 
-/// Writes what stands before the wrap's nonce in a header: the same in all headers of one KEK.
+/// Appends the part of a header before the nonce of the wrap: it is the same for all headers of one
+/// KEK.
 pub fn write_header_start(out: &mut Vec<u8>, version: Version<'_>, suite: Suite, kek_id: &KekId) {
     out.extend_from_slice(&[version.code(), suite.code()]);
     out.extend_from_slice(kek_id.as_bytes());
@@ -189,15 +188,15 @@ pub fn dek_aad(version: Version<'_>, suite: Suite, kek_id: &KekId, chain: &Chain
     aad
 }
 
-/// The AAD of a payload: `kms-proxy data v1`, suite, chain, and the caller's AAD with its length
-/// (u32) before it. `None` when the caller's has more than [`MAX_AAD_LEN`] bytes.
+/// The AAD of a payload: `kms-proxy data v1`, suite, chain, and the caller's AAD after its length
+/// (u32). `None` if the caller's AAD is longer than [`MAX_AAD_LEN`].
 ///
-/// It does not bind the KEK, so that a rewrap replaces the header alone.
+/// It does not bind the KEK, so that a rewrap only has to replace the header.
 #[must_use]
 pub fn data_aad(suite: Suite, chain: &ChainName, aad: &[u8]) -> Option<Vec<u8>> {
     let len = u32::try_from(aad.len()).ok().filter(|_| aad.len() <= MAX_AAD_LEN)?;
     let label = b"kms-proxy data v1";
-    // One allocation: this is on the path of every message.
+    // One allocation: this runs for every message.
     let fixed = label.len() + 1 + 2 + chain.as_str().len() + 4;
     let mut whole = Vec::with_capacity(fixed + aad.len());
     whole.extend_from_slice(label);
@@ -208,7 +207,7 @@ pub fn data_aad(suite: Suite, chain: &ChainName, aad: &[u8]) -> Option<Vec<u8>> 
     Some(whole)
 }
 
-/// The text form: `kp:` and standard padded base64.
+/// The text form of an envelope: `kp:` and standard padded base64.
 #[must_use]
 pub fn to_text(envelope: &[u8]) -> String {
     let mut text = String::with_capacity(
@@ -219,7 +218,7 @@ pub fn to_text(envelope: &[u8]) -> String {
     text
 }
 
-/// The bytes of a text form.
+/// Decodes a text form.
 ///
 /// # Errors
 /// [`Malformed::Text`].
@@ -228,18 +227,18 @@ pub fn from_text(text: impl AsRef<[u8]>) -> Result<Vec<u8>, Malformed> {
     base64_simd::STANDARD.decode_to_vec(base64).map_err(|_| Malformed::Text)
 }
 
-/// The inline record of a version 2 header: the wraps of the KEK, and nothing else of the chain.
+/// The inline record of a version 2 header: the wraps of the KEK, one for each root.
 ///
-/// A format byte (1), then for each wrap: the root's name with its length before it (u8), the
-/// wrapped bytes with their length before them (u16).
+/// A format byte (1), then for each wrap: the length of the root's name (u8), the name, the length
+/// of the wrapped KEK (u16), the wrapped KEK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InlineRecord<'a> {
-    /// Root name and wrapped KEK, in the writer's order; at least one.
+    /// Root name and wrapped KEK, in the writer's order. Never empty when parsed.
     pub wraps: Vec<(Cow<'a, str>, Cow<'a, [u8]>)>,
 }
 
 impl<'a> InlineRecord<'a> {
-    /// Reads a record that is exactly `bytes`.
+    /// Parses a record that fills `bytes`.
     ///
     /// # Errors
     /// [`Malformed::Record`].
@@ -266,7 +265,8 @@ impl<'a> InlineRecord<'a> {
         (!wraps.is_empty()).then_some(Self { wraps })
     }
 
-    /// The record's bytes; `None` when it has no wrap, or a part is too long for its length field.
+    /// The bytes of the record. `None` if it has no wrap, or if a part is empty or too long for its
+    /// length field.
     #[must_use]
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         let mut out = vec![1];
@@ -290,7 +290,7 @@ fn push_chain(out: &mut Vec<u8>, chain: &ChainName) {
 
 fn push_inline(out: &mut Vec<u8>, version: Version<'_>) {
     if let Version::Inline(record) = version {
-        // A record that came from parsing or from InlineRecord::to_bytes fits its length field.
+        // A record from parsing or from InlineRecord::to_bytes fits its length field.
         out.extend_from_slice(&u16::try_from(record.len()).unwrap_or(u16::MAX).to_be_bytes());
         out.extend_from_slice(record);
     }
@@ -336,13 +336,13 @@ mod tests {
     }
 
     #[test]
-    fn a_256_byte_plaintext_makes_334_bytes() {
+    fn an_envelope_adds_78_bytes_to_a_plaintext() {
         assert_eq!(sample(Version::Stored, Suite::Aes128Gcm, 256 + TAG_LEN).len(), 334);
         assert_eq!((header_len(Suite::Aes128Gcm), header_len(Suite::Aes256Gcm)), (62, 78));
     }
 
     #[test]
-    fn written_headers_parse_to_the_same() {
+    fn a_written_header_parses_to_the_same_parts() {
         let record = record();
         for version in [Version::Stored, Version::Inline(&record)] {
             for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn aads_are_as_the_design_writes_them() {
+    fn aads_match_the_specification() {
         let chain = ChainName::new("orders").unwrap();
         let id = KekId::from_bytes([9; 16]);
         let mut expected = b"kms-proxy dek v1\x01\x01".to_vec();
@@ -414,10 +414,12 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in, parsing answers; what it accepts, it accounts for byte by byte.
+        /// Parsing never panics, and an accepted envelope accounts for every input byte.
         #[test]
         fn parsing_never_panics_and_loses_nothing(
-            mut bytes in proptest::collection::vec(any::<u8>(), 0..300), version in 0_u8..4, suite in 0_u8..4,
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            version in 0_u8..4,
+            suite in 0_u8..4,
         ) {
             if let Some(first) = bytes.first_mut() { *first = version; }
             if let Some(second) = bytes.get_mut(1) { *second = suite; }

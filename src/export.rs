@@ -1,12 +1,11 @@
-//! A key chain outside of the process: written with its KEKs wrapped under a root, and read back.
+//! Key chains outside of a process: exported with their KEKs wrapped by a root, and read again.
 //!
-//! For a chain of one's own ([`KeyChain::generate`]) that shall live on in a file, a blob or a
-//! column. It knows key chains and roots, and nothing of stores and services, whose chains live in
-//! records of their own.
+//! For a chain without a service ([`KeyChain::generate`]) that is to live in a file, a blob or a
+//! column. The chains of a service have records in its store instead; this module knows neither.
 //!
 //! # Format
 //!
-//! JSON of at most [`MAX_LEN`] bytes. No field may be missing, and none be added:
+//! JSON of at most [`MAX_LEN`] bytes. All fields are required, and others are refused:
 //!
 //! ```json
 //! {
@@ -21,23 +20,24 @@
 //! }
 //! ```
 //!
-//! `primary` is one of `keks`, or null in a chain that has none. `uses` is what the copy may spend
-//! of it. `wrap` is the KEK, wrapped by the root for this id, suite and chain, in standard base64.
+//! `primary` is the id of one of `keks`, or null for a chain that has no primary. `uses` is how
+//! many uses of it belong to the export. `wrap` is the KEK, wrapped by the root for this id, suite and
+//! chain, in standard base64.
 //!
 //! # Uses
 //!
-//! A KEK must not wrap too many DEKs, so a copy gets uses of its own: [`write_with_half_the_uses`] takes half of those
-//! that are left from the chain and gives them to the copy. Original and copies together never
-//! spend more than the [`UNSHARED_USES`] (2^22) that the KEK began with, as long as each copy is
-//! read once. To read one twice, or to go back to an old one, is to spend its uses twice. NIST's
-//! bound of 2^32 is 2^10 times as much, so it holds for a KEK until a thousand such readings are
-//! all spent to the end. Rotate after a reading to be free of that count.
+//! A KEK must not wrap too many DEKs, so an export needs uses of its own: the chain gives away half
+//! of those that it has left. The chain and its exports together never exceed the [`UNSHARED_USES`]
+//! (2^22) that the KEK started with, as long as each export is read once. To read one twice, or to
+//! go back to an older one, spends its uses again. NIST's bound of 2^32 is 2^10 times as high, so a
+//! KEK stays below it until about a thousand such readings have spent all their uses. A rotation
+//! after each reading avoids the question.
 //!
 //! # Security
 //!
-//! Who reads a copy without the root learns the chain's name, its KEKs' ids and `uses`. Who changes
-//! one can take KEKs out, choose another primary among them, or set `uses` as high as 2^22; a KEK
-//! of his own he can't bring in, unless he can wrap it under the root.
+//! An export reveals the chain's name, the ids of its KEKs and `uses`. Anyone who can modify it can
+//! remove KEKs, make another of its KEKs primary, and set `uses` as high as 2^22. To add a KEK,
+//! they would have to wrap it with the root.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
@@ -51,20 +51,20 @@ use crate::keychain::kek::Kek;
 use crate::keychain::{KeyChain, Refusal, UNSHARED_USES};
 use crate::root::{self, Context, RootKey};
 
-/// The longest copy in bytes: 16 MiB, which is about 70,000 KEKs of a `local` root.
+/// The longest export in bytes: 16 MiB, about 70,000 KEKs under a `local` root.
 pub const MAX_LEN: usize = 16 << 20;
 
-/// The format that this code writes. It reads no other.
+/// The only format that this version writes and reads.
 const FORMAT: u32 = 1;
 
-/// Writes `chain` to `out`, every KEK wrapped under `root`: one call of the root for each, one after
-/// the other. The copy takes half of the uses that are left.
+/// Exports `chain` to `out`, which takes half of the primary's remaining uses away from `chain`.
 ///
-/// `out` is written last and in one go, and is not flushed or synced.
+/// `root` wraps each KEK, one call after the other. Then `out` gets one `write_all`; it is neither
+/// flushed nor synced.
 ///
 /// # Errors
-/// [`WriteError`]. When `out` fails, the uses that the copy took are lost; otherwise nothing
-/// happened.
+/// [`WriteError`]. If `out` fails, the uses of the export are lost; after any other error `chain`
+/// is unchanged.
 pub async fn write_with_half_the_uses(
     chain: &KeyChain,
     root: &dyn RootKey,
@@ -75,13 +75,13 @@ pub async fn write_with_half_the_uses(
         let context = Context { chain: chain.name(), kek_id: kek.id(), suite: kek.suite() };
         let wrap = root.wrap(context, kek.key()).await;
         let wrap = wrap.map_err(|error| WriteError::Root(kek.id(), error))?;
-        keks.push(SavedKek { id: kek.id(), suite: kek.suite(), wrap });
+        keks.push(ExportedKek { id: kek.id(), suite: kek.suite(), wrap });
     }
     keks.sort_by_key(|kek| kek.id);
     let mut refused: Vec<_> =
-        chain.refused().map(|(id, refusal)| SavedRefusal { id, refusal }).collect();
+        chain.refused().map(|(id, refusal)| ExportedRefusal { id, refusal }).collect();
     refused.sort_by_key(|refused| refused.id);
-    let mut saved = Saved {
+    let mut export = Export {
         format: FORMAT,
         chain: chain.name().clone(),
         primary: chain.primary_id(),
@@ -89,25 +89,24 @@ pub async fn write_with_half_the_uses(
         keks,
         refused,
     };
-    // With the most digits that `uses` can have, so that none is taken for a copy that is too long.
-    if encode(&saved)?.len() > MAX_LEN {
+    // `uses` has the most digits here, so an export that is too long takes none.
+    if encode(&export)?.len() > MAX_LEN {
         return Err(WriteError::TooLong);
     }
-    saved.uses = chain.budget().map_or(0, |budget| budget.take_half());
-    out.write_all(&encode(&saved)?)?;
+    export.uses = chain.budget().map_or(0, |budget| budget.take_half());
+    out.write_all(&encode(&export)?)?;
     Ok(())
 }
 
-/// Reads a chain that [`write_with_half_the_uses`] wrote, its KEKs opened by `root`: one call of the root for each, one
-/// after the other. `input` is read to its end.
+/// Reads an export from `input`, up to its end. `root` unwraps each KEK, one call after the other.
 ///
 /// # Errors
-/// [`ReadError`]. There is a whole chain or none.
+/// [`ReadError`]. A chain is never read in part.
 pub async fn read(root: &dyn RootKey, input: &mut impl Read) -> Result<KeyChain, ReadError> {
-    let saved = decode(input)?;
-    let mut chain = KeyChain::empty(saved.chain);
+    let export = decode(input)?;
+    let mut chain = KeyChain::empty(export.chain);
     let mut seen = HashSet::new();
-    for SavedKek { id, suite, wrap } in saved.keks {
+    for ExportedKek { id, suite, wrap } in export.keks {
         if !seen.insert(id) {
             return Err(ReadError::Twice(id));
         }
@@ -118,84 +117,84 @@ pub async fn read(root: &dyn RootKey, input: &mut impl Read) -> Result<KeyChain,
         if kek.id() != id || kek.suite() != suite {
             return Err(ReadError::OtherKey(id));
         }
-        if saved.primary == Some(id) {
-            let uses = saved.uses.min(UNSHARED_USES);
+        if export.primary == Some(id) {
+            let uses = export.uses.min(UNSHARED_USES);
             chain.set_primary(kek, Arc::new(Budget::unshared(uses)));
         } else {
             chain.hold(kek);
         }
     }
-    if let Some(primary) = saved.primary.filter(|id| !seen.contains(id)) {
+    if let Some(primary) = export.primary.filter(|id| !seen.contains(id)) {
         return Err(ReadError::NoPrimary(primary));
     }
-    for SavedRefusal { id, refusal } in saved.refused {
+    for ExportedRefusal { id, refusal } in export.refused {
         chain.refuse(id, Some(refusal));
     }
     Ok(chain)
 }
 
-/// Why a chain was not written.
+/// Why a chain was not exported.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
     /// The root did not wrap this KEK.
-    #[error("the KEK {0} was not wrapped: {1}")]
+    #[error("KEK {0} was not wrapped: {1}")]
     Root(KekId, #[source] root::Error),
     /// The chain has too many KEKs for [`MAX_LEN`].
-    #[error("the chain makes a copy of more than {MAX_LEN} bytes")]
+    #[error("the export would exceed {MAX_LEN} bytes")]
     TooLong,
     /// The output failed.
-    #[error("the copy was not written: {0}")]
+    #[error("failed to write the export: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Why no chain was read.
+/// Why an export was not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
     /// The input failed.
-    #[error("the copy was not read: {0}")]
+    #[error("failed to read the export: {0}")]
     Input(#[from] io::Error),
-    /// The input has more than [`MAX_LEN`] bytes.
-    #[error("the copy has more than {MAX_LEN} bytes")]
+    /// The input is longer than [`MAX_LEN`].
+    #[error("the export exceeds {MAX_LEN} bytes")]
     TooLong,
-    /// It is of a format that this version does not know.
-    #[error("the copy is of format {0}, this version reads {FORMAT}")]
+    /// The format is unknown to this version.
+    #[error("the export has format {0}, and this version reads format {FORMAT}")]
     Format(u32),
-    /// It is cut off, or no copy at all. The text says where, and holds no secret.
-    #[error("the copy is damaged: {0}")]
+    /// The input is truncated, or not an export. The text says where, and contains no secret.
+    #[error("the export is damaged: {0}")]
     Damaged(String),
     /// Two KEKs have this id.
-    #[error("the KEK {0} is there twice")]
+    #[error("KEK {0} is listed twice")]
     Twice(KekId),
     /// The primary is not among the KEKs.
-    #[error("the primary KEK {0} is not there")]
+    #[error("the primary KEK {0} is missing")]
     NoPrimary(KekId),
-    /// The root did not open this KEK: it is away or another one, or the wrap was changed, or the
-    /// chain's name.
-    #[error("the KEK {0} was not opened: {1}")]
+    /// The root did not unwrap this KEK: it is unavailable, or a different root, or the wrap or the
+    /// chain's name was modified.
+    #[error("KEK {0} was not unwrapped: {1}")]
     Root(KekId, #[source] root::Error),
-    /// The root opened it, to a key of another id or size.
-    #[error("the KEK {0} opened to a key of another id")]
+    /// The root unwrapped it to a key with another id or size.
+    #[error("KEK {0} was unwrapped to a key with another id")]
     OtherKey(KekId),
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Saved {
+struct Export {
     format: u32,
     chain: ChainName,
-    // Without this serde takes a missing field for null.
+    // Without this, serde accepts a missing field as null.
     #[serde(deserialize_with = "Option::deserialize")]
     primary: Option<KekId>,
     uses: u64,
-    keks: Vec<SavedKek>,
-    refused: Vec<SavedRefusal>,
+    keks: Vec<ExportedKek>,
+    refused: Vec<ExportedRefusal>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedKek {
+struct ExportedKek {
     id: KekId,
     suite: Suite,
     #[serde(with = "base64")]
@@ -204,7 +203,7 @@ struct SavedKek {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedRefusal {
+struct ExportedRefusal {
     id: KekId,
     #[serde(rename = "as")]
     refusal: Refusal,
@@ -215,13 +214,13 @@ struct Probe {
     format: u32,
 }
 
-fn encode(saved: &Saved) -> Result<Vec<u8>, io::Error> {
-    let mut bytes = serde_json::to_vec_pretty(saved)?;
+fn encode(export: &Export) -> Result<Vec<u8>, io::Error> {
+    let mut bytes = serde_json::to_vec_pretty(export)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-fn decode(input: &mut impl Read) -> Result<Saved, ReadError> {
+fn decode(input: &mut impl Read) -> Result<Export, ReadError> {
     let mut bytes = Vec::new();
     input.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > MAX_LEN {
@@ -250,7 +249,7 @@ mod base64 {
         let text = Cow::<'de, str>::deserialize(deserializer)?;
         base64_simd::STANDARD
             .decode_to_vec(text.as_bytes())
-            .map_err(|_| D::Error::custom("a wrap is not base64"))
+            .map_err(|_| D::Error::custom("a wrap must be standard base64"))
     }
 }
 

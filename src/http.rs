@@ -33,6 +33,7 @@ mod budget;
 mod calls;
 mod chains;
 mod connection;
+mod data_call;
 mod datakey;
 mod decrypt;
 mod docs;
@@ -42,6 +43,8 @@ mod heads;
 mod health;
 mod identity;
 mod keks;
+mod media;
+mod params;
 mod problem;
 mod rewrap;
 mod roots;
@@ -73,9 +76,9 @@ pub struct Config {
     /// How long a request may take.
     #[serde(with = "human_units::duration")]
     pub request_timeout: Duration,
-    /// Connections at once, on each listener.
+    /// Concurrent connections, on each listener.
     pub max_connections: usize,
-    /// Requests at once that wait for something.
+    /// Concurrent requests that wait for something.
     pub max_requests: usize,
     /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
     #[serde(deserialize_with = "human_units::size::deserialize_some")]
@@ -83,7 +86,7 @@ pub struct Config {
     /// How long a connection stays open between two requests.
     #[serde(with = "human_units::duration")]
     pub idle_timeout: Duration,
-    /// How long requests are still taken after SIGTERM, while `/readyz` says no.
+    /// How long requests are still taken after SIGTERM, while `/readyz` fails.
     #[serde(with = "human_units::duration")]
     pub drain_delay: Duration,
     /// HTTPS on `listen`; without it plain HTTP.
@@ -117,8 +120,8 @@ impl Config {
     }
 }
 
-/// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and a KEK
-/// that travels along with the wraps of several roots.
+/// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and an
+/// inline KEK with the wraps of several roots.
 const ENVELOPE_ROOM: usize = 16 * 1024;
 
 /// What the handlers share.

@@ -55,7 +55,7 @@ impl KeyChain {
 
     /// A chain without a KEK.
     #[must_use]
-    pub fn empty(name: ChainName) -> Self {
+    pub(crate) fn empty(name: ChainName) -> Self {
         Self { name, primary: None, inline: None, keks: HashMap::new(), refused: HashMap::new() }
     }
 
@@ -89,30 +89,30 @@ impl KeyChain {
     }
 
     /// Makes `kek` primary, with the uses in `budget`. It does not travel along.
-    pub fn set_primary(&mut self, kek: Arc<Kek>, budget: Arc<Budget>) {
+    pub(crate) fn set_primary(&mut self, kek: Arc<Kek>, budget: Arc<Budget>) {
         self.hold(Arc::clone(&kek));
         self.primary = Some((kek, budget));
         self.inline = None;
     }
 
     /// Sets the start of headers that embed the primary: `inline` was made of it.
-    pub fn set_inline(&mut self, inline: Option<Arc<InlineKek>>) {
+    pub(crate) fn set_inline(&mut self, inline: Option<Arc<InlineKek>>) {
         self.inline = inline;
     }
 
     /// How the primary travels along.
     #[must_use]
-    pub fn inline(&self) -> Option<&InlineKek> {
+    pub(crate) fn inline(&self) -> Option<&InlineKek> {
         self.inline.as_deref()
     }
 
     /// Holds `kek` for decryption.
-    pub fn hold(&mut self, kek: Arc<Kek>) {
+    pub(crate) fn hold(&mut self, kek: Arc<Kek>) {
         self.keks.insert(kek.id(), kek);
     }
 
     /// Holds `id` no longer, unless it is the primary.
-    pub fn release(&mut self, id: KekId) {
+    pub(crate) fn release(&mut self, id: KekId) {
         if self.primary_id() != Some(id) {
             self.keks.remove(&id);
         }
@@ -120,7 +120,7 @@ impl KeyChain {
 
     /// Holds `id` no longer, be it the primary: then this chain encrypts nothing until it has
     /// another one.
-    pub fn forget(&mut self, id: KekId) {
+    pub(crate) fn forget(&mut self, id: KekId) {
         if self.primary_id() == Some(id) {
             self.primary = None;
         }
@@ -129,7 +129,7 @@ impl KeyChain {
 
     /// Refuses `id` from now on, or with `None` no longer. What is refused encrypts no more: others
     /// made another KEK primary, and this chain does not have it yet.
-    pub fn refuse(&mut self, id: KekId, refusal: Option<Refusal>) {
+    pub(crate) fn refuse(&mut self, id: KekId, refusal: Option<Refusal>) {
         match refusal {
             Some(refusal) => {
                 self.refused.insert(id, refusal);
@@ -158,23 +158,23 @@ impl KeyChain {
 
     /// The uses of the primary.
     #[must_use]
-    pub fn budget(&self) -> Option<&Arc<Budget>> {
+    pub(crate) fn budget(&self) -> Option<&Arc<Budget>> {
         self.primary.as_ref().map(|(_, budget)| budget)
     }
 
     /// The KEK `id`, if it is held here.
     #[must_use]
-    pub fn kek(&self, id: KekId) -> Option<&Arc<Kek>> {
+    pub(crate) fn kek(&self, id: KekId) -> Option<&Arc<Kek>> {
         self.keks.get(&id)
     }
 
     /// All KEKs that are held here, in no order.
-    pub fn keks(&self) -> impl Iterator<Item = &Arc<Kek>> {
+    pub(crate) fn keks(&self) -> impl Iterator<Item = &Arc<Kek>> {
         self.keks.values()
     }
 
     /// The KEKs that it refuses, and why, in no order.
-    pub fn refused(&self) -> impl Iterator<Item = (KekId, Refusal)> {
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (KekId, Refusal)> {
         self.refused.iter().map(|(&id, &refusal)| (id, refusal))
     }
 
@@ -182,7 +182,7 @@ impl KeyChain {
     ///
     /// # Errors
     /// [`DecryptError::Refused`].
-    pub fn allows(&self, id: KekId) -> Result<(), DecryptError> {
+    pub(crate) fn allows(&self, id: KekId) -> Result<(), DecryptError> {
         if self.refused.is_empty() {
             return Ok(());
         }
@@ -191,20 +191,27 @@ impl KeyChain {
 
     /// Takes one use of the primary; `None` when none is left.
     #[must_use]
-    pub fn take(&self, now: Monotonic) -> Option<Permit<'_>> {
+    pub(crate) fn take(&self, now: Monotonic) -> Option<Permit<'_>> {
         let (kek, budget) = self.primary.as_ref()?;
         let void_at = budget.take(now)?;
         Some(Permit { kek, inline: self.inline(), placement: KekPlacement::Stored, void_at })
     }
 
-    /// Encrypts `plaintext` for whoever has this chain and the same `aad`. For a chain of one's
-    /// own; a chain with reserved uses is asked through [`take`](Self::take).
+    /// Encrypts `plaintext`, which only this chain with the same `aad` decrypts.
     ///
     /// # Errors
     /// [`EncryptError`].
     pub fn encrypt(&self, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, EncryptError> {
+        Ok(self.seal(plaintext.into(), aad)?.into())
+    }
+
+    /// Like [`encrypt`](Self::encrypt), in the buffer of `plaintext`.
+    ///
+    /// # Errors
+    /// [`EncryptError`].
+    pub fn seal(&self, plaintext: Plaintext, aad: &[u8]) -> Result<Sealed, EncryptError> {
         let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
-        Ok(one.seal(plaintext.into(), aad)?.into())
+        one.seal(plaintext, aad)
     }
 
     /// Decrypts a whole binary envelope.
@@ -212,8 +219,16 @@ impl KeyChain {
     /// # Errors
     /// [`DecryptError`].
     pub fn decrypt(&self, envelope: &[u8], aad: &[u8]) -> Result<Opened, DecryptError> {
-        let dek = self.open_dek(&Envelope::parse(envelope).map_err(|_| DecryptError::Invalid)?)?;
-        self.open(&dek, envelope.to_vec(), aad)
+        self.unseal(envelope.to_vec(), aad)
+    }
+
+    /// Like [`decrypt`](Self::decrypt), in the buffer of `envelope`.
+    ///
+    /// # Errors
+    /// [`DecryptError`].
+    pub fn unseal(&self, envelope: Vec<u8>, aad: &[u8]) -> Result<Opened, DecryptError> {
+        let dek = self.open_dek(&Envelope::parse(&envelope).map_err(|_| DecryptError::Invalid)?)?;
+        self.open(&dek, envelope, aad)
     }
 
     /// Moves an envelope, or a header alone, to the primary. What is there already comes back
@@ -237,7 +252,7 @@ impl KeyChain {
     /// Whether a rewrap to `placement` would change nothing but the wrap itself: then it is not made. An
     /// inline record with other wraps than those of the primary now is replaced.
     #[must_use]
-    pub fn is_current(&self, envelope: &Envelope<'_>, placement: KekPlacement) -> bool {
+    pub(crate) fn is_current(&self, envelope: &Envelope<'_>, placement: KekPlacement) -> bool {
         self.primary_id() == Some(envelope.header.kek_id)
             && match (envelope.header.version, placement) {
                 (Version::Stored, KekPlacement::Stored) => true,
@@ -252,7 +267,7 @@ impl KeyChain {
     ///
     /// # Errors
     /// [`DecryptError`].
-    pub fn open_dek(&self, envelope: &Envelope<'_>) -> Result<Dek, DecryptError> {
+    pub(crate) fn open_dek(&self, envelope: &Envelope<'_>) -> Result<Dek, DecryptError> {
         let id = envelope.header.kek_id;
         self.allows(id)?;
         self.kek(id).ok_or(DecryptError::UnknownKek(id))?.open_dek(&envelope.header)
@@ -262,7 +277,12 @@ impl KeyChain {
     ///
     /// # Errors
     /// [`DecryptError::Invalid`].
-    pub fn open(&self, dek: &Dek, envelope: Vec<u8>, aad: &[u8]) -> Result<Opened, DecryptError> {
+    pub(crate) fn open(
+        &self,
+        dek: &Dek,
+        envelope: Vec<u8>,
+        aad: &[u8],
+    ) -> Result<Opened, DecryptError> {
         let mut buffer = envelope;
         let payload_len =
             Envelope::parse(&buffer).map_err(|_| DecryptError::Invalid)?.payload.len();

@@ -1,4 +1,4 @@
-//! The Kubernetes face: the API of KMS plugins, version 2, on a unix socket of its own, and the
+//! The API of Kubernetes KMS plugins, version 2, on a dedicated unix socket, and the
 //! settings of `[kubernetes]`.
 //!
 //! It turns three gRPC calls into calls of the [`KeyService`], as the HTTP face does with JSON: the

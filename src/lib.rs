@@ -172,7 +172,8 @@ service.stop().await;
 //! | modules | what they own |
 //! | --- | --- |
 //! | [`id`], [`secret`], [`random`] | leaves: names, key bytes, randomness |
-//! | [`aead`], [`clock`], [`human_units`], [`loopback`], [`timestamp`] | leaves: AES-GCM, time, quantities as text |
+//! | [`aead`], [`clock`], [`timestamp`] | leaves: AES-GCM, time |
+//! | [`human_units`], [`loopback`], [`error_chain`] | leaves: quantities, addresses, error texts |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
 //! | [`root`] | the contract of a root key, and one file for each provider |

@@ -18,6 +18,8 @@ mod authorities;
 pub mod aws_kms;
 #[cfg(test)]
 mod contract;
+#[cfg(all(test, not(any(feature = "aws-kms", feature = "pkcs11", feature = "vault-transit"))))]
+mod left_out;
 pub mod local;
 pub mod passphrase;
 #[cfg(feature = "pkcs11")]

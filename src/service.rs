@@ -1,10 +1,10 @@
-//! [`KeyService`]: the one door to the key chains, for HTTP, Kubernetes and the command line.
+//! [`KeyService`]: all access to the key chains, for HTTP, Kubernetes and the command line.
 //!
-//! It joins key chains in memory, the store and the roots, and keeps the promises of both: a
-//! change is stored before it is used. It knows no HTTP and no gRPC.
+//! It combines the key chains in memory with the store and the roots. A change is stored before it
+//! is used. It knows no HTTP and no gRPC.
 //!
-//! Encrypting is synchronous in all but name: it takes a reserved use from the chain's snapshot.
-//! Only an empty budget waits. Decrypting waits only for a KEK that is not in memory.
+//! Encrypting takes a reserved use from the chain's snapshot and waits only if no use is left.
+//! Decrypting waits only for a KEK that is not in memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,14 +70,14 @@ use keyring::Trust;
 use limits::lookup_quota;
 use rotation::rotator;
 
-/// The chain that always exists, and that calls without a chain mean.
+/// The chain that always exists. Calls that name no chain use it.
 pub const DEFAULT_CHAIN: &str = "default";
 
-/// A KEK is disabled for at least 2 minutes before it is destroyed: reserved uses are void after
-/// one, so no envelope is born under a destroyed KEK.
+/// A KEK must be disabled for at least 2 minutes before it can be destroyed. Reserved uses expire
+/// after one minute, so no envelope is created under a destroyed KEK.
 pub const MIN_DESTROY_DELAY: Duration = Duration::from_secs(120);
 
-/// The one door.
+/// A running service; see the [module](self).
 pub struct KeyService {
     core: Arc<Core>,
     chains: ArcSwap<HashMap<ChainName, Arc<Chain>>>,
@@ -85,22 +85,23 @@ pub struct KeyService {
     damaged: Mutex<HashMap<ChainName, String>>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     draining: AtomicBool,
-    /// The checks of parts beside the service.
+    /// Checks of components outside the service.
     reports: Mutex<Vec<Check>>,
 }
 
 impl KeyService {
-    /// Makes a new primary KEK now. A root must open a KEK that the chain has, if it has one.
+    /// Creates a new primary KEK. If the chain has KEKs, a root must unwrap one of them first.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::Overloaded`] when one is under way or there were many,
+    /// [`Kind::UnknownChain`], [`Kind::Overloaded`] if one is in progress or there were too many,
     /// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`], [`Kind::Conflict`].
     pub(crate) async fn rotate(&self, chain: Option<&str>) -> Result<Rotated, Error> {
         self.rotate_with(chain, Trust::Proven).await
     }
 
-    /// The same by any root that answers, whatever the chain's older KEKs are: for an operator whose
-    /// root key is lost for good. Other replicas encrypt again only if their roots open the new KEK.
+    /// As [`rotate`](Self::rotate), but by any root that answers, even if it unwraps none of the
+    /// chain's KEKs: for an operator whose root key is permanently lost. Other replicas encrypt again
+    /// only if their roots unwrap the new KEK.
     ///
     /// # Errors
     /// Those of [`rotate`](Self::rotate).
@@ -115,7 +116,7 @@ impl KeyService {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
             async move { rotator::rotate_by_hand(&core, &chain, trust).await }
         };
-        // Each costs a call of every root, and the KEK stays in the store.
+        // Each rotation calls every root, and its KEK stays in the store.
         let result = match lookup_quota::charge(started) {
             Ok(()) => tasks::run_to_end(work).await,
             Err(error) => Err(error),
@@ -129,8 +130,9 @@ impl KeyService {
         &self.core.metrics
     }
 
-    /// The KEKs of `chain` that callers asked this process for and that can't be used, the longest
-    /// missed first: ids that the chain does not have, and KEKs that no root opens.
+    /// The KEKs of `chain` that callers requested from this process and that can't be used: ids that
+    /// the chain does not have, and KEKs that no root unwraps. The one that was missed first comes
+    /// first.
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::StoreUnavailable`].
@@ -141,14 +143,14 @@ impl KeyService {
         self.finish(Operation::Read, &chain, started, missing)
     }
 
-    /// Sets the check of a part beside the service, such as a listener. Readiness shows it.
+    /// Sets the check of a component outside the service, such as a listener. Readiness shows it.
     pub fn report(&self, check: Check) {
         let mut reports = self.reports.lock();
         reports.retain(|other| other.name != check.name);
         reports.push(check);
     }
 
-    /// From now on [`readiness`](Self::readiness) is down; requests are still answered.
+    /// Makes [`readiness`](Self::readiness) report `Down`; requests are still served.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
@@ -164,12 +166,12 @@ impl KeyService {
         self.core.stopping.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
-            // A task that panicked has said so already.
+            // The panic of a task is logged already.
             let _ = task.await;
         }
     }
 
-    /// Counts how a call on `chain` ended.
+    /// Counts the outcome of a call on `chain`.
     fn finish<T>(
         &self,
         operation: Operation,
@@ -183,6 +185,6 @@ impl KeyService {
             Err(error) => metrics.failed(operation, chain.name.as_str(), error.kind().code()),
         }
         metrics.took(operation, self.core.clock.now().since(started));
-        result
+        result.map_err(Error::counted)
     }
 }

@@ -306,11 +306,12 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
 /// Those of [`open`]; for etcd, only errors in its settings.
 pub async fn connect(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     match config {
+        #[cfg(feature = "etcd")]
         Config::Etcd(config) => match etcd::Store::connect(config) {
             Ok(store) => Ok(Arc::new(store)),
             Err(detail) => Err(OpenError { kind: "etcd", detail }),
         },
-        Config::File(_) | Config::Inline(_) => open(config).await,
+        _ => open(config).await,
     }
 }
 

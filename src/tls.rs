@@ -1,8 +1,8 @@
 //! TLS of the listener: what is configured, handshakes, and certificates that are exchanged while
 //! connections live.
 //!
-//! It knows no HTTP and no permissions: whom a certificate names is a `Peer`, and what he
-//! may do is decided elsewhere. What the files say is checked in `load`.
+//! It knows no HTTP and no permissions: a certificate identifies a `Peer`, and its
+//! permissions are decided elsewhere. `load` checks the files.
 
 use std::io;
 use std::path::PathBuf;
@@ -132,7 +132,8 @@ impl Server {
         let (files, tickets) = (Files::read(&config)?, load::ticketer()?);
         let loaded = Loaded::from(&config, &files, Arc::clone(&tickets))?;
         if files.others_read_key {
-            tracing::warn!(key = %config.key.display(), "others may read the key of the certificate");
+            tracing::warn!(key = %config.key.display(), "others may read the key of the \
+                certificate");
         }
         tracing::info!(until = loaded.until(), "the certificate is loaded");
         let digest = files.digest();
@@ -175,7 +176,7 @@ impl Server {
         Ok((stream, peer, is_http_2))
     }
 
-    /// Loads the files anew whenever they change, and when `told` to, until its sender is gone.
+    /// Reloads the files whenever they change, and on `told`, until its sender is gone.
     pub async fn follow(self: Arc<Self>, mut told: watch::Receiver<()>) {
         loop {
             let by_hand = tokio::select! {
@@ -224,12 +225,13 @@ impl Server {
         });
         seen.trouble = match loaded {
             Ok(loaded) => {
-                tracing::info!(until = loaded.until(), "the certificate is loaded anew");
+                tracing::info!(until = loaded.until(), "the certificate is reloaded");
                 self.loaded.store(Arc::new(loaded));
                 None
             }
             Err(error) => {
-                tracing::error!(%error, "the new certificate is refused; the one before it serves on");
+                tracing::error!(%error, "the new certificate is refused; the one before it serves \
+                    on");
                 Some(error.to_string())
             }
         };

@@ -33,7 +33,7 @@ struct Client {
 
 impl Client {
     /// A client of the service that the environment names.
-    #[expect(clippy::disallowed_methods, reason = "this is a program of its own")]
+    #[expect(clippy::disallowed_methods, reason = "this is a separate program")]
     fn new() -> Result<Self, Error> {
         let file = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let mut http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy();

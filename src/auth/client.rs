@@ -51,7 +51,8 @@ impl Client {
         &self.usage
     }
 
-    /// Whether it may do this. What the answer says does not depend on whether there is such a chain.
+    /// Whether it may do this. What the answer says does not depend on whether there is such a
+    /// chain.
     ///
     /// # Errors
     /// [`Kind::Forbidden`].

@@ -12,6 +12,7 @@ use crate::human_units;
 use crate::id::ChainName;
 use crate::loopback::is_loopback;
 
+use super::key_source::KeySource;
 use super::keys;
 use super::permission::Allow;
 use super::san::San;
@@ -30,7 +31,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Whoever reaches the service may do everything.
+    /// Anyone who reaches the service may do everything.
     #[default]
     None,
     /// Only the clients that are configured are served.
@@ -65,7 +66,7 @@ pub struct ClientConfig {
     pub jwt: Option<JwtConfig>,
     /// What it may do.
     pub allow: Vec<Allow>,
-    /// How many of its requests may be in flight at once.
+    /// How many of its requests may be in flight concurrently.
     #[serde(default)]
     pub max_in_flight: Option<usize>,
     /// How many KEKs and chains that are not in memory may be looked up for it in a minute.
@@ -103,22 +104,15 @@ pub struct JwtConfig {
     pub jwks_token_file: Option<PathBuf>,
 }
 
-/// Where the keys of an issuer are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    File(PathBuf),
-    Url { url: Url, ca: Option<PathBuf>, token_file: Option<PathBuf> },
-}
-
 impl JwtConfig {
     /// Where its issuer's keys are.
     ///
     /// # Errors
     /// The key of the setting that is wrong, and why.
-    pub(super) fn place(&self) -> Result<Place, (&'static str, &'static str)> {
+    pub(super) fn key_source(&self) -> Result<KeySource, (&'static str, &'static str)> {
         match (&self.jwks_file, &self.jwks_url) {
             (Some(file), None) if self.jwks_ca.is_none() && self.jwks_token_file.is_none() => {
-                Ok(Place::File(file.clone()))
+                Ok(KeySource::File(file.clone()))
             }
             (Some(_), None) => Err(("jwks_file", "jwks_ca and jwks_token_file are of jwks_url")),
             (None, Some(url)) => {
@@ -127,14 +121,14 @@ impl JwtConfig {
                     "it is an https URL; plain http is for loopback addresses alone",
                 ))?;
                 let (ca, token_file) = (self.jwks_ca.clone(), self.jwks_token_file.clone());
-                Ok(Place::Url { url, ca, token_file })
+                Ok(KeySource::Url { url, ca, token_file })
             }
             _ => Err(("jwks_file", "give either jwks_file or jwks_url")),
         }
     }
 }
 
-/// Whoever can change what this address answers is every client of the issuer.
+/// Anyone who controls the response of this address can act as every client of the issuer.
 fn is_safe(url: &Url) -> bool {
     let loopback = url.host_str().is_some_and(is_loopback);
     let plain = (url.username(), url.password()) == ("", None);
@@ -163,8 +157,8 @@ impl Config {
         }
     }
 
-    /// Reads the files that it names. The service starts without them, and serves their clients when
-    /// they come.
+    /// Reads the files that it names. The service starts without them, and serves their clients
+    /// when they come.
     ///
     /// # Errors
     /// [`Wrong`] for the first that can't be read or has no key.
@@ -182,7 +176,7 @@ impl Config {
 
     fn check_clients(&self) -> Result<(), Wrong> {
         let (mut names, mut identities) = (BTreeSet::new(), BTreeSet::new());
-        let mut issuers = BTreeMap::<&str, Place>::new();
+        let mut issuers = BTreeMap::<&str, KeySource>::new();
         for (index, client) in self.clients.iter().enumerate() {
             let at =
                 |(key, detail): (&str, &str)| (format!("client.{index}.{key}"), detail.to_owned());
@@ -196,8 +190,9 @@ impl Config {
                 }
             }
             if let Some(jwt) = &client.jwt {
-                let place =
-                    jwt.place().map_err(|(key, detail)| at((&format!("jwt.{key}"), detail)))?;
+                let place = jwt
+                    .key_source()
+                    .map_err(|(key, detail)| at((&format!("jwt.{key}"), detail)))?;
                 let first = issuers.entry(&jwt.issuer).or_insert_with(|| place.clone());
                 if *first != place {
                     let detail = "another client's keys of this issuer are elsewhere";

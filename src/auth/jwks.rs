@@ -8,7 +8,7 @@ use base64_simd::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
-/// More keys than an issuer ever has at once.
+/// More keys than any issuer has.
 const MAX_KEYS: usize = 64;
 /// The sizes of an RSA modulus that signatures are verified with, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;

@@ -19,8 +19,8 @@ use crate::error_chain;
 use crate::pem;
 use crate::proxy::{Proxies, Proxy};
 
-use super::config::Place;
 use super::jwks::KeySet;
+use super::key_source::KeySource;
 
 /// How often a file is looked at.
 const FILE_EVERY: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(15);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tokens that name unknown keys cause no more than one look in this time.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
-/// Tokens that wait for a look at once.
+/// Tokens that wait for the keys to be read, concurrently.
 const WAITING: usize = 64;
 /// The longest JWKS in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -44,7 +44,7 @@ pub(super) struct Source {
 }
 
 struct Shared {
-    place: Place,
+    source: KeySource,
     clock: Arc<dyn Clock>,
     keys: ArcSwap<KeySet>,
     /// Grows when the keys change.
@@ -59,15 +59,16 @@ struct Shared {
     ask: Notify,
     /// How many looks have ended.
     looks: watch::Sender<u64>,
-    /// Places for those that wait for one: whoever they are, they hold their requests meanwhile.
+    /// Limits the callers that wait for a read: not yet recognised, they hold their requests
+    /// meanwhile.
     waiting: Semaphore,
 }
 
 impl Source {
     /// Starts the task. The first look has not ended then.
-    pub(super) fn start(place: Place, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub(super) fn start(source: KeySource, clock: Arc<dyn Clock>) -> Arc<Self> {
         let shared = Arc::new(Shared {
-            place,
+            source,
             clock,
             keys: ArcSwap::default(),
             generation: AtomicU64::new(0),
@@ -84,13 +85,14 @@ impl Source {
     }
 
     /// Where its keys are.
-    pub(super) fn place(&self) -> &Place {
-        &self.shared.place
+    pub(super) fn source(&self) -> &KeySource {
+        &self.shared.source
     }
 
     /// The keys, and which generation of them.
     pub(super) fn keys(&self) -> (Guard<Arc<KeySet>>, u64) {
-        // In this order: at worst new keys come with an old number, and what they verify is not kept.
+        // In this order: at worst new keys come with an old number, and what they verify is not
+        // kept.
         let generation = self.generation();
         (self.shared.keys.load(), generation)
     }
@@ -136,24 +138,24 @@ impl Drop for Source {
     }
 }
 
-/// Looks at the keys now and then, for ever.
+/// Reads the keys at intervals, until the source is dropped.
 async fn keep(shared: Arc<Shared>) {
     let mut seen = Zeroizing::new(Vec::new());
     loop {
         shared.looking.store(true, Ordering::Relaxed);
         shared.looked_at.store(shared.clock.now().as_nanos(), Ordering::Relaxed);
-        let read = read(&shared.place).await;
-        let pause = match (read, &shared.place) {
-            (Ok(bytes), place) => {
+        let read = read(&shared.source).await;
+        let pause = match (read, &shared.source) {
+            (Ok(bytes), source) => {
                 if bytes != *seen || shared.trouble.load().is_some() {
                     shared.take(&bytes);
                     *seen = bytes;
                 }
-                if matches!(place, Place::File(_)) { FILE_EVERY } else { URL_EVERY }
+                if matches!(source, KeySource::File(_)) { FILE_EVERY } else { URL_EVERY }
             }
-            (Err(detail), place) => {
+            (Err(detail), source) => {
                 shared.failed(detail);
-                if matches!(place, Place::File(_)) { FILE_EVERY } else { RETRY_EVERY }
+                if matches!(source, KeySource::File(_)) { FILE_EVERY } else { RETRY_EVERY }
             }
         };
         shared.looking.store(false, Ordering::Relaxed);
@@ -167,7 +169,8 @@ impl Shared {
     fn take(&self, bytes: &[u8]) {
         match KeySet::parse(bytes) {
             Ok(keys) => {
-                tracing::info!(from = %self.place, keys = keys.len(), "the keys of an issuer were read");
+                tracing::info!(from = %self.source, keys = keys.len(), "the keys of an issuer \
+                    were read");
                 self.name_skipped(&keys);
                 self.keys.store(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
@@ -181,7 +184,7 @@ impl Shared {
     fn name_skipped(&self, keys: &KeySet) {
         let named = self.skipped.swap(Arc::new(keys.skipped().to_vec()));
         for detail in keys.skipped().iter().filter(|detail| !named.contains(detail)) {
-            tracing::warn!(from = %self.place, detail, "a key of an issuer is not used");
+            tracing::warn!(from = %self.source, detail, "a key of an issuer is not used");
         }
     }
 
@@ -189,28 +192,17 @@ impl Shared {
     fn failed(&self, detail: String) {
         if self.trouble.load().as_deref() != Some(&detail) {
             let held = self.keys.load().len();
-            tracing::error!(from = %self.place, detail, held, "the keys of an issuer can't be read; those that are held stay");
+            tracing::error!(from = %self.source, detail, held, "the keys of an issuer can't be \
+                read; those that are held stay");
             self.trouble.store(Arc::new(Some(detail)));
         }
     }
 }
 
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            // A query may hold a key.
-            Self::Url { url, .. } => {
-                write!(f, "{}{}", url.origin().ascii_serialization(), url.path())
-            }
-        }
-    }
-}
-
-async fn read(place: &Place) -> Result<Vec<u8>, String> {
-    match place {
-        Place::File(path) => bounded(path),
-        Place::Url { url, ca, token_file } => {
+async fn read(source: &KeySource) -> Result<Vec<u8>, String> {
+    match source {
+        KeySource::File(path) => bounded(path),
+        KeySource::Url { url, ca, token_file } => {
             fetch(url.clone(), ca.as_deref(), token_file.as_deref()).await
         }
     }
@@ -221,7 +213,7 @@ pub(super) fn in_file(path: &Path) -> Result<KeySet, String> {
     KeySet::parse(&bounded(path)?)
 }
 
-/// A whole file that is not too long. One that is none, such as a pipe, could keep us waiting for ever.
+/// A whole regular file of limited length. A pipe in its place could block the reader.
 fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if !found.is_file() {
@@ -231,7 +223,7 @@ fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     if bytes.len() > MAX_BYTES { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// Fetches a JWKS. The client is made anew: authority and token are files that are rotated.
+/// Fetches a JWKS. Each fetch makes a client: authority and token are files that are rotated.
 async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<u8>, String> {
     let plain = url.scheme() == "http";
     let mut http = reqwest::Client::builder()

@@ -21,7 +21,8 @@ use super::token::{ByDigest, Digest};
 
 /// JWTs that are remembered.
 const VERIFIED: usize = 10_000;
-/// How long one is, in seconds, if it does not expire before: verifying costs a quarter of a request.
+/// How long one is, in seconds, if it does not expire before: verifying costs a quarter of a
+/// request.
 const VERIFIED_FOR: u64 = 60;
 /// The longest token in bytes.
 const MAX_TOKEN: usize = 16 << 10;
@@ -49,7 +50,7 @@ struct Verified {
     client: Arc<Client>,
     /// In seconds since 1970.
     until: u64,
-    /// The keys that verified it: when they change it is verified anew.
+    /// The keys that verified it: when they change it is verified again.
     keys: Arc<Source>,
     generation: u64,
 }
@@ -73,12 +74,12 @@ impl Rules {
             tokens
                 .extend(settings.token_sha256.iter().map(|digest| (*digest, Arc::clone(&client))));
             let Some((jwt, place)) =
-                settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.place().ok()?)))
+                settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.key_source().ok()?)))
             else {
                 continue;
             };
             let issuer = issuers.entry(jwt.issuer.clone()).or_insert_with(|| {
-                let held = sources.iter().find(|source| *source.place() == place).cloned();
+                let held = sources.iter().find(|source| *source.source() == place).cloned();
                 let keys = held.unwrap_or_else(|| {
                     let source = Source::start(place, Arc::clone(clock));
                     sources.push(Arc::clone(&source));
@@ -117,7 +118,8 @@ impl Rules {
         }
     }
 
-    /// The client that has a token. If newer keys could change a refusal, their source comes with it.
+    /// The client that has a token. If newer keys could change a refusal, their source comes with
+    /// it.
     pub(super) fn by_token(
         &self,
         token: &str,

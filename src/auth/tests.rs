@@ -327,7 +327,7 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("in vain: {what}");
+    panic!("it did not happen: {what}");
 }
 
 #[tokio::test]
@@ -535,10 +535,7 @@ async fn a_reload_changes_permissions_and_keeps_what_clients_take_up() {
     let refused = after.check(Operation::Encrypt, "a").unwrap_err();
     assert_eq!(refused.kind(), Kind::Forbidden);
     assert_eq!(refused.detail(), "the client a may not encrypt with the chain a");
-    assert!(
-        before.check(Operation::Encrypt, "a").is_ok(),
-        "a request goes on with its own snapshot"
-    );
+    assert!(before.check(Operation::Encrypt, "a").is_ok(), "a request keeps its own snapshot");
     assert!(after.enter().is_err(), "a reload makes no room");
     drop(one);
     assert!(after.enter().is_ok());

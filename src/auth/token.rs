@@ -14,7 +14,7 @@ use crate::random;
 /// What every token that is made here starts with: scanners of source code find it.
 const PREFIX: &str = "kpt_";
 
-/// A new token of 256 random bits, as text. Whoever has it is the client.
+/// A new token of 256 random bits, as text. Anyone who has it can act as the client.
 ///
 /// # Errors
 /// [`random::Unavailable`] when the operating system gives no randomness.

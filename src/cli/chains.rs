@@ -14,8 +14,8 @@ use super::{Failure, Result};
 Older KEKs continue to decrypt. The id of the new primary KEK is printed.
 
 A service that can't open the primary KEK refuses: its roots may be configured wrongly, and other \
-replicas could not open the new KEK. With --force it rotates all the same, by the roots that it has. \
-That is for a root whose key is lost for good; it needs the permission `manage`.
+replicas could not open the new KEK. With --force it rotates all the same, by the roots that it \
+has. That is for a root whose key is lost for good; it needs the permission `manage`.
 
 With --new-key-id the new Kubernetes key id is printed on a second line. kube-apiserver then makes \
 a new seed within a minute, and a storage migration encrypts every object again: \
@@ -43,7 +43,7 @@ pub(super) struct HealthArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Where health is served, if server.admin_listen gives it an address of its own
+    /// Address of health and metrics, if server.admin_listen is set
     #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
     admin: Option<String>,
     #[command(flatten)]
@@ -138,8 +138,8 @@ pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)
     match status {
         StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => Ok((status, client.parse(&body)?)),
         StatusCode::NOT_FOUND => Err(Failure::refused(
-            "health is not served here; server.admin_listen of the service says where: name it with \
-             --admin or KMS_PROXY_ADMIN",
+            "health is not served here; server.admin_listen of the service says where: name it \
+                with --admin or KMS_PROXY_ADMIN",
         )),
         _ => Err(client.refusal(status, &body)),
     }

@@ -87,7 +87,9 @@ impl Client {
         })?;
         let token = args.token_file.as_deref().map(bearer).transpose()?;
         if token.is_some() && is_open(&args.server) {
-            tell("the token goes to the service in the clear: whoever sees the traffic has it");
+            tell(
+                "the token goes to the service in the clear: anyone who sees the traffic can read it",
+            );
         }
         Ok(Self { server: args.server, http, token, max_answer: MAX_ANSWER })
     }
@@ -179,7 +181,7 @@ impl Client {
     }
 }
 
-/// What the service says no with, alone or as the item of a batch.
+/// An error of the service, alone or as the item of a batch.
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
     code: String,

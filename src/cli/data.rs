@@ -1,13 +1,14 @@
 //! `encrypt`, `decrypt` and `rewrap`: stdin to stdout.
 
-use kms_proxy::envelope::{self, Envelope, TEXT_PREFIX};
+use kms_proxy::envelope;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::ciphertext::{Rewrapped, join, split, to_binary};
 use super::client::{self, ChainArgs, Client};
 use super::stdio::{SizeArgs, print, read_all, require_stdout};
-use super::{Failure, Result, lines};
+use super::{Result, lines};
 
 const OCTETS: &str = "application/octet-stream";
 
@@ -29,7 +30,7 @@ impl AadArgs {
     }
 }
 
-/// Bytes, as an argument: a type of its own, since clap takes a `Vec` for many arguments.
+/// Bytes, as an argument: a dedicated type, since clap takes a `Vec` for many arguments.
 #[derive(Clone)]
 struct Aad(Vec<u8>);
 
@@ -80,7 +81,7 @@ Reads an envelope, or a header alone, as text (kp:...) or binary. Only the heade
 payload is put behind the new header here, and is not verified. What is under the primary KEK \
 already comes out as it was.
 
-With --lines, each line of stdin is an envelope as text. A line that fails is told on stderr with \
+With --lines, each line of stdin is an envelope as text. A line that fails is reported on stderr with \
 its number, stays in its place in the output as it was, and makes the exit code 1: the output can \
 always replace the input. Empty lines and the ends of lines stay as they are.
 
@@ -96,7 +97,7 @@ pub(super) struct RewrapArgs {
     /// Take one envelope a line
     #[arg(long, conflicts_with = "raw")]
     lines: bool,
-    /// Let the KEK travel along, wrapped: the new header is of version 2 and needs no store
+    /// Embed the wrapped KEK: the new header is of version 2 and needs no store
     #[arg(long)]
     inline: bool,
     /// Write the binary envelope instead of its text form
@@ -116,13 +117,6 @@ struct RewrapRequest<'a> {
     chain: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     inline: bool,
-}
-
-/// The header of an envelope, as it was sent or is answered.
-#[derive(Deserialize)]
-pub(super) struct Rewrapped {
-    /// The header's text form.
-    pub(super) ciphertext: String,
 }
 
 /// Encrypts stdin.
@@ -157,33 +151,6 @@ pub(super) async fn rewrap(args: RewrapArgs) -> Result {
     let request = client.request(Method::POST, "/v1/rewrap").json(&body);
     let rewrapped: Rewrapped = client.call_json(request).await?;
     write_envelope(&join(&rewrapped, payload)?, args.raw)
-}
-
-/// Header and payload of an envelope; a header alone has no payload.
-pub(super) fn split(envelope: &[u8]) -> Result<(&[u8], &[u8])> {
-    match Envelope::parse_header_or_whole(envelope) {
-        Ok(envelope) => Ok((envelope.header.bytes, envelope.payload)),
-        Err(error) => Err(Failure::refused(format!("invalid_ciphertext: {error}"))),
-    }
-}
-
-/// The envelope of a new header and the payload that it is for.
-pub(super) fn join(rewrapped: &Rewrapped, payload: &[u8]) -> Result<Vec<u8>> {
-    let mut envelope = envelope::from_text(&rewrapped.ciphertext)
-        .map_err(|_| Failure::refused("the service does not answer with a header"))?;
-    envelope.extend_from_slice(payload);
-    Ok(envelope)
-}
-
-/// The binary form of an envelope in either form: a binary one starts with its version, 1 or 2.
-pub(super) fn to_binary(input: Vec<u8>) -> Result<Vec<u8>> {
-    let text = input.trim_ascii();
-    if !text.starts_with(TEXT_PREFIX.as_bytes()) {
-        return Ok(input);
-    }
-    str::from_utf8(text).ok().and_then(|text| envelope::from_text(text).ok()).ok_or_else(|| {
-        Failure::refused(format!("invalid_ciphertext: {}", envelope::Malformed::Text))
-    })
 }
 
 pub(super) fn write_envelope(envelope: &[u8], raw: bool) -> Result {
@@ -223,6 +190,7 @@ fn base64(text: &str) -> std::result::Result<Aad, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Failure;
     use super::*;
 
     #[test]

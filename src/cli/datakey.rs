@@ -19,8 +19,8 @@ use super::{Failure, Result};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Prints what the service answers, as one line of JSON: the key in base64 (plaintext), its envelope \
-(ciphertext), the chain and the KEK. With --key-file, the key goes to a new file of mode 0600, as it \
-is, and the envelope alone to stdout. `kms-proxy decrypt` gives the key back.
+(ciphertext), the chain and the KEK. With --key-file, the key goes to a new file of mode 0600, as \
+it is, and the envelope alone to stdout. `kms-proxy decrypt` gives the key back.
 
 Example:
   kms-proxy datakey --key-file data.key > data.key.kp")]

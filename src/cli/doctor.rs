@@ -9,8 +9,9 @@ use super::{Failure, Result};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Status, Encrypt and Decrypt are called once each, and once more with a key_id that must be refused. \
-Nothing is stored. It needs the right to connect: run it as kube-apiserver's user, or as root.
+Status, Encrypt and Decrypt are called once each, and once more with a key_id that must be \
+refused. Nothing is stored. It needs the right to connect: run it as kube-apiserver's user, or as \
+root.
 
 Example:
   kms-proxy doctor --socket unix:///run/kms-proxy/kms.sock

@@ -6,7 +6,7 @@ use kms_proxy::aead::TAG_LEN;
 use kms_proxy::envelope::{Envelope, InlineRecord, Version};
 use serde::Serialize;
 
-use super::data::to_binary;
+use super::ciphertext::to_binary;
 use super::stdio::{SizeArgs, print, read_all};
 use super::{Failure, Result};
 
@@ -36,7 +36,7 @@ struct Report {
     payload_bytes: usize,
     /// None where a header stands alone.
     plaintext_bytes: Option<usize>,
-    /// The record of the KEK that travels along; version 2 alone, as what follows.
+    /// The length of the inline record; only in version 2, like the following fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     record_bytes: Option<usize>,
     /// The roots that wrapped that KEK.
@@ -44,7 +44,7 @@ struct Report {
     roots: Option<Vec<Wrap>>,
 }
 
-/// One wrap of a KEK that travels along.
+/// One wrap of an inline KEK.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Wrap {
     name: String,

@@ -17,7 +17,7 @@ pub(super) enum Command {
     Disable(DisableArgs),
     /// Let a disabled KEK decrypt again
     Enable(Args),
-    /// Destroy a disabled KEK for ever, with everything that was encrypted under it
+    /// Destroy a disabled KEK permanently, with everything that was encrypted under it
     Destroy(DestroyArgs),
     /// List KEKs that callers asked for and that are not there, or that no root opens
     Missing(MissingArgs),
@@ -25,9 +25,9 @@ pub(super) enum Command {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-In a chain that a Kubernetes cluster encrypts with it is refused without --force: kube-apiserver could \
-not read the Secrets that it wrote under the KEK, and may not start. docs/kubernetes.md says how to \
-re-encrypt them first.")]
+In a chain that a Kubernetes cluster encrypts with it is refused without --force: kube-apiserver \
+could not read the Secrets that it wrote under the KEK, and may not start. docs/kubernetes.md \
+says how to re-encrypt them first.")]
 pub(super) struct DisableArgs {
     #[command(flatten)]
     of: Args,
@@ -38,9 +38,9 @@ pub(super) struct DisableArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-REASON is `unknown` where the chain has no such KEK: it was lost with the store, or the ciphertext is \
-forged. It is `unopenable` where the KEK is stored and no configured root opens it. A process lists \
-what it was asked for since it started.")]
+REASON is `unknown` where the chain has no such KEK: it was lost with the store, or the \
+ciphertext is forged. It is `unopenable` where the KEK is stored and no configured root opens it. \
+A process lists what it was asked for since it started.")]
 pub(super) struct MissingArgs {
     /// The key chain; may be given several times [default: all of them]
     #[arg(long, value_name = "NAME")]
@@ -65,16 +65,16 @@ pub(super) struct Args {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A KEK must have been disabled for chain.destroy_delay (24 h). Old copies of the store still hold it: what was \
-encrypted is as gone as they are.
+A KEK must have been disabled for chain.destroy_delay (24 h). Old copies of the store still \
+contain it: delete these too.
 
-In a chain that a Kubernetes cluster encrypts with it is refused without --force: Secrets that were \
-written under the KEK would be lost, and kube-apiserver may not start. docs/kubernetes.md says how \
-to write them anew first.")]
+In a chain that a Kubernetes cluster encrypts with it is refused without --force: Secrets that \
+were written under the KEK would be lost, and kube-apiserver may not start. docs/kubernetes.md \
+says how to re-encrypt them first.")]
 pub(super) struct DestroyArgs {
     #[command(flatten)]
     of: Args,
-    /// Yes, this KEK, for ever
+    /// Confirm that this KEK is destroyed permanently
     #[arg(long, required = true)]
     yes: bool,
     /// Even though a Kubernetes cluster encrypts with this chain

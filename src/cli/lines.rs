@@ -9,8 +9,8 @@ use kms_proxy::envelope;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 
+use super::ciphertext::{Rewrapped, join, split, to_binary};
 use super::client::{Client, Problem};
-use super::data::{Rewrapped, join, split, to_binary};
 use super::progress;
 use super::stdio::{print, tell};
 use super::{Failure, Result};
@@ -263,7 +263,7 @@ mod tests {
                 assert_eq!(done.ciphertext, "kp:AQ==");
                 assert_eq!(error.to_string(), "unknown_kek: no such KEK");
             }
-            _ => panic!("not told apart"),
+            _ => panic!("not distinguished"),
         }
     }
 }

@@ -16,7 +16,8 @@ Examples:
   kms-proxy man | man -l -
   kms-proxy man --out /usr/local/share/man/man1")]
 pub(super) struct ManArgs {
-    /// Write a page for each command into this directory, instead of the page of kms-proxy to stdout
+    /// Write a page for each command into this directory, instead of the page of kms-proxy to
+    /// stdout
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -67,7 +68,8 @@ const PREFACE: &str = "\
 
 <!-- Made from the command line's own definition by `make documents`: don't edit it here. -->
 
-Data goes to stdout, all else to stderr. `kms-proxy completions SHELL` prints completions, `kms-proxy man` man pages.
+Data goes to stdout, all else to stderr. `kms-proxy completions SHELL` prints completions, \
+`kms-proxy man` man pages.
 ";
 
 /// Prints docs/command-line.md.

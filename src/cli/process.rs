@@ -1,7 +1,7 @@
 //! What the process asks of the system for itself: that nobody looks at its memory, and enough file
 //! descriptors.
 //!
-//! Whoever is root, or the same user before this ran, sees the memory all the same.
+//! Root, and the same user before this ran, can still read the memory.
 
 use rustix::process::{Resource, Rlimit};
 
@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit};
 /// `kms-proxy --debuggable`, or `KMS_PROXY_DEBUGGABLE=true`, leaves it out.
 pub(super) fn hide() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    // Where the kernel says no, the process is as open as any other, and works.
+    // If the kernel refuses, the process works without this protection.
     let limited = rustix::process::setrlimit(Resource::Core, none);
     if limited.and(no_dumps()).is_err() {
         super::stdio::tell("core dumps could not be switched off");

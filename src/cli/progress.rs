@@ -1,4 +1,4 @@
-//! How far a long command is: told often to someone who watches, else when it takes long.
+//! Progress of a long command: shown often on a terminal, else only when it takes long.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

@@ -44,7 +44,7 @@ struct StatusArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Where health is served, if server.admin_listen gives it an address of its own
+    /// Address of health and metrics, if server.admin_listen is set
     #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
     admin: Option<String>,
     #[command(flatten)]
@@ -53,9 +53,9 @@ struct StatusArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-It works on a live service, a part of the KEKs at a time, and touches no data. Whatever ends it: run \
-it again, and it goes on with what is left. The exit code is 1 when a KEK could not be changed, and \
-when there was no wrap to remove.
+It works on a running service, a part of the KEKs at a time, and changes no data. If it is \
+interrupted, run it again: it continues with the rest. The exit code is 1 when a KEK could not be \
+changed, and when there was no wrap to remove.
 
 To move from one root to another:
   1. configure the new root beside the old one, on every replica
@@ -75,8 +75,8 @@ struct ChangeArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The key is AES-256, stays in the token, and can't be read out of it. A key that is there already is \
-left alone, and the exit code is 1.
+The key is AES-256, stays in the token, and can't be read out of it. A key that is there already \
+is left alone, and the exit code is 1.
 
 Example:
   kms-proxy root init --config kms-proxy.toml --root hsm")]
@@ -260,8 +260,8 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
     match failed {
         // A slip in the name must not look like a root that is gone from everywhere.
         0 if changed == 0 && change == "remove" => Err(Failure::refused(format!(
-            "no KEK has a wrap of a root {root}: either all are erased already, or the name is wrong; \
-             kms-proxy root status lists the roots"
+            "no KEK has a wrap of a root {root}: either all are erased already, or the name is \
+                wrong; kms-proxy root status lists the roots"
         ))),
         0 => Ok(()),
         _ => Err(Failure::Silent),

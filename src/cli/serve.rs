@@ -15,10 +15,10 @@ use super::{Failure, Result, certificates, process};
 const OTHER_DESCRIPTORS: u64 = 100;
 
 const SETTINGS: &str = "\
-Settings come from the file, then from the environment, then from the flags. KMS_PROXY__SECTION__KEY \
-is `key` of [section], KMS_PROXY__ROOT__0__KIND is `kind` of the first [[root]], and a list is \
-written as a,b or as a TOML array. A secret is given by its `.._file` key or through the \
-environment, such as KMS_PROXY__ROOT__0__PASSPHRASE, never in the file.
+Settings come from the file, then from the environment, then from the flags. \
+KMS_PROXY__SECTION__KEY is `key` of [section], KMS_PROXY__ROOT__0__KIND is `kind` of the first \
+[[root]], and a list is written as a,b or as a TOML array. A secret is given by its `.._file` key \
+or through the environment, such as KMS_PROXY__ROOT__0__PASSPHRASE, never in the file.
 
 Examples:
   kms-proxy serve --listen 127.0.0.1:9000 --data-dir /var/lib/kms-proxy
@@ -49,7 +49,7 @@ impl Args {
         Config::load(self.config.as_deref(), &flags)
     }
 
-    /// The same while the service runs: a pipe in the file's place would keep it waiting for ever.
+    /// The same while the service runs: a pipe in the file's place would block it.
     fn read_again(&self) -> std::result::Result<Config, config::Error> {
         match &self.config {
             Some(path) if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) => {

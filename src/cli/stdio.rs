@@ -63,7 +63,7 @@ pub(super) fn read_file(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Refuses to go on where stdout was closed: what is made would be lost.
+/// Refuses to continue if stdout is closed: the result would be lost.
 ///
 /// The runtime opens /dev/null for reading and writing in the place of a closed stream, before any
 /// code here runs. A shell that discards output with `> /dev/null` opens it for writing alone.

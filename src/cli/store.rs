@@ -27,7 +27,7 @@ pub(super) enum Command {
     Copy(CopyArgs),
     /// Open every KEK with the configured roots, and check that the records fit together
     Verify(VerifyArgs),
-    /// Retire every primary and standby, after an old copy of a store was put back
+    /// Retire every primary and standby, after an old copy of a store was restored
     Restored(RestoredArgs),
 }
 
@@ -36,15 +36,15 @@ WHERE is one of
   config:FILE   the [store] of a configuration; `config:` alone takes it from the environment
   dir:DIR       the data directory of a file store, which no running service may hold
   backup:FILE   a backup: one file, which is never replaced. It holds wrapped KEKs and no root key
-  backup:-      with --to, a backup on stdout. Its last line is a checksum: a copy that was cut off \
-has none
+  backup:-      with --to, a backup on stdout. Its last line is a checksum: a copy that was cut \
+  off has none
 
-Nothing is overwritten that is newer at the target, or another chain of the same name: such a chain is \
-named and left as it is, and the exit code is 1. A copy that was broken off is repeated.
+Nothing is overwritten that is newer at the target, or another chain of the same name: such a \
+chain is named and left as it is, and the exit code is 1. A copy that was broken off is repeated.
 
-In the copy of a chain the primary and the standby KEK are retired: they decrypt, and the service that \
-starts there makes a new KEK. So source and copy never count the uses of one KEK twice. A backup keeps \
-all as it is.
+In the copy of a chain the primary and the standby KEK are retired: they decrypt, and the service \
+that starts there makes a new KEK. So source and copy never count the uses of one KEK twice. A \
+backup keeps all as it is.
 
 Examples:
   kms-proxy store copy --from dir:/var/lib/kms-proxy --to backup:/backups/2026-11-24
@@ -53,25 +53,26 @@ Examples:
   kms-proxy store copy --from config:old.toml --to config:new.toml --chain orders";
 
 const VERIFY: &str = "\
-WHERE is config:FILE, dir:DIR or backup:FILE, as for `store copy`; by default it is the store of the \
-configuration. The roots are always those of the configuration: --config, else that of config:FILE, else \
-the environment. A `local` root's key is at its key_file; without one it is root.key in the data directory of \
-that configuration, and for `dir:DIR` with no configuration in DIR.
+WHERE is config:FILE, dir:DIR or backup:FILE, as for `store copy`; by default it is the store of \
+the configuration. The roots are always those of the configuration: --config, else that of \
+config:FILE, else the environment. A `local` root's key is at its key_file; without one it is \
+root.key in the data directory of that configuration, and for `dir:DIR` with no configuration in \
+DIR.
 
-It costs a call of a root for each wrap, and changes nothing. A KEK that a configured root has not wrapped is no \
-problem as long as another one opens it: `kms-proxy root status` counts those.
+It costs a call of a root for each wrap, and changes nothing. A KEK that a configured root has \
+not wrapped is no problem as long as another one opens it: `kms-proxy root status` counts those.
 
 Examples:
   kms-proxy store verify --config kms-proxy.toml
   kms-proxy store verify backup:/backups/2026-11-24 --config kms-proxy.toml";
 
 const RESTORED: &str = "\
-An old copy of a store counts fewer uses than there were. After it was put back, and before any service \
-starts, this retires the KEKs that would go on counting: they decrypt, and services make new ones. It is \
-not needed where `store copy` brought the copy in. To do it twice does nothing more.
+The counts of uses in an old copy of a store are too low. After it was restored, and before any \
+service starts, this command retires the KEKs that encrypt: they only decrypt from then on, and \
+services make new ones. It is not needed after `store copy`. Running it twice is harmless.
 
-What was disabled or destroyed after the copy was made has to be disabled or destroyed again, and KEKs \
-that were made since are lost with all data under them.
+What was disabled or destroyed after the copy was made has to be disabled or destroyed again, and \
+KEKs that were made since are lost with all data under them.
 
 Example:
   kms-proxy store restored --config kms-proxy.toml";
@@ -88,8 +89,8 @@ pub(super) struct CopyArgs {
     /// Only this chain; may be given more than once
     #[arg(long, value_name = "NAME")]
     chain: Vec<ChainName>,
-    /// Let the primary go on encrypting at the target: only when the source was stopped before the
-    /// copy, and will never run again
+    /// Let the primary continue to encrypt at the target: only when the source was stopped before
+    /// the copy, and will never run again
     #[arg(long)]
     keep_primary: bool,
 }
@@ -175,7 +176,9 @@ async fn copy(args: CopyArgs) -> Result {
     let primaries = if keep_primary { Primaries::Keep } else { Primaries::Retire };
     let report = copy::copy(&*source, &*target, &chain, primaries, &mut told).await;
     let report = report.map_err(|error| {
-        Failure::refused(format!("{error}; what was copied is good: repeat the command to go on"))
+        Failure::refused(format!(
+            "{error}; what was copied is good: repeat the command to continue"
+        ))
     })?;
     let CopyReport { chains, added, moved, same, retired, problems: bad } = report;
     print(
@@ -239,8 +242,8 @@ async fn open_roots(config: &Config) -> Result<Vec<root::Named>> {
                 _ => "its key".to_owned(),
             };
             return Err(Failure::Usage(format!(
-                "root {}: there is no {file}, and a new key would open nothing; say where the key file is \
-                 by key_file of this root, or by the data directory",
+                "root {}: there is no {file}, and a new key would open nothing; say where the key \
+                    file is by key_file of this root, or by the data directory",
                 config.name()
             )));
         }
@@ -255,7 +258,8 @@ async fn restored(args: RestoredArgs) -> Result {
     let store = place::open(&config.store).await?;
     if is_shared(&*store) && !args.yes {
         return Err(Failure::Usage(format!(
-            "others could use a store of kind {} meanwhile: stop every service on it, then say --yes",
+            "others could use a store of kind {} meanwhile: stop every service on it, then say \
+                --yes",
             store.kind()
         )));
     }

@@ -1,5 +1,5 @@
-//! `--ca`, `--cert` and `--key`: whom a command trusts, who it is, and what is to be said when either
-//! side refuses the other.
+//! `--ca`, `--cert` and `--key`: whom a command trusts, who it is, and what is to be said when
+//! either side refuses the other.
 
 use std::path::{Path, PathBuf};
 
@@ -52,8 +52,8 @@ impl Args {
     }
 }
 
-/// What to say when a call failed with `reason`, the innermost cause, because one of the two refused
-/// the other; `None` when it was something else.
+/// What to say when a call failed with `reason`, the innermost cause, because one of the two
+/// refused the other; `None` when it was something else.
 pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
     if let Some(why) = reason.strip_prefix("invalid peer certificate: ") {
         // Another authority would not help a certificate whose time is over.
@@ -81,8 +81,8 @@ pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
     let is_cut = ["reset", "pipe", "closed", "eof"].iter().any(|part| reason.contains(part));
     (!is_plain && is_cut).then(|| {
         format!(
-            "{server} cut the connection: {reason}; does it take this client's certificate, and as \
-             much at once?"
+            "{server} cut the connection: {reason}; does it accept this client's certificate, and \
+                 requests of this size?"
         )
     })
 }

@@ -10,8 +10,8 @@ use super::{Failure, Result};
 pub(super) enum Command {
     /// Make a token: it goes to stdout, what to configure to stderr
     #[command(after_help = "\
-The token is 256 random bits behind `kpt_`. Whoever has it is the client; the service needs its \
-SHA-256 alone, which is no secret.
+The token is 256 random bits behind `kpt_`. Anyone who has it can act as the client; the \
+service needs only its SHA-256, which is not secret.
 
 Example:
   (umask 077; kms-proxy token new > orders.token)

@@ -1,11 +1,11 @@
-//! Tests of the inline record, and of envelopes that are nearly right.
+//! Tests of the inline record, and of envelopes that are almost valid.
 
 use proptest::prelude::*;
 
 use super::tests::{record, sample};
 use super::*;
 
-/// What was read, written again.
+/// Writes what was parsed again.
 fn written(envelope: &Envelope<'_>) -> Vec<u8> {
     let Header { version, suite, kek_id, wrap_nonce, wrapped_dek, wrap_tag, bytes } =
         &envelope.header;

@@ -1,4 +1,4 @@
-//! What a copy brings back, what it may spend, and what is refused.
+//! What an export restores, how many uses it has, and which inputs are refused.
 
 use super::*;
 use crate::clock::Monotonic;
@@ -12,7 +12,7 @@ fn root() -> local::Root {
     local::Root::generate().unwrap()
 }
 
-/// A chain of two KEKs, one more that is refused, and an envelope of its first.
+/// A chain with two KEKs and a refused third one, and an envelope under the first.
 fn chain() -> (KeyChain, Vec<u8>) {
     let name = ChainName::new("orders").unwrap();
     let mut chain = KeyChain::generate(name, Suite::Aes128Gcm).unwrap();
@@ -38,7 +38,7 @@ fn left(chain: &KeyChain) -> u64 {
 }
 
 #[tokio::test]
-async fn a_chain_reads_back_with_all_that_it_holds() {
+async fn an_export_restores_the_whole_chain() {
     let (root, (chain, envelope)) = (root(), chain());
     let copy = read(&root, &mut written(&chain, &root).await.as_bytes()).await.unwrap();
     assert_eq!((copy.name(), copy.primary_id()), (chain.name(), chain.primary_id()));
@@ -52,7 +52,7 @@ async fn a_chain_reads_back_with_all_that_it_holds() {
 }
 
 #[tokio::test]
-async fn a_chain_without_a_primary_is_written_too() {
+async fn a_chain_without_a_primary_is_exported() {
     let root = root();
     let empty = KeyChain::empty(ChainName::new("orders").unwrap());
     let copy = read(&root, &mut written(&empty, &root).await.as_bytes()).await.unwrap();
@@ -60,7 +60,7 @@ async fn a_chain_without_a_primary_is_written_too() {
 }
 
 #[tokio::test]
-async fn original_and_copies_together_never_pass_the_limit() {
+async fn a_chain_and_its_exports_together_never_exceed_the_limit() {
     let (root, (chain, _)) = (root(), chain());
     let mut copies = Vec::new();
     for _ in 0..30 {
@@ -73,9 +73,9 @@ async fn original_and_copies_together_never_pass_the_limit() {
     assert_eq!(copies[29].encrypt(b"", b""), Err(EncryptError::Exhausted), "nothing was left");
 }
 
-/// A service's uses are reserved for 60 s and must not live on in a file.
+/// The uses of a service are reserved for 60 s and must not outlive that in a file.
 #[tokio::test]
-async fn uses_that_become_void_are_not_written() {
+async fn uses_that_become_void_are_not_exported() {
     let (root, (mut chain, _)) = (root(), chain());
     let kek = Arc::clone(chain.kek(chain.primary_id().unwrap()).unwrap());
     let budget = Budget::empty();
@@ -104,7 +104,7 @@ async fn every_truncation_is_refused() {
 }
 
 #[tokio::test]
-async fn every_changed_character_of_a_wrap_is_refused() {
+async fn every_modified_character_of_a_wrap_is_refused() {
     let (root, (chain, _)) = (root(), chain());
     let text = written(&chain, &root).await;
     let start = text.find("\"wrap\": \"").unwrap() + 9;
@@ -119,7 +119,7 @@ async fn every_changed_character_of_a_wrap_is_refused() {
 }
 
 #[tokio::test]
-async fn another_root_or_chain_name_does_not_open() {
+async fn another_root_or_chain_name_is_refused() {
     let (ours, (chain, _)) = (root(), chain());
     let text = written(&chain, &ours).await;
     assert!(matches!(error(&root(), &text).await, ReadError::Root(_, root::Error::Wrong(_))));
@@ -130,7 +130,7 @@ async fn another_root_or_chain_name_does_not_open() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_together_is_refused() {
+async fn inconsistent_exports_are_refused() {
     let (root, (chain, _)) = (root(), chain());
     let text = written(&chain, &root).await;
     let primary = chain.primary_id().unwrap();
@@ -168,7 +168,7 @@ async fn endless_input_is_refused() {
     assert!(matches!(read(&root(), &mut endless).await, Err(ReadError::TooLong)));
 }
 
-/// A root that opens every wrap to one and the same key.
+/// A root that unwraps everything to the same key.
 struct Careless;
 
 #[async_trait::async_trait]
@@ -187,7 +187,7 @@ impl RootKey for Careless {
 }
 
 #[tokio::test]
-async fn the_id_is_derived_anew_after_each_unwrap() {
+async fn the_id_of_each_unwrapped_kek_is_checked() {
     let (chain, _) = chain();
     let text = written(&chain, &root()).await;
     assert!(matches!(error(&Careless, &text).await, ReadError::OtherKey(_)));
@@ -203,7 +203,7 @@ async fn a_failed_wrap_takes_no_use_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_failed_output_is_an_error_and_its_uses_are_lost() {
+async fn a_failed_output_is_an_error_and_loses_its_uses() {
     let (chain, _) = chain();
     let mut full: &mut [u8] = &mut [0; 10];
     assert!(matches!(

@@ -1,5 +1,5 @@
-//! What happens on a connection: its requests and unsent answers, and when it is over because nothing
-//! does, or because its client does not take what it asked for.
+//! What happens on a connection: its requests and unsent answers, and when it is over because
+//! nothing does, or because its client does not take what it asked for.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,8 +95,8 @@ impl Activity {
         }
     }
 
-    /// Notes an answer of `len` bytes that is to be sent; its number. They come side by side, so each
-    /// gets the time for all.
+    /// Notes an answer of `len` bytes that is to be sent; its number. They come side by side, so
+    /// each gets the time for all.
     pub(super) fn owe(&self, len: usize) -> u64 {
         let pace = |len: usize| Duration::from_secs(len as u64) / MIN_PACE;
         let mut unsent = self.unsent();

@@ -1,8 +1,8 @@
 //! Answers as they go out: small JSON objects written by hand into one buffer, or raw bytes.
 //!
 //! Base64, hex and chain names need no escaping, so the answers of the data calls are written
-//! several times faster than a serializer does it. What they are written into holds plaintexts; to wipe
-//! it, as it grows and at its end, is the allocator's part, as it is of all buffers of HTTP.
+//! several times faster than a serializer does it. What they are written into holds plaintexts; to
+//! wipe it, as it grows and at its end, is the allocator's part, as it is of all buffers of HTTP.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -15,7 +15,7 @@ use crate::envelope::TEXT_PREFIX;
 use crate::id::{ChainName, KekId};
 use crate::service::error::{Error, Kind};
 
-use super::body::CHAIN_HEADER;
+use super::media::CHAIN_HEADER;
 
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 

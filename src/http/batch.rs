@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::metrics::Operation;
-use crate::service::KeyService;
 use crate::service::error::{Error, Kind};
 
 use super::App;
 use super::answer;
 use super::body::{self, Text};
+use super::data_call::{DataCall, Made};
 use super::decrypt::{DecryptRequest, DecryptResponse};
 use super::encrypt::{EncryptRequest, EncryptResponse};
-use super::identity::{Access, Caller};
+use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 use super::rewrap::{RewrapRequest, RewrapResponse};
 use super::strict::Strict;
@@ -28,25 +28,6 @@ use super::strict::Strict;
 const MAX_ITEMS: usize = 10_000;
 /// Items after which a batch lets other requests run: about 50 us of small ones.
 const ITEMS_AT_A_STRETCH: usize = 64;
-
-/// A call that can be an item of a batch.
-pub(super) trait Item {
-    /// What it counts as.
-    const OPERATION: Operation;
-
-    /// The chain that the item names itself.
-    fn chain(&self) -> Option<&str>;
-
-    /// Makes the call and writes its answer, a JSON object, to the end of `out`. What fails has
-    /// written nothing.
-    async fn call(
-        &self,
-        access: &Access,
-        service: &KeyService,
-        chain: Option<&str>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error>;
-}
 
 /// Many items for one chain.
 #[derive(Deserialize)]
@@ -114,72 +95,67 @@ pub(super) struct ItemFailure {
 #[derive(Serialize, ToSchema)]
 pub(super) struct ItemError {
     /// The stable code of the error.
-    #[schema(schema_with = super::docs::error_code)]
+    #[schema(schema_with = super::problem::error_code)]
     code: &'static str,
-    /// A sentence for whoever made the request.
+    /// A sentence for the caller.
     #[schema(example = "plaintext is not base64")]
     detail: String,
 }
 
 /// Encrypts many plaintexts.
-#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data", request_body = EncryptBatch,
-    responses((status = 200, description = "What became of each item.", body = EncryptResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data",
+    request_body = EncryptBatch,
+    responses((status = 200, description = "What became of each item.", body = EncryptResults),
+        ProblemBody))]
 pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let body = read::<EncryptRequest<'_>>(&app, request).await?;
-    run(&app, &caller, parse::<EncryptRequest<'_>>(&app, &body)?).await
+    let body = body::read_json(request, app.body()).await?;
+    run::<EncryptRequest<'_>>(&app, &caller, &body).await
 }
 
 /// Decrypts many envelopes.
-#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data", request_body = DecryptBatch,
-    responses((status = 200, description = "What became of each item.", body = DecryptResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data",
+    request_body = DecryptBatch,
+    responses((status = 200, description = "What became of each item.", body = DecryptResults),
+        ProblemBody))]
 pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let body = read::<DecryptRequest<'_>>(&app, request).await?;
-    run(&app, &caller, parse::<DecryptRequest<'_>>(&app, &body)?).await
+    let body = body::read_json(request, app.body()).await?;
+    run::<DecryptRequest<'_>>(&app, &caller, &body).await
 }
 
 /// Moves many envelopes, or headers alone, to the primary KEK.
-#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data", request_body = RewrapBatch,
-    responses((status = 200, description = "What became of each item.", body = RewrapResults), ProblemBody))]
+#[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data",
+    request_body = RewrapBatch,
+    responses((status = 200, description = "What became of each item.", body = RewrapResults),
+        ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let body = read::<RewrapRequest<'_>>(&app, request).await?;
-    run(&app, &caller, parse::<RewrapRequest<'_>>(&app, &body)?).await
+    let body = body::read_json(request, app.body()).await?;
+    run::<RewrapRequest<'_>>(&app, &caller, &body).await
 }
 
-async fn read<I: Item>(app: &App, request: Request) -> Result<bytes::Bytes, Error> {
-    let read = body::read_json(request, app.body()).await;
-    read.map_err(|error| app.access.refuse(I::OPERATION, error))
-}
-
-fn parse<'a, I: Item + Deserialize<'a>>(app: &App, body: &'a [u8]) -> Result<Batch<'a, I>, Error> {
-    let refuse = |error| app.access.refuse(I::OPERATION, error);
-    let batch: Batch<'_, I> = body::parse(body).map_err(refuse)?;
-    if (1..=MAX_ITEMS).contains(&batch.items.len()) {
-        Ok(batch)
-    } else {
-        Err(refuse(body::invalid(format!("items: there must be 1 to {MAX_ITEMS} of them"))))
-    }
-}
-
-async fn run<I: Item>(
+async fn run<'a, C: DataCall + Deserialize<'a>>(
     app: &App,
     caller: &Caller,
-    batch: Batch<'_, I>,
+    body: &'a [u8],
 ) -> Result<Response, Problem> {
+    let batch: Batch<'a, C> = body::parse(body)?;
+    if !(1..=MAX_ITEMS).contains(&batch.items.len()) {
+        return Err(body::invalid(format!("items: there must be 1 to {MAX_ITEMS} of them")).into());
+    }
     let chain = batch.chain.as_ref().map(Text::as_str);
-    // No item names a chain of its own, so all are allowed or none is.
-    let service = app.access.enter(caller, I::OPERATION, chain)?;
+    // No item names another chain, so all are allowed or none is.
+    let service = app.access.enter(caller, C::OPERATION, chain)?;
     let mut out = Vec::new();
     // Many batches grow side by side, long before one is sent.
     let mut room = app.budget.take(0);
@@ -195,19 +171,24 @@ async fn run<I: Item>(
                 tokio::task::yield_now().await;
             }
         }
-        let called = if item.chain().is_none() {
-            item.call(&app.access, service, chain, &mut out).await
-        } else {
-            let error = body::invalid("chain is given once for all items, not in an item");
-            Err(app.access.refuse(I::OPERATION, error))
+        let made = match item.chain() {
+            None => item.run(service, chain).await,
+            Some(_) => Err(body::invalid("chain is given once for all items, not in an item")),
         };
-        if let Err(error) = called {
-            let detail = error.detail().to_owned();
-            let failure = ItemFailure { error: ItemError { code: error.kind().code(), detail } };
-            // Two strings can be written.
-            out.extend_from_slice(&serde_json::to_vec(&failure).unwrap_or_default());
+        match made {
+            Ok(made) => made.write(&mut out),
+            Err(error) => fail(app, C::OPERATION, &error, &mut out),
         }
     }
     out.extend_from_slice(b"]}");
     Ok(answer::written(out))
+}
+
+/// Counts the error of an item, and writes it in the place of a result.
+fn fail(app: &App, operation: Operation, error: &Error, out: &mut Vec<u8>) {
+    app.access.count(operation, error);
+    let detail = error.detail().to_owned();
+    let failure = ItemFailure { error: ItemError { code: error.kind().code(), detail } };
+    // Two strings can be written.
+    out.extend_from_slice(&serde_json::to_vec(&failure).unwrap_or_default());
 }

@@ -1,6 +1,6 @@
-//! Bodies as they come in: read within a limit, parsed once into borrowed values.
+//! Request bodies: read within a limit, parsed once into borrowed values.
 //!
-//! What is said of a bad body never repeats a value of it: it may be a secret.
+//! Error messages never quote the body: it may contain a secret.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,8 +9,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use base64_simd::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
@@ -21,12 +20,8 @@ use crate::service::error::{Error, Kind};
 
 use super::base64;
 use super::budget::{Budget, Held};
+use super::media::{self, AAD_HEADER, CHAIN_HEADER, Media, one};
 use super::strict::Strict;
-
-/// The chain of a request with a raw body.
-pub(super) const CHAIN_HEADER: HeaderName = HeaderName::from_static("kms-proxy-chain");
-/// The AAD, in base64, of a request with a raw body.
-pub(super) const AAD_HEADER: HeaderName = HeaderName::from_static("kms-proxy-aad");
 
 /// How much of a body is read.
 #[derive(Clone, Copy)]
@@ -37,83 +32,13 @@ pub(super) struct Limit<'a> {
     pub(super) budget: &'a Budget,
 }
 
-/// What a body is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Media {
-    /// `application/json`
-    Json,
-    /// `application/octet-stream`
-    Octets,
-}
-
-impl Media {
-    /// What `Content-Type` says, where either is taken. The headers of a raw body are refused beside
-    /// JSON: who sends them there takes them for heeded, and an AAD for bound.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
-        check_encoding(headers)?;
-        let media = Self::said(headers).ok_or_else(|| {
-            unsupported("the content type must be application/json or application/octet-stream")
-        })?;
-        let raw = headers.contains_key(&AAD_HEADER) || headers.contains_key(&CHAIN_HEADER);
-        if media == Self::Json && raw {
-            return Err(invalid(
-                "kms-proxy-aad and kms-proxy-chain go with application/octet-stream; JSON has the \
-                 fields aad and chain",
-            ));
-        }
-        Ok(media)
-    }
-
-    fn said(headers: &HeaderMap) -> Option<Self> {
-        one(headers, &CONTENT_TYPE)?.to_str().ok().and_then(named)
-    }
-
-    /// What `Accept` asks for, else the same as what came in.
-    pub(super) fn wanted(headers: &HeaderMap, came: Self) -> Self {
-        let Some(accept) = headers.get(ACCEPT).and_then(|value| value.to_str().ok()) else {
-            return came;
-        };
-        accept.split(',').find_map(named).unwrap_or(came)
-    }
-}
-
-/// The bytes of a raw body, for the document alone.
-#[derive(utoipa::ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[expect(dead_code, reason = "raw bodies need no type of their own")]
-pub(super) struct Octets(Vec<u8>);
-
-/// The kind that a media type with parameters names.
-fn named(media_type: &str) -> Option<Media> {
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        Some(Media::Json)
-    } else if essence.eq_ignore_ascii_case("application/octet-stream") {
-        Some(Media::Octets)
-    } else {
-        None
-    }
-}
-
-/// Refuses a body that is compressed: its bytes are not those that the caller means.
-fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
-    let plain = |value: &HeaderValue| {
-        let mut codings = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
-    };
-    if headers.get_all(CONTENT_ENCODING).iter().all(plain) {
-        return Ok(());
-    }
-    Err(unsupported("content-encoding must be identity or left out: send the body uncompressed"))
-}
-
 /// Reads a body that must be JSON.
 pub(super) async fn read_json(request: Request, limit: Limit<'_>) -> Result<Bytes, Error> {
     let (head, body) = request.into_parts();
-    check_encoding(&head.headers)?;
-    match Media::said(&head.headers) {
+    media::check_encoding(&head.headers)?;
+    match Media::declared(&head.headers) {
         Some(Media::Json) => read(body, limit).await,
-        _ => Err(unsupported("the content type must be application/json")),
+        _ => Err(media::unsupported("the content type must be application/json")),
     }
 }
 
@@ -225,7 +150,7 @@ fn explain(error: &serde_json::Error, path: &str, body: &[u8]) -> String {
         Some((name, rest)) => (name, format!("unknown field `{}{rest}", shown(name))),
         None => known_field(text),
     };
-    // The path ends in the field that is told of anyway.
+    // The path ends in the field that the message names anyway.
     let path = path.strip_suffix(field).unwrap_or(path).trim_matches('.');
     if path.is_empty() {
         format!("{said} ({at})")
@@ -384,18 +309,8 @@ pub(super) fn raw_context(headers: &HeaderMap) -> Result<(Option<String>, Vec<u8
     Ok((text(&CHAIN_HEADER)?, aad))
 }
 
-/// The value of a header that is there once. Of two, another program might heed the other.
-fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    values.next().filter(|_| values.next().is_none())
-}
-
 pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Error {
     Error::new(Kind::InvalidRequest, detail)
-}
-
-fn unsupported(detail: &'static str) -> Error {
-    Error::new(Kind::UnsupportedMediaType, detail)
 }
 
 fn not_base64(field: &'static str, text: &[u8]) -> Error {

@@ -102,7 +102,7 @@ fn set_problems(operation: &mut Operation, codes: &[&[Kind]]) {
     kinds.sort_by_key(|kind| kind.http_status());
     for group in kinds.chunk_by(|a, b| a.http_status() == b.http_status()) {
         let Some(first) = group.first() else { continue };
-        // What a probe is told with a status of failure is its own.
+        // Probes document their own responses with a status of failure.
         responses.entry(first.http_status().to_string()).or_insert_with(|| problem(group).into());
     }
 }

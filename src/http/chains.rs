@@ -19,6 +19,7 @@ use super::answer;
 use super::body::{self, Text};
 use super::identity::Caller;
 use super::keks::KekBody;
+use super::params::path;
 use super::problem::{Problem, ProblemBody};
 
 /// Items of a page when no limit is given, and at most.
@@ -126,7 +127,8 @@ pub(super) struct ChainWithKeksBody {
 pub(super) struct ChainSettingsBody<'a> {
     /// The suite of its KEKs; it can't be changed later.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^aes-(128|256)-gcm$", example = "aes-128-gcm", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^aes-(128|256)-gcm$", example = "aes-128-gcm",
+        required = false)]
     suite: Option<Text<'a>>,
     /// Uses of a KEK that start a rotation.
     #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 2_097_152, required = false)]
@@ -140,16 +142,16 @@ pub(super) struct ChainSettingsBody<'a> {
 }
 
 /// Lists the key chains.
-#[utoipa::path(get, path = "/v1/chains", operation_id = "list_chains", tag = "keys", params(PageQuery),
+#[utoipa::path(get, path = "/v1/chains", operation_id = "list_chains", tag = "keys",
+    params(PageQuery),
     responses((status = 200, description = "A part of the list.", body = ChainsBody), ProblemBody))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Read, error);
-    let query = page(query).map_err(refuse)?;
-    let limit = query.limit().map_err(refuse)?;
+    let query = page(query)?;
+    let limit = query.limit()?;
     let (service, visible) = app.access.enter_to_list(&caller)?;
     let page = service.chains_that(visible, query.after.as_deref(), limit).await?;
     Ok(answer::json(&ChainsBody {
@@ -160,9 +162,12 @@ pub(super) async fn list(
 
 /// Tells of one key chain and its KEKs.
 #[utoipa::path(get, path = "/v1/chains/{name}", operation_id = "read_chain", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name."),
-        ("after" = Option<String>, Query, pattern = "^[0-9a-f]{32}$", description = "The `next` of the part before."),
-        ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "KEKs at most; 100 when it is left out.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name."),
+        ("after" = Option<String>, Query, pattern = "^[0-9a-f]{32}$",
+            description = "The `next` of the part before."),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000,
+            description = "KEKs at most; 100 when it is left out.")),
     responses((status = 200, description = "The chain.", body = ChainWithKeksBody), ProblemBody))]
 pub(super) async fn read(
     State(app): State<Arc<App>>,
@@ -170,13 +175,12 @@ pub(super) async fn read(
     name: Result<Path<String>, PathRejection>,
     query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Read, error);
-    let name = path(name).map_err(refuse)?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Read, Some(&name))?;
-    let query = page(query).map_err(refuse)?;
-    let limit = query.limit().map_err(refuse)?;
+    let query = page(query)?;
+    let limit = query.limit()?;
     let after = query.after.as_deref().map(str::parse::<KekId>).transpose();
-    let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
+    let after = after.map_err(|error| body::invalid(format!("after: {error}")))?;
     let (chain, page) = service.chain_with_keks(&name, after, limit).await?;
     Ok(answer::json(&ChainWithKeksBody {
         chain: chain.into(),
@@ -187,7 +191,8 @@ pub(super) async fn read(
 
 /// Makes a key chain, or changes the limits of one.
 #[utoipa::path(put, path = "/v1/chains/{name}", operation_id = "put_chain", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name.")),
     request_body = ChainSettingsBody,
     responses(
         (status = 200, description = "It was there; its limits are as asked.", body = ChainBody),
@@ -200,14 +205,13 @@ pub(super) async fn put(
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Manage, error);
-    let name = path(name).map_err(refuse)?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Manage, Some(&name))?;
-    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let settings: ChainSettingsBody<'_> = body::parse(&body).map_err(refuse)?;
+    let body = body::read_json(request, app.body()).await?;
+    let settings: ChainSettingsBody<'_> = body::parse(&body)?;
     let suite = settings.suite.map(|suite| suite.as_str().parse::<Suite>()).transpose();
     let settings = ChainSettings {
-        suite: suite.map_err(|error| refuse(body::invalid(error.to_string())))?,
+        suite: suite.map_err(|error| body::invalid(error.to_string()))?,
         rotate_after_uses: settings.rotate_after_uses,
         max_uses: settings.max_uses,
         rotate_after_age: settings.rotate_after_age,
@@ -221,22 +225,18 @@ pub(super) async fn put(
 ///
 /// `default` and the chains that the configuration names stay.
 #[utoipa::path(delete, path = "/v1/chains/{name}", operation_id = "delete_chain", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name.")),
     responses((status = 204, description = "It is deleted."), ProblemBody))]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let name = path(name).map_err(|error| app.access.refuse(Operation::Manage, error))?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Manage, Some(&name))?;
     service.delete_chain(&name).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// What stands in the path.
-pub(super) fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Error> {
-    path.map(|Path(parts)| parts).map_err(|_| body::invalid("the path is not UTF-8"))
 }
 
 fn page(query: Result<Query<PageQuery>, QueryRejection>) -> Result<PageQuery, Error> {

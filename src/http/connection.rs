@@ -27,7 +27,7 @@ use crate::tls::peer::Peer;
 use super::activity::{Activity, Over, UnderWay};
 use super::budget::Held;
 use super::gate::{Gate, NoRoom, size};
-use super::heads::{Counted, FREE};
+use super::heads::{Counted, FREE, MAX_HEAD};
 
 /// How long an idle connection may take to end when it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,10 +36,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 const REST: usize = 16 << 20;
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
-/// takes 100 headers at most. It is also the largest piece that is read from the socket at once.
-pub(super) const MAX_HEAD: usize = 128 << 10;
-/// Requests at once on an HTTP/2 connection.
+/// Concurrent requests on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 /// What a client may send in a stream, and in all of a connection, before we have read it.
 const WINDOW: u32 = 256 << 10;
@@ -91,7 +88,7 @@ pub(super) async fn serve(
         drive(builder.serve_connection(io, service), &seen, stop).await
     } else {
         let mut builder = http1::Builder::new();
-        // hyper's own timer would be set anew for each request.
+        // hyper's own timer would be set again for each request.
         builder.header_read_timeout(None).max_header_size(MAX_HEAD).max_buf_size(MAX_HEAD);
         drive(builder.serve_connection(io, service), &seen, stop).await
     }
@@ -121,7 +118,7 @@ where
     let late = async {
         match over {
             Some(_) => tokio::time::sleep(END_TIMEOUT).await,
-            // Whoever stops everything has a deadline of his own.
+            // The shutdown has its own deadline.
             None => _ = activity.is_over().await,
         }
     };
@@ -132,12 +129,13 @@ where
     }
 }
 
-/// The body of a request. What is left of it when the request is answered is still read, for a while,
-/// and thrown away: a client that is cut off while it sends may never see the answer.
+/// The body of a request. What is left of it when the request is answered is still read, for a
+/// while, and thrown away: a client that is cut off while it sends may never see the answer.
 struct Coming {
     /// Taken when it is dropped.
     body: Option<Incoming>,
-    /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the answer.
+    /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the
+    /// answer.
     expects: bool,
     /// The body is under way until nothing of it is read any more.
     coming: Option<UnderWay>,

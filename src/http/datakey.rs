@@ -8,10 +8,13 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::metrics::Operation;
+use crate::service::error::Error;
+use crate::service::{DataKey, KeyService};
 
 use super::App;
 use super::answer::{self, Object};
 use super::body::{self, Encoded, Text};
+use super::data_call::{self, DataCall, Made};
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
@@ -31,7 +34,8 @@ pub(super) struct DatakeyRequest<'a> {
     aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -61,20 +65,32 @@ pub(super) async fn datakey(
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Datakey, error);
-    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let request: DatakeyRequest<'_> = body::parse(&body).map_err(refuse)?;
-    let chain = request.chain.as_ref().map(Text::as_str);
-    let service = app.access.enter(&caller, Operation::Datakey, chain)?;
-    let aad = body::decode_aad(request.aad.as_ref()).map_err(refuse)?;
-    let made = service.datakey(chain, request.bytes.unwrap_or(DEFAULT_BYTES), &aad).await?;
-    let (key, envelope) = (made.plaintext.expose(), made.envelope.as_slice());
-    let mut out = Vec::new();
-    Object::start(&mut out, answer::room(key.len() + envelope.len()))
-        .base64("plaintext", key)
-        .envelope("ciphertext", envelope)
-        .plain("chain", made.chain.as_str())
-        .kek("kek_id", made.kek_id)
-        .end();
-    Ok(answer::written(out))
+    let body = body::read_json(request, app.body()).await?;
+    Ok(data_call::json(&data_call::run::<DatakeyRequest<'_>>(&app, &caller, &body).await?))
+}
+
+impl DataCall for DatakeyRequest<'_> {
+    const OPERATION: Operation = Operation::Datakey;
+    type Made = DataKey;
+
+    fn chain(&self) -> Option<&str> {
+        self.chain.as_ref().map(Text::as_str)
+    }
+
+    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<DataKey, Error> {
+        let aad = body::decode_aad(self.aad.as_ref())?;
+        service.datakey(chain, self.bytes.unwrap_or(DEFAULT_BYTES), &aad).await
+    }
+}
+
+impl Made for DataKey {
+    fn write(&self, out: &mut Vec<u8>) {
+        let (key, envelope) = (self.plaintext.expose(), self.envelope.as_slice());
+        Object::start(out, answer::room(key.len() + envelope.len()))
+            .base64("plaintext", key)
+            .envelope("ciphertext", envelope)
+            .plain("chain", self.chain.as_str())
+            .kek("kek_id", self.kek_id)
+            .end();
+    }
 }

@@ -15,9 +15,9 @@ use crate::service::error::Error;
 
 use super::App;
 use super::answer::{self, Object};
-use super::batch::Item;
-use super::body::{self, Encoded, Media, Octets, Text};
-use super::identity::Access;
+use super::body::{self, Encoded, Text};
+use super::data_call::{self, DataCall, Made, RawMade, Received};
+use super::media::{Media, Octets};
 use super::problem::{Problem, ProblemBody};
 
 /// What to decrypt; also an item of a batch, where the chain is given once for all.
@@ -34,7 +34,8 @@ pub(super) struct DecryptRequest<'a> {
     aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -61,7 +62,8 @@ pub(super) struct DecryptResponse {
 #[utoipa::path(post, path = "/v1/decrypt", tag = "data",
     params(
         ("kms-proxy-chain" = Option<String>, Header, description = "The key chain of a raw body."),
-        ("kms-proxy-aad" = Option<String>, Header, description = "The AAD of a raw body, in base64."),
+        ("kms-proxy-aad" = Option<String>, Header,
+            description = "The AAD of a raw body, in base64."),
     ),
     request_body(content(
         (DecryptRequest = "application/json"), (Octets = "application/octet-stream"))),
@@ -74,73 +76,49 @@ pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Decrypt, error);
-    let (head, body) = request.into_parts();
-    let caller = app.access.caller(&head.extensions)?;
-    let enter = |chain: Option<&str>| app.access.enter(&caller, Operation::Decrypt, chain);
-    let came = Media::of(&head.headers).map_err(refuse)?;
-    let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(body, app.envelope()).await.map_err(refuse)?;
-    let made = match came {
+    let mut received = Received::read(&app, request, app.envelope()).await?;
+    let made = match received.media {
         Media::Json => {
-            let request: DecryptRequest<'_> = body::parse(&body).map_err(refuse)?;
-            let chain = request.chain();
-            request.run(&app.access, enter(chain)?, chain).await?
+            data_call::run::<DecryptRequest<'_>>(&app, &received.caller, &received.body).await?
         }
         Media::Octets => {
-            let (chain, aad) = body::raw_context(&head.headers).map_err(refuse)?;
-            body::check_raw_envelope(&body).map_err(refuse)?;
-            enter(chain.as_deref())?.decrypt(chain.as_deref(), body.into(), &aad).await?
+            body::check_raw_envelope(&received.body)?;
+            let (service, chain, aad) = received.enter_raw(&app, Operation::Decrypt)?;
+            let envelope = std::mem::take(&mut received.body).into();
+            service.decrypt(chain.as_deref(), envelope, &aad).await?
         }
     };
-    Ok(match wanted {
-        Media::Json => {
-            let mut out = Vec::new();
-            write(&made, &mut out);
-            answer::written(out)
-        }
-        Media::Octets => answer::raw(Bytes::from_owner(made.plaintext), &made.chain, made.kek_id),
-    })
+    Ok(received.respond(made))
 }
 
-impl DecryptRequest<'_> {
-    async fn run(
-        &self,
-        access: &Access,
-        service: &KeyService,
-        chain: Option<&str>,
-    ) -> Result<Decrypted, Error> {
-        let refuse = |error| access.refuse(Operation::Decrypt, error);
-        let envelope = body::decode_envelope(&self.ciphertext).map_err(refuse)?;
-        let aad = body::decode_aad(self.aad.as_ref()).map_err(refuse)?;
-        service.decrypt(chain, envelope, &aad).await
-    }
-}
-
-impl Item for DecryptRequest<'_> {
+impl DataCall for DecryptRequest<'_> {
     const OPERATION: Operation = Operation::Decrypt;
+    type Made = Decrypted;
 
     fn chain(&self) -> Option<&str> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(
-        &self,
-        access: &Access,
-        service: &KeyService,
-        chain: Option<&str>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        write(&self.run(access, service, chain).await?, out);
-        Ok(())
+    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Decrypted, Error> {
+        let envelope = body::decode_envelope(&self.ciphertext)?;
+        let aad = body::decode_aad(self.aad.as_ref())?;
+        service.decrypt(chain, envelope, &aad).await
     }
 }
 
-fn write(made: &Decrypted, out: &mut Vec<u8>) {
-    let plaintext = made.plaintext.as_slice();
-    Object::start(out, answer::room(plaintext.len()))
-        .base64("plaintext", plaintext)
-        .plain("chain", made.chain.as_str())
-        .kek("kek_id", made.kek_id)
-        .end();
+impl Made for Decrypted {
+    fn write(&self, out: &mut Vec<u8>) {
+        let plaintext = self.plaintext.as_slice();
+        Object::start(out, answer::room(plaintext.len()))
+            .base64("plaintext", plaintext)
+            .plain("chain", self.chain.as_str())
+            .kek("kek_id", self.kek_id)
+            .end();
+    }
+}
+
+impl RawMade for Decrypted {
+    fn raw(self) -> Response {
+        answer::raw(Bytes::from_owner(self.plaintext), &self.chain, self.kek_id)
+    }
 }

@@ -8,7 +8,6 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Redirect, Response};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderValue};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, RefOr, ServerBuilder};
@@ -19,17 +18,6 @@ use crate::service::error::{Error, Kind};
 
 use super::problem::{Problem, ProblemBody};
 use super::{answer, calls};
-
-/// The stable codes as a schema.
-pub(super) fn error_code() -> Schema {
-    let codes = Kind::ALL.map(Kind::code);
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some("The stable code of the error."))
-        .examples([Kind::InvalidCiphertext.code()])
-        .enum_values(Some(codes))
-        .into()
-}
 
 /// Every error that there is, by status; [`calls`] leaves of them what a call can end with.
 impl IntoResponses for ProblemBody<'_> {

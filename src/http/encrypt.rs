@@ -14,9 +14,9 @@ use crate::service::error::Error;
 
 use super::App;
 use super::answer::{self, Object};
-use super::batch::Item;
-use super::body::{self, Encoded, Media, Octets, Text};
-use super::identity::Access;
+use super::body::{self, Encoded, Text};
+use super::data_call::{self, DataCall, Made, RawMade, Received};
+use super::media::{Media, Octets};
 use super::problem::{Problem, ProblemBody};
 
 /// What to encrypt; also an item of a batch, where the chain is given once for all.
@@ -33,7 +33,8 @@ pub(super) struct EncryptRequest<'a> {
     aad: Option<Encoded<'a>>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
 }
 
@@ -59,7 +60,8 @@ pub(super) struct EncryptResponse {
 #[utoipa::path(post, path = "/v1/encrypt", tag = "data",
     params(
         ("kms-proxy-chain" = Option<String>, Header, description = "The key chain of a raw body."),
-        ("kms-proxy-aad" = Option<String>, Header, description = "The AAD of a raw body, in base64."),
+        ("kms-proxy-aad" = Option<String>, Header,
+            description = "The AAD of a raw body, in base64."),
     ),
     request_body(content(
         (EncryptRequest = "application/json"), (Octets = "application/octet-stream"))),
@@ -72,72 +74,47 @@ pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Encrypt, error);
-    let (head, body) = request.into_parts();
-    let caller = app.access.caller(&head.extensions)?;
-    let enter = |chain: Option<&str>| app.access.enter(&caller, Operation::Encrypt, chain);
-    let came = Media::of(&head.headers).map_err(refuse)?;
-    let wanted = Media::wanted(&head.headers, came);
-    let body = body::read(body, app.body()).await.map_err(refuse)?;
-    let made = match came {
+    let received = Received::read(&app, request, app.body()).await?;
+    let made = match received.media {
         Media::Json => {
-            let request: EncryptRequest<'_> = body::parse(&body).map_err(refuse)?;
-            let chain = request.chain();
-            request.run(&app.access, enter(chain)?, chain).await?
+            data_call::run::<EncryptRequest<'_>>(&app, &received.caller, &received.body).await?
         }
         Media::Octets => {
-            let (chain, aad) = body::raw_context(&head.headers).map_err(refuse)?;
-            enter(chain.as_deref())?.encrypt(chain.as_deref(), (&*body).into(), &aad).await?
+            let (service, chain, aad) = received.enter_raw(&app, Operation::Encrypt)?;
+            service.encrypt(chain.as_deref(), (&*received.body).into(), &aad).await?
         }
     };
-    Ok(match wanted {
-        Media::Json => {
-            let mut out = Vec::new();
-            write(&made, &mut out);
-            answer::written(out)
-        }
-        Media::Octets => answer::raw(made.envelope.into(), &made.chain, made.kek_id),
-    })
+    Ok(received.respond(made))
 }
 
-impl EncryptRequest<'_> {
-    async fn run(
-        &self,
-        access: &Access,
-        service: &KeyService,
-        chain: Option<&str>,
-    ) -> Result<Encrypted, Error> {
-        let refuse = |error| access.refuse(Operation::Encrypt, error);
-        let plaintext = body::decode_plaintext(&self.plaintext).map_err(refuse)?;
-        let aad = body::decode_aad(self.aad.as_ref()).map_err(refuse)?;
-        service.encrypt(chain, plaintext, &aad).await
-    }
-}
-
-impl Item for EncryptRequest<'_> {
+impl DataCall for EncryptRequest<'_> {
     const OPERATION: Operation = Operation::Encrypt;
+    type Made = Encrypted;
 
     fn chain(&self) -> Option<&str> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(
-        &self,
-        access: &Access,
-        service: &KeyService,
-        chain: Option<&str>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        write(&self.run(access, service, chain).await?, out);
-        Ok(())
+    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Encrypted, Error> {
+        let plaintext = body::decode_plaintext(&self.plaintext)?;
+        let aad = body::decode_aad(self.aad.as_ref())?;
+        service.encrypt(chain, plaintext, &aad).await
     }
 }
 
-fn write(made: &Encrypted, out: &mut Vec<u8>) {
-    let envelope = made.envelope.as_slice();
-    Object::start(out, answer::room(envelope.len()))
-        .envelope("ciphertext", envelope)
-        .plain("chain", made.chain.as_str())
-        .kek("kek_id", made.kek_id)
-        .end();
+impl Made for Encrypted {
+    fn write(&self, out: &mut Vec<u8>) {
+        let envelope = self.envelope.as_slice();
+        Object::start(out, answer::room(envelope.len()))
+            .envelope("ciphertext", envelope)
+            .plain("chain", self.chain.as_str())
+            .kek("kek_id", self.kek_id)
+            .end();
+    }
+}
+
+impl RawMade for Encrypted {
+    fn raw(self) -> Response {
+        answer::raw(self.envelope.into(), &self.chain, self.kek_id)
+    }
 }

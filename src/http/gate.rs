@@ -1,5 +1,5 @@
-//! What every request passes, in one step: its id, the checks against web pages, who it is from, its
-//! deadline, a guard against panics, and its line in the log.
+//! What every request passes, in one step: its id, the checks against web pages, who it is from,
+//! its deadline, a guard against panics, and its line in the log.
 //!
 //! One step, since a stack of layers costs more than the cryptography. Body limits are the
 //! handlers', which know what they read; metrics are the service's.
@@ -19,7 +19,7 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::uri::Authority;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Version};
 use http_body::Body;
 use prometheus::IntGauge;
 use tokio::sync::Semaphore;
@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use crate::auth::{Auth, Client, Refusal};
 use crate::id::hex;
 use crate::loopback::is_loopback_authority;
-use crate::metrics::{Counted, Metrics};
+use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
 
 use super::budget::{Budget, Held};
@@ -41,8 +41,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 64;
 /// The largest answer of HTTP/1.1 that is not counted: a socket's buffer holds it.
 const SMALL_ANSWER: u64 = 16 << 10;
-/// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what a
-/// request's head may take before it counts: there are many at once on a connection.
+/// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what
+/// a request's head may take before it counts: a connection has many of them concurrently.
 const STREAM: usize = 4 << 10;
 
 /// There is no room even to say so: the request is not answered, and HTTP/2 resets its stream.
@@ -68,7 +68,7 @@ struct Shared {
     loopback: bool,
     /// What the `Origin` of a page of our own starts with.
     scheme: &'static str,
-    /// How many requests may wait for something at once.
+    /// Limits the requests that wait for something concurrently.
     waiting: Semaphore,
     budget: Budget,
     metrics: Arc<Metrics>,
@@ -149,6 +149,7 @@ impl Gate {
         let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
+        let operation = operation(request.method(), request.uri().path());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
@@ -175,6 +176,11 @@ impl Gate {
         }
         let mut response = answered.unwrap_or_else(|error| failed(&error, &id));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
+            if let Some(operation) = operation
+                && !error.is_counted()
+            {
+                shared.metrics.failed(operation, "", error.kind().code());
+            }
             response = failed_in_router(&error, &id, response.headers());
         }
         if let Some((started, method, uri)) = started {
@@ -214,6 +220,21 @@ fn is_framed(headers: &HeaderMap) -> bool {
         (Some(one), None) => one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
         _ => false,
     }
+}
+
+/// What a failure of a call counts as.
+fn operation(method: &Method, path: &str) -> Option<Operation> {
+    let call = path.strip_prefix("/v1/")?;
+    Some(match call.strip_prefix("batch/").unwrap_or(call) {
+        "encrypt" => Operation::Encrypt,
+        "decrypt" => Operation::Decrypt,
+        "rewrap" => Operation::Rewrap,
+        "datakey" => Operation::Datakey,
+        "rotate" => Operation::Rotate,
+        call if !call.starts_with("chains") => return None,
+        _ if method == Method::GET => Operation::Read,
+        _ => Operation::Manage,
+    })
 }
 
 /// The bytes of a head: its path and its headers.
@@ -356,8 +377,8 @@ fn is_simple_probe(request: &Request) -> bool {
         && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
 }
 
-/// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among those
-/// that wait is taken, when the call first waits: most never do.
+/// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among
+/// those that wait is taken, when the call first waits: most never do.
 async fn guarded(call: impl Future<Output = Response>, shared: &Shared) -> Result<Response, Error> {
     let mut call = pin!(call);
     let mut place = None;

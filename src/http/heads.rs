@@ -1,9 +1,9 @@
 //! The memory of heads of requests that are not complete yet: they count against the budget, and
 //! get half of it at most.
 //!
-//! hyper buffers a head of HTTP/1.1 until it is whole, so what is read between two requests is counted
-//! as it is read. Bodies are counted by those who read them. A connection of HTTP/2 has one unfinished
-//! head at most, whose size h2 limits.
+//! hyper buffers a head of HTTP/1.1 until it is whole, so what is read between two requests is
+//! counted as it is read. Bodies are counted by those who read them. A connection of HTTP/2 has one
+//! unfinished head at most, whose size h2 limits.
 
 use std::io;
 use std::pin::Pin;
@@ -14,8 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::activity::Activity;
 use super::budget::{Budget, Held};
-use super::connection::MAX_HEAD;
 
+/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
+/// takes 100 headers at most. It is also the largest piece of one read from the socket.
+pub(super) const MAX_HEAD: usize = 128 << 10;
 /// Bytes of a head that are not counted: hyper's first buffer, which every connection has.
 pub(super) const FREE: usize = 8 << 10;
 
@@ -24,8 +26,8 @@ pub(super) struct Counted<S> {
     stream: S,
     activity: Arc<Activity>,
     budget: Budget,
-    /// Whether what is read between two requests is a head: h2 reads ahead, also of bodies, before it
-    /// passes a request on.
+    /// Whether what is read between two requests is a head: h2 reads ahead, also of bodies, before
+    /// it passes a request on.
     is_http_1: bool,
     /// How many requests had begun when the bytes below were read.
     began: u64,

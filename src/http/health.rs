@@ -103,7 +103,8 @@ pub(super) fn respond(readiness: Readiness) -> Result<Response, Problem> {
 /// The metrics, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
     responses(
-        (status = 200, description = "Prometheus' text format.", body = String, content_type = "text/plain"),
+        (status = 200, description = "Prometheus' text format.", body = String,
+            content_type = "text/plain"),
         ProblemBody,
     ))]
 pub(super) async fn metrics(

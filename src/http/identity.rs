@@ -24,8 +24,7 @@ use super::problem::Problem;
 /// Who called.
 #[derive(Clone)]
 pub(super) enum Caller {
-    /// Whoever reaches the service may do everything: `auth.mode` is `none`, or it is the listener
-    /// of operators.
+    /// Anyone may do everything: `auth.mode = "none"`, or the listener of operators.
     Anyone,
     /// The client that the gate has recognised.
     Client(Arc<Client>),
@@ -69,8 +68,8 @@ pub(super) fn unauthenticated() -> Error {
     )
 }
 
-/// Lines of the log at `info` within a second about callers that were not recognised: strangers can't
-/// fill the disk. Those beyond are written at `debug`; the metric counts them all.
+/// Lines of the log at `info` within a second about callers that were not recognised: strangers
+/// can't fill the disk. Those beyond are written at `debug`; the metric counts them all.
 const TOLD_A_SECOND: u32 = 10;
 
 /// Tells the log why callers were not recognised.
@@ -132,7 +131,7 @@ impl Access {
         Self { service, auth, open }
     }
 
-    /// The same for whoever reaches the listener of operators.
+    /// The same for anyone who reaches the listener of operators.
     pub(super) fn for_operators(service: Arc<KeyService>, auth: Option<Arc<Auth>>) -> Self {
         Self { service, auth, open: true }
     }
@@ -151,12 +150,12 @@ impl Access {
     ) -> Result<&Arc<KeyService>, Error> {
         if let Caller::Client(client) = caller {
             let checked = client.check(operation, chain.unwrap_or(DEFAULT_CHAIN));
-            checked.map_err(|error| self.refuse(operation, error))?;
+            checked?;
         }
         Ok(&self.service)
     }
 
-    /// The service and the chains that a caller may look at; he must be able to see some.
+    /// The service and the chains that a caller may read; an error if there are none.
     pub(super) fn enter_to_list(
         &self,
         caller: &Caller,
@@ -168,7 +167,7 @@ impl Access {
             }
             Caller::Client(client) => {
                 let detail = format!("the client {} may not read any chain", client.name());
-                return Err(self.refuse(Operation::Read, Error::new(Kind::Forbidden, detail)));
+                return Err(Error::new(Kind::Forbidden, detail));
             }
         };
         let visible = move |name: &ChainName| {
@@ -177,7 +176,7 @@ impl Access {
         Ok((&self.service, visible))
     }
 
-    /// The service for what tells of every chain at once.
+    /// The service for calls that show every chain.
     pub(super) fn enter_for_all(&self, caller: &Caller) -> Result<&KeyService, Error> {
         match caller {
             Caller::Client(client) if !client.may_with_all(Operation::Read) => {
@@ -205,10 +204,11 @@ impl Access {
         readiness
     }
 
-    /// Counts a request that did not come to the service.
-    pub(super) fn refuse(&self, operation: Operation, error: Error) -> Error {
-        self.service.metrics().failed(operation, "", error.kind().code());
-        error
+    /// Counts a failure, unless the service has counted it.
+    pub(super) fn count(&self, operation: Operation, error: &Error) {
+        if !error.is_counted() {
+            self.service.metrics().failed(operation, "", error.kind().code());
+        }
     }
 
     /// Who called, by what the gate has put into the request. Without it nobody did: what goes

@@ -17,8 +17,8 @@ use crate::timestamp::rfc3339;
 use super::App;
 use super::answer;
 use super::body;
-use super::chains::path;
 use super::identity::Caller;
+use super::params::path;
 use super::problem::{Problem, ProblemBody};
 
 /// A KEK.
@@ -114,7 +114,8 @@ pub(super) struct KekPath {
 /// Disables a retired KEK: nothing decrypts under it until it is enabled again.
 ///
 /// In a chain that a Kubernetes cluster encrypts with it takes `force`.
-#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek", tag = "keys",
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek",
+    tag = "keys",
     params(KekPath),
     request_body = Disabling,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
@@ -130,7 +131,8 @@ pub(super) async fn disable(
 }
 
 /// Enables a disabled KEK again.
-#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek", tag = "keys",
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/enable", operation_id = "enable_kek",
+    tag = "keys",
     params(KekPath),
     request_body = Nothing,
     responses((status = 200, description = "The KEK.", body = KekBody), ProblemBody))]
@@ -145,12 +147,13 @@ pub(super) async fn enable(
     kek.change(Change::Enable).await
 }
 
-/// Destroys a KEK for ever, with everything that was encrypted under it.
+/// Destroys a KEK permanently, with everything that was encrypted under it.
 ///
-/// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts with
-/// it takes `force`. Old copies of the store still hold its wraps:
-/// what was encrypted is as gone as they are.
-#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek", tag = "keys",
+/// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts
+/// with it takes `force`. Old copies of the store still contain its wraps: delete
+/// these too.
+#[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek",
+    tag = "keys",
     params(KekPath),
     request_body = Confirmation,
     responses((status = 200, description = "The KEK: a tombstone.", body = KekBody), ProblemBody))]
@@ -164,7 +167,7 @@ pub(super) async fn destroy(
     let said = kek.body::<Confirmation>(&app, request).await?;
     if said.confirm != kek.id.to_string() {
         let error = body::invalid("confirm must be the id of the KEK");
-        return Err(app.access.refuse(Operation::Manage, error).into());
+        return Err(error.into());
     }
     kek.change(if said.force { Change::ForceDestroy } else { Change::Destroy }).await
 }
@@ -203,14 +206,15 @@ pub(super) struct MissingKekBody {
 /// Ids come from ciphertexts, and a ciphertext can be forged. The list is in memory: each process
 /// has its own, and it starts empty.
 #[utoipa::path(get, path = "/v1/chains/{name}/missing", operation_id = "missing_keks", tag = "keys",
-    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", description = "The chain's name.")),
+    params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        description = "The chain's name.")),
     responses((status = 200, description = "The KEKs.", body = MissingBody), ProblemBody))]
 pub(super) async fn missing(
     State(app): State<Arc<App>>,
     caller: Caller,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let name = path(name).map_err(|error| app.access.refuse(Operation::Read, error))?;
+    let name = path(name)?;
     let service = app.access.enter(&caller, Operation::Read, Some(&name))?;
     let missing = service.missing_keks(&name).await?;
     let items = missing.into_iter().map(|kek| MissingKekBody {
@@ -235,10 +239,9 @@ impl<'a> Named<'a> {
         caller: &Caller,
         found: Result<Path<KekPath>, PathRejection>,
     ) -> Result<Self, Error> {
-        let refuse = |error| app.access.refuse(Operation::Manage, error);
-        let KekPath { name: chain, id } = path(found).map_err(refuse)?;
+        let KekPath { name: chain, id } = path(found)?;
         let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
-        let id = id.parse().map_err(|error| refuse(body::invalid(format!("{error}"))))?;
+        let id = id.parse().map_err(|error| body::invalid(format!("{error}")))?;
         Ok(Self { service, chain, id })
     }
 
@@ -248,9 +251,8 @@ impl<'a> Named<'a> {
         app: &App,
         request: Request,
     ) -> Result<T, Error> {
-        let refuse = |error| app.access.refuse(Operation::Manage, error);
-        let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-        body::parse(&body).map_err(refuse)
+        let body = body::read_json(request, app.body()).await?;
+        body::parse(&body)
     }
 
     async fn change(&self, change: Change) -> Result<Response, Problem> {

@@ -8,6 +8,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICA
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
 use crate::service::error::{Error, Kind};
 
@@ -45,14 +46,25 @@ pub(super) struct ProblemBody<'a> {
     #[schema(example = 400)]
     status: u16,
     /// The stable code of the error.
-    #[schema(schema_with = super::docs::error_code)]
+    #[schema(schema_with = error_code)]
     code: &'static str,
-    /// A sentence for whoever made the request.
+    /// A sentence for the caller.
     #[schema(example = "the ciphertext is malformed or was not made with this chain and AAD")]
     detail: &'a str,
     /// The request's id, as in the header `x-request-id` and in the log.
     #[schema(example = "5f0c2a9e1b7d4c38")]
     request_id: &'a str,
+}
+
+/// The stable codes as a schema.
+pub(super) fn error_code() -> Schema {
+    let codes = Kind::ALL.map(Kind::code);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The stable code of the error."))
+        .examples([Kind::InvalidCiphertext.code()])
+        .enum_values(Some(codes))
+        .into()
 }
 
 /// Writes `error` as the whole answer to the request `request_id`. `allow` is kept from the router.
@@ -92,12 +104,12 @@ fn status(error: &Error) -> StatusCode {
     StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// The answer for a path that is none, where callers are served.
+/// The response to an unknown path, where callers are served.
 pub(super) async fn not_found() -> Problem {
     nothing("there is nothing at this path; /openapi.json lists what is")
 }
 
-/// The answer for a path that is none, where operators alone are served.
+/// The response to an unknown path, where only operators are served.
 pub(super) async fn not_found_for_operators() -> Problem {
     nothing("there is nothing at this path; /healthz, /readyz and /metrics are here")
 }

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::metrics::Operation;
-use crate::service::KeyService;
 use crate::service::error::Error;
+use crate::service::{KeyService, Rewrapped};
 
 use super::App;
 use super::answer::{self, Object};
-use super::batch::Item;
 use super::body::{self, Encoded, Text};
-use super::identity::{Access, Caller};
+use super::data_call::{self, DataCall, Made};
+use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
 /// What to rewrap; also an item of a batch, where the chain is given once for all.
@@ -28,10 +28,11 @@ pub(super) struct RewrapRequest<'a> {
     ciphertext: Encoded<'a>,
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
-    /// Whether the KEK shall travel along: then the answer is of version 2, and opens wherever one of
-    /// its roots and the chain's name are. Without a store (`inline`) it always does.
+    /// Whether to embed the wrapped KEK: the result is of version 2, and opens wherever one of its
+    /// roots and the chain's name are configured. Without a store (`inline`) it always is.
     #[serde(default)]
     #[schema(required = false)]
     inline: bool,
@@ -60,49 +61,42 @@ pub(super) struct RewrapResponse {
 /// old payload. A payload that is passed along is not verified. An envelope that is under the
 /// primary already, in the version that is asked for, comes back unchanged and costs no use.
 #[utoipa::path(post, path = "/v1/rewrap", tag = "data", request_body = RewrapRequest,
-    responses((status = 200, description = "The envelope or header.", body = RewrapResponse), ProblemBody))]
+    responses((status = 200, description = "The envelope or header.", body = RewrapResponse),
+        ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Rewrap, error);
-    let body = body::read_json(request, app.envelope()).await.map_err(refuse)?;
-    let request: RewrapRequest<'_> = body::parse(&body).map_err(refuse)?;
-    let mut out = Vec::new();
-    let chain = request.chain();
-    let service = app.access.enter(&caller, Operation::Rewrap, chain)?;
-    request.call(&app.access, service, chain, &mut out).await?;
-    Ok(answer::written(out))
+    let body = body::read_json(request, app.envelope()).await?;
+    Ok(data_call::json(&data_call::run::<RewrapRequest<'_>>(&app, &caller, &body).await?))
 }
 
-impl Item for RewrapRequest<'_> {
+impl DataCall for RewrapRequest<'_> {
     const OPERATION: Operation = Operation::Rewrap;
+    type Made = Rewrapped;
 
     fn chain(&self) -> Option<&str> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn call(
-        &self,
-        access: &Access,
-        service: &KeyService,
-        chain: Option<&str>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        let envelope = body::decode_envelope(&self.ciphertext)
-            .map_err(|error| access.refuse(Operation::Rewrap, error))?;
-        let made = if self.inline {
-            service.rewrap_inline(chain, envelope).await?
+    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Rewrapped, Error> {
+        let envelope = body::decode_envelope(&self.ciphertext)?;
+        if self.inline {
+            service.rewrap_inline(chain, envelope).await
         } else {
-            service.rewrap(chain, envelope).await?
-        };
-        Object::start(out, answer::room(made.envelope.len()))
-            .envelope("ciphertext", &made.envelope)
-            .plain("chain", made.chain.as_str())
-            .kek("kek_id", made.kek_id)
-            .kek("previous_kek_id", made.previous_kek_id)
+            service.rewrap(chain, envelope).await
+        }
+    }
+}
+
+impl Made for Rewrapped {
+    fn write(&self, out: &mut Vec<u8>) {
+        Object::start(out, answer::room(self.envelope.len()))
+            .envelope("ciphertext", &self.envelope)
+            .plain("chain", self.chain.as_str())
+            .kek("kek_id", self.kek_id)
+            .kek("previous_kek_id", self.previous_kek_id)
             .end();
-        Ok(())
     }
 }

@@ -16,8 +16,8 @@ use crate::service::{RootChange, RootProgress};
 use super::App;
 use super::answer;
 use super::body;
-use super::chains::path;
 use super::identity::Caller;
+use super::params::path;
 use super::problem::{Problem, ProblemBody};
 
 /// KEKs of a page when no limit is given, and at most.
@@ -93,8 +93,9 @@ pub(super) struct RootPath {
 /// Has KEKs of the chain wrapped by the root: those that it has not wrapped yet, or would wrap
 /// otherwise today.
 ///
-/// A part of the KEKs in a call; go on with `next` until it is null. What was done stays done.
-#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root", tag = "keys",
+/// Each call processes a part of the KEKs; repeat it with `next` until that is null.
+#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root",
+    tag = "keys",
     params(RootPath),
     request_body = RequestBody,
     responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
@@ -110,9 +111,11 @@ pub(super) async fn rewrap(
 /// Erases the root's wraps of KEKs of the chain, each after another root has opened the KEK; never
 /// the last wrap. The root must not be configured any more.
 ///
-/// A part of the KEKs in a call; go on with `next` until it is null. At the end a primary or standby
-/// KEK is replaced that a `local` root ever wrapped. Old copies of the store still hold the wraps.
-#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/remove", operation_id = "remove_root", tag = "keys",
+/// Each call processes a part of the KEKs; repeat it with `next` until that is null. The first one
+/// replaces the primary and the standby if the root wrapped them, or if a `local` root ever did and
+/// none is configured. Old copies of the store still contain the wraps.
+#[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/remove", operation_id = "remove_root",
+    tag = "keys",
     params(RootPath),
     request_body = RequestBody,
     responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
@@ -132,19 +135,18 @@ async fn change(
     request: Request,
     change: RootChange,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Manage, error);
-    let RootPath { name: chain, root } = path(found).map_err(refuse)?;
+    let RootPath { name: chain, root } = path(found)?;
     let service = app.access.enter(caller, Operation::Manage, Some(&chain))?;
     if RootName::new(&root).is_err() {
-        return Err(refuse(body::invalid("no root can have this name")).into());
+        return Err(body::invalid("no root can have this name").into());
     }
-    let bytes = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let RequestBody { after, limit } = body::parse(&bytes).map_err(refuse)?;
+    let bytes = body::read_json(request, app.body()).await?;
+    let RequestBody { after, limit } = body::parse(&bytes)?;
     let after = after.map(|id| id.parse::<KekId>()).transpose();
-    let after = after.map_err(|error| refuse(body::invalid(format!("after: {error}"))))?;
+    let after = after.map_err(|error| body::invalid(format!("after: {error}")))?;
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(refuse(body::invalid(format!("limit is 1 to {MAX_LIMIT}"))).into());
+        return Err(body::invalid(format!("limit is 1 to {MAX_LIMIT}")).into());
     }
     let progress = service.change_root(&chain, &root, change, after, limit).await?;
     Ok(answer::json(&ProgressBody::from(progress))?)

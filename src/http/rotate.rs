@@ -21,15 +21,17 @@ use super::problem::{Problem, ProblemBody};
 pub(super) struct RotateRequest<'a> {
     /// The key chain; `default` when it is left out.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$", example = "default", required = false)]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
+        example = "default", required = false)]
     chain: Option<Text<'a>>,
     /// Rotates although no root opens the chain's KEKs: what is under them stays closed, and other
     /// replicas must open the new KEK. It needs the permission `manage` too.
     #[serde(default)]
     #[schema(example = false)]
     force: bool,
-    /// Whether the chain also gets a new Kubernetes key id: then kube-apiserver makes a new seed, and
-    /// a storage migration encrypts every object again. Only for a chain that serves Kubernetes.
+    /// Whether the chain also gets a new Kubernetes key id: then kube-apiserver makes a new seed,
+    /// and a storage migration encrypts every object again. Only for a chain that serves
+    /// Kubernetes.
     #[serde(default)]
     #[schema(required = false)]
     new_key_id: bool,
@@ -54,24 +56,24 @@ pub(super) struct RotateResponse {
 
 /// Makes a new primary KEK now.
 ///
-/// What was encrypted before goes on decrypting. One rotation at a time, and at most ten within a
+/// Older envelopes still decrypt. One rotation at a time, and at most ten within a
 /// minute for each chain. It is refused while this process can't open the primary KEK.
 #[utoipa::path(post, path = "/v1/rotate", tag = "keys", request_body = RotateRequest,
-    responses((status = 200, description = "The new primary.", body = RotateResponse), ProblemBody))]
+    responses((status = 200, description = "The new primary.", body = RotateResponse),
+        ProblemBody))]
 pub(super) async fn rotate(
     State(app): State<Arc<App>>,
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
-    let refuse = |error| app.access.refuse(Operation::Rotate, error);
-    let body = body::read_json(request, app.body()).await.map_err(refuse)?;
-    let request: RotateRequest<'_> = body::parse(&body).map_err(refuse)?;
+    let body = body::read_json(request, app.body()).await?;
+    let request: RotateRequest<'_> = body::parse(&body)?;
     let chain = request.chain.as_ref().map(Text::as_str);
     let service = app.access.enter(&caller, Operation::Rotate, chain)?;
     let (rotated, key_id) = match (request.force, request.new_key_id) {
         (true, true) => {
             let error = body::invalid("force and new_key_id can't be given together");
-            return Err(refuse(error).into());
+            return Err(error.into());
         }
         (true, false) => {
             let service = app.access.enter(&caller, Operation::Manage, chain)?;

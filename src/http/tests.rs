@@ -233,7 +233,7 @@ async fn every_bad_request_has_its_code_and_harms_nobody() {
             "invalid_ciphertext",
             "",
         ),
-        (post("/v1/datakey", r#"{"bytes":15}"#), 400, "invalid_request", "16 to 64"),
+        (post("/v1/datakey", r#"{"bytes":15}"#), 400, "invalid_request", "between 16 and 64"),
         (post("/v1/datakey", r#"{"bytes":-1}"#), 400, "invalid_request", "bytes"),
         (post("/v1/batch/encrypt", r#"{"items":[]}"#), 400, "invalid_request", "1 to 10000"),
         (
@@ -641,7 +641,7 @@ async fn the_documentation_page_fetches_nothing_from_elsewhere() {
     assert_eq!(get("/docs/none.js").await.status(), 404);
 }
 
-/// `make openapi` writes the file anew.
+/// `make openapi` regenerates the file.
 #[test]
 fn the_committed_document_is_the_codes() {
     let committed = include_str!("../../openapi/kms-proxy.json");

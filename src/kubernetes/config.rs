@@ -27,16 +27,16 @@ pub struct Config {
     /// The chain.
     #[serde(default = "default_chain")]
     pub chain: ChainName,
-    /// What kube-apiserver hears while no root answers.
+    /// The response to kube-apiserver while no root answers.
     #[serde(default)]
     pub on_root_outage: OnRootOutage,
 }
 
-/// What kube-apiserver hears while no root answers.
+/// The response to kube-apiserver while no root answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnRootOutage {
-    /// That something is wrong; it goes on writing.
+    /// A warning; it continues to write.
     #[default]
     Coast,
     /// An error, so that it stops writing within about four minutes.
@@ -130,7 +130,7 @@ impl FromStr for SocketMode {
         let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.len() <= 4);
         let mode = mode.ok_or("it is written in octal digits, such as 0600")?;
         if mode & 0o007 != 0 {
-            return Err("whoever may connect can decrypt: it gives nothing to all users");
+            return Err("anyone who may connect can decrypt: it must give all users nothing");
         }
         if mode & !0o660 != 0 || mode & 0o600 != 0o600 {
             return Err("it is 0600, or 0660 for a group");
@@ -186,7 +186,7 @@ impl Config {
     /// Whether the settings can be meant so: the key, and what is wrong with it.
     ///
     /// # Errors
-    /// For whoever set them.
+    /// The setting that is wrong, and why.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         let is_abstract = matches!(self.socket, Address::Abstract(_));
         match &self.allowed_uids {
@@ -269,7 +269,7 @@ mod tests {
             ("socket = 'unix:///@kms'", "allowed_uids: an abstract socket"),
             ("socket = 'unix:///@kms'\nallowed_uids = []", "nobody could connect"),
             ("socket = 'unix:///@kms'\nallowed_uids = [0]\nowner = '1'", "neither mode nor owner"),
-            ("socket = 'unix:///k'\nsocket_mode = '0666'", "nothing to all users"),
+            ("socket = 'unix:///k'\nsocket_mode = '0666'", "all users nothing"),
             ("socket = 'unix:///k'\nsocket_mode = '0700'", "0600"),
             ("socket = 'unix:///k'\nsocket_mode = '0060'", "0600"),
             ("socket = 'unix:///k'\nsocket_mode = '999'", "octal"),

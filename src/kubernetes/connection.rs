@@ -38,7 +38,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// A peer that does not answer a ping within this time is gone.
 const PING_EVERY: Duration = Duration::from_secs(60);
-/// Calls at once on one connection. kube-apiserver opens one, and may ask for thousands of seeds.
+/// Concurrent calls on one connection. kube-apiserver opens one, and may ask for thousands of seeds.
 const MAX_STREAMS: u32 = 10_000;
 
 /// The type of a frame that ends a stream, and its code for a request that HTTP/2 does not allow.

@@ -127,7 +127,7 @@ impl Patient {
             },
         )?;
         self.note("key_id", check_key_id(&status.key_id))?;
-        // Not the end: kube-apiserver goes on.
+        // Not fatal: kube-apiserver continues.
         let _ = self.note(
             "healthz",
             match &*status.healthz {

@@ -1,6 +1,6 @@
-//! A KEK that travels along, where the store is `inline`: the record goes into an annotation, and what
-//! is left of the version 2 envelope has the form of version 1, so that it stays within 1,024 bytes.
-//! Put together again they are what they were, or open nothing: the record is authenticated.
+//! Inline KEKs, with the store `inline`: the record goes into an annotation, and
+//! what is left of the version 2 envelope has the form of version 1, so that it stays within 1,024
+//! bytes. Put together again they are what they were, or open nothing: the record is authenticated.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,7 @@ const KEK: &str = "kek.kms-proxy.dev";
 /// An envelope as Kubernetes stores it.
 pub(super) type Stored = (Vec<u8>, HashMap<String, Vec<u8>>);
 
-/// The envelope in the form of version 1, and what travels along with it. `None` for what is no
-/// envelope.
+/// The envelope in the form of version 1, and its inline record. `None` if it is not an envelope.
 pub(super) fn split(envelope: Vec<u8>) -> Option<Stored> {
     let parsed = Envelope::parse(&envelope).ok()?;
     let Version::Inline(record) = parsed.header.version else {

@@ -1,4 +1,4 @@
-//! What the three calls do: the rules that kube-apiserver has for a plugin, and what it hears.
+//! What the three calls do: the rules that kube-apiserver has for a plugin, and the responses.
 //!
 //! The key id is part of what a ciphertext is bound to. So one that was never given out opens
 //! nothing, and what any replica gave out, at any time, opens everywhere: no list of them is kept.
@@ -68,15 +68,15 @@ impl Plugin {
 
     /// How the plugin stands, from memory alone.
     pub(super) fn status(&self, _: StatusRequest) -> Result<StatusResponse, Status> {
-        let KeyState { key_id, root_outage, trouble } = self.service.key_state(&self.chain);
-        let trouble = match root_outage {
+        let KeyState { key_id, root_outage, last_error } = self.service.key_state(&self.chain);
+        let last_error = match root_outage {
             Some(outage) if self.on_root_outage == OnRootOutage::Enforce => {
                 return Err(status(&enforced(&outage)));
             }
-            outage => outage.or(trouble),
+            outage => outage.or(last_error),
         };
-        let key_id = key_id.ok_or_else(|| status(&self.not_ready(trouble.as_deref())))?;
-        let healthz = trouble.unwrap_or_else(|| "ok".to_owned());
+        let key_id = key_id.ok_or_else(|| status(&self.not_ready(last_error.as_deref())))?;
+        let healthz = last_error.unwrap_or_else(|| "ok".to_owned());
         Ok(StatusResponse { version: VERSION.to_owned(), healthz, key_id })
     }
 
@@ -98,14 +98,14 @@ impl Plugin {
         if plaintext.len() > MAX_PLAINTEXT {
             return Err(self.refuse(Operation::Encrypt, too_long()));
         }
-        let KeyState { key_id, root_outage, trouble } = self.service.key_state(&self.chain);
+        let KeyState { key_id, root_outage, last_error } = self.service.key_state(&self.chain);
         if let Some(outage) = &root_outage
             && self.on_root_outage == OnRootOutage::Enforce
         {
             return Err(self.refuse(Operation::Encrypt, enforced(outage)));
         }
         let key_id = key_id.ok_or_else(|| {
-            let why = root_outage.or(trouble);
+            let why = root_outage.or(last_error);
             self.refuse(Operation::Encrypt, self.not_ready(why.as_deref()))
         })?;
         let (chain, plaintext) = (Some(self.chain.as_str()), Plaintext::from(plaintext));
@@ -140,7 +140,8 @@ impl Plugin {
         }
         let fits = ciphertext.len() <= MAX_CIPHERTEXT;
         let envelope = inline::join(ciphertext, &annotations).filter(|_| fits);
-        let envelope = envelope.ok_or_else(|| refuse("the ciphertext is none of this plugin's"))?;
+        let envelope =
+            envelope.ok_or_else(|| refuse("the ciphertext was not produced by this plugin"))?;
         let opened = self.service.decrypt(Some(self.chain.as_str()), envelope, &aad(&key_id)).await;
         opened.map_err(|error| match error.kind() {
             Kind::InvalidCiphertext => Error::new(
@@ -252,8 +253,8 @@ fn uid(text: &str) -> String {
 }
 
 fn too_long() -> Error {
-    let detail = "a plaintext has 946 bytes at most, 930 in a chain of AES-256: kube-apiserver takes \
-                  no ciphertext beyond 1,024";
+    let detail = "a plaintext has 946 bytes at most, 930 in a chain of AES-256: kube-apiserver \
+        takes no ciphertext beyond 1,024";
     Error::new(Kind::InvalidRequest, detail)
 }
 

@@ -1,4 +1,5 @@
-//! The messages of Kubernetes' KMS v2 as they are sent: package `v2`, service `KeyManagementService`.
+//! The messages of Kubernetes' KMS v2 as they are sent: package `v2`, service
+//! `KeyManagementService`.
 //!
 //! Written by hand: three calls are not worth a compiler of protocol buffers in every build.
 //! `tests/kubernetes/kms.proto` is the original, from which the tests make their client.

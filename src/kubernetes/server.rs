@@ -23,9 +23,10 @@ use super::socket::Bound;
 use super::throttle::Throttle;
 use super::{STOP_TIMEOUT, connection, proto};
 
-/// Connections at once; a kube-apiserver has one or two.
+/// Concurrent connections; a kube-apiserver has one or two.
 const MAX_CONNECTIONS: u32 = 128;
-/// The longest message that is read: what is too long for a plaintext is told so, within reason.
+/// The longest message that is read: more than the longest plaintext, so that a longer one gets an
+/// error that says so.
 const MAX_MESSAGE: usize = 256 << 10;
 /// How long no connection is taken after the machine refused one: no file descriptors, most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

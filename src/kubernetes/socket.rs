@@ -1,9 +1,9 @@
-//! The socket: made so that nobody but those who may ever reaches it, never in the place of one that
-//! is in use, and removed at the end.
+//! The socket: made so that nobody but those who may ever reaches it, never in the place of one
+//! that is in use, and removed at the end.
 //!
-//! It is made in a private directory, gets its mode and owner there, and is moved to its place in one
-//! step, over a stale one if need be. A lock beside it says whose place that is: of two processes
-//! that find a stale socket, one wins.
+//! It is made in a private directory, gets its mode and owner there, and is moved to its place in
+//! one step, over a stale one if need be. A lock beside it says whose place that is: of two
+//! processes that find a stale socket, one wins.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -83,7 +83,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Whoever put something else there has to know what he does.
+        // A file that replaced the socket is left alone.
         if fs::symlink_metadata(&self.path).is_ok_and(|now| inode(&now) == self.inode) {
             _ = fs::remove_file(&self.path);
         }
@@ -98,8 +98,8 @@ pub struct Error(String);
 /// Listens on the socket of `config`. Must be called in a runtime.
 ///
 /// # Errors
-/// [`Error`]: something listens there, what is there is no socket, or who can reach or replace it is
-/// not in the hands of this process' user and root alone.
+/// [`Error`]: something listens there, what is there is no socket, or who can reach or replace it
+/// is not in the hands of this process' user and root alone.
 pub fn bind(config: &Config) -> Result<Bound, Error> {
     let path = match &config.socket {
         Address::Path(path) => path,
@@ -138,8 +138,8 @@ pub fn check(config: &Config) -> Result<(), Error> {
         .map_err(|error| failed(format!("{}: {}", directory.display(), io::Error::from(error))))
 }
 
-/// Every directory and every link on the way to the socket, one step after the other, belongs to root
-/// or to this process' user, and no one else may rename what is in it.
+/// Every directory and every link on the way to the socket, one step after the other, belongs to
+/// root or to this process' user, and no one else may rename what is in it.
 fn check_directories(directory: &Path) -> Result<(), String> {
     let shown = |path: &Path, error: io::Error| match error.kind() {
         ErrorKind::NotFound => format!("there is no directory {}", directory.display()),

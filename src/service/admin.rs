@@ -1,5 +1,5 @@
-//! What operators do, each in a file of its own: chains and KEKs, roots that are added and removed,
-//! and the key of a Kubernetes plugin.
+//! The operations of operators: chains and KEKs, adding and removing roots, and the key id of
+//! Kubernetes.
 
 mod chains;
 pub(super) mod kubernetes_key;

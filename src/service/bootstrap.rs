@@ -1,5 +1,5 @@
-//! How a service starts: finds the chains that are stored, makes those that the configuration
-//! names, and starts their tasks. A root that is away delays nothing.
+//! The start of a service: loads the stored chains, creates those that the configuration names, and
+//! starts their tasks. An unavailable root does not prevent a start.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,15 +33,15 @@ use super::rotation::reservations::Reservations;
 use super::rotation::{reserver, rotator};
 use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
 
-/// How long a start waits for the chains that it names: a call of a root, and a little.
+/// How long a start waits for the chains that it names: longer than one call of a root.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 impl KeyService {
-    /// Starts a service on `store` and `roots`, the preferred root first. The chains that `config`
-    /// names, and `default`, are ready when it returns, or are retried in the background.
+    /// Starts a service on `store` and `roots`, the preferred root first. When it returns, `default`
+    /// and the chains that `config` names are ready, or are retried in the background.
     ///
     /// # Errors
-    /// When the store does not answer; roots may be away.
+    /// When the store does not answer. Roots may be unavailable.
     pub(crate) async fn start(
         config: Config,
         store: Arc<dyn Store>,
@@ -103,12 +103,12 @@ impl KeyService {
         Ok(service)
     }
 
-    /// Drives `chains` at once, and waits for them all, but not for long.
+    /// Runs the first steps of all `chains` concurrently, and waits for them with a limit.
     async fn make_ready(&self, chains: Vec<Arc<Chain>>) {
         let mut driven = JoinSet::new();
         for chain in chains {
             let core = Arc::clone(&self.core);
-            // What fails here is logged, and tried again by the chain's tasks.
+            // A failure is logged, and the chain's tasks try again.
             driven.spawn(async move {
                 rotator::drive(&core, &chain).await;
                 reserver::drive(&core, &chain).await;
@@ -117,7 +117,7 @@ impl KeyService {
         let all = async { while driven.join_next().await.is_some() {} };
         if tokio::time::timeout(READY_WITHIN, all).await.is_err() {
             tracing::warn!(
-                "some chains are not ready yet: a root or the store is slow; they go on"
+                "some chains are not ready yet: a root or the store is slow; their tasks continue"
             );
         }
         driven.detach_all();
@@ -152,7 +152,7 @@ impl Core {
         }
     }
 
-    /// Makes the named chains that are missing, and loads all.
+    /// Creates the named chains that are missing, and loads all chains.
     async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
         let head = self.new_head(self.config.chain.suite, self.config.chain.limits());
         for name in self.named_chains() {
@@ -173,7 +173,7 @@ impl Core {
                 }
                 Ok(None) => {}
                 Err(store::Error::Corrupt { key, detail }) => {
-                    tracing::error!(chain = %name, key, detail, "a chain is left out: its record is damaged");
+                    tracing::error!(chain = %name, key, detail, "a chain is not loaded: its record is damaged");
                     damaged.insert(name, format!("the record {key} is damaged: {detail}"));
                 }
                 Err(error) => return Err(self.store_error(&name, error)),
@@ -182,7 +182,7 @@ impl Core {
         Ok((chains, damaged))
     }
 
-    /// Loads one chain; `None` when it is not stored.
+    /// Loads one chain; `None` if it is not stored.
     pub(super) async fn load(&self, name: &ChainName) -> Result<Option<Arc<Chain>>, store::Error> {
         let store: Arc<dyn Store> = Arc::clone(&self.store) as _;
         let ledger = Ledger::load(store, name.clone(), self.owner).await?;

@@ -95,3 +95,33 @@ impl Builder {
         KeyService::start(self.config, self.store, self.roots, self.clock, metrics).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::local;
+    use crate::service::Kind;
+
+    #[tokio::test]
+    async fn a_service_has_the_chains_the_roots_and_the_metrics_that_it_is_built_with() {
+        let (registry, root) = (Registry::new(), local::Root::generate().unwrap());
+        let builder = KeyService::builder().chain(ChainName::new("orders").unwrap());
+        let service = builder.root("main", root).metrics(&registry).start().await.unwrap();
+        for (name, known) in [("default", true), ("orders", true), ("others", false)] {
+            let chain = service.chain(name).unwrap();
+            let encrypted = chain.encrypt(b"hello", b"row 7").await;
+            assert_eq!(encrypted.as_ref().err().map(Error::kind).is_none(), known, "{name}");
+            let Ok(encrypted) = encrypted else { continue };
+            assert_eq!(encrypted.chain.as_str(), name);
+            let rewrapped = chain.rewrap_inline(encrypted.envelope).await.unwrap();
+            let decrypted = chain.decrypt(rewrapped.envelope, b"row 7").await.unwrap();
+            assert_eq!(decrypted.plaintext.as_slice(), b"hello");
+        }
+        assert_eq!(service.chain("Orders").unwrap_err().kind(), Kind::InvalidRequest);
+        let names = registry.gather().into_iter().map(|family| family.name().to_owned());
+        assert!(names.into_iter().any(|name| name == "kms_proxy_root_calls_total"));
+        service.stop().await;
+        let again = KeyService::builder().metrics(&registry).start().await;
+        assert_eq!(again.err().map(|error| error.kind()), Some(Kind::Internal), "already there");
+    }
+}

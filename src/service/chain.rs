@@ -1,5 +1,5 @@
-//! One chain in a running service: the snapshot that requests use, and what its background tasks
-//! share. Requests read the snapshot and wait here when its budget is empty.
+//! One chain of a running service: the snapshot that requests use, the requests that wait for uses,
+//! and the state that the chain's tasks share. It calls no store and no root.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,44 +29,45 @@ use waiters::Waiters;
 pub(super) struct Chain {
     pub(super) name: ChainName,
     pub(super) metrics: ChainMetrics,
-    /// What requests use. Never ahead of the store.
+    /// What requests use. It never contains a change that is not stored.
     snapshot: ArcSwap<KeyChain>,
-    /// The records, and how fast uses are spent; held for store calls, never for a root's.
+    /// The records, and how fast uses are spent. Locked during store calls, never during root calls.
     pub(super) reservations: tokio::sync::Mutex<Reservations>,
-    /// Whether the records changed since they were read.
+    /// Whether the records have changed since they were read.
     pub(super) staleness: Arc<Staleness>,
-    /// Held by whoever makes the next KEK.
+    /// Locked by the task that creates the next KEK.
     pub(super) rotator: tokio::sync::Mutex<RetryAt>,
-    /// Somebody wanted uses since the start.
+    /// Whether a request has needed uses since the start.
     pub(super) was_wanted: AtomicBool,
-    /// It is `default`, or the configuration names it: it is ready before somebody wants it.
+    /// Whether it is `default` or named by the configuration. Then it has a primary before the first
+    /// request.
     pub(super) is_named: AtomicBool,
-    /// It is deleted: its tasks end.
+    /// Whether it is deleted. Then its tasks end.
     pub(super) is_deleted: AtomicBool,
-    /// What is wrong with the clock of this machine or of another one.
+    /// Why the clock of this machine, or of another one, must be wrong.
     pub(super) clock_fault: ArcSwapOption<String>,
-    /// Somebody wants uses.
+    /// Wakes the reserver.
     pub(super) need_uses: Notify,
-    /// Somebody wants a KEK to be made or opened.
+    /// Wakes the rotator.
     pub(super) need_kek: Notify,
-    /// Uses left at which the next block is asked for.
+    /// The number of uses left at which the next block is reserved.
     pub(super) low_water: AtomicU64,
     /// The requests that wait for uses.
     waiters: Waiters,
-    /// Why the rotator's last try failed.
+    /// Why the rotator's last attempt failed.
     pub(super) root_failure: ArcSwapOption<Error>,
-    /// How many of the primary and the standby each root has no wrap of, in the order of the roots.
+    /// How many wraps each root lacks of the primary and the standby, in the order of the roots.
     pub(super) missing_wraps: ArcSwap<Vec<i64>>,
-    /// When rotations by hand were made lately; held by the one that is under way.
+    /// The times of recent manual rotations; locked while one is in progress.
     pub(super) by_hand: tokio::sync::Mutex<Vec<Monotonic>>,
-    /// Whether what its keys are called must be known.
+    /// Whether a client needs the key id.
     pub(super) wants_name: AtomicBool,
-    /// What they are called, as of the newest set of roots.
+    /// What the key id is derived from, as of the newest set of roots.
     pub(super) named_root: ArcSwapOption<NamedRoot>,
-    /// KEKs whose stored state is in doubt, and until when that must be read again; held by
-    /// whoever changes the state of a KEK.
+    /// KEKs whose stored state is in doubt, and until when it must be read again. Locked while the
+    /// state of a KEK is changed.
     pub(super) doubts: tokio::sync::Mutex<HashMap<KekId, Monotonic>>,
-    /// Since when this process has seen KEKs disabled.
+    /// When this process first saw each disabled KEK.
     pub(super) disabled: Disabled,
 }
 
@@ -97,12 +98,12 @@ impl Chain {
         }
     }
 
-    /// The chain as it is now.
+    /// The current snapshot.
     pub(super) fn snapshot(&self) -> Arc<KeyChain> {
         self.snapshot.load_full()
     }
 
-    /// Puts a changed snapshot in the place of the current one. What changes is stored by then.
+    /// Replaces the snapshot by a changed one. The change must be stored already.
     pub(super) fn publish(&self, change: impl Fn(&mut KeyChain)) {
         self.snapshot.rcu(|current| {
             let mut next = KeyChain::clone(current);
@@ -111,7 +112,7 @@ impl Chain {
         });
     }
 
-    /// Asks for the next block when few uses are left.
+    /// Wakes the reserver if few uses are left.
     pub(super) fn watch_level(&self, snapshot: &KeyChain, now: Monotonic) {
         let left = snapshot.budget().map_or(0, |budget| budget.left(now));
         if left <= self.low_water.load(Ordering::Relaxed) {
@@ -119,10 +120,10 @@ impl Chain {
         }
     }
 
-    /// Waits for uses to come; then it is worth another try.
+    /// Waits until the request should try again to take a use.
     ///
     /// # Errors
-    /// When none will come soon, when too many wait already, or when `patience` ends.
+    /// When no uses will be available soon, when too many requests wait, or after `patience`.
     pub(super) async fn wait_for_uses(&self, patience: Duration, most: usize) -> Result<(), Error> {
         let waiter = self.waiters.enter(most)?;
         self.was_wanted.store(true, Ordering::Relaxed);
@@ -130,15 +131,14 @@ impl Chain {
         if waiter.turn(patience).await {
             return Ok(());
         }
-        Err(self.trouble().unwrap_or_else(|| match self.reservations.try_lock() {
-            Ok(_) => Error::exhausted("no use of the KEK came in time"),
-            // It is held for calls of the store alone.
-            Err(_) => Error::new(Kind::StoreUnavailable, "the store does not answer in time"),
+        Err(self.last_error().unwrap_or_else(|| match self.reservations.try_lock() {
+            Ok(_) => Error::exhausted("no use of the KEK became available in time"),
+            // It is locked during store calls only.
+            Err(_) => Error::new(Kind::StoreUnavailable, "the store did not respond in time"),
         }))
     }
 
-    /// Whether its first KEK is worth a call of the root. One that ends with the process is not before
-    /// it is used.
+    /// Whether to create its first KEK. With inline KEKs, that waits for the first request.
     pub(super) fn is_wanted(&self, placement: KekPlacement) -> bool {
         self.was_wanted.load(Ordering::Relaxed)
             || placement == KekPlacement::Stored
@@ -146,20 +146,20 @@ impl Chain {
                     || self.wants_name.load(Ordering::Relaxed))
     }
 
-    /// Why no uses come, if that is known.
-    pub(super) fn trouble(&self) -> Option<Error> {
-        self.waiters.trouble()
+    /// Why no uses can be reserved, if that is known.
+    pub(super) fn last_error(&self) -> Option<Error> {
+        self.waiters.last_error()
     }
 
-    /// The number of completed reservation attempts: an error from before a request arrived is no
-    /// answer to it.
+    /// The number of completed reservation attempts. An error of an attempt before a request arrived
+    /// does not concern it.
     pub(super) fn rounds(&self) -> u64 {
         self.waiters.rounds()
     }
 
-    /// Notes why no uses come, or that they do.
-    pub(super) fn set_trouble(&self, trouble: Option<Error>) {
-        self.waiters.set_trouble(trouble);
+    /// Notes the result of a reservation attempt.
+    pub(super) fn set_last_error(&self, error: Option<Error>) {
+        self.waiters.set_last_error(error);
     }
 
     /// How many requests wait for uses.
@@ -167,7 +167,7 @@ impl Chain {
         self.waiters.waiting()
     }
 
-    /// Lets as many waiting requests try as there are uses; all of them when an error is known.
+    /// Wakes as many waiting requests as there are uses, or all of them to return an error.
     pub(super) fn wake(&self, uses: u64) {
         self.waiters.wake(uses);
     }

@@ -24,58 +24,58 @@ use super::limits::unknown::Unknown;
 use super::monitored_store::MonitoredStore;
 use super::rollback::summary::Summary;
 
-/// How many names that are not known here may be looked up in the store at once.
+/// How many unknown names may be looked up in the store concurrently.
 pub(super) const CONCURRENT_LOOKUPS: usize = 64;
 
 /// The shared parts.
 pub(super) struct Core {
     pub(super) config: Config,
     pub(super) store: Arc<MonitoredStore>,
-    /// What is encrypted here: where the store ends with the process, KEKs travel along.
+    /// Where the KEKs of new envelopes are placed: inline if the store does not outlive the process.
     pub(super) placement: KekPlacement,
     pub(super) keyring: Keyring,
     pub(super) deks: DekCache,
     pub(super) unknown: Unknown<(ChainName, KekId)>,
     pub(super) unknown_chains: Unknown<ChainName>,
-    /// Reads of names that are not known here.
+    /// Limits concurrent look-ups of unknown names.
     pub(super) lookups: Semaphore,
-    /// Others can write to the store as well.
+    /// Whether other processes can write to the store.
     pub(super) shared: bool,
-    /// When the states in memory were last found to be those of the store, in nanoseconds.
+    /// When all KEK states in memory last matched the store, in nanoseconds of monotonic time.
     pub(super) confirmed: AtomicU64,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
-    /// The last KEK that a chain needed could not be made or opened: then every chain tries its own
-    /// primary before it is asked for, so that readiness tells the truth.
+    /// Whether the last KEK that a chain needed could not be created or unwrapped. If so, every chain
+    /// tries its own primary before a request needs it, so that readiness is correct.
     pub(super) in_doubt: AtomicBool,
-    /// A random number for this process, in the records that it writes.
+    /// A random number that identifies this process in the records that it writes.
     pub(super) owner: u64,
     pub(super) stopping: watch::Sender<bool>,
-    /// Stored records that are damaged, by their keys, with their chains.
+    /// Damaged stored records: the chain of each by its key.
     pub(super) damage: Mutex<BTreeMap<String, ChainName>>,
-    /// How often KEKs are tried again that no root opened.
+    /// Limits how often KEKs that no root unwrapped are tried again.
     pub(super) retries: RateLimiter,
-    /// What was done about a rollback of the store and is not logged yet.
+    /// Repairs after a rollback of the store that are not logged yet.
     pub(super) rollbacks: Summary,
 }
 
 impl Core {
-    /// What all replicas must know of can only be changed where there is a store.
+    /// Changes that every replica must see need a shared store.
     pub(super) fn needs_store(&self, what: &str) -> Result<(), Error> {
         if self.placement == KekPlacement::Stored {
             return Ok(());
         }
         let detail = format!(
-            "{what} with store.kind = \"inline\": nothing is stored, so nobody else would hear of it"
+            "{what} with store.kind = \"inline\": nothing is stored, so no other process would know"
         );
         Err(Error::new(Kind::Conflict, detail))
     }
 
-    /// What a client hears of a store's error; the log hears the rest.
+    /// Converts a store's error to one for clients, and logs what clients must not see.
     pub(super) fn store_error(&self, chain: &ChainName, error: store::Error) -> Error {
         match error {
             store::Error::Unavailable { .. } => {
-                // The store's own trouble is logged once, where it is observed.
+                // The monitored store logs the outage, once.
                 Error::new(Kind::StoreUnavailable, "the store is unavailable")
             }
             store::Error::Corrupt { key, detail } => {
@@ -87,11 +87,11 @@ impl Core {
     }
 }
 
-/// Damaged records that are remembered of all chains.
+/// The maximum number of damaged records that are remembered.
 const MAX_DAMAGED: usize = 1_000;
 
 impl Core {
-    /// A record was read that is damaged: readiness names it until it is read whole.
+    /// Notes a damaged record: readiness names it until it is read without an error.
     pub(super) fn note_damage(&self, chain: &ChainName, key: &str) {
         let mut damage = self.damage();
         if damage.len() < MAX_DAMAGED {
@@ -99,7 +99,7 @@ impl Core {
         }
     }
 
-    /// The damaged records of a chain, for readiness.
+    /// Describes the damaged records of a chain, for readiness.
     pub(super) fn damage_of(&self, chain: &ChainName) -> Option<String> {
         const NAMED: usize = 3;
         let damage = self.damage();
@@ -110,7 +110,7 @@ impl Core {
             .then(|| format!("{} of its records are damaged ({})", keys.len(), named.join(", ")))
     }
 
-    /// Reads records again that were damaged.
+    /// Reads damaged records again, in case they were repaired.
     pub(super) async fn check_damage(&self) {
         let keys: Vec<_> = self.damage().keys().take(MAX_DAMAGED / 10).cloned().collect();
         for key in keys {
@@ -121,7 +121,7 @@ impl Core {
                     Some(Part::Uses(_)) => Uses::decode(&key, &entry.value).is_ok(),
                     Some(Part::Claim) | None => true,
                 },
-                // One that is missing is damage too.
+                // A missing record is damage, too.
                 Ok(None) | Err(_) => false,
             };
             if is_whole {
@@ -137,19 +137,19 @@ impl Core {
 }
 
 impl Core {
-    /// Every state in memory was as the store says, at `when`.
+    /// Notes that every KEK state in memory matched the store at `when`.
     pub(super) fn confirm(&self, when: Monotonic) {
         self.confirmed.store(when.as_nanos(), Ordering::Relaxed);
     }
 
-    /// Whether every state in memory was as the store says within `time`, where others can write.
+    /// Whether every KEK state in memory matched a shared store within the last `time`.
     pub(super) fn confirmed_within(&self, now: Monotonic, time: Duration) -> bool {
         self.shared
             && now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))) < time
     }
 
-    /// Whether states in memory may still be relied on: where others can change them, they are read
-    /// every 20 s, and count for `offline_grace` while the store is away.
+    /// Whether the KEK states in memory may be relied on. Those of a shared store are read every 20 s,
+    /// and remain valid for `offline_grace` while it is unavailable.
     pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
         !self.shared
             || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))

@@ -1,7 +1,7 @@
-//! The data path: encrypts, decrypts, rewraps and makes data keys with one snapshot of a chain.
+//! The data path: encrypt, decrypt, rewrap and data keys, each with one snapshot of a chain.
 //!
-//! Encrypting takes a reserved use from the snapshot; only an empty budget waits. Decrypting waits
-//! only for a KEK that is not in memory. No root and no record is known here.
+//! Encrypting takes a reserved use from the snapshot and waits only if none is left. Decrypting
+//! waits only for a KEK that is not in memory. This module calls no root itself.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use super::types::{DataKey, Decrypted, Encrypted, Rewrapped};
 use super::{KeyService, kek_lifecycle};
 
 impl KeyService {
-    /// Encrypts `plaintext`; `chain` is the caller's, `None` means `default`.
+    /// Encrypts `plaintext` with `chain`, or with `default` if that is `None`.
     ///
     /// # Errors
-    /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and when no use can be had
+    /// [`Kind::InvalidRequest`], [`Kind::UnknownChain`], and if no use is available
     /// [`Kind::KekExhausted`], [`Kind::RootUnavailable`] or [`Kind::StoreUnavailable`].
     pub(crate) async fn encrypt(
         &self,
@@ -67,8 +67,8 @@ impl KeyService {
         self.finish(Operation::Decrypt, &chain, started, result)
     }
 
-    /// Moves a binary envelope, or a header alone, to the primary KEK. What is there already comes
-    /// back unchanged and costs no use. A payload passed along is not verified.
+    /// Wraps the DEK of a binary envelope, or of a header alone, with the primary KEK. If it is
+    /// current, it is returned unchanged and costs no use. The payload is not verified.
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt) and [`decrypt`](Self::decrypt).
@@ -80,9 +80,9 @@ impl KeyService {
         self.rewrap_to(self.core.placement, chain, envelope).await
     }
 
-    /// The same, and the KEK travels along what comes back: it is of version 2, and any service opens
-    /// it that has the chain's name and one of the roots. With a store of kind `inline` every rewrap
-    /// is one of these.
+    /// As [`rewrap`](Self::rewrap), with an inline KEK: the result has version 2, and any service with
+    /// a chain of this name and one of the roots can decrypt it. With a store of kind `inline`, every
+    /// rewrap does this.
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
@@ -106,7 +106,7 @@ impl KeyService {
         self.finish(Operation::Rewrap, &chain, started, result)
     }
 
-    /// Makes a random key of `bytes` bytes (16 to 64) and its envelope.
+    /// Generates a random key of `bytes` bytes (16 to 64) and its envelope.
     ///
     /// # Errors
     /// Those of [`encrypt`](Self::encrypt).
@@ -120,7 +120,7 @@ impl KeyService {
         let chain = self.find(Operation::Datakey, chain).await?;
         let result = async {
             if !(16..=64).contains(&bytes) {
-                return Err(Error::new(Kind::InvalidRequest, "bytes is 16 to 64"));
+                return Err(Error::new(Kind::InvalidRequest, "bytes must be between 16 and 64"));
             }
             let plaintext = SecretBytes::random(bytes).map_err(|error| Error::internal(&error))?;
             let (envelope, kek_id) =
@@ -142,8 +142,7 @@ impl KeyService {
         self.spend_use(chain, now, |one| one.placed(placement).seal(plaintext, aad)).await
     }
 
-    /// Spends one use; waits for the next block or KEK when there is none. What comes of it is
-    /// under the KEK whose id comes along.
+    /// Spends one use, and waits for one if none is left. Returns the result with the id of its KEK.
     async fn spend_use<T>(
         &self,
         chain: &Chain,
@@ -158,20 +157,18 @@ impl KeyService {
                 chain.watch_level(&snapshot, now);
                 let (void_at, id) = (one.void_at(), one.kek_id());
                 let made = spend(one).map_err(encrypt_error)?;
-                // It may have become void meanwhile: then nobody gets what came of it.
+                // If the use has expired meanwhile, the result must not be returned.
                 return if self.core.clock.now() < void_at {
                     Ok((made, id))
                 } else {
-                    Err(Error::exhausted(
-                        "the reserved use became void while it was spent; try again",
-                    ))
+                    Err(Error::exhausted("the reserved use expired while it was spent; try again"))
                 };
             }
             let until = match until {
                 None => *until.insert(now + self.core.config.wait),
                 Some(until) => {
-                    // A turn may be left over from those who waited before.
-                    if let Some(error) = chain.trouble().filter(|_| chain.rounds() != rounds) {
+                    // The permit may be left over from requests that waited before.
+                    if let Some(error) = chain.last_error().filter(|_| chain.rounds() != rounds) {
                         return Err(error);
                     }
                     until
@@ -216,7 +213,7 @@ impl KeyService {
                 previous_kek_id,
             });
         }
-        // The root may have been asked meanwhile.
+        // A call of a root may have taken long.
         let now = self.core.clock.now();
         let (mut rewrapped, kek_id) =
             self.spend_use(chain, now, |one| one.placed(placement).seal_dek(&dek)).await?;
@@ -224,7 +221,7 @@ impl KeyService {
         Ok(Rewrapped { envelope: rewrapped, chain: chain_name, kek_id, previous_kek_id })
     }
 
-    /// Opens the DEK of an envelope: from the cache, by a KEK in memory, or by way of the root.
+    /// Unwraps the DEK of an envelope: from the cache, by a KEK in memory, or by a KEK from a root.
     async fn open_dek(
         &self,
         chain: &Chain,
@@ -238,7 +235,7 @@ impl KeyService {
         if !self.core.is_confirmed(now) {
             return Err(Error::new(
                 Kind::StoreUnavailable,
-                "the store has been away for longer than cache.offline_grace",
+                "the store has been unavailable for longer than cache.offline_grace",
             ));
         }
         if let Some(dek) = deks.get(&chain.name, header, now) {
@@ -251,7 +248,7 @@ impl KeyService {
             None => {
                 let stored = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await;
                 let kek = match (stored, header.version) {
-                    // What the store says of a KEK wins over the record that travels along.
+                    // The stored record takes precedence over the inline one.
                     (Err(error), Version::Inline(record)) if error.kind() == Kind::UnknownKek => {
                         keyring.inline(&chain.name, header.suite, id, record).await?
                     }
@@ -261,7 +258,7 @@ impl KeyService {
                         }
                     })?,
                 };
-                // It may have been disabled meanwhile: then it must not stay in memory.
+                // If it was disabled meanwhile, it must not stay in memory.
                 snapshot = chain.snapshot();
                 snapshot.allows(id).map_err(|error| {
                     keyring.drop_kek(&chain.name, id);

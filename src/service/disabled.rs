@@ -1,5 +1,5 @@
-//! Since when this process has seen KEKs disabled, by its monotonic clock: a wrong wall clock must
-//! not shorten the time until one can be destroyed. A leaf.
+//! When this process first saw each disabled KEK, by its monotonic clock: a wrong wall clock must not
+//! shorten the delay before a KEK can be destroyed.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::clock::Monotonic;
 use crate::id::KekId;
 
-/// Since when this process has seen KEKs disabled, by its monotonic clock.
+/// When this process first saw each disabled KEK.
 #[derive(Default)]
 pub(super) struct Disabled(Mutex<HashMap<KekId, Seen>>);
 
@@ -16,17 +16,17 @@ pub(super) struct Disabled(Mutex<HashMap<KekId, Seen>>);
 #[derive(Clone, Copy)]
 pub(super) struct Seen {
     pub(super) at: Monotonic,
-    /// This process disabled it.
+    /// Whether this process disabled it.
     pub(super) is_witness: bool,
 }
 
 impl Disabled {
-    /// When the KEK was first seen disabled: `now`, if it was not seen before.
+    /// When the KEK was first seen disabled; `now` if it was not seen before.
     pub(super) fn seen(&self, id: KekId, now: Monotonic) -> Seen {
         *self.lock().entry(id).or_insert(Seen { at: now, is_witness: false })
     }
 
-    /// This process disabled the KEK.
+    /// Notes that this process disabled the KEK.
     pub(super) fn witness(&self, id: KekId, now: Monotonic) {
         self.lock().insert(id, Seen { at: now, is_witness: true });
     }

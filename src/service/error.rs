@@ -1,30 +1,30 @@
-//! One table of everything that a call can end with: stable code, HTTP status, gRPC status, worth
-//! a retry.
+//! The one table of errors of the service: stable code, HTTP status, gRPC status, and whether a
+//! retry may succeed.
 //!
-//! The layers below have their own errors; here they become what a client reads. What a client
-//! reads never tells which check an envelope failed, and never holds a secret.
+//! The errors of the layers below are converted to these. An error never says which check an
+//! envelope failed, and never contains a secret.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-/// The kinds of failure that a client can tell apart.
+/// The kinds of failure that a client can distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The request itself is wrong: not JSON, unknown field, wrong type, bad base64, out of range.
+    /// The request is malformed: not JSON, unknown field, wrong type, bad base64, out of range.
     InvalidRequest,
-    /// Malformed, tampered, wrong AAD or wrong chain: one answer for all of them.
+    /// The envelope is malformed or modified, or the AAD or the chain is wrong: one error for all.
     InvalidCiphertext,
     /// The envelope names a KEK that this chain does not have.
     UnknownKek,
-    /// No or wrong credentials.
+    /// Credentials are missing or wrong.
     Unauthenticated,
-    /// Known, but not allowed.
+    /// The client has no permission for the call.
     Forbidden,
     /// No such path.
     NotFound,
     /// No such chain.
     UnknownChain,
-    /// The path does not take this method.
+    /// The path does not support this method.
     MethodNotAllowed,
     /// The state does not allow it.
     Conflict,
@@ -32,15 +32,15 @@ pub enum Kind {
     KekDisabled,
     /// The body is larger than `server.max_body`.
     PayloadTooLarge,
-    /// Neither JSON nor octet-stream, or a path that takes only one of them.
+    /// Neither JSON nor octet-stream, or a path that supports only one of them.
     UnsupportedMediaType,
-    /// Too much at once: rotations by hand, requests in flight.
+    /// A limit is reached, such as that of manual rotations or of requests in flight.
     Overloaded,
-    /// A defect, or damage to what is stored.
+    /// A defect of the service, or a damaged record.
     Internal,
-    /// No uses are left, and none came in time.
+    /// No uses are left, and none became available in time.
     KekExhausted,
-    /// The root is needed and does not answer.
+    /// A root is needed and does not answer.
     RootUnavailable,
     /// The store is needed and does not answer.
     StoreUnavailable,
@@ -124,31 +124,33 @@ pub struct Error {
     /// For operators alone: in the log and in readiness, never in a response.
     advice: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
+    /// The metrics have it.
+    is_counted: bool,
 }
 
 impl Error {
-    /// A failure with a sentence for whoever made the call. 429 and 503 ask for a retry after one
+    /// An error with a sentence for the client. Those with status 429 or 503 suggest a retry after one
     /// second.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = kind.retryable().then_some(Duration::from_secs(1));
-        Self { kind, detail: detail.into(), advice: None, retry_after }
+        Self { kind, detail: detail.into(), advice: None, retry_after, is_counted: false }
     }
 
-    /// The same with a sentence that only operators read.
+    /// Adds a sentence that only operators read.
     #[must_use]
     pub fn with_advice(mut self, advice: impl Into<Cow<'static, str>>) -> Self {
         self.advice = Some(advice.into());
         self
     }
 
-    /// The same with another time to wait before a retry.
+    /// Sets the time to wait before a retry.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
     }
 
-    /// The one answer for envelopes that do not open.
+    /// The error for every envelope that does not decrypt.
     #[must_use]
     pub fn invalid_ciphertext() -> Self {
         Self::new(
@@ -157,15 +159,28 @@ impl Error {
         )
     }
 
-    /// No use of a KEK can be had.
+    /// No use of a KEK is available.
     pub(super) fn exhausted(detail: &'static str) -> Self {
         Self::new(Kind::KekExhausted, detail)
     }
 
-    /// A failure that is no fault of the caller. Its cause is logged, not returned.
+    /// An internal failure. Its cause is logged, not returned.
     pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "a call failed because of an internal error");
         Self::new(Kind::Internal, "the service failed; its log says why")
+    }
+
+    /// The metrics of operations have this failure.
+    pub(super) fn counted(mut self) -> Self {
+        self.is_counted = true;
+        self
+    }
+
+    /// Whether the metrics of operations have this failure. Whoever answers a call counts a
+    /// failure from before it reached the service.
+    #[must_use]
+    pub const fn is_counted(&self) -> bool {
+        self.is_counted
     }
 
     /// Which kind of failure.
@@ -189,7 +204,7 @@ impl Error {
         }
     }
 
-    /// How long to wait before a retry, in whole seconds of at least one; `None` when it won't help.
+    /// How long to wait before a retry, in whole seconds, at least one; `None` if a retry won't help.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after.map(|after| after.as_secs().max(1))

@@ -1,7 +1,7 @@
-//! Follows what other processes write to a store that they share: new chains, new KEKs, states that
-//! were changed. What a watch misses is read again, and so is everything now and then.
+//! Follows what other processes write to a shared store: new chains, new KEKs, changed states. It
+//! reads everything again after a watch has missed changes, and periodically.
 //!
-//! Nothing waits for it. A read of a KEK or chain that is not known goes to the store itself.
+//! No request waits for it: a KEK or chain that is not in memory is looked up in the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::store::{self, News, Revision, Store};
 use super::chain::Chain;
 use super::{KeyService, kek_lifecycle};
 
-/// How often everything in memory is compared with the store: a KEK that is disabled elsewhere is
-/// refused here within 30 s, also where the watch failed.
+/// How often everything in memory is compared with the store, so that a KEK that another process
+/// disables is refused here within 30 s even if the watch fails.
 const EVERY: Duration = Duration::from_secs(20);
 
 impl KeyService {
-    /// Starts to follow; nothing to do where nobody else can write.
+    /// Starts the follower, unless no other process can write to the store.
     pub(super) fn follow(self: &Arc<Self>) -> Option<tokio::task::JoinHandle<()>> {
         let mut watch = self.core.store.watch()?;
         let (service, mut stop) = (Arc::downgrade(self), self.core.stopping.subscribe());
@@ -34,14 +34,14 @@ impl KeyService {
                     _ = stop.wait_for(|&stopping| stopping) => return,
                     news = tokio::time::timeout_at(due, watch.next()) => news,
                 };
-                // Whatever is told: now and then all is read again.
+                // Everything is read again even if the watch reports changes all the time.
                 let news = news.unwrap_or(News::Missed);
                 if news == News::Missed {
                     due = Instant::now() + EVERY;
                 }
                 let Some(service) = service.upgrade() else { return };
                 let failed = match news {
-                    News::Changed(changes) => service.heard(changes).await,
+                    News::Changed(changes) => service.changed(changes).await,
                     News::Missed => service.read_again().await,
                     News::Restored => {
                         service.restored().await;
@@ -49,14 +49,14 @@ impl KeyService {
                     }
                 };
                 if let Err(error) = failed {
-                    // It is tried again within EVERY, and readiness tells of the store.
-                    tracing::debug!(%error, "what others wrote could not be read");
+                    // It is tried again after EVERY at most, and readiness reports the store.
+                    tracing::debug!(%error, "changes by other processes could not be read");
                 }
             }
         }))
     }
 
-    async fn heard(&self, changes: Vec<(String, Revision)>) -> Result<(), store::Error> {
+    async fn changed(&self, changes: Vec<(String, Revision)>) -> Result<(), store::Error> {
         for (key, revision) in changes {
             let Some((name, part)) = record::parse_key(&key) else { continue };
             let Some(chain) = self.chains.load().get(&name).cloned() else {
@@ -107,7 +107,7 @@ impl KeyService {
         let chains = self.chains.load_full();
         let inline = self.core.keyring.inline_keks().into_iter();
         let mut held = self.held();
-        // One that travelled along may have been stored, and disabled, since.
+        // A KEK that came inline may have been stored, and disabled, since.
         held.extend(inline.filter_map(|(name, id)| Some((Arc::clone(chains.get(&name)?), id))));
         for held in held.chunks(MANY) {
             let keys: Vec<_> =
@@ -126,10 +126,10 @@ impl KeyService {
                         self.core.note_damage(&chain.name, &record::kek_key(&chain.name, *id));
                     }
                     None if self.core.keyring.has_inline(&chain.name, *id) => {}
-                    // A record is never deleted. Where nothing is known that could be put in its
-                    // place, it is no reason to repair the chain again and again.
-                    None if !self.can_put_back(chain, *id) => {
-                        tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is gone");
+                    // Records are never deleted. If this process can't restore one, there is no point
+                    // in repairing the chain again and again.
+                    None if !self.can_restore(chain, *id) => {
+                        tracing::error!(chain = %chain.name, kek_id = %id, "a stored record is missing");
                     }
                     None => kek_lifecycle::suspect(&self.core, chain, *id).await?,
                 }
@@ -145,8 +145,8 @@ impl KeyService {
             || self.core.keyring.in_memory(&chain.name, id).is_some()
     }
 
-    /// Whether a record that the store lacks could be put back, or a tombstone for it.
-    fn can_put_back(&self, chain: &Chain, id: KekId) -> bool {
+    /// Whether this process can restore a record that the store lacks, or write its tombstone.
+    fn can_restore(&self, chain: &Chain, id: KekId) -> bool {
         let destroyed = (id, Refusal::Destroyed);
         self.core.keyring.remembers(&chain.name, id)
             || chain.snapshot().refused().any(|refused| refused == destroyed)

@@ -73,9 +73,9 @@ impl ChainHandle {
         self.service.rewrap(self.id(), envelope.into()).await
     }
 
-    /// Like [`rewrap`](Self::rewrap), and the header embeds the wrapped KEK (version 2): any service
-    /// with the chain's name and one of its roots can open it. A service without a store always
-    /// rewraps in this way.
+    /// Like [`rewrap`](Self::rewrap), and the header embeds the wrapped KEK (version 2): any
+    /// service with the chain's name and one of its roots can open it. A service without a store
+    /// always rewraps in this way.
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).

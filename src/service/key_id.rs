@@ -1,6 +1,6 @@
-//! What the keys of a chain are called where something outside must be told when the roots change:
-//! the key id of Kubernetes. It is kept in the chain's head, so every replica says the same, and it
-//! changes when an operator changes the roots or asks for a new one, and with nothing else.
+//! The key id of a chain, by which Kubernetes detects that the roots changed. It is derived from a
+//! [`NamedRoot`] in the chain's head, so it is the same on every replica. It changes only when an
+//! operator changes the roots or requests a new one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,18 +16,18 @@ use super::core::Core;
 use super::error::{Error, Kind};
 use super::ledger::Ledger;
 
-/// How often a change is tried when others change the same record.
+/// How often a change is tried when other processes change the same record.
 const TRIES: usize = 4;
-/// The longest name of a provider's key that is kept, in bytes.
+/// The maximum length of the provider's name of a key, in bytes; a longer one is cut.
 const MAX_KEY: usize = 512;
 
-/// What every name of a key of `chain` starts with.
+/// The start of every key id of `chain`.
 #[must_use]
 pub fn prefix(chain: &ChainName) -> String {
     format!("kms-proxy/{chain}/")
 }
 
-/// What the keys of `chain` are called: at most 800 bytes.
+/// The key id of `chain`: at most 800 bytes.
 pub(super) fn key_id(chain: &ChainName, root: &NamedRoot) -> String {
     let NamedRoot { generation, mark, kind, name, key, .. } = root;
     let prefix = prefix(chain);
@@ -35,8 +35,7 @@ pub(super) fn key_id(chain: &ChainName, root: &NamedRoot) -> String {
     if key.is_empty() { id } else { format!("{id}/{key}") }
 }
 
-/// Names the keys of a chain where that is wanted and was not done yet, and follows the name that is
-/// stored.
+/// Stores a key id for a chain that needs one and has none, and follows the stored one.
 pub(super) async fn keep(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Result<(), Error> {
     if chain.wants_name.load(Ordering::Relaxed)
         && ledger.head.record.named_root.is_none()
@@ -44,17 +43,17 @@ pub(super) async fn keep(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Res
     {
         let named = ledger.name_root(root).await;
         if !named.map_err(|error| core.store_error(&chain.name, error))? {
-            // Somebody else was first; what he wrote is read in the next round.
+            // Another process was first. Its record is read in the next round.
             return Ok(());
         }
     }
     let (known, stored) = (chain.named_root.load(), &ledger.head.record.named_root);
     let Some(stored) = stored else { return Ok(()) };
-    // Never back, and not before the KEK that was made with the new roots encrypts here.
+    // Never to an older one, and not before the KEK that the new roots wrapped encrypts here.
     let primary = ledger.primary.as_ref().map(|held| held.id);
     let is_news = known.as_ref().is_none_or(|known| known.generation < stored.generation);
     if is_news && known.is_some() && chain.snapshot().primary_id() != primary {
-        // Nobody may ask for it here, ever: kube-apiserver encrypts when the name changes.
+        // No request may ever need that KEK here, since kube-apiserver encrypts when the id changes.
         chain.need_kek.notify_one();
     } else if is_news {
         chain.named_root.store(Some(Arc::new(stored.clone())));
@@ -62,8 +61,8 @@ pub(super) async fn keep(core: &Core, chain: &Chain, ledger: &mut Ledger) -> Res
     Ok(())
 }
 
-/// Notes that the set of roots changed. Keys that have a name get another one, if `changed`, or if
-/// other roots stand behind them than when they were named.
+/// Notes that the set of roots changed. If the chain has a key id, it gets another one, provided that
+/// `changed`, or that other roots wrap the primary than when the key id was made.
 pub(super) async fn note_change(core: &Core, chain: &Chain, changed: bool) -> Result<(), Error> {
     if is_inline(core) {
         return Ok(());
@@ -84,19 +83,19 @@ pub(super) async fn note_change(core: &Core, chain: &Chain, changed: bool) -> Re
             return Ok(());
         }
     }
-    Err(Error::new(Kind::Conflict, "others changed the chain at the same time; try again"))
+    Err(Error::new(Kind::Conflict, "the chain was modified concurrently; try again"))
 }
 
 pub(super) fn no_name() -> Error {
     Error::new(Kind::Conflict, "this chain has no key id: no Kubernetes plugin has served it yet")
 }
 
-/// Whether nothing is kept of a chain: then a name must come out the same in every process.
+/// Whether chains are not stored. Then every process must derive the same key id.
 fn is_inline(core: &Core) -> bool {
     core.store.kind() == "inline"
 }
 
-/// A number that stands for these roots, in their order: what each process says that has them.
+/// A number derived from these roots and their order, the same in every process.
 fn mark_of(roots: &[[String; 3]]) -> u64 {
     let mut digest = Sha256::new();
     for part in roots.iter().flatten() {
@@ -107,8 +106,8 @@ fn mark_of(roots: &[[String; 3]]) -> u64 {
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// The root that keys are called after whose primary is `kek`. Without one that is not known yet, but
-/// where nothing is stored: there a KEK is made at its first use.
+/// The root that the key id names if `kek` is primary. If there is no primary yet, it is unknown,
+/// except if nothing is stored: then the first KEK is created at its first use.
 fn named_after(core: &Core, kek: Option<&Kek>) -> Result<Option<NamedRoot>, Error> {
     let all = core.keyring.roots.all();
     let (preferred, mark) = if is_inline(core) {
@@ -136,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_stands_for_the_roots_in_their_order() {
+    fn a_mark_depends_on_the_roots_and_their_order() {
         let root = |kind: &str, name: &str| [kind, name, ""].map(str::to_owned);
         let (a, b) = (root("aws-kms", "main"), root("local", "old"));
         let marks = [

@@ -1,4 +1,4 @@
-//! What callers may cost: rates, look-ups, and unknown names. No chain is known here.
+//! Limits on what callers may cost: rates, look-ups, and unknown names. They know no chain.
 
 pub(super) mod lookup_quota;
 pub(super) mod rate_limiter;

@@ -1,4 +1,4 @@
-//! A store that notes how it is doing and how long it takes: for `/readyz` and the metrics.
+//! A store that records its availability and latency, for `/readyz` and the metrics.
 
 use std::sync::Arc;
 
@@ -14,24 +14,24 @@ use crate::timestamp::rfc3339;
 
 use super::types::{Check, Health};
 
-/// Passes everything on, and remembers whether the last answers were good ones.
+/// Forwards every call to a store, and remembers the outage that its last results show.
 pub(super) struct MonitoredStore {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    trouble: Mutex<Option<Trouble>>,
+    last_error: Mutex<Option<LastError>>,
 }
 
-/// What is wrong.
-struct Trouble {
+/// Why the store is unavailable.
+struct LastError {
     detail: String,
     /// Unix time in seconds.
     since: u64,
-    /// Whether a write failed: on a full disk reads go on well, and prove nothing.
+    /// Whether a write failed. Then a successful read does not end the outage: a full disk can be read.
     of_writes: bool,
 }
 
-/// What was asked of the store.
+/// Whether a call reads or writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
@@ -41,26 +41,26 @@ enum Access {
 impl MonitoredStore {
     pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         metrics.store.up.set(1);
-        Self { store, clock, metrics, trouble: Mutex::new(None) }
+        Self { store, clock, metrics, last_error: Mutex::new(None) }
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.trouble.lock().is_none()
+        self.last_error.lock().is_none()
     }
 
     pub(super) fn check(&self) -> Check {
-        let trouble = self.trouble.lock();
+        let last_error = self.last_error.lock();
         Check {
             name: "store".to_owned(),
-            health: if trouble.is_none() { Health::Ok } else { Health::Degraded },
-            detail: trouble
-                .as_ref()
-                .map(|Trouble { detail, since, .. }| format!("{detail} since {}", rfc3339(*since))),
+            health: if last_error.is_none() { Health::Ok } else { Health::Degraded },
+            detail: last_error.as_ref().map(|LastError { detail, since, .. }| {
+                format!("{detail} since {}", rfc3339(*since))
+            }),
         }
     }
 
-    /// Asks a store that failed whether it is back: a read and, where a write failed, a write.
-    /// Without this a service that nobody uses would never find out.
+    /// Checks whether a store that failed is available again: a read and, if a write failed, a write.
+    /// A service without traffic makes no other calls that would show it.
     ///
     /// It writes a claim of `chain` and removes it again: no promise depends on a claim.
     pub(super) async fn probe(&self, chain: &ChainName, owner: u64) {
@@ -86,7 +86,7 @@ impl MonitoredStore {
         }
     }
 
-    /// Makes a call of the store, which the metrics know as `operation`.
+    /// Runs a call of the store. `operation` is its label in the metrics.
     async fn call<T>(
         &self,
         operation: &'static str,
@@ -100,25 +100,26 @@ impl MonitoredStore {
     }
 
     fn note<T>(&self, access: Access, result: Result<T, Error>) -> Result<T, Error> {
-        let mut trouble = self.trouble.lock();
+        let mut last_error = self.last_error.lock();
         match &result {
             Err(Error::Unavailable { detail, .. }) => {
                 let of_writes = access == Access::Write;
-                if let Some(trouble) = &mut *trouble {
-                    trouble.of_writes |= of_writes;
+                if let Some(last_error) = &mut *last_error {
+                    last_error.of_writes |= of_writes;
                 } else {
                     tracing::error!(store = self.store.kind(), error = %detail, "the store is unavailable");
                     let since = self.clock.unix_now();
-                    *trouble = Some(Trouble { detail: detail.clone(), since, of_writes });
+                    *last_error = Some(LastError { detail: detail.clone(), since, of_writes });
                 }
                 self.metrics.store.up.set(0);
             }
             Ok(_) | Err(Error::Corrupt { .. })
-                if access == Access::Read && trouble.as_ref().is_some_and(|it| it.of_writes) => {}
-            // One damaged record is no outage.
+                if access == Access::Read && last_error.as_ref().is_some_and(|it| it.of_writes) => {
+            }
+            // A damaged record is no outage.
             Ok(_) | Err(Error::Corrupt { .. }) => {
-                if trouble.take().is_some() {
-                    tracing::info!(store = self.store.kind(), "the store is back");
+                if last_error.take().is_some() {
+                    tracing::info!(store = self.store.kind(), "the store is available again");
                 }
                 self.metrics.store.up.set(1);
             }

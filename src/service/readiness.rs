@@ -1,5 +1,5 @@
-//! The health of the service, from memory alone: what `/readyz` shows, and the gauges that are set
-//! when metrics are read.
+//! The health of the service, for `/readyz`, and the gauges that are set when metrics are read. It
+//! looks at memory only.
 
 use super::KeyService;
 use super::chain::Chain;
@@ -7,7 +7,7 @@ use super::error::Error;
 use super::types::{Absence, Check, Health, Readiness};
 
 impl KeyService {
-    /// Brings those metrics up to date that are only looked at when they are read.
+    /// Updates the gauges that are computed when they are read.
     pub fn refresh_metrics(&self) {
         let deks = &self.core.deks;
         self.core.metrics.dek_cache.holds(deks.len(), deks.evicted());
@@ -19,14 +19,14 @@ impl KeyService {
             let count = |absence| gauge(self.core.keyring.count_missing(&chain.name, absence));
             chain.metrics.unknown_keks.set(count(Absence::Unknown));
             chain.metrics.unopenable_keks.set(count(Absence::Unopenable));
-            // While its records are read or written, it is as it was.
+            // While the records are read or written, the gauge keeps its value.
             if let Ok(reservations) = chain.reservations.try_lock() {
                 chain.metrics.standby.set(i64::from(reservations.ledger.standby.is_some()));
             }
         }
     }
 
-    /// How well the service stands, from memory alone.
+    /// The health of the service. Calls no store and no root.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let mut checks = vec![self.core.store.check()];
@@ -45,10 +45,10 @@ impl KeyService {
         chains.sort_by_key(|chain| &chain.name);
         for chain in chains {
             let (snapshot, failure) = (chain.snapshot(), chain.root_failure.load());
-            // A chain whose KEK no root opens is not helped by roots that answer.
+            // Roots that answer are no help to a chain whose KEK none of them unwraps.
             can_decrypt |= snapshot.keks().next().is_some() || reachable && failure.is_none();
             can_encrypt |= snapshot.budget().is_some_and(|budget| {
-                budget.left(now) > 0 || store.is_up() && chain.trouble().is_none()
+                budget.left(now) > 0 || store.is_up() && chain.last_error().is_none()
             });
             checks.extend(self.check_chain(chain));
         }
@@ -67,12 +67,12 @@ impl KeyService {
         Readiness { health, checks }
     }
 
-    /// What an operator should know of a chain.
+    /// What an operator should know about a chain.
     fn check_chain(&self, chain: &Chain) -> Option<Check> {
-        /// KEKs that are named.
+        /// The maximum number of KEKs that are named.
         const NAMED: usize = 3;
         let failure = chain.root_failure.load();
-        let error = chain.trouble().or_else(|| failure.as_deref().cloned());
+        let error = chain.last_error().or_else(|| failure.as_deref().cloned());
         let mut details: Vec<_> = error.iter().map(Error::for_operators).collect();
         details.extend(chain.clock_fault.load().as_deref().cloned());
         details.extend(self.core.damage_of(&chain.name));
@@ -88,7 +88,7 @@ impl KeyService {
             details
                 .push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
         }
-        // Neither is a fault: callers can forge ids, and a root that leaves does so in steps.
+        // The following are no faults: callers can forge ids, and the removal of a root takes steps.
         let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
         if !unknown.is_empty() {
             let (count, ids) = (unknown.len(), list(&unknown));

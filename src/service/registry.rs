@@ -1,4 +1,4 @@
-//! The chains in service: found by name, loaded from the store, and adopted with their tasks.
+//! The chains of the service: finds them by name, loads them from the store, starts their tasks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::limits::lookup_quota;
 use super::{DEFAULT_CHAIN, KeyService};
 
 impl KeyService {
-    /// Loads a chain that is new here, if there is one of this name.
+    /// Loads a chain that this process does not have yet, if the store has it.
     pub(super) async fn load_chain(
         &self,
         name: &ChainName,
@@ -24,7 +24,7 @@ impl KeyService {
         Ok(chain.map(|chain| self.adopt(chain)))
     }
 
-    /// Takes a loaded chain into service; the one that is in service already where there is one.
+    /// Adds a loaded chain and starts its tasks. If there is one of this name already, returns that.
     pub(super) fn adopt(&self, chain: Arc<Chain>) -> Arc<Chain> {
         let mut ours = false;
         self.chains.rcu(|chains| {
@@ -40,7 +40,7 @@ impl KeyService {
         self.chains.load().get(&chain.name).cloned().unwrap_or(chain)
     }
 
-    /// The chain that a caller means; a failure is counted.
+    /// Finds the chain of a call. Counts a failure.
     pub(super) async fn find(
         &self,
         operation: Operation,
@@ -50,15 +50,18 @@ impl KeyService {
         if let Some(chain) = self.chains.load().get(name) {
             return Ok(Arc::clone(chain));
         }
-        // Boxed: it is rare, and must not make the future of every request larger.
+        // Boxed, since it is rare and would make the future of every request larger.
         let found = Box::pin(self.look_up(name)).await;
-        if let Err(error) = &found {
-            self.core.metrics.failed(operation, "", error.kind().code());
-        }
-        found
+        found.map_err(|error| self.count(operation, "", error))
     }
 
-    /// Looks for a chain that may have been made elsewhere a moment ago.
+    /// Counts a failure.
+    pub(super) fn count(&self, operation: Operation, chain: &str, error: Error) -> Error {
+        self.core.metrics.failed(operation, chain, error.kind().code());
+        error.counted()
+    }
+
+    /// Looks in the store for a chain that another process may have created a moment ago.
     async fn look_up(&self, name: &str) -> Result<Arc<Chain>, Error> {
         let name = ChainName::new(name)
             .map_err(|error| Error::new(Kind::InvalidRequest, error.to_string()))?;
@@ -85,7 +88,7 @@ impl KeyService {
         self.damaged.lock()
     }
 
-    /// The KEKs in memory and those that are refused, with their chains.
+    /// The KEKs in memory and the refused ones, with their chains.
     pub(super) fn held(&self) -> Vec<(Arc<Chain>, KekId)> {
         let chains = self.chains.load();
         let mut held: Vec<_> = chains

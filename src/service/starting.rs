@@ -1,12 +1,12 @@
-//! What a start waits for, while there is no [`KeyService`](super::KeyService) yet: shown by
-//! readiness, and the answer to every call.
+//! What a start waits for, before there is a [`KeyService`](super::KeyService): shown by readiness,
+//! and returned to every call.
 
 use parking_lot::Mutex;
 
 use super::error::{Error, Kind};
 use super::types::{Check, Health};
 
-/// The one thing that a start waits for at this moment.
+/// What a start waits for at the moment.
 pub struct Starting(Mutex<Check>);
 
 impl Default for Starting {
@@ -32,7 +32,7 @@ impl Starting {
         self.0.lock().clone()
     }
 
-    /// The answer to every call until the service has started.
+    /// The error of every call until the service has started.
     #[must_use]
     pub fn error(&self) -> Error {
         let Check { name, detail, .. } = self.check();

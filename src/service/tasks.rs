@@ -1,5 +1,5 @@
-//! The tasks in the background: two for each chain, the sweep of the DEK cache and the probe of a
-//! store that failed. What they do is the business of the modules that they call.
+//! The background tasks: two for each chain, the sweep of the DEK cache, and the probe of a store
+//! that failed. The steps themselves are in the modules that the tasks call.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use super::error::Error;
 use super::kek_lifecycle;
 use super::rotation::{reserver, rotator};
 
-/// How often a chain is looked at without a request.
+/// How often the reserver of a chain runs when nothing wakes it.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How often expired DEKs are wiped.
@@ -26,15 +26,14 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// How often a store that failed is probed.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Runs `work` to its end, even when whoever waits for it hangs up: what is stored by then must
-/// reach memory as well.
+/// Runs `work` to its end even if the caller disconnects: a change that is stored must reach memory.
 pub(super) async fn run_to_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| Err(Error::internal(&error)))
 }
 
-/// Starts the tasks of a chain. They end, between two steps, when the service stops.
+/// Starts the tasks of a chain. When the service stops, they end after their current step.
 pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinHandle<()>; 2] {
     let reserving = {
         let (core, chain, mut stop) =
@@ -62,7 +61,7 @@ pub(super) fn spawn(core: &Arc<Core>, chain: &Arc<Chain>) -> [tokio::task::JoinH
     [tokio::spawn(reserving), tokio::spawn(rotating)]
 }
 
-/// Starts the task that wipes DEKs whose time in the cache is over.
+/// Starts the task that removes expired DEKs from the cache.
 pub(super) fn spawn_sweep(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
     let (core, mut stop) = (Arc::clone(core), core.stopping.subscribe());
     tokio::spawn(async move {
@@ -72,7 +71,7 @@ pub(super) fn spawn_sweep(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
     })
 }
 
-/// Starts the task that asks a store that failed whether it is back.
+/// Starts the task that checks whether a store that failed is available again.
 pub(super) fn spawn_probe(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
     let (core, mut stop) = (Arc::clone(core), core.stopping.subscribe());
     tokio::spawn(async move {
@@ -85,20 +84,19 @@ pub(super) fn spawn_probe(core: &Arc<Core>) -> tokio::task::JoinHandle<()> {
     })
 }
 
-/// Waits for `news`; false when it is time to stop.
+/// Waits for `event`; returns false if the service stops first.
 pub(super) async fn proceed(
     stop: &mut watch::Receiver<bool>,
-    news: impl Future<Output = ()>,
+    event: impl Future<Output = ()>,
 ) -> bool {
     tokio::select! {
         biased;
         _ = stop.wait_for(|&stopping| stopping) => false,
-        () = news => true,
+        () = event => true,
     }
 }
 
-/// News, or the next tick without.
-async fn next(news: impl Future<Output = ()>) {
-    // Silence is what a tick is for.
-    let _ = tokio::time::timeout(TICK, news).await;
+/// Waits for `event`, but no longer than [`TICK`].
+async fn next(event: impl Future<Output = ()>) {
+    let _ = tokio::time::timeout(TICK, event).await;
 }

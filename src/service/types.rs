@@ -1,21 +1,21 @@
-//! What the service is asked for and answers, as types: no HTTP, no gRPC, no JSON.
+//! Arguments and results of the service. They know no HTTP, gRPC or JSON.
 
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::message::{Opened, Sealed};
 use crate::secret::SecretBytes;
 use crate::store::record::{Limits, State};
 
-/// An envelope that was made.
+/// A new envelope.
 pub struct Encrypted {
     /// The binary envelope.
     pub envelope: Sealed,
-    /// The chain it was made under.
+    /// The chain that encrypted it.
     pub chain: ChainName,
     /// The KEK that wraps its DEK.
     pub kek_id: KekId,
 }
 
-/// A plaintext that was recovered.
+/// A decrypted plaintext.
 pub struct Decrypted {
     /// The plaintext; wiped on drop.
     pub plaintext: Opened,
@@ -25,15 +25,15 @@ pub struct Decrypted {
     pub kek_id: KekId,
 }
 
-/// An envelope, or a header, under the primary KEK.
+/// An envelope, or a header alone, whose DEK the primary KEK wraps.
 pub struct Rewrapped {
-    /// As much as was given: a header for a header, a whole envelope for a whole one.
+    /// A header if a header was given, else a whole envelope.
     pub envelope: Vec<u8>,
     /// The chain of the envelope.
     pub chain: ChainName,
     /// The KEK that wraps the DEK now.
     pub kek_id: KekId,
-    /// The KEK that wrapped it before; the same one when nothing had to be done.
+    /// The KEK that wrapped it before; the same one if it was current.
     pub previous_kek_id: KekId,
 }
 
@@ -43,24 +43,24 @@ pub struct DataKey {
     pub plaintext: SecretBytes,
     /// Its envelope.
     pub envelope: Sealed,
-    /// The chain it was made under.
+    /// The chain that encrypted it.
     pub chain: ChainName,
     /// The KEK that wraps the envelope's DEK.
     pub kek_id: KekId,
 }
 
-/// A rotation that was made.
+/// A completed rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotated {
     /// The chain.
     pub chain: ChainName,
     /// The KEK that encrypts now.
     pub primary: KekId,
-    /// The KEK that encrypted before; none for a chain's first.
+    /// The KEK that encrypted before; `None` for a chain's first KEK.
     pub previous: Option<KekId>,
 }
 
-/// A chain as the service tells of it.
+/// A description of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainInfo {
     /// Its name.
@@ -77,16 +77,16 @@ pub struct ChainInfo {
     pub limits: Limits,
 }
 
-/// A KEK as the service tells of it. Times are seconds since the Unix epoch.
+/// A description of a KEK. Times are seconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KekInfo {
     /// Its id.
     pub kek_id: KekId,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
     /// Its suite.
     pub suite: Suite,
-    /// When it was made.
+    /// When it was created.
     pub created_at: u64,
     /// When it became primary.
     pub promoted_at: Option<u64>,
@@ -100,17 +100,17 @@ pub struct KekInfo {
     pub roots: Vec<String>,
 }
 
-/// Why a KEK that was asked for can't be used.
+/// Why a requested KEK can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Absence {
     /// The chain has no KEK of this id: it was lost with the store, or the id is forged.
     Unknown,
-    /// The chain has it, and no configured root opens it.
+    /// The chain has it, but no configured root unwraps it.
     Unopenable,
 }
 
 impl Absence {
-    /// The word that users read.
+    /// The word for it in the API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -120,32 +120,32 @@ impl Absence {
     }
 }
 
-/// A KEK that was asked for and can't be used. Times are seconds since the Unix epoch.
+/// A requested KEK that can't be used. Times are seconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingKek {
     /// Its id.
     pub kek_id: KekId,
     /// Why.
     pub absence: Absence,
-    /// When this process first missed it.
+    /// When it was first requested from this process.
     pub first_seen: u64,
-    /// When it last did.
+    /// When it was last requested.
     pub last_seen: u64,
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T, N> {
-    /// The part.
+    /// The items of the page.
     pub items: Vec<T>,
-    /// Where the next part starts; `None` at the end.
+    /// Where the next page starts; `None` at the end.
     pub next: Option<N>,
 }
 
-/// What to set on a chain; what is `None` stays, or takes the default on a new chain.
+/// Settings of a chain. `None` keeps the current value, or takes the default for a new chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChainSettings {
-    /// The suite: it can't be changed later.
+    /// The suite. It can't be changed later.
     pub suite: Option<Suite>,
     /// See [`Limits::rotate_after_uses`].
     pub rotate_after_uses: Option<u64>,
@@ -155,67 +155,67 @@ pub struct ChainSettings {
     pub rotate_after_age: Option<u64>,
 }
 
-/// What to do with a KEK.
+/// A change of a KEK's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// `retired` to `disabled`; not where Kubernetes depends on the chain.
+    /// `retired` to `disabled`; refused if Kubernetes depends on the chain.
     Disable,
-    /// The same, whatever depends on the chain.
+    /// `retired` to `disabled`, even if Kubernetes depends on the chain.
     ForceDisable,
     /// `disabled` to `retired`.
     Enable,
-    /// `disabled` to `destroyed`, for ever; not where Kubernetes depends on the chain.
+    /// `disabled` to `destroyed`, permanently; refused if Kubernetes depends on the chain.
     Destroy,
-    /// The same, whoever depends on the chain.
+    /// `disabled` to `destroyed`, permanently, even if Kubernetes depends on the chain.
     ForceDestroy,
 }
 
-/// What came of a part of the work when a root comes or goes.
+/// The result of one page of a change of roots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootProgress {
-    /// KEKs that were looked at.
+    /// KEKs that were examined.
     pub looked_at: u64,
-    /// Those of them that were changed.
+    /// KEKs that were changed.
     pub changed: u64,
-    /// Those that could not be, and why.
+    /// KEKs that could not be changed, and why.
     pub failed: Vec<(KekId, String)>,
-    /// Where the next part starts; `None` at the end.
+    /// Where the next page starts; `None` at the end.
     pub next: Option<KekId>,
 }
 
-/// How well the service stands.
+/// The health of the service or of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// All is well.
+    /// It works.
     Ok,
-    /// It works, and an operator should look.
+    /// It works, but an operator should look at it.
     Degraded,
-    /// It can neither encrypt nor decrypt, or is on its way up or down.
+    /// It can neither encrypt nor decrypt, or it is starting or stopping.
     Down,
 }
 
-/// One thing that was looked at for readiness.
+/// One check of readiness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// `store`, `root:{name}`, `chain:{name}`, `kubernetes` or `service`.
     pub name: String,
-    /// How well it stands.
+    /// Its result.
     pub health: Health,
     /// What an operator should know.
     pub detail: Option<String>,
 }
 
-/// The answer of `/readyz`.
+/// The response of `/readyz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readiness {
-    /// How well the service as a whole stands.
+    /// The health of the service as a whole.
     pub health: Health,
-    /// The things that were looked at.
+    /// The checks that were made.
     pub checks: Vec<Check>,
 }
 
 impl Readiness {
-    /// Adds what was found beside the service itself.
+    /// Adds checks of components outside the service.
     pub fn add(&mut self, checks: Vec<Check>) {
         if self.health == Health::Ok && checks.iter().any(|check| check.health != Health::Ok) {
             self.health = Health::Degraded;

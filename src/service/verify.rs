@@ -36,12 +36,12 @@ pub struct Problem {
     /// The key of the record.
     pub key: String,
     /// What is wrong there.
-    pub trouble: Trouble,
+    pub defect: Defect,
 }
 
 /// What can be wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum Defect {
     /// The record is damaged, missing, or does not fit to others.
     Record(String),
     /// None of the roots that wrapped the KEK is configured: these.
@@ -58,20 +58,20 @@ pub enum Trouble {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = &self.key;
-        match &self.trouble {
-            Trouble::Record(detail) => write!(f, "{key}: {detail}"),
-            Trouble::NoRoot(names) => {
+        match &self.defect {
+            Defect::Record(detail) => write!(f, "{key}: {detail}"),
+            Defect::NoRoot(names) => {
                 let names = names.join(", ");
                 write!(f, "{key}: no root is configured that wrapped it, which are: {names}")
             }
-            Trouble::Root { root, error } => write!(f, "{key}: root {root}: {error}"),
+            Defect::Root { root, error } => write!(f, "{key}: root {root}: {error}"),
         }
     }
 }
 
 impl Problem {
     fn new(key: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { key: key.into(), trouble: Trouble::Record(detail.into()) }
+        Self { key: key.into(), defect: Defect::Record(detail.into()) }
     }
 }
 
@@ -205,13 +205,13 @@ impl Verifier<'_> {
                 let opened = opened.and_then(|opened| check(opened, &context));
                 opened.map(drop).map_err(|error| Problem {
                     key,
-                    trouble: Trouble::Root { root: wrap.root, error },
+                    defect: Defect::Root { root: wrap.root, error },
                 })
             });
         }
         if !known {
             let names = kek.wraps.iter().map(|wrap| wrap.root.clone()).collect();
-            self.report.problems.push(Problem { key, trouble: Trouble::NoRoot(names) });
+            self.report.problems.push(Problem { key, defect: Defect::NoRoot(names) });
         }
     }
 

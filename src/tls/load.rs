@@ -140,8 +140,7 @@ impl Loaded {
         }
     }
 
-    /// What is to be said of it at `now`: less than a tenth of its life is left, and nobody has
-    /// replaced it yet.
+    /// A warning at `now` if less than a tenth of its lifetime is left.
     pub(super) fn warning(&self, now: i64) -> Option<String> {
         let life = self.validity.not_after.saturating_sub(self.validity.not_before);
         let until = self.until();

@@ -22,7 +22,7 @@ pub(crate) struct Peer {
     pub(crate) ips: Vec<IpAddr>,
     /// The e-mail addresses among them, as they are written.
     pub(crate) emails: Vec<String>,
-    /// Its subject, to be shown to people: nobody is told apart by it.
+    /// Its subject, for logs: it identifies nobody.
     pub(crate) subject: String,
 }
 

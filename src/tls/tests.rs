@@ -11,7 +11,7 @@ pub(crate) mod pki;
 
 use pki::{Pki, now};
 
-/// A server on files of its own, which can be exchanged.
+/// A server with dedicated files, which can be replaced.
 fn server(dir: &std::path::Path, pki: &Pki) -> Server {
     let config = Config {
         cert: dir.join("tls.crt"),

@@ -9,8 +9,8 @@ use crate::files;
 use crate::timestamp::rfc3339;
 
 /// What an operator should know of the certificates in a file at `now`, in seconds since the Unix
-/// epoch: those that are not valid, those that have less than a tenth of their life left, and a file
-/// that can't be read. What is malformed is not looked at.
+/// epoch: those that are not valid, those that have less than a tenth of their life left, and a
+/// file that can't be read. What is malformed is not looked at.
 #[must_use]
 pub fn warnings(path: &Path, now: u64) -> Vec<String> {
     let now = i64::try_from(now).unwrap_or(i64::MAX);

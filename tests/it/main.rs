@@ -69,3 +69,5 @@ mod tls;
 mod vault_transit;
 #[cfg(test)]
 mod vectors;
+
+mod wording;

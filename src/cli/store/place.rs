@@ -94,7 +94,7 @@ pub(super) async fn open(config: &store::Config) -> Result<Arc<dyn Store>> {
     open_or_make(config).await
 }
 
-/// With `inline` there is none.
+/// With `inline` no store exists.
 fn must_be_one(config: &store::Config) -> Result {
     match config {
         store::Config::Inline(_) => Err(Failure::Usage(

@@ -100,7 +100,7 @@ async fn an_envelope_in_the_wrong_form_is_explained_and_keeps_its_code() {
     let (status, code, detail) = refused(raw.body(text.to_owned())).await;
     assert_eq!((status, &*code), (400, "invalid_ciphertext"));
     assert!(detail.contains("text form (kp:)") && detail.contains("JSON"), "{detail}");
-    // Of what is inside nothing is told apart.
+    // Faults inside the envelope are not distinguished.
     let mut bytes = STANDARD.decode_to_vec(base64).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     let raw = server.request(Method::POST, "/v1/decrypt").header("content-type", OCTETS);

@@ -173,8 +173,7 @@ impl KeyService {
         if !self.chains.load().contains_key(name)
             && let Err(error) = lookup_quota::charge(self.core.clock.now())
         {
-            self.core.metrics.failed(Operation::Manage, "", error.kind().code());
-            return Err(error);
+            return Err(self.count(Operation::Manage, "", error));
         }
         let (service, name) = (Arc::clone(self), name.to_owned());
         tasks::run_to_end(async move { service.put_chain_now(&name, settings).await }).await
@@ -197,10 +196,7 @@ impl KeyService {
                 return self.finish(Operation::Manage, &chain, started, info);
             }
             Ok((chain, false)) => chain,
-            Err(error) => {
-                self.core.metrics.failed(Operation::Manage, "", error.kind().code());
-                return Err(error);
-            }
+            Err(error) => return Err(self.count(Operation::Manage, "", error)),
         };
         let result = async {
             self.change_limits(&chain, settings).await?;

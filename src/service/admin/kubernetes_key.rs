@@ -20,7 +20,7 @@ pub struct KeyState {
     /// Why no root opens the primary KEK now, if that is known.
     pub root_outage: Option<String>,
     /// What else an operator should look at.
-    pub trouble: Option<String>,
+    pub last_error: Option<String>,
 }
 
 impl KeyService {
@@ -42,8 +42,8 @@ impl KeyService {
     #[must_use]
     pub fn key_state(&self, chain: &ChainName) -> KeyState {
         let Some(chain) = self.chains.load().get(chain).cloned() else {
-            let trouble = Some("the chain is not there yet".to_owned());
-            return KeyState { key_id: None, root_outage: None, trouble };
+            let last_error = Some("the chain is not there yet".to_owned());
+            return KeyState { key_id: None, root_outage: None, last_error };
         };
         let keyring = &self.core.keyring;
         let primary = chain.snapshot().primary_id();
@@ -59,12 +59,12 @@ impl KeyService {
         let store = self.core.store.check();
         let away = (!self.core.store.is_up())
             .then(|| format!("store: {}", store.detail.unwrap_or_default()));
-        let trouble = chain.trouble().map(|error| error.detail().to_owned()).or(away);
+        let last_error = chain.last_error().map(|error| error.detail().to_owned()).or(away);
         let name = chain.named_root.load();
         KeyState {
             key_id: name.as_ref().map(|root| key_id(&chain.name, root)),
             root_outage,
-            trouble,
+            last_error,
         }
     }
 
@@ -72,13 +72,12 @@ impl KeyService {
     /// encrypt again, under the new KEK. The new name comes with the result.
     ///
     /// # Errors
-    /// Those of [`rotate`](Self::rotate). [`Kind::Conflict`] for a chain whose keys have no name,
+    /// Those of [`ChainHandle::rotate`](crate::service::ChainHandle::rotate). [`Kind::Conflict`] for a chain whose keys have no name,
     /// and where nothing is stored: there the name stands for the configured roots.
     pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
         let chain = self.find(Operation::Rotate, chain).await?;
         if let Err(error) = self.check_named(&chain).await {
-            self.core.metrics.failed(Operation::Rotate, chain.name.as_str(), error.kind().code());
-            return Err(error);
+            return Err(self.count(Operation::Rotate, chain.name.as_str(), error));
         }
         let rotated = self.rotate(Some(chain.name.as_str())).await?;
         let core = Arc::clone(&self.core);

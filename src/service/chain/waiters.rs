@@ -1,4 +1,5 @@
-//! The requests that wait for uses of a chain, and why none come. It knows no store and no root.
+//! The requests that wait for uses of a chain, and the error that they get. It knows no store and no
+//! root.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +12,10 @@ use crate::service::error::Error;
 
 /// The waiting requests of one chain.
 pub(super) struct Waiters {
-    /// A fair queue: one permit, one attempt.
+    /// A fair queue. A permit allows one attempt to take a use.
     turns: Semaphore,
     waiting: AtomicU64,
-    /// Why no uses come, if that is known.
+    /// Why no uses can be reserved, if that is known.
     last_error: ArcSwapOption<Error>,
     /// Number of completed reservation attempts.
     rounds: AtomicU64,
@@ -32,10 +33,10 @@ impl Default for Waiters {
 }
 
 impl Waiters {
-    /// Adds a request, of at most `most`.
+    /// Adds a request to the queue.
     ///
     /// # Errors
-    /// When as many wait already.
+    /// When `most` requests wait already.
     pub(super) fn enter(&self, most: usize) -> Result<Waiter<'_>, Error> {
         let waiter = Waiter(self);
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -45,7 +46,7 @@ impl Waiters {
         Ok(waiter)
     }
 
-    pub(super) fn trouble(&self) -> Option<Error> {
+    pub(super) fn last_error(&self) -> Option<Error> {
         self.last_error.load().as_deref().cloned()
     }
 
@@ -53,7 +54,7 @@ impl Waiters {
         self.rounds.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_trouble(&self, error: Option<Error>) {
+    pub(super) fn set_last_error(&self, error: Option<Error>) {
         self.last_error.store(error.map(Arc::new));
         self.rounds.fetch_add(1, Ordering::Release);
     }
@@ -64,18 +65,18 @@ impl Waiters {
 
     pub(super) fn wake(&self, uses: u64) {
         let waiting = self.waiting();
-        let wanted = if self.trouble().is_some() { waiting } else { uses.min(waiting) };
+        let wanted = if self.last_error().is_some() { waiting } else { uses.min(waiting) };
         let given = u64::try_from(self.turns.available_permits()).unwrap_or(u64::MAX);
         let more = usize::try_from(wanted.saturating_sub(given)).unwrap_or(0);
         self.turns.add_permits(more);
     }
 }
 
-/// A request among the waiting ones, until it is dropped.
+/// A waiting request. Dropping it removes it from the queue.
 pub(super) struct Waiter<'a>(&'a Waiters);
 
 impl Waiter<'_> {
-    /// Waits for its turn to try again; false when `patience` ends first.
+    /// Waits for a permit; returns false if `patience` ends first.
     pub(super) async fn turn(&self, patience: Duration) -> bool {
         let Ok(Ok(turn)) = tokio::time::timeout(patience, self.0.turns.acquire()).await else {
             return false;

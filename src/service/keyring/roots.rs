@@ -39,7 +39,7 @@ pub(in crate::service) struct Roots {
 pub(in crate::service) struct RootState {
     pub(in crate::service) named: root::Named,
     /// The last answer, if it was an outage, and since when they are so.
-    trouble: Mutex<Option<(root::Error, u64)>>,
+    last_error: Mutex<Option<(root::Error, u64)>>,
     /// What it made of the wraps in the store.
     evidence: Mutex<Evidence>,
     /// Limits how often it is compared with those of other processes while it has opened nothing.
@@ -86,7 +86,7 @@ impl Roots {
         }
         let state = |named| RootState {
             named,
-            trouble: Mutex::default(),
+            last_error: Mutex::default(),
             evidence: Mutex::default(),
             comparisons: RateLimiter::new(1, COMPARED_EVERY),
         };
@@ -290,8 +290,8 @@ impl Roots {
     /// Whether a root that wrapped a KEK is away.
     pub(in crate::service) fn is_away(&self, record: &record::Kek) -> bool {
         self.states.iter().any(|state| {
-            let trouble = state.trouble.lock();
-            matches!(&*trouble, Some((root::Error::Away(_), _)))
+            let last_error = state.last_error.lock();
+            matches!(&*last_error, Some((root::Error::Away(_), _)))
                 && record.wraps.iter().any(|wrap| *wrap.root == *state.named.name)
         })
     }
@@ -342,13 +342,13 @@ impl Roots {
     /// Notes whether a root is up, by its last answer.
     fn judge(&self, state: &RootState, error: Option<&root::Error>) {
         let error = error.filter(|error| is_outage(error));
-        let mut trouble = state.trouble.lock();
-        let before = trouble.take();
+        let mut last_error = state.last_error.lock();
+        let before = last_error.take();
         let is_out = error.is_some();
         if before.is_some() && !is_out {
             self.recoveries.fetch_add(1, Ordering::Relaxed);
         }
-        *trouble = error.map(|error| {
+        *last_error = error.map(|error| {
             let since = before.map_or_else(|| self.clock.unix_now(), |(_, since)| since);
             (error.clone(), since)
         });
@@ -392,7 +392,7 @@ impl Roots {
 
 impl RootState {
     pub(in crate::service) fn is_up(&self) -> bool {
-        self.trouble.lock().is_none()
+        self.last_error.lock().is_none()
     }
 
     /// When it last opened or wrapped a stored KEK of `chain`.
@@ -448,9 +448,9 @@ impl RootState {
     }
 
     fn check(&self) -> Check {
-        let trouble = self.trouble.lock();
+        let last_error = self.last_error.lock();
         let outage =
-            trouble.as_ref().map(|(error, since)| format!("{error}, since {}", rfc3339(*since)));
+            last_error.as_ref().map(|(error, since)| format!("{error}, since {}", rfc3339(*since)));
         let faults: Vec<_> = outage.into_iter().chain(self.wrong()).collect();
         let is_local = self.named.root.kind() == "local";
         let development =

@@ -1,8 +1,7 @@
-//! What one client may cost others: look-ups in the store and calls of a root for what is not in
-//! memory.
+//! Limits how many look-ups in the store and calls of a root one client can cause.
 //!
-//! The face that knows the client wraps its call in [`LookupQuota::scope`]; deep below, the few places
-//! that look something up call [`charge`]. A call without a quota is free.
+//! The listener that knows the client runs its call in [`LookupQuota::scope`]. The code that looks
+//! something up calls [`charge`]. A call outside a scope is not limited.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,21 +16,21 @@ tokio::task_local! {
     static CURRENT: Arc<LookupQuota>;
 }
 
-/// Look-ups in each minute, which may also come at once.
+/// The quota of one client: look-ups per minute, in a burst or spread.
 #[derive(Debug)]
 pub struct LookupQuota(RateLimiter);
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl LookupQuota {
-    /// A quota of `per_minute` look-ups, and of one where that is 0.
+    /// A quota of `per_minute` look-ups; at least one.
     #[must_use]
     pub fn new(per_minute: u32) -> Self {
         let per_minute = per_minute.max(1);
         Self(RateLimiter::new(per_minute, MINUTE / per_minute))
     }
 
-    /// Runs a call that this quota pays for.
+    /// Runs `call`, whose look-ups are charged to this quota.
     pub async fn scope<T>(self: &Arc<Self>, call: impl Future<Output = T>) -> T {
         CURRENT.scope(Arc::clone(self), call).await
     }
@@ -45,12 +44,12 @@ impl LookupQuota {
     }
 }
 
-/// Takes one look-up from the allowance of whoever is called for.
+/// Charges one look-up to the quota of the current call.
 ///
 /// # Errors
-/// [`Kind::Overloaded`] when it is used up.
+/// [`Kind::Overloaded`] if the quota is used up.
 pub(in crate::service) fn charge(now: Monotonic) -> Result<(), Error> {
-    CURRENT.try_with(|allowance| allowance.take(now)).unwrap_or(Ok(()))
+    CURRENT.try_with(|quota| quota.take(now)).unwrap_or(Ok(()))
 }
 
 #[cfg(test)]
@@ -58,24 +57,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minutes_look_ups_may_come_at_once_and_then_one_after_another() {
-        let allowance = LookupQuota::new(60);
+    fn a_burst_of_one_minute_is_allowed_and_then_the_rate_applies() {
+        let quota = LookupQuota::new(60);
         let mut now = Monotonic::default() + MINUTE;
         for _ in 0..60 {
-            allowance.take(now).unwrap();
+            quota.take(now).unwrap();
         }
-        let error = allowance.take(now).unwrap_err();
+        let error = quota.take(now).unwrap_err();
         assert_eq!((error.kind(), error.retry_after_secs()), (Kind::Overloaded, Some(1)));
         now = now + Duration::from_secs(2);
-        assert_eq!((0..100).filter(|_| allowance.take(now).is_ok()).count(), 2);
+        assert_eq!((0..100).filter(|_| quota.take(now).is_ok()).count(), 2);
     }
 
     #[tokio::test]
-    async fn only_the_call_in_the_scope_pays() {
-        let allowance = Arc::new(LookupQuota::new(1));
+    async fn only_the_call_in_the_scope_is_charged() {
+        let quota = Arc::new(LookupQuota::new(1));
         let now = Monotonic::default() + MINUTE;
-        allowance.scope(async { charge(now).unwrap() }).await;
-        assert!(allowance.scope(async { charge(now) }).await.is_err());
+        quota.scope(async { charge(now).unwrap() }).await;
+        assert!(quota.scope(async { charge(now) }).await.is_err());
         assert!(charge(now).is_ok());
     }
 }

@@ -1,17 +1,17 @@
-//! A rate with a burst, in one atomic number: the generic cell rate algorithm (ITU-T I.371). A leaf.
+//! A rate limit with a burst, in one atomic number: the generic cell rate algorithm (ITU-T I.371).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Monotonic;
 
-/// `burst` units at once, and then one in each `every`.
+/// Allows a burst of units, and then one per interval.
 #[derive(Debug)]
 pub(in crate::service) struct RateLimiter {
-    /// Nanoseconds that one unit stands for, and the whole burst.
+    /// The interval of one unit, and that of the whole burst, in nanoseconds.
     every: u64,
     burst: u64,
-    /// When all units so far will be paid for, in nanoseconds of monotonic time.
+    /// When the limiter is full again, in nanoseconds of monotonic time.
     paid_at: AtomicU64,
 }
 
@@ -23,7 +23,7 @@ impl RateLimiter {
         Self { every, burst, paid_at: AtomicU64::new(0) }
     }
 
-    /// Takes one unit, if there is one.
+    /// Takes one unit; returns false if none is left.
     pub(in crate::service) fn take(&self, now: Monotonic) -> bool {
         let now = now.as_nanos();
         let paid = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
@@ -33,14 +33,14 @@ impl RateLimiter {
         paid.is_ok()
     }
 
-    /// Gives back one unit that was taken.
+    /// Returns one unit that was taken.
     pub(in crate::service) fn give_back(&self) {
         let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
             Some(paid_at.saturating_sub(self.every))
         });
     }
 
-    /// How long it takes until there is one unit more.
+    /// The interval after which one more unit is available.
     pub(in crate::service) fn every(&self) -> Duration {
         Duration::from_nanos(self.every)
     }
@@ -51,14 +51,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_comes_at_once_and_then_one_after_another() {
+    fn a_burst_is_allowed_and_then_one_per_interval() {
         let limiter = RateLimiter::new(100, Duration::from_secs(1));
         let take = |secs: u64| {
             let now = Monotonic::default() + Duration::from_secs(secs);
             (0..500).filter(|_| limiter.take(now)).count()
         };
         assert_eq!([5, 5, 6, 6, 16].map(take), [100, 0, 1, 0, 10]);
-        assert_eq!(take(1_000_000), 100, "no more are saved up");
+        assert_eq!(take(1_000_000), 100, "no more than the burst accumulate");
         limiter.give_back();
         limiter.give_back();
         assert_eq!(take(1_000_000), 2);

@@ -1,11 +1,11 @@
-//! Names that the store does not have: a short and bounded memory, so that callers cannot make the
-//! store work for names that they invent.
+//! A small cache of names that the store does not have, so that callers who invent names cause few
+//! reads of the store.
 
 use std::time::Duration;
 
 use crate::clock::Monotonic;
 
-/// Names that the store did not have a moment ago.
+/// Names that the store did not have within the last 5 seconds.
 pub(in crate::service) struct Unknown<K> {
     cache: quick_cache::sync::Cache<K, Monotonic>,
 }
@@ -22,7 +22,7 @@ impl<K: Clone + Eq + std::hash::Hash> Unknown<K> {
         self.cache.insert(key, now);
     }
 
-    /// The name was written meanwhile.
+    /// Removes a name that was written meanwhile.
     pub(in crate::service) fn remove(&self, key: &K) {
         self.cache.remove(key);
     }

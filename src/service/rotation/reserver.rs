@@ -27,7 +27,7 @@ const ROUNDS: usize = 16;
 pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
     let mut reservations = chain.reservations.lock().await;
     let result = reservations.drive(core, chain).await;
-    chain.set_trouble(result.err());
+    chain.set_last_error(result.err());
     let left = chain.snapshot().budget().map_or(0, |budget| budget.left(core.clock.now()));
     chain.wake(left);
 }
@@ -80,10 +80,10 @@ impl Reservations {
             if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {
                 // It must be made, or opened by a root, first.
                 chain.need_kek.notify_one();
-                return chain.root_trouble(Kind::RootUnavailable);
+                return chain.rotator_error(Kind::RootUnavailable);
             }
             match self.next_block_size(core, chain, &snapshot) {
-                0 => return chain.root_trouble(Kind::KekExhausted),
+                0 => return chain.rotator_error(Kind::KekExhausted),
                 size => self.reserve(core, chain, &snapshot, size).await?,
             }
         }
@@ -297,7 +297,7 @@ fn record_of(kek: &store::record::Kek) -> InlineRecord<'_> {
 
 impl Chain {
     /// No use can be had until the rotator is done; an error when it is known to have failed.
-    fn root_trouble(&self, kind: Kind) -> Result<(), Error> {
+    fn rotator_error(&self, kind: Kind) -> Result<(), Error> {
         match (&*self.root_failure.load(), kind) {
             (None, _) => Ok(()),
             // Another process changed the chain: it is tried again, so the request waits.

@@ -280,7 +280,7 @@ pub(in crate::service) async fn rotate_by_hand(
             // What failed before is of no account now.
             *rotator = RetryAt::default();
             chain.root_failure.store(None);
-            chain.set_trouble(None);
+            chain.set_last_error(None);
             chain.need_uses.notify_one();
             return Ok(Rotated { chain: chain.name.clone(), primary, previous });
         }

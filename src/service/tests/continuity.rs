@@ -17,9 +17,8 @@ async fn keks(service: &KeyService) -> Vec<KekId> {
 
 async fn drive(service: &KeyService) {
     for _ in 0..3 {
-        let chain = chain_of(service);
-        rotator::drive(&service.core, &chain).await;
-        reserver::drive(&service.core, &chain).await;
+        service.run_rotator().await;
+        service.run_reserver().await;
     }
 }
 

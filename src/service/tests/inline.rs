@@ -56,8 +56,8 @@ async fn a_kek_is_made_at_first_use_and_a_foreign_one_costs_one_call() {
     let (one, two) = (inline(&roots, &clock).await, inline(&roots, &clock).await);
     assert_eq!(one.readiness().health, Health::Ok);
     for _ in 0..3 {
-        reserver::drive(&one.core, &chain_of(&one)).await;
-        rotator::drive(&one.core, &chain_of(&one)).await;
+        one.run_reserver().await;
+        one.run_rotator().await;
     }
     assert_eq!(calls(&root), (0, 0), "nobody has asked yet");
     let envelope = encrypt(&one).await;
@@ -107,11 +107,10 @@ async fn a_first_kek_that_could_not_be_made_is_tried_again_without_being_asked()
     assert_eq!(kind(failed), Kind::RootUnavailable);
     assert_eq!(service.readiness().health, Health::Down);
     root.away.store(false, SeqCst);
-    let chain = chain_of(&service);
     clock.advance(Duration::from_secs(60));
     for _ in 0..2 {
-        reserver::drive(&service.core, &chain).await;
-        rotator::drive(&service.core, &chain).await;
+        service.run_reserver().await;
+        service.run_rotator().await;
     }
     assert_eq!(service.readiness().health, Health::Ok, "else no caller would be sent here again");
 }
@@ -212,7 +211,7 @@ async fn a_foreign_kek_is_checked_against_its_id() {
     let clock = Arc::clone(&clock) as _;
     let reader = KeyService::start(Config::default(), store, named, clock, metrics).await.unwrap();
     assert_eq!(kind(decrypt(&reader, &envelope).await), Kind::InvalidCiphertext);
-    assert!(reader.core.keyring.inline_keks().is_empty());
+    assert!(reader.inline_keks().is_empty());
 }
 
 #[tokio::test]
@@ -281,7 +280,7 @@ async fn what_the_store_says_of_a_kek_wins_over_what_travels_along() {
         }
     }
     clock.advance(DAY);
-    service.core.confirm(clock.now());
+    service.confirm_states();
     service.change_kek(DEFAULT_CHAIN, kek_id(&plain), Change::Destroy).await.unwrap();
     let late = start(Arc::clone(&store) as _, &roots, &clock).await;
     assert_eq!(kind(decrypt(&late, &moved.envelope).await), Kind::KekDisabled);
@@ -315,8 +314,7 @@ async fn envelopes_move_between_the_options_header_by_header() {
     assert_eq!(decrypt(&two, &whole).await.unwrap(), b"hello");
     // A foreign KEK in memory is no record that the store lost.
     two.look_after_keks().await;
-    let chain = chain_of(&two);
-    assert!(!chain.reservations.lock().await.ledger.is_restored());
+    assert!(!two.is_repairing().await);
 }
 
 #[tokio::test]
@@ -387,9 +385,9 @@ async fn any_root_of_the_record_opens_it_and_one_that_was_away_joins_later() {
     let early = encrypt(&service).await;
     assert_eq!(travels_with(&early), ["main"]);
     dr.away.store(false, SeqCst);
-    reserver::drive(&service.core, &chain_of(&service)).await;
+    service.run_reserver().await;
     service.look_after_keks().await;
-    reserver::drive(&service.core, &chain_of(&service)).await;
+    service.run_reserver().await;
     let late = encrypt(&service).await;
     assert_eq!((travels_with(&late).len(), kek_id(&late)), (2, kek_id(&early)));
     let moved = service.rewrap(None, early).await.unwrap();
@@ -417,7 +415,7 @@ async fn memory_stays_bounded_over_rotations_and_old_envelopes_open() {
     let (info, _) = service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap();
     assert!(info.keks <= 18, "{}", info.keks);
     for id in ids {
-        service.core.keyring.drop_kek(&chain_of(&service).name, id);
+        service.drop_kek(id);
     }
     for envelope in &envelopes {
         assert_eq!(decrypt(&service, envelope).await.unwrap(), b"hello");

@@ -64,7 +64,7 @@ async fn it_changes_with_the_roots_and_after_the_kek_that_they_are_changed_for()
     let before = roots_generation().await;
     change_root(&service, "new", RootChange::Rewrap).await;
     assert_eq!(roots_generation().await, before + 1);
-    reserver::drive(&service.core, &chain_of(&service)).await;
+    service.run_reserver().await;
     assert_eq!(key_id(&service), Some(second.clone()));
 
     service.stop().await;
@@ -84,14 +84,14 @@ async fn a_replica_that_encrypts_nothing_follows_a_name_whose_kek_it_never_saw_c
     let service = on(&replicas, &["new", "main"]).await;
     let idle = on(&replicas, &["new", "main"]).await;
     assert_eq!((named(&service).await, named(&idle).await), (first.clone(), first.clone()));
-    let chain = chain_of(&idle);
-    let away = chain.reservations.lock().await;
-    for _ in 0..2 {
-        service.rotate(None).await.unwrap();
-    }
-    change_root(&service, "new", RootChange::Rewrap).await;
-    let second = becomes_another(&service, &first).await;
-    drop(away);
+    let changes = async {
+        for _ in 0..2 {
+            service.rotate(None).await.unwrap();
+        }
+        change_root(&service, "new", RootChange::Rewrap).await;
+        becomes_another(&service, &first).await
+    };
+    let second = idle.without_ledger(changes).await;
     assert_eq!(becomes_another(&idle, &first).await, second);
 }
 
@@ -109,7 +109,7 @@ async fn a_restore_never_brings_an_older_name_back() {
     until("the chain is repaired", async || {
         encrypt(&service).await.is_ok()
             && records::head(&*replicas.store, &default()).await.unwrap().generation > 3
-            && chain_of(&service).reservations.lock().await.ledger.head.record.named_root.is_some()
+            && service.known_head().await.named_root.is_some()
     })
     .await;
     assert_eq!(key_id(&service), Some(second.clone()));

@@ -120,8 +120,7 @@ async fn replicas_open_the_standby_when_they_first_see_it_so_promotion_needs_no_
         tokio::task::yield_now().await;
     }
     until("every replica holds two KEKs", async || {
-        let held = |service: &Arc<KeyService>| chain_of(service).snapshot().keks().count();
-        replicas.services.iter().all(|service| held(service) == 2)
+        replicas.services.iter().all(|service| service.keks_in_memory().len() == 2)
     })
     .await;
     assert_eq!(replicas.calls(), (2, 4));

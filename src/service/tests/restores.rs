@@ -144,7 +144,7 @@ async fn a_rollback_costs_one_new_kek_however_many_replicas_notice_it() {
         assert!(keks.iter().any(|kek| kek.0 == id), "{id} is restored");
     }
     for service in &replicas.services {
-        let noticed = chain_of(service).metrics.store_rollbacks.get();
+        let noticed = service.rollbacks();
         assert!((1..=2).contains(&noticed), "{noticed}");
         for envelope in &envelopes {
             decrypt(service, envelope).await.unwrap();
@@ -154,11 +154,8 @@ async fn a_rollback_costs_one_new_kek_however_many_replicas_notice_it() {
 
 /// What the follower does when the store itself reports a rollback.
 async fn report(service: &KeyService) {
-    let chain = chain_of(service);
-    chain.reservations.lock().await.ledger.report_restored();
-    chain.need_uses.notify_one();
-    until("nothing is left to do", async || !chain.reservations.lock().await.ledger.is_restored())
-        .await;
+    service.report_rollback().await;
+    until("nothing is left to do", async || !service.is_repairing().await).await;
 }
 
 /// Each process gets the report once, before or after it met the repair.
@@ -170,9 +167,7 @@ async fn a_rollback_that_the_store_reports_late_is_repaired_once_and_a_second_on
         until("all know the newest head", async || {
             let head = head(&replicas).await;
             for service in services {
-                let chain = chain_of(service);
-                let mut reserver = chain.reservations.lock().await;
-                if reserver.ledger.refresh().await.is_err() || reserver.ledger.head.record != head {
+                if service.current_head().await.ok().as_ref() != Some(&head) {
                     return false;
                 }
             }

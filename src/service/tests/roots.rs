@@ -30,14 +30,12 @@ impl TwoRoots {
     async fn encrypt_until(
         &self,
         service: &KeyService,
-        done: impl Fn(&KeyChain, &record::Head) -> bool,
+        done: impl Fn(Option<KekId>, &record::Head) -> bool,
     ) {
-        let chain = chain_of(service);
         for _ in 0..400 {
             let _ = encrypt(service).await;
             self.drive(service).await;
-            let head = chain.reservations.lock().await.ledger.head.record.clone();
-            if done(&chain.snapshot(), &head) {
+            if done(service.primary_id(), &service.known_head().await) {
                 return;
             }
         }
@@ -47,10 +45,9 @@ impl TwoRoots {
     /// Two minutes later.
     async fn drive(&self, service: &KeyService) {
         self.clock.advance(Duration::from_secs(120));
-        let chain = chain_of(service);
-        reserver::drive(&service.core, &chain).await;
-        rotator::drive(&service.core, &chain).await;
-        reserver::drive(&service.core, &chain).await;
+        service.run_reserver().await;
+        service.run_rotator().await;
+        service.run_reserver().await;
     }
 }
 
@@ -97,7 +94,7 @@ async fn a_standby_that_no_root_opens_is_replaced_when_it_is_due() {
         if by_hand {
             service.rotate(None).await.unwrap();
         } else {
-            world.encrypt_until(&service, |chain, _| chain.primary_id() != Some(first)).await;
+            world.encrypt_until(&service, |primary, _| primary != Some(first)).await;
         }
         let states = states(&service).await;
         assert_eq!((states[&first], states[&standby]), (State::Retired, State::Retired));
@@ -138,9 +135,8 @@ async fn a_primary_that_no_root_opens_is_replaced_by_force_alone() {
     let service = start(Arc::clone(&world.store) as _, &other, &world.clock).await;
     for _ in 0..3 {
         world.clock.advance(Duration::from_secs(86_400));
-        let chain = chain_of(&service);
-        rotator::drive(&service.core, &chain).await;
-        reserver::drive(&service.core, &chain).await;
+        service.run_rotator().await;
+        service.run_reserver().await;
     }
     assert_eq!(states(&service).await, HashMap::from([(first, State::Primary)]));
     let error = encrypt(&service).await.unwrap_err();
@@ -177,10 +173,8 @@ async fn a_primary_that_no_root_opens_does_not_keep_the_standby_from_being_opene
     kek.wraps.retain(|wrap| wrap.root == "b");
     assert!(records::put_kek(&*world.store, &default_chain(), first, &read, &kek).await.unwrap());
     let service = world.start().await;
-    let chain = chain_of(&service);
-    let held: Vec<_> = chain.snapshot().keks().map(|kek| kek.id()).collect();
     let standby = service.chain_with_keks(DEFAULT_CHAIN, None, 1).await.unwrap().0.standby.unwrap();
-    assert_eq!(held, [standby]);
+    assert_eq!(service.keks_in_memory(), [standby]);
 }
 
 /// `default` is looked at when the service starts, `orders` when it is used.
@@ -303,7 +297,7 @@ async fn a_crowd_before_the_roots_holds_up_neither_the_chains_nor_what_needs_no_
     world.service.rotate(Some("orders")).await.unwrap();
     let (envelope, id) = world.encrypt().await.unwrap();
     let world = world.restarted().await;
-    let _crowd = world.service.core.keyring.crowd().await;
+    let _crowd = world.service.occupy_roots().await;
     let patience = Duration::from_secs(10);
     let orders = world.service.encrypt(Some("orders"), b"x"[..].into(), b"");
     assert!(tokio::time::timeout(patience, orders).await.expect("it is opened").is_ok());
@@ -486,7 +480,7 @@ async fn a_root_that_was_away_gets_its_wraps_when_it_is_back() {
     service.look_after_keks().await;
     assert_eq!(wrapped_by(&service).await, [["a", "b"]]);
     let calls = two.b.wraps.load(SeqCst);
-    reserver::drive(&service.core, &chain_of(&service)).await;
+    service.run_reserver().await;
     service.look_after_keks().await;
     assert_eq!(two.b.wraps.load(SeqCst), calls, "nothing is missing any more");
 }
@@ -511,13 +505,13 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
 
     // Away: served for the grace longer.
     world.root.away.store(true, SeqCst);
-    world.service.core.confirm(world.clock.now());
+    world.service.confirm_states();
     world.clock.advance(DAY + DAY / 2);
-    world.service.core.confirm(world.clock.now());
+    world.service.confirm_states();
     world.service.look_after_keks().await;
     world.decrypt(&envelope).await.unwrap();
     world.clock.advance(DAY);
-    world.service.core.confirm(world.clock.now());
+    world.service.confirm_states();
     world.service.look_after_keks().await;
     assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
     assert_eq!(kind(world.encrypt().await), Kind::RootUnavailable);
@@ -532,7 +526,7 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
     // Denied: at once.
     world.root.denied.store(true, SeqCst);
     world.clock.advance(DAY);
-    world.service.core.confirm(world.clock.now());
+    world.service.confirm_states();
     world.service.look_after_keks().await;
     assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
 }

@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::service::kek_lifecycle::settle;
 use crate::store::{Committed, Entry, Txn};
 
 /// A store that holds the answer of one commit back until the test lets it go.
@@ -97,8 +96,7 @@ impl HeldWorld {
     }
 
     async fn settle(&self) {
-        let chain = chain_of(&self.service);
-        settle(&self.service.core, &chain).await;
+        self.service.settle_doubts().await;
     }
 }
 
@@ -206,7 +204,7 @@ async fn a_chain_whose_maker_hung_up_is_there() {
     assert!(call.await.unwrap_err().is_cancelled());
     world.store.answer.notify_one();
     let made = async {
-        while world.service.find(Operation::Read, Some("orders")).await.is_err() {
+        while world.service.chain_with_keks("orders", None, 1).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
@@ -218,17 +216,14 @@ async fn a_rotation_whose_caller_hung_up_is_made_to_its_end() {
     let world = HeldWorld::new().await;
     world.store.holding.store(true, SeqCst);
     let service = Arc::clone(&world.service);
-    let before = chain_of(&service).snapshot().primary_id();
+    let before = service.primary_id();
     let call = tokio::spawn(async move { service.rotate(None).await });
     world.store.made.notified().await;
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
     world.store.answer.notify_one();
-    let chain = chain_of(&world.service);
-    // Whoever rotates holds this until it is done.
-    let done = chain.by_hand.lock().await;
-    assert_ne!(chain.snapshot().primary_id(), before);
-    drop(done);
+    world.service.manual_rotation_ended().await;
+    assert_ne!(world.service.primary_id(), before);
 }
 
 /// A clock whose wall time is moved by itself.

@@ -160,7 +160,7 @@ async fn a_kek_without_a_configured_root_is_a_problem_of_its_own_kind() {
     kek.wraps[0].root = "gone".to_owned();
     world.put_kek(2, &kek).await;
     let problem =
-        Problem { key: world.kek_key(2), trouble: Trouble::NoRoot(vec!["gone".to_owned()]) };
+        Problem { key: world.kek_key(2), defect: Defect::NoRoot(vec!["gone".to_owned()]) };
     assert_eq!(world.verify().await.problems, [problem]);
     kek.wraps.clear();
     world.put_kek(2, &kek).await;

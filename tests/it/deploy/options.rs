@@ -39,7 +39,7 @@ fn as_an_optional_part_of_another_chart_it_is_rendered_or_left_out() {
     let chart = root().join("helm/kms-proxy");
     printed(Command::new("cp").arg("-r").args([&chart, &charts]).output().unwrap());
     let parent = "apiVersion: v2\nname: parent\nversion: 1.0.0\ndependencies:\n\
-        - name: kms-proxy\n  version: 0.1.0\n  condition: kms-proxy.enabled\n";
+        - name: kms-proxy\n  version: 0.2.0\n  condition: kms-proxy.enabled\n";
     std::fs::write(dir.path().join("Chart.yaml"), parent).unwrap();
     let values = yaml_file(&root().join(example("etcd-aws-kms")));
     for enabled in [true, false] {

@@ -3,17 +3,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 
 use kms_proxy::aead::{Cipher, NONCE_LEN};
 use kms_proxy::envelope::{self, InlineRecord, Malformed, Version};
-use kms_proxy::id::{ChainName, Suite};
-use kms_proxy::keychain::KeyChain;
-use kms_proxy::keychain::budget::Budget;
-use kms_proxy::keychain::kek::Kek;
 use kms_proxy::secret::KeyBytes;
+use kms_proxy::{ChainName, KekId, KeyChain, Suite, export};
 
-use super::{Vector, data_aad, files, hex, root, unhex, vectors};
+use serde_json::Value;
+
+use super::{Plain, Vector, data_aad, files, hex, root, unhex, vectors};
 
 #[test]
 fn the_writer_makes_these_vectors_again() {
@@ -28,10 +26,10 @@ fn the_writer_makes_these_vectors_again() {
     }
 }
 
-#[test]
-fn the_reader_in_python_agrees_on_the_vectors_and_on_fresh_envelopes() {
+#[tokio::test]
+async fn the_reader_in_python_agrees_on_the_vectors_and_on_fresh_envelopes() {
     let directory = tempfile::tempdir().unwrap();
-    let fresh = fresh_vectors();
+    let fresh = fresh_vectors().await;
     let mut paths = files(&root().join("tests/vectors"));
     paths.push(write(directory.path(), &fresh));
     let output = check(&paths);
@@ -42,10 +40,10 @@ fn the_reader_in_python_agrees_on_the_vectors_and_on_fresh_envelopes() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
-#[test]
-fn the_reader_in_python_reports_what_goes_wrong() {
+#[tokio::test]
+async fn the_reader_in_python_reports_what_goes_wrong() {
     let directory = tempfile::tempdir().unwrap();
-    let good = fresh_vectors().swap_remove(0);
+    let good = fresh_vectors().await.swap_remove(0);
     assert_success(&check(&[write(directory.path(), std::slice::from_ref(&good))]));
     let other_plaintext = Vector { plaintext: format!("{}00", good.plaintext), ..good.clone() };
     let opens_after_all = Vector { valid: false, plaintext: String::new(), ..good.clone() };
@@ -57,10 +55,10 @@ fn the_reader_in_python_reports_what_goes_wrong() {
     assert_eq!(check(&[write(directory.path(), &[])]).status.code(), Some(1), "no vectors at all");
 }
 
-#[test]
-fn both_readers_take_the_one_text_of_an_envelope_and_no_other() {
+#[tokio::test]
+async fn both_readers_take_the_one_text_of_an_envelope_and_no_other() {
     let directory = tempfile::tempdir().unwrap();
-    let vector = fresh_vectors().swap_remove(0);
+    let vector = fresh_vectors().await.swap_remove(0);
     let kek = directory.path().join("kek.hex");
     std::fs::write(&kek, format!("{}\n", vector.kek)).unwrap();
     let open = |text: &str| {
@@ -93,7 +91,7 @@ fn both_readers_take_the_one_text_of_an_envelope_and_no_other() {
 
 /// Envelopes by the library, under keys drawn just now: of every kind that opens, each with a
 /// changed copy that does not.
-fn fresh_vectors() -> Vec<Vector> {
+async fn fresh_vectors() -> Vec<Vector> {
     let mut vectors = Vec::new();
     for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
         for (name, aad, len) in
@@ -101,23 +99,23 @@ fn fresh_vectors() -> Vec<Vector> {
         {
             let chain = ChainName::new(name).unwrap();
             let (aad, plaintext) = (aad.as_bytes(), vec![b'p'; len]);
-            let (old, new) = (kek(&chain, suite), kek(&chain, suite));
-            let mut keys = KeyChain::empty(chain.clone());
-            keys.set_primary(Arc::clone(&old), Arc::new(Budget::unshared(1)));
+            let mut keys = KeyChain::generate(chain.clone(), suite).unwrap();
+            let old = primary(&keys).await;
             let sealed = keys.encrypt(&plaintext, aad).unwrap();
-            let carried = carried(&chain, &old, aad, &plaintext);
-            keys.set_primary(Arc::clone(&new), Arc::new(Budget::unshared(1)));
+            let inline = inline(&chain, &old, aad, &plaintext);
+            keys.rotate().unwrap();
+            let new = primary(&keys).await;
             let rewrapped = keys.rewrap(&sealed).unwrap();
             for (comment, kek, envelope) in [
                 ("encrypted", &old, sealed),
-                ("version 2", &old, carried),
+                ("version 2", &old, inline),
                 ("rewrapped", &new, rewrapped),
             ] {
                 let good = Vector {
                     comment: format!("{suite}, chain {name}: {comment}"),
                     suite: suite.to_string(),
                     chain: name.to_owned(),
-                    kek: hex(kek.key().expose()),
+                    kek: hex(kek.expose()),
                     aad: hex(aad),
                     plaintext: hex(&plaintext),
                     envelope: hex(&envelope),
@@ -140,20 +138,27 @@ fn fresh_vectors() -> Vec<Vector> {
     vectors
 }
 
-fn kek(chain: &ChainName, suite: Suite) -> Arc<Kek> {
-    Arc::new(Kek::new(chain, KeyBytes::random(suite).unwrap()))
+/// The primary KEK of a chain.
+async fn primary(chain: &KeyChain) -> KeyBytes {
+    let mut out = Vec::new();
+    export::write_with_half_the_uses(chain, &Plain, &mut out).await.unwrap();
+    let export: Value = serde_json::from_slice(&out).unwrap();
+    let keks = export["keks"].as_array().unwrap();
+    let primary = keks.iter().find(|kek| kek["id"] == export["primary"]).unwrap();
+    let key = base64_simd::STANDARD.decode_to_vec(primary["wrap"].as_str().unwrap()).unwrap();
+    KeyBytes::from_slice(&key).unwrap()
 }
 
-/// A version 2 envelope by the library's parts; no call of it writes one yet.
-fn carried(chain: &ChainName, kek: &Kek, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
-    let (suite, id, nonce) = (kek.suite(), kek.id(), [7; NONCE_LEN]);
+/// A version 2 envelope by the parts of the library: only a service writes one.
+fn inline(chain: &ChainName, kek: &KeyBytes, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
+    let (suite, id, nonce) = (kek.suite(), KekId::of_key(kek.expose()), [7; NONCE_LEN]);
     let wraps = vec![("main".into(), vec![5; 300].into()), ("dr".into(), vec![6; 28].into())];
     let record = InlineRecord { wraps }.to_bytes().unwrap();
     let version = Version::Inline(&record);
     let dek = KeyBytes::random(suite).unwrap();
     let mut wrapped = dek.expose().to_vec();
     let wrap_aad = envelope::dek_aad(version, suite, &id, chain);
-    let tag = Cipher::new(kek.key()).seal(&nonce, &wrap_aad, &mut wrapped).unwrap();
+    let tag = Cipher::new(kek).seal(&nonce, &wrap_aad, &mut wrapped).unwrap();
     let mut out = Vec::new();
     envelope::write_header(&mut out, version, suite, &id, &nonce, &wrapped, &tag);
     let aad = data_aad(suite, chain, aad);

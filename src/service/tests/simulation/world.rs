@@ -16,7 +16,6 @@ use crate::id::KekId;
 use crate::metrics::Metrics;
 use crate::root::{self, Context, RootKey};
 use crate::secret::KeyBytes;
-use crate::service::tests::chain_of;
 use crate::service::{CacheConfig, ChainConfig, Config, Error, KeyService, MIN_DESTROY_DELAY};
 use crate::store::record::Wrap;
 
@@ -213,9 +212,7 @@ impl Process {
         for call in &self.calls {
             call.abort();
         }
-        for task in self.service.tasks.lock().iter() {
-            task.abort();
-        }
+        self.service.abort_tasks();
         let hub = &self.net.hub;
         hub.book().crashed(self.net.process, hub.now());
     }
@@ -248,13 +245,11 @@ impl Process {
 
     /// None of its tasks ended, as one that panicked does.
     pub(super) fn is_whole(&self) -> bool {
-        self.service.tasks.lock().iter().all(|task| !task.is_finished())
+        self.service.has_all_tasks()
     }
 
     /// The KEKs whose records it has.
     pub(super) fn records(&self) -> BTreeSet<KekId> {
-        let chain = chain_of(&self.service);
-        let records = self.service.core.keyring.records(&chain.name);
-        records.into_iter().map(|(id, _)| id).collect()
+        self.service.remembered_keks().into_iter().collect()
     }
 }
