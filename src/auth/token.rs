@@ -8,7 +8,6 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::human_units::serialize_as_text;
-use crate::id::hex;
 use crate::random;
 
 /// What every token that is made here starts with: scanners of source code find it.
@@ -50,8 +49,7 @@ impl Digest {
 impl fmt::Display for Digest {
     /// 64 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.map(hex);
-        f.write_str(&String::from_utf8_lossy(digits.as_flattened()))
+        f.write_str(&base16ct::lower::encode_string(&self.0))
     }
 }
 
@@ -70,13 +68,9 @@ impl TryFrom<String> for Digest {
         const EXPECTED: &str = "it is the SHA-256 of a token, in 64 hexadecimal digits; \
                                 `kms-proxy token new` makes both";
         let mut bytes = [0; 32];
-        if text.len() != 64 {
+        let decoded = base16ct::mixed::decode(&text, &mut bytes).map_err(|_| EXPECTED)?;
+        if decoded.len() != 32 {
             return Err(EXPECTED);
-        }
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = str::from_utf8(digits).ok().filter(|digits| !digits.contains('+'));
-            *byte =
-                digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).ok_or(EXPECTED)?;
         }
         Ok(Self(bytes))
     }

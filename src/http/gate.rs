@@ -25,7 +25,6 @@ use prometheus::IntGauge;
 use tokio::sync::Semaphore;
 
 use crate::auth::{Auth, Client, Refusal};
-use crate::id::hex;
 use crate::loopback::is_loopback_authority;
 use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
@@ -321,8 +320,10 @@ impl Shared {
         // 32 bits of either: enough to tell the requests of a log apart.
         let [.., a, b, c, d] = self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         let [e, f, g, h] = self.process;
-        let digits = [e, f, g, h, a, b, c, d].map(hex);
-        HeaderValue::from_bytes(digits.as_flattened()).unwrap_or(HeaderValue::from_static("none"))
+        let mut digits = [0; 16];
+        let id = base16ct::lower::encode(&[e, f, g, h, a, b, c, d], &mut digits).ok();
+        let id = id.and_then(|id| HeaderValue::from_bytes(id).ok());
+        id.unwrap_or(HeaderValue::from_static("none"))
     }
 
     /// Refuses what a web page in a browser on this machine could send.
