@@ -161,8 +161,8 @@ impl KeyService {
     ///
     /// # Errors
     /// [`Kind::InvalidRequest`] for an invalid name or limits, [`Kind::Conflict`] for another
-    /// suite, limits below the reserved uses, more than [`ChainConfig::max_chains`] and if nothing is
-    /// stored, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
+    /// suite, limits below the reserved uses, more than [`ChainConfig::max_chains`] and if nothing
+    /// is stored, [`Kind::Overloaded`], [`Kind::StoreUnavailable`].
     ///
     /// [`ChainConfig::max_chains`]: crate::service::ChainConfig::max_chains
     pub async fn put_chain(
