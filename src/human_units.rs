@@ -4,19 +4,6 @@
 
 use std::time::Duration;
 
-/// Implements `Serialize` by `Display`.
-macro_rules! serialize_as_text {
-    ($($name:ty),*) => {$(
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-    )*};
-}
-
-pub(crate) use serialize_as_text;
-
 /// Durations, as `humantime` reads them: `10s`, `90d`, `1h 30m`.
 pub mod duration {
     use super::Duration;

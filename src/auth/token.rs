@@ -7,7 +7,6 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::human_units::serialize_as_text;
 use crate::random;
 
 /// What every token that is made here starts with: scanners of source code find it.
@@ -53,7 +52,11 @@ impl fmt::Display for Digest {
     }
 }
 
-serialize_as_text!(Digest);
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::human_units::serialize_as_text;
 use crate::id::ChainName;
 
 /// `[kubernetes]` of the configuration.
@@ -178,6 +177,17 @@ impl fmt::Display for Owner {
             None => write!(f, "{}", self.uid),
         }
     }
+}
+
+/// Implements `Serialize` by `Display`.
+macro_rules! serialize_as_text {
+    ($($name:ty),*) => {$(
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )*};
 }
 
 serialize_as_text!(Address, SocketMode, Owner);

@@ -40,7 +40,7 @@ async fn readiness_goes_first_and_requests_are_taken_until_the_delay_is_over() {
     let answer = service.request(Method::GET, "/healthz").send().await.unwrap();
     assert!(answer.headers().get("connection").is_none());
     let log = service.stop().await;
-    assert!(log.contains("finishing what is in flight"), "{log}");
+    assert!(log.contains("finishing requests in flight"), "{log}");
 }
 
 #[tokio::test]

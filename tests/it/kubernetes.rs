@@ -396,7 +396,7 @@ async fn a_plugin_that_starts_without_etcd_tells_kube_apiserver_why_and_serves_w
     let setup = Setup::new().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
     let (setup, socket) = plugin(setup);
     let mut service = setup.listen().await;
-    service.logged("the store can't be used yet").await;
+    service.logged("the store is not usable yet").await;
     let mut client = Client::of(&[&socket]);
     let refused = [client.tell(&json!({"do": "status"})), client.encrypt(&seed())];
     for answer in refused {
@@ -418,7 +418,7 @@ async fn a_plugin_that_starts_without_etcd_tells_kube_apiserver_why_and_serves_w
 
     etcd.kill();
     let service = setup.listen().await;
-    service.logged("the store can't be used yet").await;
+    service.logged("the store is not usable yet").await;
     assert!(socket.exists());
     service.stop().await;
     assert!(!socket.exists(), "a service that waits removes its socket too");

@@ -147,7 +147,7 @@ async fn a_second_sigterm_cuts_no_request_and_the_end_is_a_success() {
         let service = Setup::new().set("SERVER__REQUEST_TIMEOUT", "1h").start().await;
         let mut stream = unfinished_request(&service).await;
         service.signal(first);
-        service.logged("finishing what is in flight").await;
+        service.logged("finishing requests in flight").await;
         service.signal(Signal::TERM);
         service.logged("the shutdown has already begun").await;
         let answer = talk(&mut stream, r#"{"plaintext":"AA"}"#).await;
@@ -177,7 +177,7 @@ async fn a_second_sigint_ends_it_immediately_and_the_message_says_so() {
         let service = Setup::new().set("SERVER__REQUEST_TIMEOUT", "1h").start().await;
         let _stream = unfinished_request(&service).await;
         service.signal(first);
-        service.logged("finishing what is in flight").await;
+        service.logged("finishing requests in flight").await;
         if first == Signal::TERM {
             service.signal(Signal::INT);
             service.logged("the shutdown has already begun").await;
@@ -406,7 +406,7 @@ async fn a_passphrase_opens_from_file_or_environment_and_another_does_not() {
     // The store is none the worse for it.
     decrypt_all(&right.start().await, &[sealed]).await;
     for (setup, said) in [
-        (by_file.set("ROOT__0__PASSPHRASE", "x"), "given twice"),
+        (by_file.set("ROOT__0__PASSPHRASE", "x"), "set twice"),
         (root.clone(), "there is no passphrase"),
         (root.set("ROOT__0__PASSPHRASE_FILE", "/no/such/file"), "/no/such/file"),
     ] {

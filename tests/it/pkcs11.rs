@@ -277,7 +277,7 @@ async fn root_init_tells_what_there_is_to_do_for_roots_of_other_kinds() {
     let local = succeeds(&setup.run(&["root", "init"]));
     assert!(local.contains("root local: a new key is in"), "{local}");
     let again = succeeds(&setup.run(&["root", "init"]));
-    assert!(again.contains("root local: nothing is to be done"), "{again}");
+    assert!(again.contains("root local: nothing to do"), "{again}");
     let two = Setup::new()
         .set("ROOT__0__NAME", "one")
         .set("ROOT__0__KIND", "local")
@@ -285,7 +285,7 @@ async fn root_init_tells_what_there_is_to_do_for_roots_of_other_kinds() {
         .set("ROOT__1__KIND", "passphrase")
         .set("ROOT__1__PASSPHRASE", "correct horse");
     let passphrase = succeeds(&two.run(&["root", "init", "--root", "two"]));
-    assert!(passphrase.contains("root two: nothing is to be done"), "{passphrase}");
+    assert!(passphrase.contains("root two: nothing to do"), "{passphrase}");
     for (args, part) in [
         (&["root", "init"][..], "Name one with --root: one, two"),
         (&["root", "init", "--root", "three"], "there are: one, two"),

@@ -81,7 +81,7 @@ async fn a_start_waits_for_etcd_and_answers_meanwhile_and_is_ready_by_itself() {
     let sealed = service.encrypt("default", "aGVsbG8=").await;
     decrypt_all(&service, &[sealed]).await;
     let log = service.stop().await;
-    let (waiting, started) = log.split_once("the store can't be used yet").unwrap();
+    let (waiting, started) = log.split_once("the store is not usable yet").unwrap();
     let is_ready = |log: &str| log.contains("\"message\":\"ready\"");
     assert!(!is_ready(waiting) && is_ready(started), "{log}");
 }
@@ -119,7 +119,7 @@ async fn what_etcd_refuses_at_a_start_is_named_and_a_service_that_waits_ends_wit
         let detail = missing(&service, part).await;
         assert!(!detail.contains("planted"), "{detail}");
         assert_eq!(service.get("/healthz").await.0, 200);
-        service.logged("the store can't be used yet").await;
+        service.logged("the store is not usable yet").await;
         assert_eq!(service.said(), "");
         let log = service.stop().await;
         assert!(log.contains(part) && log.contains("stopped before it was ready"), "{log}");
@@ -149,7 +149,7 @@ async fn what_a_start_waits_for_is_shown_to_clients_who_may_read_all_chains() {
     std::fs::write(&config, format!("[auth]\nmode = 'required'\n{first}{second}")).unwrap();
     let setup = with_etcd(setup, &etcd).env("KMS_PROXY_CONFIG", config.display());
     let mut service = setup.listen().await;
-    service.logged("the store can't be used yet").await;
+    service.logged("the store is not usable yet").await;
     for (token, sees) in [(&*all, true), (&some, false), ("nobody", false)] {
         let ask = |method, path| service.request(method, path).bearer_auth(token).send();
         let readiness = ask(Method::GET, "/readyz").await.unwrap();
