@@ -270,7 +270,7 @@ fn a_root_that_can_not_be_used_is_found_before_the_start_and_nothing_is_made() {
     assert!(refused(check(&by_file), 2).contains("is empty"));
     std::fs::write(&passphrase, "correct horse battery staple").unwrap();
     assert!(!good_text(check(&by_file)).contains("horse"));
-    assert!(refused(check("kind = 'passphrase'"), 2).contains("no passphrase is given"));
+    assert!(refused(check("kind = 'passphrase'"), 2).contains("there is no passphrase"));
 
     let printed = good_text(check("kind = 'local'"));
     assert!(printed.contains(&format!("key_file = \"{data_text}/root.key\"")), "{printed}");

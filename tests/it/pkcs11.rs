@@ -251,7 +251,7 @@ async fn what_can_never_work_ends_with_code_2_and_says_why() {
     let hsm = Hsm::with_key();
     for (key, value, part) in [
         ("MODULE", "/no/such.so", "module /no/such.so: No such file"),
-        ("SLOT", "1", "token_label and slot are both given"),
+        ("SLOT", "1", "token_label and slot are both set"),
         ("PIN", PIN, "given twice"),
         ("PIN_FILE", "/no/such.pin", "pin_file /no/such.pin: No such file"),
         ("TIMEOUT", "1m", "timeout must be between 100ms and 15s"),
