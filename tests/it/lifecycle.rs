@@ -406,7 +406,7 @@ async fn a_passphrase_opens_from_file_or_environment_and_another_does_not() {
     // The store is none the worse for it.
     decrypt_all(&right.start().await, &[sealed]).await;
     for (setup, said) in [
-        (by_file.set("ROOT__0__PASSPHRASE", "x"), "set twice"),
+        (by_file.set("ROOT__0__PASSPHRASE", "x"), "given twice"),
         (root.clone(), "there is no passphrase"),
         (root.set("ROOT__0__PASSPHRASE_FILE", "/no/such/file"), "/no/such/file"),
     ] {

@@ -138,7 +138,7 @@ async fn an_hsm_is_set_up_by_root_init_and_its_wraps_open_after_a_restart() {
     let setup = hsm.setup.clone().set("ROOT__0__SLOT", &hsm.slot).set("LOG__LEVEL", "trace");
     let by_environment = setup.clone().set("ROOT__0__PIN", PIN);
     let made = succeeds(&by_environment.run(&["root", "init"]));
-    assert!(made.contains("root hsm: an AES-256 key with the label \"kek\" was made"), "{made}");
+    assert!(made.contains("root hsm: an AES-256 key with the label \"kek\" was created"), "{made}");
     let (code, again) = said(&by_environment.run(&["root", "init", "--root", "hsm"]));
     assert!(code == 1 && again.contains("nothing was changed"), "{again}");
 

@@ -151,7 +151,7 @@ async fn a_damaged_backup_is_refused_before_anything_is_written() {
     for (text, part) in [
         (String::new(), "line 1: this is no backup"),
         ("{}\n".to_owned(), "line 1: this is no backup"),
-        (whole.replacen(":1,", ":2,", 1), "line 1: its format is 2, and this version reads 1"),
+        (whole.replacen(":1,", ":2,", 1), "line 1: its format is 2, this version reads 1"),
         (lines[..last].concat(), "without a checksum: the rest is cut off"),
         (whole[..whole.len() - 1].to_owned(), "the rest is cut off"),
         (whole[..whole.len() / 2].to_owned(), "the rest is cut off"),
@@ -172,7 +172,7 @@ async fn a_copy_overwrites_no_other_chain_and_no_running_service() {
     used(&old).await;
     let theirs = used(&new).await;
     let said = refused(copy(&dir(&old.data()), &dir(&new.data()), &[]), 1);
-    assert!(said.contains("another chain of the same name"), "{said}");
+    assert!(said.contains("another chain with the same name"), "{said}");
     assert!(
         said.contains("chains/orders/keks/") && said.contains("chains/default/keks/"),
         "{said}"
@@ -206,7 +206,7 @@ async fn verify_finds_a_damaged_kek_and_a_missing_root() {
     assert!(said.starts_with("2 chains, 5 KEKs, 5 wraps opened, 0 problems"), "{said}");
     // The same from the directory alone: its key is beside the store, with another name.
     let said = refused(run(&["store", "verify", &dir(&setup.data())], b""), 1);
-    assert_eq!(said.matches("no root is configured that wrapped it, which are: main").count(), 5);
+    assert_eq!(said.matches("none of the roots that wrapped it is configured: main").count(), 5);
 
     // A wrap that is damaged on its way through a backup, under a good checksum.
     let copied = setup.file("backup");
