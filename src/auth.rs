@@ -1,7 +1,7 @@
-//! Who calls, and what each caller may do: `[auth]` and the `[[client]]`s of the configuration.
+//! Identities and permissions of callers: `[auth]` and the `[[client]]`s of the configuration.
 //!
-//! It turns a verified certificate, a token or a JWT into a client with its permissions. It knows
-//! no HTTP but the text of a bearer token, and no chain but by its name.
+//! Maps a verified certificate, a token or a JWT to a client with its permissions. It must not know
+//! HTTP, beyond the text of a bearer token, nor chains, beyond their names.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,24 +32,24 @@ pub use permission::{Allow, Glob, Operations};
 use rules::Rules;
 pub use san::San;
 
-/// How long a start waits for the keys of issuers.
+/// How long a start waits for issuer keys.
 const START_WAIT: Duration = Duration::from_secs(6);
 
-/// Recognises callers, by rules that can be exchanged while it does.
+/// Identifies callers by rules that can be replaced while requests are served.
 pub struct Auth {
     rules: ArcSwap<Rules>,
-    /// Why the configuration of this moment is not in force.
+    /// Why the current configuration was rejected; `None` if it is in force.
     refused: ArcSwap<Option<String>>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
 
-/// What a caller has shown.
+/// The credentials of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Shown<'a> {
-    /// Its certificate, if it has shown one that was verified.
+    /// The verified client certificate.
     pub(crate) peer: Option<&'a Peer>,
-    /// Its bearer token.
+    /// The bearer token.
     pub(crate) token: Token<'a>,
 }
 
@@ -58,46 +58,46 @@ pub(crate) struct Shown<'a> {
 pub(crate) enum Token<'a> {
     /// No `Authorization` header.
     Missing,
-    /// There is one, and it holds no bearer token, or there are several.
+    /// There are several, or it is not a bearer token.
     Malformed,
     /// A bearer token.
     Bearer(&'a str),
 }
 
-/// Why a caller is not recognised: for the log and the metrics. Callers hear none of it.
+/// Why a caller was not identified. For the log and the metrics only: callers do not learn it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It has shown nothing.
+    /// There are no credentials.
     Nothing,
-    /// What it has shown can't be read.
+    /// The credentials can't be parsed.
     Malformed,
     /// The JWT lacks this claim.
     MissingClaim(&'static str),
-    /// The token is longer than any is.
+    /// The token exceeds the limit of length.
     TooLong,
-    /// The token is nobody's.
+    /// No client has this token.
     UnknownToken,
     /// The certificate is not trusted, or missing although it is required: the handshake fails.
     Certificate,
-    /// No name in the certificate is a client's.
+    /// No client has a name of this certificate.
     UnknownCertificate,
-    /// It is more than one client.
+    /// More than one client matches.
     Ambiguous,
-    /// The JWT is not signed, or in a way that is not taken.
+    /// The JWT is unsigned, or its algorithm is not accepted.
     Algorithm,
-    /// The JWT is of an issuer of no client.
+    /// No client has the JWT's issuer.
     Issuer,
-    /// The JWT is of no client's subject.
+    /// No client of the issuer has the JWT's subject.
     Subject,
-    /// The JWT is meant for others.
+    /// The JWT is for another audience.
     Audience,
-    /// The JWT's time is over.
+    /// The JWT has expired.
     Expired,
-    /// The JWT's time is yet to come.
+    /// The JWT is not valid yet.
     NotYetValid,
-    /// The issuer has no such key, or its keys could not be read.
+    /// The issuer has no such key, or its keys could not be loaded.
     UnknownKey,
-    /// The JWT's signature is not its issuer's.
+    /// The JWT's signature is invalid.
     Signature,
 }
 
@@ -142,7 +142,7 @@ impl Refusal {
         }
     }
 
-    /// What the label leaves out, for the log.
+    /// Details for the log that the label omits.
     pub(crate) fn detail(self) -> Option<String> {
         match self {
             Self::MissingClaim(name) => Some(format!("the JWT has no claim `{name}`")),
@@ -152,8 +152,8 @@ impl Refusal {
 }
 
 impl Auth {
-    /// The rules of `config`, which was checked; `None` in mode `none`. It waits for the keys of
-    /// issuers, but not for long: without them it starts, and readiness says so.
+    /// The rules of `config`, which must have been checked; `None` in mode `none`. Waits for issuer
+    /// keys, but not for long: without them it starts, and readiness reports that.
     pub async fn start(
         config: Config,
         clock: Arc<dyn Clock>,
@@ -164,7 +164,7 @@ impl Auth {
         Some(auth)
     }
 
-    /// The same without waiting. Must be called in a runtime.
+    /// Like [`Auth::start`], without waiting. Must be called in a runtime.
     pub fn new(config: Config, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         if config.mode == Mode::None {
             return None;
@@ -176,7 +176,7 @@ impl Auth {
         Some(Arc::new(Self { rules, refused: ArcSwap::default(), clock, metrics }))
     }
 
-    /// Waits for the keys of issuers, but not for long.
+    /// Waits until issuer keys were loaded, but not for long.
     pub async fn settled(&self) {
         settle(&self.rules.load_full()).await;
     }
@@ -187,7 +187,7 @@ impl Auth {
         self.rules.load().config == *config
     }
 
-    /// Puts the rules of `config`, which was checked, in place of the old ones.
+    /// Replaces the rules by those of `config`, which must have been checked.
     pub async fn replace(&self, config: Config) {
         if !self.is(&config) {
             let rules = Rules::new(config, Some(&self.rules.load()), &self.clock);
@@ -201,8 +201,8 @@ impl Auth {
         self.metrics.callers.rules_current.set(1);
     }
 
-    /// Notes that the configuration of this moment can't be used: the old rules stay. It is logged
-    /// once for each reason.
+    /// Records that the current configuration can't be used; the old rules stay in force. Each
+    /// reason is logged once.
     pub fn refuse(&self, reason: String) {
         if self.refused.load().as_deref() != Some(&reason) {
             tracing::error!(
@@ -214,7 +214,7 @@ impl Auth {
         }
     }
 
-    /// What readiness should say: nothing when all is well.
+    /// The checks that readiness reports; empty if there is no problem.
     pub(crate) fn checks(&self) -> Vec<Check> {
         let degraded = |name: &str, detail: String| Check {
             name: name.to_owned(),
@@ -233,8 +233,8 @@ impl Auth {
         checks
     }
 
-    /// The client that a caller is. A token counts before a certificate, and a bad one is not made
-    /// good by it.
+    /// Identifies the caller. A token has precedence over a certificate: with an invalid token, a
+    /// valid certificate does not help.
     pub(crate) async fn identify(&self, shown: Shown<'_>) -> Result<Arc<Client>, Refusal> {
         match (shown.token, shown.peer) {
             (Token::Bearer(token), _) => self.by_token(token).await,
@@ -244,7 +244,7 @@ impl Auth {
         }
     }
 
-    /// Counts a caller that was not recognised and should have been.
+    /// Counts a request that needed an identity and had none.
     pub(crate) fn failed(&self, refusal: Refusal) {
         self.metrics.callers.failed(refusal.as_str());
     }
@@ -253,7 +253,7 @@ impl Auth {
         let find = || self.rules.load().by_token(token, &*self.clock);
         match find() {
             Ok(client) => Ok(client),
-            // Perhaps its issuer has new keys.
+            // The issuer may have new keys.
             Err((refusal, Some(keys))) => {
                 if Box::pin(keys.ask()).await {
                     find().map_err(|(refusal, _)| refusal)
@@ -266,18 +266,18 @@ impl Auth {
     }
 }
 
-/// Gives each client its metrics.
+/// Registers the metrics of each client.
 fn set_clients(metrics: &Metrics, rules: &Rules) {
     metrics.traffic.set_clients(rules.config.clients.iter().map(|client| client.name.clone()));
 }
 
-/// Waits until the keys of issuers were looked for once.
+/// Waits until every source of issuer keys was read once, or `START_WAIT` is over.
 async fn settle(rules: &Rules) {
     let settled = async {
         for source in rules.sources() {
             source.settled().await;
         }
     };
-    // A slow source is reported by then, or will be.
+    // Readiness reports a source that is late.
     let _ = tokio::time::timeout(START_WAIT, settled).await;
 }

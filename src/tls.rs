@@ -1,8 +1,8 @@
-//! TLS of the listener: what is configured, handshakes, and certificates that are exchanged while
-//! connections live.
+//! TLS of the listener: settings, handshakes, and the replacement of certificates without a
+//! restart.
 //!
-//! It knows no HTTP and no permissions: a certificate identifies a `Peer`, and its
-//! permissions are decided elsewhere. `load` checks the files.
+//! It must not know HTTP or permissions: it returns the `Peer` of a certificate, and `auth` decides
+//! what it may do.
 
 use std::io;
 use std::path::PathBuf;
@@ -34,46 +34,46 @@ use peer::Peer;
 pub use load::Error;
 pub use validity::warnings;
 
-/// The protocol that a client and we agreed on is HTTP/2.
+/// The names of the protocols in ALPN.
 const HTTP_2: &[u8] = b"h2";
 const HTTP_1: &[u8] = b"http/1.1";
 
-/// How long a handshake may take.
+/// Time limit of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client that was refused may take to read why.
+/// How long a rejected client may take to read the alert.
 const LINGER: Duration = Duration::from_secs(2);
-/// How often the files are looked at. What changed is loaded when it is the same twice, so that
-/// two files that are written one after the other are not taken for a pair that does not match.
+/// How often the files are read. A change is loaded once two reads in a row agree, so that two
+/// files that are written one after the other are not rejected as a mismatched pair.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// `server.tls` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The PEM file with the certificate, and those that lead to its authority.
+    /// The PEM file with the certificate and the intermediate ones.
     pub cert: PathBuf,
     /// The PEM file with the certificate's key.
     pub key: PathBuf,
-    /// A PEM file with the authorities of clients: their certificates are asked for then.
+    /// A PEM file with the authorities of clients. If set, clients are asked for a certificate.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client must show one.
+    /// Whether clients must have a certificate.
     #[serde(default)]
     pub client_cert: ClientCert,
 }
 
-/// What is asked of clients where `client_ca` is set.
+/// Whether clients must have a certificate, if `client_ca` is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCert {
-    /// A certificate is verified if one is shown.
+    /// A certificate is verified if the client sends one.
     #[default]
     Optional,
-    /// Without one there is no connection.
+    /// A handshake without a certificate fails.
     Required,
 }
 
 impl ClientCert {
-    /// As it is written in the configuration.
+    /// The word in the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -93,38 +93,38 @@ impl Config {
     }
 }
 
-/// The server's side of TLS, with the certificate that is in force.
+/// The server's side of TLS, with the current certificate.
 pub struct Server {
     config: Config,
     clock: Arc<dyn Clock>,
-    /// One for all certificates: a client resumes its session after an exchange.
+    /// Shared by all certificates: sessions can be resumed after a replacement.
     tickets: Arc<dyn ProducesTickets>,
     loaded: ArcSwap<Loaded>,
     seen: Mutex<Seen>,
 }
 
-/// What was last seen of the files.
+/// The last reads of the files.
 struct Seen {
-    /// When they were last looked at.
+    /// The content at the last read.
     now: Digest,
-    /// When they were last loaded, or could not be.
+    /// The content at the last attempt to load it.
     tried: Digest,
-    /// Why they could not be.
+    /// Why that attempt failed.
     trouble: Option<String>,
 }
 
-/// How the certificate stands.
+/// The expiry of the current certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Seconds until it expires; negative when it has.
     pub expires_in: i64,
-    /// What an operator should know.
+    /// A problem that needs an operator.
     pub trouble: Option<String>,
 }
 
 impl Server {
-    /// Loads what `config` names. A certificate that has expired is loaded too: clients refuse it,
-    /// but no restart makes it worse.
+    /// Loads the files of `config`. An expired certificate is loaded too: clients reject it, but a
+    /// restart must not make things worse.
     ///
     /// # Errors
     /// [`Error`], which names the setting and the file.
@@ -141,11 +141,11 @@ impl Server {
         Ok(Self { config, clock, tickets, loaded: ArcSwap::from_pointee(loaded), seen })
     }
 
-    /// Shakes hands. Gives who the client is if it showed a certificate, and whether HTTP/2 was
-    /// agreed on.
+    /// Performs a handshake. Returns the stream, the names in the client's certificate if it sent
+    /// one, and whether HTTP/2 was negotiated.
     ///
     /// # Errors
-    /// When the client goes away, offers nothing that is taken, or is not trusted.
+    /// If the client disconnects, supports no accepted protocol, or is not trusted.
     pub(crate) async fn accept(
         &self,
         stream: TcpStream,
@@ -163,8 +163,8 @@ impl Server {
         let (_, session) = stream.get_ref();
         let peer = match session.peer_certificates() {
             Some([first, rest @ ..]) => {
-                // A ticket proves that the client was trusted once. By now its certificate may have
-                // expired, or its authority may be gone.
+                // A ticket proves only that the client was trusted once. Its certificate may have
+                // expired since, or its authority may have been removed.
                 if session.handshake_kind() == Some(HandshakeKind::Resumed) {
                     loaded.verify(first, rest, self.clock.unix_now())?;
                 }
@@ -176,7 +176,8 @@ impl Server {
         Ok((stream, peer, is_http_2))
     }
 
-    /// Reloads the files whenever they change, and on `told`, until its sender is gone.
+    /// Reloads the files when they change and on each message of `told`, until its sender is
+    /// dropped.
     pub async fn follow(self: Arc<Self>, mut told: watch::Receiver<()>) {
         loop {
             let by_hand = tokio::select! {
@@ -187,12 +188,12 @@ impl Server {
                 () = tokio::time::sleep(LOOK_EVERY) => false,
             };
             let this = Arc::clone(&self);
-            // A disk may be slow; a panic has said so already.
+            // The disk may be slow. A panic was logged by the panic hook.
             let _ = tokio::task::spawn_blocking(move || this.look(by_hand)).await;
         }
     }
 
-    /// How the certificate stands.
+    /// The expiry of the current certificate, and problems with its replacement.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let now = i64::try_from(self.clock.unix_now()).unwrap_or(i64::MAX);
@@ -205,7 +206,7 @@ impl Server {
         Standing { expires_in, trouble }
     }
 
-    /// Loads the files if they changed, or in any case `by_hand`.
+    /// Loads the files if they changed, or unconditionally if `by_hand`.
     fn look(&self, by_hand: bool) {
         let read = Files::read(&self.config);
         let digest = match &read {
@@ -238,7 +239,7 @@ impl Server {
     }
 }
 
-/// Whether a handshake failed for the client's certificate, or for want of one.
+/// Whether a handshake failed because of the client's certificate, or the lack of one.
 pub(crate) fn is_stranger(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     matches!(
@@ -247,8 +248,8 @@ pub(crate) fn is_stranger(error: &io::Error) -> bool {
     )
 }
 
-/// Waits until the client is gone. If the socket were closed while there is something to read, the
-/// client would see a broken connection, and not the alert that says why.
+/// Waits until the client disconnects. If the socket were closed with unread data, the client would
+/// see a reset connection instead of the alert.
 async fn linger(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     let mut rest = [0; 1024];

@@ -1,4 +1,4 @@
-//! A client that was recognised: its name, what it may do, and what it may take up.
+//! An identified client: its name, its permissions, and the resources that it uses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use crate::service::{Error, Kind, LookupQuota};
 use super::config::ClientConfig;
 use super::permission::Allow;
 
-/// A client, as the rules of one moment know it.
+/// A client under one set of rules.
 #[derive(Debug)]
 pub(crate) struct Client {
     name: String,
@@ -19,7 +19,7 @@ pub(crate) struct Client {
     usage: Arc<Usage>,
 }
 
-/// What a client takes up. It outlives the rules: a reload makes no room.
+/// Resources in use by a client. They outlive the rules: a reload does not reset them.
 #[derive(Debug)]
 pub(super) struct Usage {
     in_flight: AtomicUsize,
@@ -27,11 +27,11 @@ pub(super) struct Usage {
     lookups: Arc<LookupQuota>,
 }
 
-/// A request in flight; dropping it makes room for another.
+/// A request in flight, counted until it is dropped.
 pub(crate) struct Place(Arc<Usage>);
 
 impl Client {
-    /// The client of `config`; `before` is what a client of its name has taken up.
+    /// The client of `config`; `before` is the usage of the client of that name, if there was one.
     pub(super) fn new(config: &ClientConfig, before: Option<&Arc<Usage>>) -> Self {
         let same = before.filter(|usage| usage.lookups_per_minute == config.lookups_per_minute);
         Self {
@@ -51,8 +51,7 @@ impl Client {
         &self.usage
     }
 
-    /// Whether it may do this. What the answer says does not depend on whether there is such a
-    /// chain.
+    /// Checks a permission. The error does not depend on whether the chain exists.
     ///
     /// # Errors
     /// [`Kind::Forbidden`].
@@ -61,32 +60,32 @@ impl Client {
             return Ok(());
         }
         let (name, operation) = (&self.name, operation.as_str());
-        // What is no name may be a secret in the wrong field.
+        // An invalid name may be a secret in the wrong field.
         let chain = if ChainName::new(chain).is_ok() { chain } else { "(no valid name)" };
         let detail = format!("the client {name} may not {operation} with the chain {chain}");
         Err(Error::new(Kind::Forbidden, detail))
     }
 
-    /// Whether it may do this.
+    /// Whether it may do `operation` on `chain`.
     pub(crate) fn may(&self, operation: Operation, chain: &str) -> bool {
         self.allow.iter().any(|allow| allow.allows(operation, chain))
     }
 
-    /// Whether it may do this with any chain at all.
+    /// Whether it may do `operation` on at least one chain.
     pub(crate) fn may_with_some(&self, operation: Operation) -> bool {
         self.allow.iter().any(|allow| allow.operations.contains(operation))
     }
 
-    /// Whether it may do this with every chain, also those that are yet to come.
+    /// Whether it may do `operation` on every chain, including future ones.
     pub(crate) fn may_with_all(&self, operation: Operation) -> bool {
         let mut own = self.allow.iter().filter(|allow| allow.operations.contains(operation));
         own.any(|allow| allow.chains.iter().any(super::permission::Glob::is_all))
     }
 
-    /// Takes the place of a request.
+    /// Counts a request in flight.
     ///
     /// # Errors
-    /// [`Kind::Overloaded`] when it has as many as it may.
+    /// [`Kind::Overloaded`] if `max_in_flight` is reached.
     pub(crate) fn enter(&self) -> Result<Place, Error> {
         let place = Place(Arc::clone(&self.usage));
         let before = self.usage.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -98,7 +97,7 @@ impl Client {
         Err(Error::new(Kind::Overloaded, detail))
     }
 
-    /// What it may look up.
+    /// Its quota of lookups.
     pub(crate) fn lookups(&self) -> &Arc<LookupQuota> {
         &self.usage.lookups
     }

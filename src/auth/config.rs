@@ -18,7 +18,7 @@ use super::permission::Allow;
 use super::san::San;
 use super::token::Digest;
 
-/// Who is served.
+/// The mode and the clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// `auth.mode`.
@@ -34,7 +34,7 @@ pub enum Mode {
     /// Anyone who reaches the service may do everything.
     #[default]
     None,
-    /// Only the clients that are configured are served.
+    /// Only configured clients are served.
     Required,
 }
 
@@ -49,37 +49,37 @@ impl Mode {
     }
 }
 
-/// A `[[client]]`: exactly one kind of identity, and what it may do.
+/// A `[[client]]`: exactly one kind of identity, and its permissions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
     /// Its name, in refusals and in the log.
     pub name: String,
-    /// Names of which its certificate has one.
+    /// Names, one of which must be in its certificate.
     #[serde(default, deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
     pub tls_san: Vec<San>,
     /// The SHA-256 of its token; more than one while it is replaced.
     #[serde(default, deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
     pub token_sha256: Vec<Digest>,
-    /// What its JWT says.
+    /// The claims of its JWT, and the issuer's keys.
     #[serde(default)]
     pub jwt: Option<JwtConfig>,
-    /// What it may do.
+    /// Its permissions.
     pub allow: Vec<Allow>,
-    /// How many of its requests may be in flight concurrently.
+    /// Maximum number of its requests in flight; unlimited if not set.
     #[serde(default)]
     pub max_in_flight: Option<usize>,
-    /// How many KEKs and chains that are not in memory may be looked up for it in a minute.
+    /// Maximum number of lookups per minute of KEKs and chains that are not in memory.
     #[serde(default = "default_lookups")]
     pub lookups_per_minute: u32,
 }
 
-/// Far more than a rotation or a start makes necessary, far less than a root's quota.
+/// Far more than a rotation or a start needs, and far less than the quota of a root.
 const fn default_lookups() -> u32 {
     600
 }
 
-/// `[[client]] jwt`: which JWTs are a client's.
+/// `[[client]] jwt`: the JWTs that identify a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JwtConfig {
@@ -90,22 +90,22 @@ pub struct JwtConfig {
     /// `sub`, exactly one of these.
     #[serde(deserialize_with = "one_or_more")]
     pub subject: Vec<String>,
-    /// The issuer's keys: a JWKS file, read again when it changes.
+    /// A JWKS file with the issuer's keys, reloaded when it changes.
     #[serde(default)]
     pub jwks_file: Option<PathBuf>,
-    /// The same by HTTP.
+    /// A URL with the issuer's JWKS.
     #[serde(default)]
     pub jwks_url: Option<String>,
-    /// Of `jwks_url`: a PEM file with the certificates that are trusted, and no others then.
+    /// For `jwks_url`: a PEM file of trusted authorities, which replace those of the system.
     #[serde(default)]
     pub jwks_ca: Option<PathBuf>,
-    /// Of `jwks_url`: a file with the bearer token that it wants, read for each fetch.
+    /// For `jwks_url`: a file with a bearer token, read before each fetch.
     #[serde(default)]
     pub jwks_token_file: Option<PathBuf>,
 }
 
 impl JwtConfig {
-    /// Where its issuer's keys are.
+    /// The source of its issuer's keys.
     ///
     /// # Errors
     /// The key of the setting that is wrong, and why.
@@ -139,7 +139,7 @@ fn is_safe(url: &Url) -> bool {
 pub type Wrong = (String, String);
 
 impl Config {
-    /// Checks what no setting can check alone.
+    /// Checks the settings together.
     ///
     /// # Errors
     /// [`Wrong`].
@@ -157,8 +157,8 @@ impl Config {
         }
     }
 
-    /// Reads the files that it names. The service starts without them, and serves their clients
-    /// when they come.
+    /// Reads the JWKS files. The service starts without them, and serves their clients as soon as
+    /// they can be read.
     ///
     /// # Errors
     /// [`Wrong`] for the first that can't be read or has no key.
@@ -206,7 +206,7 @@ impl Config {
 
 impl ClientConfig {
     fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        // Names stand in logs and refusals: what suits a chain suits a client.
+        // Names appear in logs and errors: the rules for a chain's name suit a client's.
         if ChainName::new(&self.name).is_err() {
             return Err((
                 "name",
@@ -244,7 +244,7 @@ impl ClientConfig {
         Ok(())
     }
 
-    /// Everything that it is known by, each with its setting.
+    /// All its identities, each with the key of its setting.
     fn identities(&self) -> impl Iterator<Item = (&'static str, [String; 3])> {
         let nothing = String::new;
         let sans = self.tls_san.iter();
@@ -262,7 +262,7 @@ impl ClientConfig {
     }
 }
 
-/// One text or a list of them.
+/// A string or a list of strings.
 fn one_or_more<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,8 +1,8 @@
-//! The public keys of an issuer, as a JWKS (RFC 7517) holds them.
+//! The public keys of an issuer, parsed from a JWKS (RFC 7517).
 //!
-//! Only keys that verify signatures are taken, each for the algorithms of its kind: the algorithm
-//! that a token names can't turn a public key into a shared secret. A key that is not used is
-//! reported with the reason.
+//! Only keys that verify signatures are accepted, each for the algorithms of its type: the
+//! algorithm that a token names can't turn a public key into a shared secret. A key that is not
+//! used is reported with the reason. It must not know where a JWKS comes from.
 
 use base64_simd::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -14,7 +14,7 @@ const MAX_KEYS: usize = 64;
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// The longest RSA exponent that signatures are verified with, in bits.
 const MAX_EXPONENT_BITS: usize = 33;
-/// Skipped keys that an error names.
+/// Maximum number of skipped keys in an error.
 const NAMED: usize = 5;
 
 /// The keys of an issuer.
@@ -24,7 +24,7 @@ pub(super) struct KeySet {
     skipped: Vec<String>,
 }
 
-/// One of them.
+/// A key of an issuer.
 pub(super) struct Key {
     id: Option<String>,
     algorithms: Vec<Algorithm>,
@@ -35,7 +35,7 @@ impl KeySet {
     /// Reads a JWKS. Keys that can't verify signatures are skipped: [`KeySet::skipped`] names them.
     ///
     /// # Errors
-    /// Why it is not a JWKS, or has no key that can be used.
+    /// Why it is not a JWKS, or has no usable key.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
         if [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"].iter().any(|bom| json.starts_with(bom))
         {
@@ -68,8 +68,8 @@ impl KeySet {
         Ok(Self { keys, skipped })
     }
 
-    /// The keys of this id for this algorithm. A token without an id may be signed by any key that
-    /// fits, and an issuer may use an id more than once.
+    /// The keys with this id for this algorithm: several if the token names no id, or if the issuer
+    /// uses an id more than once.
     pub(super) fn find(
         &self,
         id: Option<&str>,
@@ -80,7 +80,7 @@ impl KeySet {
         })
     }
 
-    /// How many there are.
+    /// The number of keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
@@ -100,7 +100,7 @@ fn name(index: usize, jwk: &Value) -> String {
     }
 }
 
-/// The start of a text that an issuer chose, safe for a log.
+/// The start of a text from an issuer, escaped for the log.
 fn quote(text: &str) -> String {
     format!("{:?}", text.chars().take(64).collect::<String>())
 }
@@ -153,8 +153,8 @@ impl Key {
         Ok(Self { id, algorithms, key })
     }
 
-    /// Whether it made `signature`, as base64, for `message`. The algorithm is one that
-    /// [`KeySet::find`] found it for.
+    /// Whether `signature` (base64url) is this key's for `message`. `algorithm` must be one for
+    /// which [`KeySet::find`] returned the key.
     pub(super) fn verifies(&self, algorithm: Algorithm, message: &str, signature: &str) -> bool {
         jsonwebtoken::crypto::verify(signature, message.as_bytes(), &self.key, algorithm)
             .unwrap_or(false)
@@ -196,7 +196,7 @@ fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, String> {
     Ok(DecodingKey::from_ed_der(&x))
 }
 
-/// A member that is text; `null` is the same as none.
+/// A string member; `null` counts as missing.
 fn text<'a>(jwk: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
     match jwk.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -213,8 +213,8 @@ fn bytes(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, String> {
     })
 }
 
-/// A big-endian number without leading zeros, which some issuers write: Java's `BigInteger` adds
-/// one as a sign, and the verifier takes none.
+/// A big-endian number, with leading zeros removed: some issuers write them (Java's `BigInteger`
+/// adds one as a sign), and the verifier rejects them.
 fn number(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, String> {
     let mut bytes = bytes(jwk, name)?;
     let zeros = bytes.iter().take_while(|&&byte| byte == 0).count();

@@ -1,7 +1,7 @@
-//! JSON Web Tokens (RFC 7519), signed as RFC 8725 wants: taken apart, their claims compared, their
-//! signature verified. A member that is `null` is not the same as one that is missing.
+//! JSON Web Tokens (RFC 7519), verified by the rules of RFC 8725: parsing, checks of claims, and
+//! signatures. A member that is `null` is not the same as one that is missing.
 //!
-//! It knows no client: which of them a token is, is asked in between.
+//! It must not know clients: the caller finds them by the claims before it verifies the signature.
 
 use base64_simd::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
@@ -11,10 +11,10 @@ use serde::{Deserialize, Deserializer};
 use super::Refusal;
 use super::jwks::KeySet;
 
-/// How far clocks may differ, in seconds.
+/// Tolerated difference of clocks, in seconds.
 pub(super) const LEEWAY: u64 = 30;
 
-/// A token whose parts were read; nothing in it is verified yet.
+/// A parsed token, not verified yet.
 pub(super) struct Unverified<'a> {
     algorithm: Algorithm,
     key_id: Option<String>,
@@ -23,7 +23,7 @@ pub(super) struct Unverified<'a> {
     signature: &'a str,
 }
 
-/// What a token claims.
+/// The claims of a token.
 pub(super) struct Claims {
     pub(super) iss: String,
     pub(super) sub: String,
@@ -32,7 +32,7 @@ pub(super) struct Claims {
     nbf: Option<f64>,
 }
 
-/// The same before it is known that all are there.
+/// The claims before the check that the required ones are present.
 #[derive(Deserialize)]
 struct Given {
     #[serde(default, deserialize_with = "given")]
@@ -59,23 +59,23 @@ struct Header {
     alg: String,
     #[serde(default, deserialize_with = "given")]
     kid: Option<String>,
-    /// Extensions that must be understood: none is.
+    /// Extensions that a verifier must support: none is supported.
     #[serde(default, deserialize_with = "given")]
     crit: Option<IgnoredAny>,
 }
 
-/// A member that is there: `null` is a value, most likely of the wrong type.
+/// A member that is present: `null` is a value, usually of the wrong type.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(member: D) -> Result<Option<T>, D::Error> {
     T::deserialize(member).map(Some)
 }
 
-/// Whether `token` looks like one.
+/// Whether `token` has the form of a JWT.
 pub(super) fn is_jwt(token: &str) -> bool {
     token.bytes().filter(|&b| b == b'.').count() == 2
 }
 
 impl<'a> Unverified<'a> {
-    /// Reads the parts of a token.
+    /// Parses a token.
     pub(super) fn parse(token: &'a str) -> Result<Self, Refusal> {
         let (message, signature) = token.rsplit_once('.').ok_or(Refusal::Malformed)?;
         let (header, claims) = message.split_once('.').ok_or(Refusal::Malformed)?;
@@ -88,7 +88,7 @@ impl<'a> Unverified<'a> {
         Ok(Self { algorithm, key_id: header.kid, claims, message, signature })
     }
 
-    /// Whether one of `keys` made the signature: any of those that fit, if several do.
+    /// Verifies the signature with each of `keys` that matches, until one succeeds.
     pub(super) fn verify(&self, keys: &KeySet) -> Result<(), Refusal> {
         let mut fitting = keys.find(self.key_id.as_deref(), self.algorithm).peekable();
         if fitting.peek().is_none() {
@@ -101,7 +101,7 @@ impl<'a> Unverified<'a> {
         }
     }
 
-    /// Whether the issuer may have made it with a key that is newer than those that are held.
+    /// Whether newer keys of the issuer could change `refusal`.
     pub(super) fn may_be_of_a_new_key(&self, refusal: Refusal) -> bool {
         match refusal {
             Refusal::UnknownKey => true,
@@ -123,7 +123,7 @@ impl Claims {
         })
     }
 
-    /// The second, since 1970, up to which the token is good; it must be good `now`.
+    /// When the token expires, if it is valid `now`; both in seconds since 1970.
     pub(super) fn valid_until(&self, now: u64) -> Result<u64, Refusal> {
         let until = seconds(self.exp).ok_or(Refusal::Malformed)?.saturating_add(LEEWAY);
         let from = self.nbf.map_or(Some(0), seconds).ok_or(Refusal::Malformed)?;
@@ -136,7 +136,7 @@ impl Claims {
         }
     }
 
-    /// Whether the token is meant for `audience`.
+    /// Whether the token is for `audience`.
     pub(super) fn is_for(&self, audience: &str) -> bool {
         match &self.aud {
             Audience::One(one) => one == audience,
@@ -145,7 +145,7 @@ impl Claims {
     }
 }
 
-/// The algorithms that are taken: none without a key, none with a shared one.
+/// The accepted algorithms: all are asymmetric. `none` and HMAC are rejected.
 fn algorithm(name: &str) -> Option<Algorithm> {
     Some(match name {
         "RS256" => Algorithm::RS256,
@@ -161,14 +161,14 @@ fn algorithm(name: &str) -> Option<Algorithm> {
     })
 }
 
-/// A NumericDate: seconds since 1970, perhaps with a fraction.
+/// A NumericDate: seconds since 1970, possibly with a fraction.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
 fn seconds(date: f64) -> Option<u64> {
     (0.0..=1e15).contains(&date).then_some(date as u64)
 }
 
-/// The JSON object of a part. Without the look at its first byte an array would do as well: its
-/// items would be taken for the members in their order.
+/// Decodes a part, which must be a JSON object. serde would also accept an array and read its items
+/// as the members in order, so the first byte is checked.
 fn json<T: DeserializeOwned>(part: &str) -> Result<T, Refusal> {
     let bytes = URL_SAFE_NO_PAD.decode_to_vec(part).map_err(|_| Refusal::Malformed)?;
     if !bytes.trim_ascii_start().starts_with(b"{") {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use reqwest::Url;
 
-/// Where the keys of an issuer are.
+/// The location of an issuer's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KeySource {
     File(PathBuf),
@@ -16,7 +16,7 @@ impl fmt::Display for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            // A query may hold a key.
+            // A query may contain a credential.
             Self::Url { url, .. } => {
                 write!(f, "{}{}", url.origin().ascii_serialization(), url.path())
             }

@@ -1,7 +1,8 @@
-//! Where an issuer's keys come from, and how they stay fresh: a file that is looked at every few
-//! seconds, or a URL that is fetched every few minutes and when a token names an unknown key.
+//! Loads an issuer's keys and keeps them current: a file is read every few seconds, a URL is
+//! fetched every few minutes and when a token names an unknown key.
 //!
-//! What can't be read changes nothing: the old keys stay, and readiness says so.
+//! A read that fails changes nothing: the old keys stay in use, and readiness reports the error. It
+//! must not know clients.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,22 +23,22 @@ use crate::proxy::{Proxies, Proxy};
 use super::jwks::KeySet;
 use super::key_source::KeySource;
 
-/// How often a file is looked at.
+/// How often a file is read.
 const FILE_EVERY: Duration = Duration::from_secs(2);
-/// How often a URL is fetched when nothing asks for it.
+/// How often a URL is fetched without a request for new keys.
 const URL_EVERY: Duration = Duration::from_secs(300);
-/// How soon it is fetched again when that failed.
+/// When a failed fetch is repeated.
 const RETRY_EVERY: Duration = Duration::from_secs(15);
-/// How long a fetch may take.
+/// Time limit of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Tokens that name unknown keys cause no more than one look in this time.
+/// Tokens that name unknown keys cause at most one read in this interval.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
-/// Tokens that wait for the keys to be read, concurrently.
+/// Maximum number of requests that wait for a read.
 const WAITING: usize = 64;
-/// The longest JWKS in bytes.
+/// Maximum size of a JWKS, in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The keys of one issuer. A task keeps them fresh for as long as the last of its users lives.
+/// The keys of one issuer. A task keeps them current until this is dropped.
 pub(super) struct Source {
     shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,
@@ -47,25 +48,25 @@ struct Shared {
     source: KeySource,
     clock: Arc<dyn Clock>,
     keys: ArcSwap<KeySet>,
-    /// Grows when the keys change.
+    /// Incremented when the keys change.
     generation: AtomicU64,
     trouble: ArcSwap<Option<String>>,
     /// The skipped keys that the log has named.
     skipped: ArcSwap<Vec<String>>,
-    /// When the last look began, in nanoseconds of monotonic time.
+    /// When the last read began, in nanoseconds of monotonic time.
     looked_at: AtomicU64,
-    /// A look is asked for or under way.
+    /// A read is requested or in progress.
     looking: AtomicBool,
     ask: Notify,
-    /// How many looks have ended.
+    /// Number of completed reads.
     looks: watch::Sender<u64>,
-    /// Limits the callers that wait for a read: not yet recognised, they hold their requests
-    /// meanwhile.
+    /// Limits the callers that wait for a read: they are not identified yet, and their requests
+    /// stay in memory.
     waiting: Semaphore,
 }
 
 impl Source {
-    /// Starts the task. The first look has not ended then.
+    /// Starts the task; does not wait for the first read.
     pub(super) fn start(source: KeySource, clock: Arc<dyn Clock>) -> Arc<Self> {
         let shared = Arc::new(Shared {
             source,
@@ -84,38 +85,38 @@ impl Source {
         Arc::new(Self { shared, task })
     }
 
-    /// Where its keys are.
+    /// The location of the keys.
     pub(super) fn source(&self) -> &KeySource {
         &self.shared.source
     }
 
-    /// The keys, and which generation of them.
+    /// The keys and their generation.
     pub(super) fn keys(&self) -> (Guard<Arc<KeySet>>, u64) {
-        // In this order: at worst new keys come with an old number, and what they verify is not
-        // kept.
+        // In this order: at worst, new keys get the old number, and a token that they verify is
+        // not cached.
         let generation = self.generation();
         (self.shared.keys.load(), generation)
     }
 
-    /// Which generation of keys it has.
+    /// The current generation of the keys.
     pub(super) fn generation(&self) -> u64 {
         self.shared.generation.load(Ordering::Acquire)
     }
 
-    /// Why the last look failed.
+    /// Why the last read failed.
     pub(super) fn trouble(&self) -> Option<String> {
         self.shared.trouble.load().as_ref().clone()
     }
 
-    /// Waits until the first look has ended, well or not.
+    /// Waits until the first read has succeeded or failed.
     pub(super) async fn settled(&self) {
         let mut looks = self.shared.looks.subscribe();
-        // The sender lives as long as this does.
+        // It can't fail: the sender lives as long as `self`.
         let _ = looks.wait_for(|&looks| looks > 0).await;
     }
 
-    /// Has the keys looked at again, unless that was done a moment ago; waits until it is done.
-    /// False when nothing was done, or too many wait already.
+    /// Requests a read unless there was one within `ASKED_EVERY`, and waits for it. False if
+    /// nothing was read, or too many callers wait.
     pub(super) async fn ask(&self) -> bool {
         let shared = &self.shared;
         let Ok(_place) = shared.waiting.try_acquire() else { return false };
@@ -160,7 +161,7 @@ async fn keep(shared: Arc<Shared>) {
         };
         shared.looking.store(false, Ordering::Relaxed);
         shared.looks.send_modify(|looks| *looks += 1);
-        // Silence is what the pause is for.
+        // A timeout is the normal case.
         let _ = tokio::time::timeout(pause, shared.ask.notified()).await;
     }
 }
@@ -180,7 +181,7 @@ impl Shared {
         }
     }
 
-    /// Names each key that is not used, once for as long as it stays.
+    /// Logs each key that is not used, once as long as it is in the set.
     fn name_skipped(&self, keys: &KeySet) {
         let named = self.skipped.swap(Arc::new(keys.skipped().to_vec()));
         for detail in keys.skipped().iter().filter(|detail| !named.contains(detail)) {
@@ -188,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Says it once for each trouble.
+    /// Logs each error once.
     fn failed(&self, detail: String) {
         if self.trouble.load().as_deref() != Some(&detail) {
             let held = self.keys.load().len();
@@ -213,7 +214,7 @@ pub(super) fn in_file(path: &Path) -> Result<KeySet, String> {
     KeySet::parse(&bounded(path)?)
 }
 
-/// A whole regular file of limited length. A pipe in its place could block the reader.
+/// Reads a regular file of limited length. A pipe could block the reader.
 fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if !found.is_file() {
@@ -223,12 +224,12 @@ fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     if bytes.len() > MAX_BYTES { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// Fetches a JWKS. Each fetch makes a client: authority and token are files that are rotated.
+/// Fetches a JWKS. Each fetch builds a client, since the files of authority and token are rotated.
 async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<u8>, String> {
     let plain = url.scheme() == "http";
     let mut http = reqwest::Client::builder()
         .user_agent(concat!("kms-proxy/", env!("CARGO_PKG_VERSION")))
-        // Elsewhere there may be other keys, and the token is for here.
+        // Another host may have other keys, and must not get the token.
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .timeout(FETCH_TIMEOUT);
@@ -239,7 +240,7 @@ async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<
         let authorities: Result<Vec<_>, _> = authorities.collect();
         http = http.tls_certs_only(authorities.map_err(|error| wrong(error.to_string()))?);
     } else if plain {
-        // A machine without any certificates is no hindrance.
+        // Plain HTTP must work on machines without certificates.
         http = http.tls_certs_only([]);
     }
     let proxies = Proxies::from_env()?;
@@ -268,7 +269,7 @@ async fn fetch(url: Url, ca: Option<&Path>, token: Option<&Path>) -> Result<Vec<
     Ok(body)
 }
 
-/// The header with the token of a file.
+/// The header with the token in a file.
 fn bearer(path: &Path) -> Result<HeaderValue, String> {
     let wrong = |detail: &str| format!("jwks_token_file, {}: {detail}", path.display());
     let (token, _) = crate::files::read_secret(path).map_err(|error| wrong(&error.to_string()))?;
@@ -283,7 +284,7 @@ fn too_long() -> String {
     format!("it is longer than {MAX_BYTES} bytes")
 }
 
-/// The innermost cause: the outer ones name the URL, with what may be in its query.
+/// The innermost cause: outer ones contain the URL, whose query may be secret.
 fn causes(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();

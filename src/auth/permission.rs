@@ -1,4 +1,4 @@
-//! What a client may do: operations on the chains whose names match a glob.
+//! Permissions of a client: operations on the chains whose names match a glob.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::id::ChainName;
 use crate::metrics::Operation;
 
-/// A pattern of chain names: `*` stands for any characters, also none.
+/// A pattern of chain names: `*` matches any characters, including none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Glob(String);
 
-/// Operations, as bits.
+/// A set of operations, as bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Vec<Word>")]
 pub struct Operations(u8);
 
-/// `[[client]] allow`: what may be done with which chains.
+/// `[[client]] allow`: operations that are allowed on some chains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allow {
@@ -28,14 +28,14 @@ pub struct Allow {
 }
 
 impl Allow {
-    /// Whether it allows this. The name of a chain is the caller's, and may be none.
+    /// Whether it allows `operation` on `chain`, which comes from the caller and may be invalid.
     pub(super) fn allows(&self, operation: Operation, chain: &str) -> bool {
         self.operations.contains(operation) && self.chains.iter().any(|glob| glob.matches(chain))
     }
 }
 
 impl Glob {
-    /// As it is written.
+    /// The pattern as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -46,7 +46,7 @@ impl Glob {
         self.0.bytes().all(|b| b == b'*')
     }
 
-    /// Whether `name` matches. No pattern and no name makes it slow: each piece is looked for once.
+    /// Whether `name` matches. Linear in practice for any input: each piece is searched once.
     fn matches(&self, name: &str) -> bool {
         let Some((first, rest)) = self.0.split_once('*') else { return self.0 == name };
         let Some(mut left) = name.strip_prefix(first) else { return false };
@@ -65,7 +65,7 @@ impl TryFrom<String> for Glob {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        // What becomes a name when each `*` is a letter can match one.
+        // A pattern can match a name if it is one with a letter for each `*`.
         match ChainName::new(&text.replace('*', "a")) {
             Ok(_) => Ok(Self(text)),
             Err(_) => Err("it is the name of a chain, in which * stands for any characters"),

@@ -1,7 +1,7 @@
-//! The clients and their permissions at one moment: how each is recognised.
+//! A snapshot of the clients: finds the one that a certificate or a token identifies.
 //!
-//! A request takes one snapshot of them. What was verified lately is remembered in it, and goes
-//! with it.
+//! A request uses one snapshot. It includes a cache of verified JWTs, which is dropped with it. It
+//! must not know requests.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use super::keys::Source;
 use super::san::San;
 use super::token::{ByDigest, Digest};
 
-/// JWTs that are remembered.
+/// Maximum number of verified JWTs in the cache.
 const VERIFIED: usize = 10_000;
-/// How long one is, in seconds, if it does not expire before: verifying costs a quarter of a
-/// request.
+/// How long a JWT stays in the cache, in seconds, unless it expires earlier: to verify one costs a
+/// quarter of a request.
 const VERIFIED_FOR: u64 = 60;
-/// The longest token in bytes.
+/// Maximum length of a token, in bytes.
 const MAX_TOKEN: usize = 16 << 10;
 
-/// Everything that tells who a caller is.
+/// The clients, indexed by their identities.
 pub(super) struct Rules {
     pub(super) config: Config,
     clients: Vec<Arc<Client>>,
@@ -37,27 +37,27 @@ pub(super) struct Rules {
     verified: Cache<Digest, Verified>,
 }
 
-/// Who makes JWTs, and whose they are.
+/// An issuer of JWTs, and the clients that they identify.
 struct Issuer {
     keys: Arc<Source>,
     /// Audiences and clients by subject.
     subjects: HashMap<String, Vec<(String, Arc<Client>)>>,
 }
 
-/// A JWT that was good.
+/// A verified JWT.
 #[derive(Clone)]
 struct Verified {
     client: Arc<Client>,
     /// In seconds since 1970.
     until: u64,
-    /// The keys that verified it: when they change it is verified again.
+    /// The keys that verified it: if they change, it is verified again.
     keys: Arc<Source>,
     generation: u64,
 }
 
 impl Rules {
-    /// The rules of `config`, which was checked. What clients have taken up, and keys that are held
-    /// already, come from the rules `before`.
+    /// The rules of `config`, which must have been checked. The usage of clients and loaded keys
+    /// are taken over from `before`.
     pub(super) fn new(config: Config, before: Option<&Self>, clock: &Arc<dyn Clock>) -> Self {
         let usages: HashMap<&str, &Arc<Usage>> = before
             .into_iter()
@@ -96,12 +96,12 @@ impl Rules {
         Self { config, clients, sans, tokens, issuers, verified }
     }
 
-    /// Where keys come from.
+    /// The sources of issuer keys.
     pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
         self.issuers.values().map(|issuer| &issuer.keys)
     }
 
-    /// The client that has a verified certificate.
+    /// The client of a verified certificate.
     pub(super) fn by_certificate(&self, peer: &Peer) -> Result<Arc<Client>, Refusal> {
         let dns = peer.dns.iter().map(|name| San::dns(name));
         let uris = peer.uris.iter().map(|uri| San::Uri(uri.clone()));
@@ -110,7 +110,7 @@ impl Rules {
         let names = dns.chain(uris).chain(ips).chain(emails);
         let mut found = names.filter_map(|san| self.sans.get(&san));
         let client = found.next().ok_or(Refusal::UnknownCertificate)?;
-        // Which one it is must not depend on the order of names in a certificate.
+        // The result must not depend on the order of names in a certificate.
         if found.all(|other| Arc::ptr_eq(client, other)) {
             Ok(Arc::clone(client))
         } else {
@@ -118,8 +118,7 @@ impl Rules {
         }
     }
 
-    /// The client that has a token. If newer keys could change a refusal, their source comes with
-    /// it.
+    /// The client of a token. If newer keys could change a refusal, it includes their source.
     pub(super) fn by_token(
         &self,
         token: &str,
@@ -153,7 +152,7 @@ impl Rules {
         let token = Unverified::parse(token).map_err(refused)?;
         let claims = &token.claims;
         let issuer = self.issuers.get(&claims.iss).ok_or(refused(Refusal::Issuer))?;
-        // What is cheap comes first; nothing of it counts before the signature does.
+        // Cheap checks first. No claim is trusted before the signature is verified.
         let until = claims.valid_until(now).map_err(refused)?;
         let known = issuer.subjects.get(&claims.sub).ok_or(refused(Refusal::Subject))?;
         let mut meant = known.iter().filter(|(audience, _)| claims.is_for(audience));

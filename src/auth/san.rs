@@ -1,18 +1,18 @@
-//! Names of clients in their certificates: subject alternative names, as `tls_san` writes them.
+//! Subject alternative names of client certificates, as written in `tls_san`.
 //!
-//! Each is compared whole. A text that no certificate can have is refused: it would match nothing,
-//! and nobody would see why.
+//! Names are compared as a whole. A text that no certificate can contain is rejected: it would
+//! silently match nothing. It must not know clients or certificates.
 
 use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-/// A subject alternative name, normalised so that equal names are equal texts.
+/// A subject alternative name, normalised so that equal names have equal text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum San {
     /// A DNS name, in lower case.
     Dns(String),
-    /// A URI, such as a SPIFFE id, exactly as it is written.
+    /// A URI, such as a SPIFFE id, unchanged.
     Uri(String),
     /// An IP address, in its canonical form.
     Ip(String),
@@ -32,7 +32,7 @@ const DNS: &str = "it is not a DNS name: labels of 1 to 63 letters, digits, hyph
                    underscores, at most 253 characters in all";
 
 impl San {
-    /// As it is compared.
+    /// The normalised text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -40,19 +40,19 @@ impl San {
         }
     }
 
-    /// The name that a certificate has as a DNS name.
+    /// From a DNS name in a certificate.
     pub(super) fn dns(name: &str) -> Self {
         Self::Dns(name.to_ascii_lowercase())
     }
 
-    /// The name that a certificate has as an IP address.
+    /// From an IP address in a certificate.
     pub(super) fn ip(address: IpAddr) -> Self {
         Self::Ip(address.to_canonical().to_string())
     }
 
-    /// The name that a certificate has as an e-mail address; nothing if it is malformed.
+    /// From an e-mail address in a certificate; `None` if it is malformed.
     pub(super) fn email(address: &str) -> Option<Self> {
-        // What is before the @ is in upper or lower case as its host wants it.
+        // The part before the @ is case-sensitive.
         let (local, domain) = address.rsplit_once('@')?;
         let is_whole = !local.is_empty() && !domain.is_empty();
         is_whole.then(|| Self::Email(format!("{local}@{}", domain.to_ascii_lowercase())))
@@ -76,7 +76,7 @@ impl TryFrom<String> for San {
         if let Ok(address) = text.parse() {
             return Ok(Self::ip(address));
         }
-        // A colon makes it a URI: no DNS name and no e-mail address has one.
+        // DNS names and e-mail addresses contain no colon: this must be a URI.
         if let Some((scheme, rest)) = text.split_once(':') {
             return match rest {
                 _ if text.starts_with('[') => Err(ADDRESS),
@@ -109,7 +109,7 @@ fn check_dns(text: &str) -> Result<(), &'static str> {
         _ if text.contains('=') => Err(FIELD),
         _ if text.len() > 1 && text.ends_with('.') => Err(DOT),
         _ if text.len() > 253 || !text.split('.').all(is_label) => Err(DNS),
-        // No domain at the top is a number.
+        // No top-level domain is a number.
         _ if last.bytes().all(|b| b.is_ascii_digit()) => Err(ADDRESS),
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Bearer tokens: how one is made, and the digest that is all the service knows of it.
+//! Bearer tokens: generates one, and compares digests. The service stores only the digest.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::random;
 
-/// What every token that is made here starts with: scanners of source code find it.
+/// The prefix of generated tokens, so that secret scanners find them.
 const PREFIX: &str = "kpt_";
 
 /// A new token of 256 random bits, as text. Anyone who has it can act as the client.
@@ -27,7 +27,7 @@ pub fn generate() -> Result<(Zeroizing<String>, Digest), random::Unavailable> {
     Ok((token, digest))
 }
 
-/// The SHA-256 of a token. It is no secret: 256 random bits are not guessed from it.
+/// The SHA-256 of a token. It is not secret: 256 random bits can't be guessed from it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
@@ -38,7 +38,7 @@ impl Digest {
         Self(Sha256::digest(token).into())
     }
 
-    /// The first bytes, by which it is found.
+    /// The first 8 bytes, which are the key of the index.
     fn start(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -81,8 +81,8 @@ impl TryFrom<String> for Digest {
 
 /// Values by the digests of their tokens.
 ///
-/// They are found by 8 bytes of the digest, and the digest is compared in constant time. What the
-/// time of the search could tell is about the hash of a guess, which leads to no token.
+/// The index uses 8 bytes of the digest; the whole digest is compared in constant time. The time of
+/// a lookup may reveal something about the hash of a guess, from which no token can be derived.
 pub(super) struct ByDigest<T>(HashMap<u64, Vec<(Digest, T)>>);
 
 impl<T> ByDigest<T> {

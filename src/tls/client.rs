@@ -1,8 +1,8 @@
-//! Certificates of clients: what is required of one beyond a trusted chain.
+//! Requirements for client certificates beyond a trusted chain.
 //!
-//! webpki refuses a certificate whose extended key usage does not include clients, but takes one
-//! without that extension, which is for any use. An authority that issues for servers as well
-//! must say which certificates are for clients.
+//! webpki rejects a certificate whose extended key usage does not include `clientAuth`, but accepts
+//! one without the extension, which is valid for any use. An authority that also issues server
+//! certificates must mark those for clients. It must not know files or permissions.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-/// A verifier that requires the usage `clientAuth` in addition to what `0` requires.
+/// A verifier that requires the usage `clientAuth`, in addition to the rules of `0`.
 #[derive(Debug)]
 pub(super) struct ForClients(pub(super) Arc<dyn ClientCertVerifier>);
 

@@ -1,6 +1,7 @@
-//! What the files of `server.tls` say: read, checked, and made into a configuration of rustls.
+//! Reads and checks the files of `server.tls`, and builds a configuration of rustls from them.
 //!
-//! An error names the setting and the file. It repeats nothing of what is in them.
+//! An error names the setting and the file, and never quotes the content. It must not know
+//! connections.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use crate::timestamp::rfc3339;
 use super::client::ForClients;
 use super::{ClientCert, Config, HTTP_1, HTTP_2};
 
-/// Files that can't be used.
+/// A file that can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("server.tls.{setting}: {}: {detail}", path.display())]
 pub struct Error {
@@ -38,7 +39,7 @@ impl Error {
     }
 }
 
-/// Tells contents apart.
+/// Distinguishes contents of the files.
 pub(super) type Digest = [u8; 32];
 
 pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Digest {
@@ -50,12 +51,12 @@ pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Digest {
     all.finalize().into()
 }
 
-/// What is in the files.
+/// The contents of the files.
 pub(super) struct Files {
     cert: Vec<u8>,
     key: SecretBytes,
     client_ca: Option<Vec<u8>>,
-    /// Whether every user of the machine may read the key.
+    /// Whether all users of the machine may read the key.
     pub(super) others_read_key: bool,
 }
 
@@ -78,14 +79,14 @@ impl Files {
     }
 }
 
-/// A certificate that can be used.
+/// A usable certificate.
 pub(super) struct Loaded {
     pub(super) config: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     pub(super) validity: Validity,
 }
 
-/// Tickets let a client resume its session: a handshake without signatures.
+/// Creates the keys of session tickets, with which clients resume sessions without signatures.
 pub(super) fn ticketer() -> Result<Arc<dyn ProducesTickets>, Error> {
     aws_lc_rs::Ticketer::new()
         .map_err(|_| Error::new("cert", Path::new("tickets"), "there is no randomness for them"))
@@ -122,12 +123,12 @@ impl Loaded {
             .map_err(|error| Error::new("key", &config.key, error.to_string()))?;
         server.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
         server.ticketer = ticketer;
-        // Sessions are in tickets alone: no memory for clients that never come back.
+        // Sessions are stored only in tickets: clients that never return use no memory.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { config: Arc::new(server), verifier, validity })
     }
 
-    /// Whether a certificate that is to replace another is valid at `now`.
+    /// Checks that a new certificate is valid at `now`.
     pub(super) fn check_time(&self, config: &Config, now: u64) -> Result<(), Error> {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let wrong = |detail: String| Err(Error::new("cert", &config.cert, detail));
@@ -158,7 +159,7 @@ impl Loaded {
         rfc3339(self.validity.not_after)
     }
 
-    /// Verifies the certificate of a client again.
+    /// Verifies the certificate of a client that resumes its session.
     pub(super) fn verify(
         &self,
         first: &CertificateDer<'_>,

@@ -1,6 +1,7 @@
-//! Who a client is by its certificate, which has been verified before.
+//! The names in a verified client certificate.
 //!
-//! A request of a connection with such a certificate has an `Arc<Peer>` among its extensions.
+//! A request on a connection with a client certificate has an `Arc<Peer>` in its extensions. It
+//! must not know which names are clients.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,29 +9,29 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 
-/// Names of a certificate that the log shows.
+/// Maximum number of names in a log line.
 const MAX_SHOWN: usize = 16;
 
-/// What a client's certificate says of its subject, parsed once a connection.
+/// The subject and the names of a client's certificate, parsed once per connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peer {
     /// The DNS names among its alternative names, in lower case.
     pub(crate) dns: Vec<String>,
-    /// The URIs among them, as they are written.
+    /// The URIs among them, unchanged.
     pub(crate) uris: Vec<String>,
     /// The IP addresses among them.
     pub(crate) ips: Vec<IpAddr>,
-    /// The e-mail addresses among them, as they are written.
+    /// The e-mail addresses among them, unchanged.
     pub(crate) emails: Vec<String>,
-    /// Its subject, for logs: it identifies nobody.
+    /// Its subject, only for the log.
     pub(crate) subject: String,
 }
 
 impl Peer {
-    /// Reads a certificate.
+    /// Parses a certificate.
     ///
     /// # Errors
-    /// When it is malformed. What was verified is not, but two readers may differ.
+    /// If it is malformed. It was verified before, but two parsers may differ.
     pub(super) fn parse(certificate: &CertificateDer<'_>) -> io::Result<Self> {
         let malformed = || io::Error::other("the client's certificate is malformed");
         let (_, certificate) =
@@ -49,8 +50,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// The names that it can be recognised by, for the log: the first of them, in the form that
-    /// openssl shows.
+    /// The first of its names, for the log, in the notation of openssl.
     pub(crate) fn names(&self) -> String {
         let dns = self.dns.iter().map(|name| format!("DNS:{name}"));
         let uris = self.uris.iter().map(|uri| format!("URI:{uri}"));
@@ -69,7 +69,7 @@ impl Peer {
     }
 }
 
-/// The address in an alternative name: 4 or 16 bytes.
+/// Parses an address of 4 or 16 bytes.
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(|bytes| Ipv4Addr::from(bytes).into());
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| Ipv6Addr::from(bytes).into())).ok()

@@ -1,4 +1,4 @@
-//! Whether the certificates in a PEM file are valid at a time: for warnings before a start.
+//! Warnings about the validity of certificates in a PEM file, for `check-config`.
 
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use rustls::pki_types::pem::PemObject as _;
 use crate::files;
 use crate::timestamp::rfc3339;
 
-/// What an operator should know of the certificates in a file at `now`, in seconds since the Unix
-/// epoch: those that are not valid, those that have less than a tenth of their life left, and a
-/// file that can't be read. What is malformed is not looked at.
+/// Warnings about the certificates in a file at `now`, in seconds since the Unix epoch: those that
+/// are not valid, those with less than a tenth of their lifetime left, and a file that can't be
+/// read. Malformed certificates are skipped.
 #[must_use]
 pub fn warnings(path: &Path, now: u64) -> Vec<String> {
     let now = i64::try_from(now).unwrap_or(i64::MAX);
