@@ -225,9 +225,9 @@ impl Auth {
         let mut checks: Vec<_> =
             refused.map(|reason| degraded("config", reason)).into_iter().collect();
         for source in self.rules.load().sources() {
-            let trouble = source.trouble();
+            let last_error = source.last_error();
             checks.extend(
-                trouble.map(|detail| degraded("jwks", format!("{}: {detail}", source.source()))),
+                last_error.map(|detail| degraded("jwks", format!("{}: {detail}", source.source()))),
             );
         }
         checks

@@ -57,7 +57,7 @@ mod tests;
 
 use body::Limit;
 use budget::Budget;
-use identity::Access;
+use identity::GuardedService;
 use server::Door;
 
 /// `[server]` of the configuration.
@@ -126,7 +126,7 @@ const ENVELOPE_ROOM: usize = 16 * 1024;
 
 /// What the handlers share.
 struct App {
-    access: Access,
+    access: GuardedService,
     registry: Registry,
     max_body: usize,
     budget: Budget,
@@ -250,8 +250,8 @@ impl Entrance {
                 (self.registry.clone(), self.budget.clone(), self.tls.clone());
             Arc::new(App { access, registry, max_body: self.max_body, budget, tls })
         };
-        let operators = app(Access::for_operators(Arc::clone(service), self.auth.clone()));
-        let app = app(Access::new(Arc::clone(service), self.auth.clone()));
+        let operators = app(GuardedService::for_operators(Arc::clone(service), self.auth.clone()));
+        let app = app(GuardedService::new(Arc::clone(service), self.auth.clone()));
         let data = data_routes().with_state(Arc::clone(&app));
         let all = match &self.operators {
             None => merge(data, operator_routes().with_state(Arc::clone(&app))),

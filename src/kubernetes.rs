@@ -23,7 +23,6 @@ mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
-mod throttle;
 
 pub use config::{Address, Config, OnRootOutage, Owner, SocketMode};
 pub use socket::{Bound, Error as BindError, bind, check};

@@ -219,6 +219,8 @@ pub mod id;
 pub mod keychain;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+#[cfg(feature = "kubernetes")]
+mod log_throttle;
 pub mod loopback;
 #[cfg(feature = "service")]
 pub mod metrics;

@@ -6,10 +6,11 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::HandshakeKind;
 use rustls::server::ProducesTickets;
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ pub(crate) mod peer;
 pub(crate) mod tests;
 mod validity;
 
-use load::{Digest, Files, Loaded};
+use load::{Files, Fingerprint, Loaded};
 use peer::Peer;
 
 pub use load::Error;
@@ -106,20 +107,20 @@ pub struct Server {
 /// The last reads of the files.
 struct Seen {
     /// The content at the last read.
-    now: Digest,
+    now: Fingerprint,
     /// The content at the last attempt to load it.
-    tried: Digest,
+    tried: Fingerprint,
     /// Why that attempt failed.
-    trouble: Option<String>,
+    last_error: Option<String>,
 }
 
 /// The expiry of the current certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct CertificateStatus {
     /// Seconds until it expires; negative when it has.
     pub expires_in: i64,
     /// A problem that needs an operator.
-    pub trouble: Option<String>,
+    pub warning: Option<String>,
 }
 
 impl Server {
@@ -136,8 +137,8 @@ impl Server {
                 certificate");
         }
         tracing::info!(until = loaded.until(), "the certificate is loaded");
-        let digest = files.digest();
-        let seen = Mutex::new(Seen { now: digest, tried: digest, trouble: None });
+        let fingerprint = files.fingerprint();
+        let seen = Mutex::new(Seen { now: fingerprint, tried: fingerprint, last_error: None });
         Ok(Self { config, clock, tickets, loaded: ArcSwap::from_pointee(loaded), seen })
     }
 
@@ -195,36 +196,35 @@ impl Server {
 
     /// The expiry of the current certificate, and problems with its replacement.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn certificate_status(&self) -> CertificateStatus {
         let now = i64::try_from(self.clock.unix_now()).unwrap_or(i64::MAX);
         let loaded = self.loaded.load();
         let expires_in = loaded.validity.not_after.saturating_sub(now);
-        let trouble = self.seen.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone();
-        let trouble =
-            trouble.map(|trouble| format!("{trouble}; the certificate before it serves on"));
-        let trouble = trouble.or_else(|| loaded.warning(now));
-        Standing { expires_in, trouble }
+        let error = self.seen.lock().last_error.clone();
+        let error = error.map(|error| format!("{error}; the certificate before it serves on"));
+        let warning = error.or_else(|| loaded.warning(now));
+        CertificateStatus { expires_in, warning }
     }
 
     /// Loads the files if they changed, or unconditionally if `by_hand`.
     fn look(&self, by_hand: bool) {
         let read = Files::read(&self.config);
-        let digest = match &read {
-            Ok(files) => files.digest(),
-            Err(error) => load::digest([error.to_string().as_bytes()]),
+        let fingerprint = match &read {
+            Ok(files) => files.fingerprint(),
+            Err(error) => load::fingerprint([error.to_string().as_bytes()]),
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let settled = std::mem::replace(&mut seen.now, digest) == digest;
-        if !by_hand && (seen.tried == digest || !settled) {
+        let mut seen = self.seen.lock();
+        let settled = std::mem::replace(&mut seen.now, fingerprint) == fingerprint;
+        if !by_hand && (seen.tried == fingerprint || !settled) {
             return;
         }
-        seen.tried = digest;
+        seen.tried = fingerprint;
         let now = self.clock.unix_now();
         let loaded = read.and_then(|files| {
             let loaded = Loaded::from(&self.config, &files, Arc::clone(&self.tickets))?;
             loaded.check_time(&self.config, now).map(|()| loaded)
         });
-        seen.trouble = match loaded {
+        seen.last_error = match loaded {
             Ok(loaded) => {
                 tracing::info!(until = loaded.until(), "the certificate is reloaded");
                 self.loaded.store(Arc::new(loaded));

@@ -28,7 +28,7 @@ pub(super) struct Usage {
 }
 
 /// A request in flight, counted until it is dropped.
-pub(crate) struct Place(Arc<Usage>);
+pub(crate) struct InFlight(Arc<Usage>);
 
 impl Client {
     /// The client of `config`; `before` is the usage of the client of that name, if there was one.
@@ -86,11 +86,11 @@ impl Client {
     ///
     /// # Errors
     /// [`Kind::Overloaded`] if `max_in_flight` is reached.
-    pub(crate) fn enter(&self) -> Result<Place, Error> {
-        let place = Place(Arc::clone(&self.usage));
+    pub(crate) fn enter(&self) -> Result<InFlight, Error> {
+        let request = InFlight(Arc::clone(&self.usage));
         let before = self.usage.in_flight.fetch_add(1, Ordering::Relaxed);
         if before < self.max_in_flight {
-            return Ok(place);
+            return Ok(request);
         }
         let (name, most) = (&self.name, self.max_in_flight);
         let detail = format!("the client {name} has its {most} requests in flight already");
@@ -110,7 +110,7 @@ impl Usage {
     }
 }
 
-impl Drop for Place {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }

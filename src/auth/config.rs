@@ -16,7 +16,7 @@ use super::key_source::KeySource;
 use super::keys;
 use super::permission::Allow;
 use super::san::San;
-use super::token::Digest;
+use super::token::TokenDigest;
 
 /// The mode and the clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct ClientConfig {
     pub tls_san: Vec<San>,
     /// The SHA-256 of its token; more than one while it is replaced.
     #[serde(default, deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
-    pub token_sha256: Vec<Digest>,
+    pub token_sha256: Vec<TokenDigest>,
     /// The claims of its JWT, and the issuer's keys.
     #[serde(default)]
     pub jwt: Option<JwtConfig>,
@@ -190,11 +190,11 @@ impl Config {
                 }
             }
             if let Some(jwt) = &client.jwt {
-                let place = jwt
+                let source = jwt
                     .key_source()
                     .map_err(|(key, detail)| at((&format!("jwt.{key}"), detail)))?;
-                let first = issuers.entry(&jwt.issuer).or_insert_with(|| place.clone());
-                if *first != place {
+                let first = issuers.entry(&jwt.issuer).or_insert_with(|| source.clone());
+                if *first != source {
                     let detail = "another client's keys of this issuer are elsewhere";
                     return Err(at(("jwt.issuer", detail)));
                 }

@@ -50,7 +50,7 @@ struct Shared {
     keys: ArcSwap<KeySet>,
     /// Incremented when the keys change.
     generation: AtomicU64,
-    trouble: ArcSwap<Option<String>>,
+    last_error: ArcSwap<Option<String>>,
     /// The skipped keys that the log has named.
     skipped: ArcSwap<Vec<String>>,
     /// When the last read began, in nanoseconds of monotonic time.
@@ -73,7 +73,7 @@ impl Source {
             clock,
             keys: ArcSwap::default(),
             generation: AtomicU64::new(0),
-            trouble: ArcSwap::default(),
+            last_error: ArcSwap::default(),
             skipped: ArcSwap::default(),
             looked_at: AtomicU64::new(0),
             looking: AtomicBool::new(true),
@@ -104,8 +104,8 @@ impl Source {
     }
 
     /// Why the last read failed.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.shared.trouble.load().as_ref().clone()
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.shared.last_error.load().as_ref().clone()
     }
 
     /// Waits until the first read has succeeded or failed.
@@ -119,7 +119,7 @@ impl Source {
     /// nothing was read, or too many callers wait.
     pub(super) async fn ask(&self) -> bool {
         let shared = &self.shared;
-        let Ok(_place) = shared.waiting.try_acquire() else { return false };
+        let Ok(_permit) = shared.waiting.try_acquire() else { return false };
         let mut looks = shared.looks.subscribe();
         let (now, before) = (shared.clock.now(), shared.looked_at.load(Ordering::Relaxed));
         if !shared.looking.load(Ordering::Relaxed) {
@@ -148,7 +148,7 @@ async fn keep(shared: Arc<Shared>) {
         let read = read(&shared.source).await;
         let pause = match (read, &shared.source) {
             (Ok(bytes), source) => {
-                if bytes != *seen || shared.trouble.load().is_some() {
+                if bytes != *seen || shared.last_error.load().is_some() {
                     shared.take(&bytes);
                     *seen = bytes;
                 }
@@ -175,7 +175,7 @@ impl Shared {
                 self.name_skipped(&keys);
                 self.keys.store(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
-                self.trouble.store(Arc::default());
+                self.last_error.store(Arc::default());
             }
             Err(detail) => self.failed(detail),
         }
@@ -191,11 +191,11 @@ impl Shared {
 
     /// Logs each error once.
     fn failed(&self, detail: String) {
-        if self.trouble.load().as_deref() != Some(&detail) {
+        if self.last_error.load().as_deref() != Some(&detail) {
             let held = self.keys.load().len();
             tracing::error!(from = %self.source, detail, held, "the keys of an issuer can't be \
                 read; those that are held stay");
-            self.trouble.store(Arc::new(Some(detail)));
+            self.last_error.store(Arc::new(Some(detail)));
         }
     }
 }

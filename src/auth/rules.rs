@@ -17,7 +17,7 @@ use super::config::Config;
 use super::jwt::{self, Unverified};
 use super::keys::Source;
 use super::san::San;
-use super::token::{ByDigest, Digest};
+use super::token::{ByDigest, TokenDigest};
 
 /// Maximum number of verified JWTs in the cache.
 const VERIFIED: usize = 10_000;
@@ -34,7 +34,7 @@ pub(super) struct Rules {
     sans: HashMap<San, Arc<Client>>,
     tokens: ByDigest<Arc<Client>>,
     issuers: HashMap<String, Issuer>,
-    verified: Cache<Digest, Verified>,
+    verified: Cache<TokenDigest, Verified>,
 }
 
 /// An issuer of JWTs, and the clients that they identify.
@@ -73,15 +73,15 @@ impl Rules {
             sans.extend(settings.tls_san.iter().map(|san| (san.clone(), Arc::clone(&client))));
             tokens
                 .extend(settings.token_sha256.iter().map(|digest| (*digest, Arc::clone(&client))));
-            let Some((jwt, place)) =
+            let Some((jwt, origin)) =
                 settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.key_source().ok()?)))
             else {
                 continue;
             };
             let issuer = issuers.entry(jwt.issuer.clone()).or_insert_with(|| {
-                let held = sources.iter().find(|source| *source.source() == place).cloned();
+                let held = sources.iter().find(|source| *source.source() == origin).cloned();
                 let keys = held.unwrap_or_else(|| {
-                    let source = Source::start(place, Arc::clone(clock));
+                    let source = Source::start(origin, Arc::clone(clock));
                     sources.push(Arc::clone(&source));
                     source
                 });
@@ -127,7 +127,7 @@ impl Rules {
         if token.len() > MAX_TOKEN {
             return Err((Refusal::TooLong, None));
         }
-        let digest = Digest::of(token);
+        let digest = TokenDigest::of(token);
         if let Some(client) = self.tokens.find(&digest) {
             return Ok(Arc::clone(client));
         }

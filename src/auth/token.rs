@@ -16,22 +16,22 @@ const PREFIX: &str = "kpt_";
 ///
 /// # Errors
 /// [`random::Unavailable`] when the operating system gives no randomness.
-pub fn generate() -> Result<(Zeroizing<String>, Digest), random::Unavailable> {
+pub fn generate() -> Result<(Zeroizing<String>, TokenDigest), random::Unavailable> {
     let mut secret = Zeroizing::new([0; 32]);
     random::fill(&mut *secret)?;
     // It never grows, so no copy is left behind.
     let mut token = Zeroizing::new(String::with_capacity(PREFIX.len() + 43));
     token.push_str(PREFIX);
     base64_simd::URL_SAFE_NO_PAD.encode_append(secret.as_slice(), &mut *token);
-    let digest = Digest::of(&token);
+    let digest = TokenDigest::of(&token);
     Ok((token, digest))
 }
 
 /// The SHA-256 of a token. It is not secret: 256 random bits can't be guessed from it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest([u8; 32]);
+pub struct TokenDigest([u8; 32]);
 
-impl Digest {
+impl TokenDigest {
     /// The digest of a token.
     #[must_use]
     pub fn of(token: &str) -> Self {
@@ -45,26 +45,26 @@ impl Digest {
     }
 }
 
-impl fmt::Display for Digest {
+impl fmt::Display for TokenDigest {
     /// 64 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&base16ct::lower::encode_string(&self.0))
     }
 }
 
-impl serde::Serialize for Digest {
+impl serde::Serialize for TokenDigest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl fmt::Debug for Digest {
+impl fmt::Debug for TokenDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl TryFrom<String> for Digest {
+impl TryFrom<String> for TokenDigest {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -83,10 +83,10 @@ impl TryFrom<String> for Digest {
 ///
 /// The index uses 8 bytes of the digest; the whole digest is compared in constant time. The time of
 /// a lookup may reveal something about the hash of a guess, from which no token can be derived.
-pub(super) struct ByDigest<T>(HashMap<u64, Vec<(Digest, T)>>);
+pub(super) struct ByDigest<T>(HashMap<u64, Vec<(TokenDigest, T)>>);
 
 impl<T> ByDigest<T> {
-    pub(super) fn new(values: impl IntoIterator<Item = (Digest, T)>) -> Self {
+    pub(super) fn new(values: impl IntoIterator<Item = (TokenDigest, T)>) -> Self {
         let mut map = HashMap::<_, Vec<_>>::new();
         for (digest, value) in values {
             map.entry(digest.start()).or_default().push((digest, value));
@@ -94,8 +94,8 @@ impl<T> ByDigest<T> {
         Self(map)
     }
 
-    pub(super) fn find(&self, digest: &Digest) -> Option<&T> {
-        let same = |(known, _): &&(Digest, T)| bool::from(known.0.ct_eq(&digest.0));
+    pub(super) fn find(&self, digest: &TokenDigest) -> Option<&T> {
+        let same = |(known, _): &&(TokenDigest, T)| bool::from(known.0.ct_eq(&digest.0));
         self.0.get(&digest.start())?.iter().find(same).map(|(_, value)| value)
     }
 }
@@ -109,28 +109,28 @@ mod tests {
         let (one, digest) = generate().unwrap();
         let (other, _) = generate().unwrap();
         assert!(one.starts_with("kpt_") && one.len() == 47 && *one != *other);
-        assert_eq!(digest, Digest::of(&one));
-        assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
+        assert_eq!(digest, TokenDigest::of(&one));
+        assert_eq!(TokenDigest::try_from(digest.to_string()), Ok(digest));
         assert_eq!(
-            Digest::of("abc").to_string(),
+            TokenDigest::of("abc").to_string(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
         let long = "a".repeat(63);
         for bad in ["", "abc", &*long, &format!("{long}g"), &format!("{long}+"), &"é".repeat(32)] {
-            assert!(Digest::try_from(bad.to_owned()).is_err(), "{bad}");
+            assert!(TokenDigest::try_from(bad.to_owned()).is_err(), "{bad}");
         }
-        assert!(Digest::try_from("AB".repeat(32)).is_ok());
+        assert!(TokenDigest::try_from("AB".repeat(32)).is_ok());
     }
 
     #[test]
     fn a_digest_is_found_whole_or_not_at_all() {
-        let digest = Digest::of("abc");
+        let digest = TokenDigest::of("abc");
         let mut near = digest;
         near.0[31] ^= 1;
         let map = ByDigest::new([(digest, 1), (near, 2)]);
         assert_eq!((map.find(&digest), map.find(&near)), (Some(&1), Some(&2)));
         near.0[30] ^= 1;
         assert_eq!(map.find(&near), None);
-        assert_eq!(map.find(&Digest::of("")), None);
+        assert_eq!(map.find(&TokenDigest::of("")), None);
     }
 }

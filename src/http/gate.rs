@@ -30,7 +30,7 @@ use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
 
 use super::budget::{Budget, Held};
-use super::identity::{self, Teller};
+use super::identity::{self, RefusalLog};
 use super::problem::{self, Problem};
 use super::{Config, Face};
 
@@ -59,7 +59,7 @@ pub(super) struct Gate {
 struct Shared {
     /// Without it everybody may do everything.
     auth: Option<Arc<Auth>>,
-    teller: Teller,
+    refusal_log: RefusalLog,
     timeout: Duration,
     idle_timeout: Duration,
     /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
@@ -88,7 +88,7 @@ impl Gate {
         let (in_flight, connections) = metrics.traffic.listener(listener);
         let shared = Shared {
             auth: face.0.auth.clone(),
-            teller: Teller::default(),
+            refusal_log: RefusalLog::default(),
             timeout: config.request_timeout,
             idle_timeout: config.idle_timeout,
             loopback: listen.ip().is_loopback(),
@@ -128,7 +128,7 @@ impl Gate {
         if let Some(auth) = &self.shared.auth {
             auth.failed(Refusal::Certificate);
         }
-        self.shared.teller.tell_of_handshake(why);
+        self.shared.refusal_log.handshake(why);
     }
 
     /// Answers a request. An answer that counts comes with its length and its part of the budget.
@@ -264,7 +264,7 @@ impl Recognised<'_> {
             }
             Err(refusal) => {
                 self.auth.failed(refusal);
-                self.shared.teller.tell(refusal, id_text(self.id), shown.peer);
+                self.shared.refusal_log.caller(refusal, id_text(self.id), shown.peer);
                 return Err(identity::unauthenticated());
             }
         };

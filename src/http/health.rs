@@ -77,7 +77,7 @@ pub(super) async fn readyz(
 ) -> Result<Response, Problem> {
     let caller = app.access.caller(request.extensions()).ok();
     let certificate = app.tls.as_ref().map(|tls| {
-        let detail = tls.standing().trouble;
+        let detail = tls.certificate_status().warning;
         let health = if detail.is_some() { Health::Degraded } else { Health::Ok };
         Check { name: "tls".to_owned(), health, detail }
     });
@@ -114,7 +114,7 @@ pub(super) async fn metrics(
     let service = app.access.enter_for_all(&caller)?;
     service.refresh_metrics();
     if let Some(tls) = &app.tls {
-        service.metrics().callers.certificate_expires_in(tls.standing().expires_in);
+        service.metrics().callers.certificate_expires_in(tls.certificate_status().expires_in);
     }
     let text = prometheus::TextEncoder::new().encode_to_string(&app.registry.gather());
     let text = text.map_err(|error| {

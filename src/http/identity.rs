@@ -1,9 +1,10 @@
-//! Who a request is from, and the way to the service past what that client may do.
+//! The caller of a request, and access to the service within its permissions.
 //!
-//! Handlers have no other way: [`Access::enter`] wants the caller, the operation and the chain.
+//! Handlers have no other way: [`GuardedService::enter`] wants the caller, the operation and the
+//! chain.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use http::Extensions;
@@ -13,6 +14,7 @@ use http::request::Parts;
 
 use crate::auth::{Auth, Client, Refusal, Shown, Token};
 use crate::id::ChainName;
+use crate::log_throttle::LogThrottle;
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
 use crate::service::{Check, DEFAULT_CHAIN, KeyService, Readiness};
@@ -21,7 +23,7 @@ use crate::tls::peer::Peer;
 use super::App;
 use super::problem::Problem;
 
-/// Who called.
+/// The caller of a request.
 #[derive(Clone)]
 pub(super) enum Caller {
     /// Anyone may do everything: `auth.mode = "none"`, or the listener of operators.
@@ -31,14 +33,14 @@ pub(super) enum Caller {
 }
 
 /// The service, behind the permissions.
-pub(super) struct Access {
+pub(super) struct GuardedService {
     service: Arc<KeyService>,
     auth: Option<Arc<Auth>>,
-    /// Whether nobody has to be recognised.
+    /// Whether callers need no identity.
     open: bool,
 }
 
-/// What a caller has shown.
+/// The credentials of a request.
 pub(super) fn shown<'a>(headers: &'a HeaderMap, extensions: &'a Extensions) -> Shown<'a> {
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let token = match (given.next(), given.next()) {
@@ -60,7 +62,7 @@ pub(super) fn is_open(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
 }
 
-/// The one answer for everybody who is not recognised.
+/// The response to every caller that is not recognised: the same for each reason.
 pub(super) fn unauthenticated() -> Error {
     Error::new(
         Kind::Unauthenticated,
@@ -68,22 +70,27 @@ pub(super) fn unauthenticated() -> Error {
     )
 }
 
-/// Lines of the log at `info` within a second about callers that were not recognised: strangers
-/// can't fill the disk. Those beyond are written at `debug`; the metric counts them all.
-const TOLD_A_SECOND: u32 = 10;
+/// Unrecognised callers that are logged at `info` per second, so that they can't fill the disk.
+/// The rest are logged at `debug`; the metric counts all of them.
+const LINES_A_SECOND: u32 = 10;
 
-/// Tells the log why callers were not recognised.
-#[derive(Default)]
-pub(super) struct Teller(Mutex<Option<(Instant, u32)>>);
+/// Logs why callers were not recognised.
+pub(super) struct RefusalLog(LogThrottle);
 
-impl Teller {
-    pub(super) fn tell(&self, refusal: Refusal, request_id: &str, peer: Option<&Peer>) {
+impl Default for RefusalLog {
+    fn default() -> Self {
+        Self(LogThrottle::new(LINES_A_SECOND, Duration::from_secs(1)))
+    }
+}
+
+impl RefusalLog {
+    pub(super) fn caller(&self, refusal: Refusal, request_id: &str, peer: Option<&Peer>) {
         let (reason, certificate) = (refusal.as_str(), peer.map(|peer| &*peer.subject));
         let by_names = matches!(refusal, Refusal::UnknownCertificate | Refusal::Ambiguous);
         let names = peer.filter(|_| by_names).map(Peer::names);
         let detail = refusal.detail();
         let (detail, names) = (detail.as_deref(), names.as_deref());
-        if self.has_room(Instant::now()) {
+        if self.0.admit().is_some() {
             tracing::info!(
                 request_id,
                 reason,
@@ -104,27 +111,18 @@ impl Teller {
         }
     }
 
-    /// The same of one whose certificate was refused before there was a request.
-    pub(super) fn tell_of_handshake(&self, why: &std::io::Error) {
+    /// Logs a handshake that failed because of the client's certificate.
+    pub(super) fn handshake(&self, why: &std::io::Error) {
         let reason = Refusal::Certificate.as_str();
-        if self.has_room(Instant::now()) {
+        if self.0.admit().is_some() {
             tracing::info!(reason, %why, "a caller was not recognised");
         } else {
             tracing::debug!(reason, %why, "a caller was not recognised");
         }
     }
-
-    fn has_room(&self, now: Instant) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, count) = told
-            .filter(|(since, _)| now.duration_since(*since) < Duration::from_secs(1))
-            .unwrap_or((now, 0));
-        *told = Some((since, count.saturating_add(1)));
-        count < TOLD_A_SECOND
-    }
 }
 
-impl Access {
+impl GuardedService {
     /// For the clients of `auth`, or without it for everybody.
     pub(super) fn new(service: Arc<KeyService>, auth: Option<Arc<Auth>>) -> Self {
         let open = auth.is_none();
@@ -234,16 +232,6 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-
-    #[test]
-    fn strangers_do_not_fill_the_log() {
-        let teller = Teller::default();
-        let now = Instant::now();
-        let told = |at: Instant| (0..1_000).filter(|_| teller.has_room(at)).count();
-        assert_eq!(told(now), 10);
-        assert_eq!(told(now + Duration::from_millis(999)), 0);
-        assert_eq!(told(now + Duration::from_secs(1)), 10);
-    }
 
     #[test]
     fn a_bearer_token_is_the_one_header_of_its_kind() {

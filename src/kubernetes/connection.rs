@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::throttle::Throttle;
+use crate::log_throttle::LogThrottle;
 
 /// How long a client may take for the preface of HTTP/2 and its first call.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
 pub(super) async fn serve<A, F>(
     stream: UnixStream,
     answer: A,
-    refusals: Arc<Throttle>,
+    refusals: Arc<LogThrottle>,
     mut stop: watch::Receiver<()>,
 ) where
     A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -109,7 +109,7 @@ pub(super) async fn serve<A, F>(
     // A client that goes away is no news; one that does not speak HTTP/2 is.
     match ended {
         Err(error) if activity.is_stranger() => {
-            if let Some(count) = refusals.count() {
+            if let Some(count) = refusals.admit() {
                 tracing::warn!(count, %error, "a client of the socket does not speak HTTP/2");
             }
         }
@@ -174,14 +174,14 @@ struct Wire {
     stream: UnixStream,
     sent: Frames,
     activity: Arc<Activity>,
-    refusals: Arc<Throttle>,
+    refusals: Arc<LogThrottle>,
 }
 
 impl Wire {
     /// Reports what HTTP/2 refused itself: the service never sees such a request.
     fn note_sent(&mut self, bytes: &[u8]) {
         if self.sent.refuses(bytes)
-            && let Some(count) = self.refusals.count()
+            && let Some(count) = self.refusals.admit()
         {
             tracing::warn!(
                 count,

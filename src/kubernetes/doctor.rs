@@ -55,7 +55,7 @@ impl fmt::Display for Finding {
 
 /// What is to be thought of it all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct Diagnosis {
     /// One after the other; it ends where nothing more can be tried.
     pub findings: Vec<Finding>,
     /// In plain words.
@@ -65,15 +65,15 @@ pub struct Report {
 }
 
 /// Makes the calls, and looks at the answers.
-pub fn examine(socket: &Address) -> Pin<Box<dyn Future<Output = Report> + Send + '_>> {
+pub fn examine(socket: &Address) -> Pin<Box<dyn Future<Output = Diagnosis> + Send + '_>> {
     // Boxed, the client of gRPC is compiled here and not by each program that awaits this.
     Box::pin(make_calls(socket))
 }
 
-async fn make_calls(socket: &Address) -> Report {
-    let mut patient = Patient { findings: Vec::new() };
-    let is_usable = patient.all(socket).await.is_some();
-    let is_good = patient.findings.iter().all(|finding| finding.outcome.is_ok());
+async fn make_calls(socket: &Address) -> Diagnosis {
+    let mut examination = Examination { findings: Vec::new() };
+    let is_usable = examination.all(socket).await.is_some();
+    let is_good = examination.findings.iter().all(|finding| finding.outcome.is_ok());
     let verdict = match (is_usable, is_good) {
         (true, true) => "kube-apiserver can use this plugin",
         (true, false) => {
@@ -81,14 +81,14 @@ async fn make_calls(socket: &Address) -> Report {
         }
         (false, _) => "kube-apiserver can't use this plugin",
     };
-    Report { findings: patient.findings, verdict: verdict.to_owned(), is_good }
+    Diagnosis { findings: examination.findings, verdict: verdict.to_owned(), is_good }
 }
 
-struct Patient {
+struct Examination {
     findings: Vec<Finding>,
 }
 
-impl Patient {
+impl Examination {
     fn note(&mut self, what: &'static str, outcome: Result<String, String>) -> Option<()> {
         let is_good = outcome.is_ok();
         self.findings.push(Finding { what, outcome });

@@ -4,9 +4,10 @@
 //! nothing, and what any replica gave out, at any time, opens everywhere: no list of them is kept.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -38,7 +39,7 @@ pub(super) struct Plugin {
     chain: ChainName,
     on_root_outage: OnRootOutage,
     /// Why clients do not find the socket.
-    socket_trouble: Mutex<Option<String>>,
+    socket_error: Mutex<Option<String>>,
 }
 
 impl Plugin {
@@ -47,23 +48,23 @@ impl Plugin {
         chain: ChainName,
         on_root_outage: OnRootOutage,
     ) -> Self {
-        Self { service, chain, on_root_outage, socket_trouble: Mutex::default() }
+        Self { service, chain, on_root_outage, socket_error: Mutex::default() }
     }
 
     /// Tells readiness and, when it changes, the log why clients do not find the socket.
-    pub(super) fn report_socket(&self, trouble: Option<String>) {
-        let health = if trouble.is_some() { Health::Degraded } else { Health::Ok };
+    pub(super) fn report_socket(&self, error: Option<String>) {
+        let health = if error.is_some() { Health::Degraded } else { Health::Ok };
         let name = "kubernetes".to_owned();
-        self.service.report(Check { name, health, detail: trouble.clone() });
-        let mut before = self.socket_trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*before, &trouble) {
+        self.service.report(Check { name, health, detail: error.clone() });
+        let mut before = self.socket_error.lock();
+        match (&*before, &error) {
             (before, Some(detail)) if before.as_ref() != Some(detail) => {
                 tracing::error!(detail, "kube-apiserver does not find the socket");
             }
             (Some(_), None) => tracing::info!("kube-apiserver finds the socket again"),
             _ => {}
         }
-        *before = trouble;
+        *before = error;
     }
 
     /// How the plugin stands, from memory alone.

@@ -15,12 +15,12 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::log_throttle::LogThrottle;
 use crate::service::{Error, Starting};
 
 use super::config::Config;
 use super::plugin::{self, Plugin};
 use super::socket::Bound;
-use super::throttle::Throttle;
 use super::{STOP_TIMEOUT, connection, proto};
 
 /// Concurrent connections; a kube-apiserver has one or two.
@@ -42,7 +42,7 @@ pub(super) async fn run(
     mut stop: watch::Receiver<()>,
 ) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
-    let (refused, strangers) = (Throttle::default(), Arc::<Throttle>::default());
+    let (refused, strangers) = (refusal_log(), Arc::new(refusal_log()));
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -88,12 +88,17 @@ pub(super) async fn run(
     }
 }
 
-/// Whether the process at the other end may connect. The kernel says whose it is.
-fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>, refused: &Throttle) -> bool {
+/// A client that connects in a loop causes one line in ten seconds.
+fn refusal_log() -> LogThrottle {
+    LogThrottle::new(1, Duration::from_secs(10))
+}
+
+/// Whether the process at the other end may connect; the kernel reports its user.
+fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>, refused: &LogThrottle) -> bool {
     let Some(allowed) = allowed_uids else { return true };
     let uid = stream.peer_cred().map(|peer| peer.uid());
     let is_allowed = uid.as_ref().is_ok_and(|uid| allowed.contains(uid));
-    if !is_allowed && let Some(count) = refused.count() {
+    if !is_allowed && let Some(count) = refused.admit() {
         tracing::warn!(
             uid = uid.ok(),
             count,

@@ -26,7 +26,7 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub struct Bound {
     listener: UnixListener,
-    place: Option<Place>,
+    file: Option<SocketFile>,
 }
 
 impl Bound {
@@ -40,14 +40,14 @@ impl Bound {
     /// # Errors
     /// Why clients do not find it now.
     pub(super) fn keep(&mut self, config: &Config) -> Result<(), String> {
-        let Some(place) = &mut self.place else { return Ok(()) };
-        let path = place.path.display().to_string();
-        match fs::symlink_metadata(&place.path) {
-            Ok(found) if inode(&found) == place.inode => Ok(()),
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let path = file.path.display().to_string();
+        match fs::symlink_metadata(&file.path) {
+            Ok(found) if inode(&found) == file.inode => Ok(()),
             Ok(_) => Err(format!("something else is at {path}: remove it")),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tracing::warn!(socket = path, "the socket's file was removed; it is created again");
-                self.listener = place.restore(config).map_err(|error| {
+                self.listener = file.restore(config).map_err(|error| {
                     format!("{path} was removed, and can't be created: {error}")
                 })?;
                 Ok(())
@@ -59,13 +59,13 @@ impl Bound {
 
 /// The file of a socket, and the lock that keeps others from it.
 #[derive(Debug)]
-struct Place {
+struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
     lock: File,
 }
 
-impl Place {
+impl SocketFile {
     /// Creates the socket's file again. The file of the lock may be gone too: then another process
     /// may hold a new one.
     fn restore(&mut self, config: &Config) -> Result<UnixListener, String> {
@@ -81,7 +81,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         // A file that replaced the socket is left alone.
         if fs::symlink_metadata(&self.path).is_ok_and(|now| inode(&now) == self.inode) {
@@ -110,7 +110,7 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
                     _ => format!("{}: {error}", config.socket),
                 })
             })?;
-            return Ok(Bound { listener, place: None });
+            return Ok(Bound { listener, file: None });
         }
     };
     let failed = |detail: String| Error(format!("{}: {detail}", path.display()));
@@ -119,7 +119,7 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
     let lock = lock(path).map_err(&failed)?;
     check_stale(path).map_err(&failed)?;
     let (listener, inode) = make(path, config).map_err(|error| failed(error.to_string()))?;
-    Ok(Bound { listener, place: Some(Place { path: path.clone(), inode, lock }) })
+    Ok(Bound { listener, file: Some(SocketFile { path: path.clone(), inode, lock }) })
 }
 
 /// Checks what [`bind`] needs of the directory of the socket, and makes nothing.

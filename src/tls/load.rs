@@ -40,9 +40,9 @@ impl Error {
 }
 
 /// Distinguishes contents of the files.
-pub(super) type Digest = [u8; 32];
+pub(super) type Fingerprint = [u8; 32];
 
-pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Digest {
+pub(super) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Fingerprint {
     let mut all = Sha256::new();
     for part in parts {
         all.update((part.len() as u64).to_be_bytes());
@@ -73,9 +73,9 @@ impl Files {
         Ok(Self { cert, key, client_ca: client_ca.transpose()?, others_read_key })
     }
 
-    pub(super) fn digest(&self) -> Digest {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
         let client_ca = self.client_ca.as_deref().unwrap_or_default();
-        digest([&*self.cert, self.key.expose(), client_ca])
+        fingerprint([&*self.cert, self.key.expose(), client_ca])
     }
 }
 

@@ -56,7 +56,7 @@ fn a_change_is_loaded_when_it_is_seen_twice_or_by_hand() {
     // Half of a pair is not tried, for the other half comes soon.
     std::fs::copy(cert, dir.path().join("tls.crt")).unwrap();
     server.look(false);
-    assert_eq!((loaded(&server), server.standing().trouble), (first, None));
+    assert_eq!((loaded(&server), server.certificate_status().warning), (first, None));
     std::fs::copy(key, dir.path().join("tls.key")).unwrap();
     server.look(false);
     assert_eq!(loaded(&server), first, "it is seen for the first time");
@@ -82,9 +82,9 @@ fn what_can_not_be_used_is_refused_and_told_of_until_it_is_mended() {
     std::fs::copy(dir.path().join("tls.crt"), &good).unwrap();
     std::fs::remove_file(dir.path().join("tls.crt")).unwrap();
     server.look(false);
-    assert_eq!(server.standing().trouble, None, "it may be back in a moment");
+    assert_eq!(server.certificate_status().warning, None, "it may be back in a moment");
     server.look(false);
-    let trouble = server.standing().trouble.unwrap();
+    let trouble = server.certificate_status().warning.unwrap();
     assert!(
         trouble.contains("tls.crt: No such file") && trouble.contains("serves on"),
         "{trouble}"
@@ -92,14 +92,14 @@ fn what_can_not_be_used_is_refused_and_told_of_until_it_is_mended() {
     std::fs::copy(good, dir.path().join("tls.crt")).unwrap();
     server.look(false);
     server.look(false);
-    assert_eq!(server.standing().trouble, None);
+    assert_eq!(server.certificate_status().warning, None);
     let mended = loaded(&server);
     assert_ne!(mended, first);
 
     let day = Duration::from_secs(24 * 60 * 60);
     install(dir.path(), &pki.server_until(&["localhost"], now() - day));
     server.look(true);
-    let trouble = server.standing().trouble.unwrap();
+    let trouble = server.certificate_status().warning.unwrap();
     assert!(trouble.contains("it expired at "), "{trouble}");
     assert_eq!(loaded(&server), mended);
 }

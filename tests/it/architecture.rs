@@ -15,6 +15,7 @@ const MODULES: &str = "
     clock:
     error_chain:
     id:
+    log_throttle:
     loopback:
     random:
     timestamp:
@@ -39,8 +40,8 @@ const MODULES: &str = "
 
     auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
 
-    http:      auth clock envelope id keychain loopback metrics random secret service timestamp tls human_units
-    kubernetes: envelope error_chain id keychain metrics random secret service
+    http:      auth clock envelope id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    kubernetes: envelope error_chain id keychain log_throttle metrics random secret service
 
     config:    auth files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       auth clock config http id kubernetes metrics root secret service store telemetry tls human_units
@@ -73,7 +74,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       root store service tls auth http kubernetes app cli
+    tokio:       log_throttle root store service tls auth http kubernetes app cli
 ";
 
 #[test]
