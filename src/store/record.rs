@@ -202,12 +202,14 @@ pub struct RootCheck {
     pub wrap: Vec<u8>,
 }
 
-/// Reports that the root of a process with this name has another key than the store's.
+/// Reports that a process has a root of this name configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RootDispute {
-    /// When it was last reported, in seconds since the Unix epoch.
+pub struct RootUser {
+    /// When the process last reported it, in seconds since the Unix epoch.
     pub reported_at: u64,
+    /// Whether its root has another key than the one that made the [`RootCheck`].
+    pub differs: bool,
 }
 
 /// A type of record.
@@ -242,10 +244,13 @@ impl Record for Kek {}
 impl Record for Uses {}
 impl Record for Claim {}
 impl Record for RootCheck {}
-impl Record for RootDispute {}
+impl Record for RootUser {}
 
 /// The prefix of all keys of chains.
 pub const CHAINS: &str = "chains/";
+
+/// The prefix of all keys of roots.
+pub const ROOTS: &str = "roots/";
 
 /// What a key names within its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,10 +321,23 @@ pub fn root_check_key(root: &str) -> String {
     format!("roots/{root}/check")
 }
 
-/// The key of a root's [`RootDispute`].
+/// The prefix of the keys of a root's [`RootUser`]s.
 #[must_use]
-pub fn root_dispute_key(root: &str) -> String {
-    format!("roots/{root}/dispute")
+pub fn root_users_prefix(root: &str) -> String {
+    format!("roots/{root}/users/")
+}
+
+/// The process of the [`RootUser`] at `key`; `None` if it is the key of another record.
+#[must_use]
+pub fn root_user(key: &str) -> Option<u64> {
+    let (_, owner) = key.strip_prefix(ROOTS)?.split_once("/users/")?;
+    u64::from_str_radix(owner, 16).ok()
+}
+
+/// The key of the [`RootUser`] of the process `owner`.
+#[must_use]
+pub fn root_user_key(root: &str, owner: u64) -> String {
+    format!("roots/{root}/users/{owner:016x}")
 }
 
 #[derive(Serialize, Deserialize)]
