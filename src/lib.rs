@@ -205,6 +205,7 @@ pub mod app;
 #[cfg(feature = "server")]
 pub mod auth;
 mod backoff;
+mod base64;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;

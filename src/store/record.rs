@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::base64;
 use crate::id::{ChainName, KekId, Suite};
 
 use super::Error;
@@ -335,23 +336,6 @@ struct Probe {
 
 fn corrupt(key: &str, error: &serde_json::Error) -> Error {
     Error::Corrupt { key: key.to_owned(), detail: error.to_string() }
-}
-
-mod base64 {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&base64_simd::STANDARD.encode_to_string(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<u8>, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        base64_simd::STANDARD
-            .decode_to_vec(text.as_bytes())
-            .map_err(|_| D::Error::custom("not base64"))
-    }
 }
 
 #[cfg(test)]

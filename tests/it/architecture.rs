@@ -12,6 +12,7 @@ mod circles;
 
 /// Each module and the modules that it may use, which stand above it. It may use itself.
 const MODULES: &str = "
+    base64:
     clock:
     error_chain:
     id:
@@ -32,10 +33,10 @@ const MODULES: &str = "
 
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
-    store:     backoff clock error_chain files id pem random secret timestamp human_units
+    store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
 
     keychain:  aead clock envelope id random secret
-    export:    id keychain root
+    export:    base64 id keychain root
     service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
     auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
