@@ -199,6 +199,8 @@ service.stop().await;
 // Some helpers are used only by modules that a feature adds.
 #![cfg_attr(not(feature = "default"), allow(dead_code, unused_imports))]
 
+#[cfg(feature = "kubernetes")]
+mod accept;
 pub mod aead;
 #[cfg(feature = "server")]
 pub mod app;

@@ -12,6 +12,7 @@ mod circles;
 
 /// Each module and the modules that it may use, which stand above it. It may use itself.
 const MODULES: &str = "
+    accept:
     base64:
     clock:
     error_chain:
@@ -41,8 +42,8 @@ const MODULES: &str = "
 
     auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
 
-    http:      auth clock envelope id keychain log_throttle loopback metrics random secret service timestamp tls human_units
-    kubernetes: envelope error_chain id keychain log_throttle metrics random secret service
+    http:      accept auth clock envelope id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    kubernetes: accept envelope error_chain id keychain log_throttle metrics random secret service
 
     config:    auth files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       auth clock config http id kubernetes metrics root secret service store telemetry tls human_units
@@ -75,7 +76,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       log_throttle root store service tls auth http kubernetes app cli
+    tokio:       accept log_throttle root store service tls auth http kubernetes app cli
 ";
 
 #[test]
