@@ -35,7 +35,7 @@ pub(super) async fn run(
     }
     shutdown.await;
     stop.send_replace(true);
-    if tokio::time::timeout(config.request_timeout, stop.closed()).await.is_err() {
+    if tokio::time::timeout(config.shutdown_grace(), stop.closed()).await.is_err() {
         tracing::warn!("some requests were not done in time and are cut off");
     }
     Ok(())
