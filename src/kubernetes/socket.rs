@@ -186,23 +186,27 @@ fn steps(path: &Path) -> Vec<OsString> {
 }
 
 fn check_directory(path: &Path, found: &Metadata) -> Result<(), String> {
-    let ours = rustix::process::geteuid().as_raw();
-    let unsafe_for = |why: &str| Err(format!("{} {why}", path.display()));
-    if ![0, ours].contains(&found.uid()) {
-        return unsafe_for(&format!(
-            "belongs to user {}, who could put another socket there: it must be root's or user \
-             {ours}'s",
-            found.uid()
-        ));
-    }
+    check_owner(path, found.uid(), rustix::process::geteuid().as_raw())?;
     let (mode, is_sticky) = (found.mode() & 0o7777, found.mode() & 0o1000 != 0);
     if found.is_dir() && mode & 0o022 != 0 && !is_sticky {
-        return unsafe_for(&format!(
-            "has mode {mode:04o}, so others could put another socket there: take their right to \
-             write away (chmod go-w)"
+        return Err(format!(
+            "{} has mode {mode:04o}, so others could put another socket there: take their right to \
+             write away (chmod go-w)",
+            path.display()
         ));
     }
     Ok(())
+}
+
+fn check_owner(path: &Path, owner: u32, ours: u32) -> Result<(), String> {
+    if [0, ours].contains(&owner) {
+        return Ok(());
+    }
+    Err(format!(
+        "{} belongs to user {owner}, who could put another socket there: it must be root's or user \
+         {ours}'s",
+        path.display()
+    ))
 }
 
 /// Takes the lock beside `path`. Its file stays: to remove it would let two hold it.
@@ -377,10 +381,20 @@ mod tests {
         set(&outer, 0o777).unwrap();
         assert!(refused(&link.join("kms.sock")).contains("has mode 0777"));
         assert!(refused(&dir.path().join("none/kms.sock")).contains("there is no directory"));
-        if rustix::process::geteuid().is_root() {
-            set(&outer, 0o755).unwrap();
-            lchown(&inner, Some(65534), None).unwrap();
-            assert!(refused(&path).contains("belongs to user 65534"));
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused() {
+        for (owner, ours, good) in
+            [(1000, 1000, true), (0, 1000, true), (0, 0, true), (1000, 0, false), (1, 2, false)]
+        {
+            match check_owner(Path::new("/run/kms"), owner, ours) {
+                Ok(()) => assert!(good, "{owner} {ours}"),
+                Err(error) => assert!(
+                    !good && error.contains(&format!("/run/kms belongs to user {owner}")),
+                    "{error}"
+                ),
+            }
         }
     }
 

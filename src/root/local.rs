@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::aead::Cipher;
-use crate::files;
+use crate::files::{self, FileAccess};
 use crate::id::Suite;
 use crate::random;
 use crate::secret::KeyBytes;
@@ -200,21 +200,8 @@ fn make(path: &Path) -> Result<bool, String> {
 
 fn read(path: &Path) -> Result<KeyBytes, String> {
     let (contents, access) = files::read_secret(path).map_err(|error| at(path, &error))?;
+    check_access(path, access, rustix::process::geteuid().as_raw())?;
     let path = path.display();
-    let files::FileAccess { owner, mode, .. } = access;
-    if access.of_others() != 0 {
-        return Err(format!(
-            "{path}: its mode is {mode:04o}, so other users can read the key; run `chmod 600 \
-                {path}`"
-        ));
-    }
-    let own = rustix::process::geteuid().as_raw();
-    if !may_own(owner, own) {
-        return Err(format!(
-            "{path}: it belongs to user {owner}, who can read and replace the key; it must belong \
-             to the user of this process ({own}) or to root"
-        ));
-    }
     parse(contents.trim_end().expose()).map_err(|detail| {
         format!(
             "{path}: {detail}; restore it from a copy. Without one, what this root wrapped \
@@ -223,9 +210,22 @@ fn read(path: &Path) -> Result<KeyBytes, String> {
     })
 }
 
-/// Whether a key file of `owner` is safe for a process of `user`.
-fn may_own(owner: u32, user: u32) -> bool {
-    owner == user || owner == 0
+/// Checks that nobody but `user`, who runs this process, and root can read or replace a key file.
+fn check_access(path: &Path, access: FileAccess, user: u32) -> Result<(), String> {
+    let (path, FileAccess { owner, mode, .. }) = (path.display(), access);
+    if access.of_others() != 0 {
+        return Err(format!(
+            "{path}: its mode is {mode:04o}, so other users can read the key; run `chmod 600 \
+             {path}`"
+        ));
+    }
+    if owner != user && owner != 0 {
+        return Err(format!(
+            "{path}: it belongs to user {owner}, who can read and replace the key; it must belong to the \
+             user of this process ({user}) or to root"
+        ));
+    }
+    Ok(())
 }
 
 /// A key of 32 bytes in hex.
@@ -381,11 +381,11 @@ mod tests {
         for mode in [0o440, 0o640, 0o660] {
             let (dir, path) = file(FILE.as_bytes(), mode);
             assert!(Root::open(&config(Some(path.clone())), dir.path()).is_ok(), "{mode:o}");
-            // Only root can give it to a group that this process is not a member of.
-            if std::os::unix::fs::chown(&path, None, Some(12_345)).is_ok() {
-                let error = read(&path).err().expect("refused");
-                assert!(error.contains("chmod 600"), "{error}");
-            }
+            // Only root could give it to a group that this process is not a member of.
+            let (_, access) = files::read_secret(&path).unwrap();
+            let access = FileAccess { group: 12_345, ..access };
+            let error = check_access(&path, access, access.owner).unwrap_err();
+            assert!(error.contains("chmod 600"), "{error}");
         }
     }
 
@@ -411,15 +411,20 @@ mod tests {
 
     #[test]
     fn a_file_of_another_user_is_refused() {
+        let (_dir, path) = file(FILE.as_bytes(), 0o600);
+        let (_, access) = files::read_secret(&path).unwrap();
         for (owner, user, good) in
             [(1000, 1000, true), (0, 1000, true), (0, 0, true), (1000, 0, false), (1, 2, false)]
         {
-            assert_eq!(may_own(owner, user), good, "{owner} {user}");
-        }
-        let (_dir, path) = file(FILE.as_bytes(), 0o600);
-        if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
-            let error = read(&path).err().expect("refused");
-            assert!(error.contains("belongs to user 12345"), "{error}");
+            match check_access(&path, FileAccess { owner, ..access }, user) {
+                Ok(()) => assert!(good, "{owner} {user}"),
+                Err(error) => {
+                    assert!(
+                        !good && error.contains(&format!("belongs to user {owner}")),
+                        "{error}"
+                    );
+                }
+            }
         }
     }
 
