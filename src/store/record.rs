@@ -10,6 +10,13 @@ use crate::id::{ChainName, KekId, Suite};
 
 use super::Error;
 
+mod keys;
+
+pub use keys::{
+    CHAINS, Part, claim_key, head_key, kek_key, keks_prefix, parse_key, root_check_key,
+    root_dispute_key, uses_key, uses_prefix,
+};
+
 /// The format that this code writes. It reads no other.
 const FORMAT: u32 = 1;
 
@@ -245,84 +252,6 @@ impl Record for Claim {}
 impl Record for RootCheck {}
 impl Record for RootDispute {}
 
-/// The prefix of all keys of chains.
-pub const CHAINS: &str = "chains/";
-
-/// What a key names within its chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The chain's [`Head`].
-    Head,
-    /// A [`Kek`].
-    Kek(KekId),
-    /// The [`Uses`] of a KEK.
-    Uses(KekId),
-    /// The chain's [`Claim`].
-    Claim,
-}
-
-/// The chain of a key, and the part that it names; `None` if it is not the key of a record.
-#[must_use]
-pub fn parse_key(key: &str) -> Option<(ChainName, Part)> {
-    let (chain, rest) = key.strip_prefix(CHAINS)?.split_once('/')?;
-    let part = match rest.split_once('/') {
-        None if rest == "head" => Part::Head,
-        None if rest == "claim" => Part::Claim,
-        Some(("keks", id)) => Part::Kek(id.parse().ok()?),
-        Some(("uses", id)) => Part::Uses(id.parse().ok()?),
-        _ => return None,
-    };
-    Some((ChainName::new(chain).ok()?, part))
-}
-
-/// The key of a chain's [`Head`].
-#[must_use]
-pub fn head_key(chain: &ChainName) -> String {
-    format!("chains/{chain}/head")
-}
-
-/// The key of a [`Kek`].
-#[must_use]
-pub fn kek_key(chain: &ChainName, id: KekId) -> String {
-    format!("chains/{chain}/keks/{id}")
-}
-
-/// The prefix of the keys of a chain's KEKs.
-#[must_use]
-pub fn keks_prefix(chain: &ChainName) -> String {
-    format!("chains/{chain}/keks/")
-}
-
-/// The key of a KEK's [`Uses`].
-#[must_use]
-pub fn uses_key(chain: &ChainName, id: KekId) -> String {
-    format!("chains/{chain}/uses/{id}")
-}
-
-/// The prefix of the keys of a chain's uses.
-#[must_use]
-pub fn uses_prefix(chain: &ChainName) -> String {
-    format!("chains/{chain}/uses/")
-}
-
-/// The key of a chain's [`Claim`].
-#[must_use]
-pub fn claim_key(chain: &ChainName) -> String {
-    format!("chains/{chain}/claim")
-}
-
-/// The key of a root's [`RootCheck`].
-#[must_use]
-pub fn root_check_key(root: &str) -> String {
-    format!("roots/{root}/check")
-}
-
-/// The key of a root's [`RootDispute`].
-#[must_use]
-pub fn root_dispute_key(root: &str) -> String {
-    format!("roots/{root}/dispute")
-}
-
 #[derive(Serialize, Deserialize)]
 struct Stored<R> {
     format: u32,
@@ -361,23 +290,6 @@ mod tests {
         assert!(
             stored.starts_with(br#"{"format":1,"record":{"suite":"aes-128-gcm","state":"primary""#)
         );
-    }
-
-    #[test]
-    fn keys_are_read_back_as_they_were_made() {
-        let (chain, id) = (ChainName::new("orders").unwrap(), KekId::of_key(&[7; 16]));
-        for (key, part) in [
-            (head_key(&chain), Part::Head),
-            (kek_key(&chain, id), Part::Kek(id)),
-            (uses_key(&chain, id), Part::Uses(id)),
-            (claim_key(&chain), Part::Claim),
-        ] {
-            assert_eq!(parse_key(&key), Some((chain.clone(), part)), "{key}");
-            assert_eq!(parse_key(&format!("{key}/x")), None);
-        }
-        for none in ["", "chains/", "chains/a", "chains/A/head", "chains/a/keks/1", "x/a/head"] {
-            assert_eq!(parse_key(none), None, "{none}");
-        }
     }
 
     #[test]
