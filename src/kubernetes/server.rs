@@ -15,6 +15,7 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::accept;
 use crate::log_throttle::LogThrottle;
 use crate::service::{Error, Starting};
 
@@ -28,8 +29,6 @@ const MAX_CONNECTIONS: u32 = 128;
 /// The longest message that is read: more than the longest plaintext, so that a longer one gets an
 /// error that says so.
 const MAX_MESSAGE: usize = 256 << 10;
-/// How long no connection is taken after the machine refused one: no file descriptors, most often.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the socket's file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -46,11 +45,7 @@ pub(super) async fn run(
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let next = async {
-            let permit = Arc::clone(&connections).acquire_owned().await;
-            (permit, bound.listener().accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
+        let (permit, stream) = tokio::select! {
             biased;
             _ = stop.changed() => break,
             _ = look.tick() => {
@@ -60,26 +55,19 @@ pub(super) async fn run(
                 }
                 continue;
             }
-            next = next => next,
+            next = accept::next(&connections, || bound.listener().accept()) => next,
         };
-        match accepted {
-            Ok((stream, _)) if is_allowed(&stream, config.allowed_uids.as_deref(), &refused) => {
-                let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
-                let answer = move |request| {
-                    answer(plugin.get().cloned().ok_or_else(|| starting.error()), request)
-                };
-                let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
-                tokio::spawn(async move {
-                    connection::serve(stream, answer, strangers, stop).await;
-                    drop(permit);
-                });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be taken");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+        if !is_allowed(&stream, config.allowed_uids.as_deref(), &refused) {
+            continue;
         }
+        let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
+        let answer =
+            move |request| answer(plugin.get().cloned().ok_or_else(|| starting.error()), request);
+        let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
+        tokio::spawn(async move {
+            connection::serve(stream, answer, strangers, stop).await;
+            drop(permit);
+        });
     }
     // From here on nobody finds the socket.
     drop(bound);

@@ -477,6 +477,10 @@ async fn the_socket_is_made_for_its_owner_alone_replaced_when_stale_and_removed_
         let found = std::fs::metadata(&socket).unwrap();
         assert_eq!((found.uid(), found.gid(), mode(&socket)), (65532, 65531, 0o600));
         service.stop().await;
+    } else {
+        let (code, log) = setup.clone().set("KUBERNETES__OWNER", "65532:65531").fails().await;
+        assert!(code == Some(1) && log.contains("can't be given to 65532:65531"), "{code:?} {log}");
+        assert!(!socket.exists());
     }
     symlink("/dev/null", &socket).unwrap();
     let (code, log) = setup.fails().await;

@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::lifecycle::{memory_kb, resident_kb};
 use crate::support::pki::{self, Pki};
-use crate::support::random::{Random, random_seed};
+use crate::support::random::Random;
 use crate::support::{Service, Setup, read_until, talk, tell, until};
 
 const IDLE: usize = 5_000;
@@ -134,7 +134,11 @@ async fn five_thousand_idle_connections_take_little_memory() {
 }
 
 /// Sends the largest body until it is taken; how often it was refused.
-async fn send_largest(target: Arc<Target>, together: Arc<tokio::sync::Barrier>) -> u32 {
+async fn send_largest(
+    target: Arc<Target>,
+    together: Arc<tokio::sync::Barrier>,
+    mut pauses: Random,
+) -> u32 {
     let head = format!(
         "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n\
          Content-Length: {LARGEST}\r\n\r\n"
@@ -166,8 +170,7 @@ async fn send_largest(target: Arc<Target>, together: Arc<tokio::sync::Barrier>) 
             Err(_) if sent.is_err() => refused += 1,
             other => panic!("{other:?} after {sent:?}"),
         }
-        let pause = Random(random_seed()).below(300);
-        tokio::time::sleep(Duration::from_millis(100 + pause)).await;
+        tokio::time::sleep(Duration::from_millis(100 + pauses.below(300))).await;
     }
 }
 
@@ -177,8 +180,9 @@ async fn memory_is_bounded_under_five_hundred_clients_that_send_the_largest_body
         let target = Arc::new(Target::start(with_tls).await);
         let together = Arc::new(tokio::sync::Barrier::new(SENDERS));
         let mut senders = tokio::task::JoinSet::new();
-        for _ in 0..SENDERS {
-            senders.spawn(send_largest(Arc::clone(&target), Arc::clone(&together)));
+        for sender in 0..SENDERS as u64 {
+            let (target, together) = (Arc::clone(&target), Arc::clone(&together));
+            senders.spawn(send_largest(target, together, Random(sender)));
         }
         let mut refused = 0;
         while let Some(ended) = senders.join_next().await {
