@@ -43,6 +43,10 @@ const PING_EVERY: Duration = Duration::from_secs(60);
 /// seeds.
 const MAX_STREAMS: u32 = 10_000;
 
+/// The largest head of a call in bytes, each field counted with 32 more; kube-apiserver sends less
+/// than 1 KiB. A connection keeps one unfinished head at most, of 60 KB where its fields are short.
+const MAX_HEAD: u32 = 16 << 10;
+
 /// The type of a frame that ends a stream, and its code for a request that HTTP/2 does not allow.
 const RST_STREAM: u8 = 3;
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
@@ -81,6 +85,7 @@ pub(super) async fn serve<A, F>(
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD)
         .keep_alive_interval(PING_EVERY);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(wire), service));
     let ended = tokio::select! {

@@ -395,9 +395,20 @@ async fn heads_that_are_not_finished_take_no_more_than_their_part_of_the_budget(
     }
 }
 
-/// Begins an HTTP/2 connection whose first header block consists of `fields`, in frames of the
-/// largest size, and never ends.
-fn unfinished_block(fields: &[u8]) -> Vec<u8> {
+/// As many fields as a head has room for, with short names and no values (RFC 7541).
+pub(crate) fn many_names() -> Vec<u8> {
+    let mut fields = Vec::new();
+    for number in 0..3_400_u32 {
+        fields.extend(b"\x00\x03");
+        fields.extend([1, 26, 676].map(|unit| b'a' + u8::try_from(number / unit % 26).unwrap()));
+        fields.push(0);
+    }
+    fields
+}
+
+/// Begins an HTTP/2 connection whose first head has `fields`, in frames of the largest size, and
+/// does not end.
+pub(crate) fn unfinished_head(fields: &[u8]) -> Vec<u8> {
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     sent.extend(frame(4, 0, 0, &[]));
     // GET, https, the path and the authority, without compression (RFC 7541).
@@ -418,18 +429,14 @@ async fn heads_of_http_2_that_are_not_finished_take_no_more_than_their_part_of_t
     // One long value; a field that is one byte on the wire; fields with a short name and no value.
     let long = [&b"\x00\x01x\x7f\xe1\xd6\x07"[..], &[b'a'; 126_000]].concat();
     let short = vec![0x93; 3_400];
-    let mut names = Vec::new();
-    for number in 0..3_400_u32 {
-        names.extend(b"\x00\x03");
-        names.extend([1, 26, 676].map(|unit| b'a' + u8::try_from(number / unit % 26).unwrap()));
-        names.push(0);
-    }
-    for (what, fields) in [("a long value", long), ("one name", short), ("many names", names)] {
+    for (what, fields) in
+        [("a long value", long), ("one name", short), ("many names", many_names())]
+    {
         let setup = Setup::new().set("SERVER__BODY_MEMORY", BUDGET);
         let target = Target::with(setup, true, &["h2"]).await;
         target.service.encrypt("default", "aGVsbG8=").await;
         let before = resident_kb(&target.service);
-        let sent = unfinished_block(&fields);
+        let sent = unfinished_head(&fields);
         let mut connections = Vec::with_capacity(CONNECTIONS);
         for _ in 0..CONNECTIONS {
             let mut stream = target.connect().await;
