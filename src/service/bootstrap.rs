@@ -77,6 +77,7 @@ impl KeyService {
             stopping: watch::Sender::new(false),
             damage: Mutex::default(),
             retries: RateLimiter::new(1, recheck::RETRY),
+            wrap_log: RateLimiter::new(1, recheck::RETRY),
             rollbacks: Summary::default(),
             root_reports: Mutex::default(),
         });

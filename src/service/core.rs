@@ -57,6 +57,8 @@ pub(super) struct Core {
     pub(super) damage: Mutex<BTreeMap<String, ChainName>>,
     /// Limits how often KEKs that no root unwrapped are tried again.
     pub(super) retries: RateLimiter,
+    /// Limits log lines about wraps that KEKs lack.
+    pub(super) wrap_log: RateLimiter,
     /// Repairs after a rollback of the store that are not logged yet.
     pub(super) rollbacks: Summary,
     /// The roots that this process and others report to have configured.

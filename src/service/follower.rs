@@ -15,6 +15,7 @@ use crate::store::records::MANY;
 use crate::store::{self, News, Revision, Store};
 
 use super::chain::Chain;
+use super::rotation::root_users;
 use super::{KeyService, kek_lifecycle};
 
 /// How often everything in memory is compared with the store, so that a KEK that another process
@@ -155,6 +156,7 @@ impl KeyService {
     }
 
     async fn restored(&self) {
+        root_users::note_rollback(&self.core);
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {
             chain.reservations.lock().await.ledger.report_restored();

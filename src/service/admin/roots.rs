@@ -308,8 +308,10 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
             match change_one(core, chain, id, &root, RootChange::Rewrap).await {
                 Ok(_) => {}
                 Err(Failed::One(detail)) => {
-                    tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK lacks \
-                        a wrap");
+                    if core.wrap_log.take(core.clock.now()) {
+                        tracing::warn!(chain = %chain.name, kek_id = %id, root, detail, "a KEK \
+                            lacks a wrap");
+                    }
                 }
                 // The root or the store is unavailable, which is logged already.
                 Err(Failed::All(_)) => break,

@@ -12,6 +12,8 @@ use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::ledger::Ledger;
 
+use crate::service::rotation::root_users;
+
 use super::detect::Rollback;
 
 /// Repairs the chain. If other processes modified it concurrently, nothing is retired, and the
@@ -21,6 +23,7 @@ pub(in crate::service) async fn recover(
     chain: &Chain,
     ledger: &mut Ledger,
 ) -> Result<(), Error> {
+    root_users::note_rollback(core);
     let mut restored = 0;
     for (id, kek, uses) in missing(&*core.store, &chain.name, held(core, chain, ledger)).await? {
         restored += u32::from(ledger.restore(id, kek, uses).await?);

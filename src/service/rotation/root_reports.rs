@@ -12,6 +12,10 @@ use crate::store::{Entry, Revision};
 /// How long a report counts that is not repeated.
 const COUNTS_FOR: Duration = Duration::from_secs(15 * 60);
 
+/// How long processes may need to report again after the store went back to an earlier state: each
+/// checks once a minute whether its reports are stored.
+const SETTLED_AFTER: Duration = Duration::from_secs(2 * 60);
+
 /// What this process reported, and what it read of the others.
 #[derive(Default)]
 pub(in crate::service) struct Reports {
@@ -19,6 +23,8 @@ pub(in crate::service) struct Reports {
     pub(super) stored: Option<Monotonic>,
     /// The roots of this process that have another key.
     pub(super) differing: BTreeSet<Arc<str>>,
+    /// When this process last found that the store went back to an earlier state.
+    rolled_back: Option<Monotonic>,
     /// When the reports of other processes were last read.
     pub(super) read: Option<Monotonic>,
     /// Each of these reports by its key, with the time at which this process first saw it.
@@ -26,6 +32,18 @@ pub(in crate::service) struct Reports {
 }
 
 impl Reports {
+    /// The store went back to an earlier state: this process reports again.
+    pub(super) fn rolled_back(&mut self, now: Monotonic) {
+        self.stored = None;
+        self.rolled_back = Some(now);
+    }
+
+    /// How long other processes may need to report again after a rollback of the store.
+    pub(super) fn unsettled(&self, now: Monotonic) -> Option<Duration> {
+        let since = now.since(self.rolled_back?);
+        SETTLED_AFTER.checked_sub(since).filter(|left| !left.is_zero())
+    }
+
     /// Whether a report that was just read still counts.
     pub(super) fn counts(&mut self, entry: &Entry, now: Monotonic) -> bool {
         let seen = self.seen.entry(entry.key.clone()).or_insert((entry.revision, now));

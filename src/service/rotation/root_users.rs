@@ -9,7 +9,7 @@
 //!
 //! [`RootCheck`]: crate::store::record::RootCheck
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +95,12 @@ async fn report(core: &Core, differing: &BTreeSet<Arc<str>>) -> Result<(), store
 async fn clean(core: &Core) -> Result<(), store::Error> {
     // Also those of roots that this process does not have: one of them may be removed here next.
     let entries = reports(core, record::ROOTS).await?;
+    let own = core.keyring.roots.iter().next().map(|state| &state.named.name);
+    if let Some(own) = own
+        && core.store.get(&record::root_user_key(own, core.owner)).await?.is_none()
+    {
+        core.root_reports.lock().stored = None;
+    }
     core.root_reports.lock().keep(&entries);
     for entry in entries {
         if !core.root_reports.lock().counts(&entry, core.clock.now()) {
@@ -109,7 +115,8 @@ async fn clean(core: &Core) -> Result<(), store::Error> {
 /// The reports of other processes under `prefix`.
 async fn reports(core: &Core, prefix: &str) -> Result<Vec<Entry>, store::Error> {
     let mut entries = core.store.list(prefix, None, MOST).await?;
-    let is_of_another = |key: &str| record::root_user(key).is_some_and(|user| user != core.owner);
+    let is_of_another =
+        |key: &str| record::root_user(key).is_some_and(|(_, owner)| owner != core.owner);
     entries.retain(|entry| is_of_another(&entry.key));
     Ok(entries)
 }
@@ -126,6 +133,14 @@ pub(in crate::service) async fn may_remove(
 ) -> Result<(), Error> {
     if !core.shared {
         return Ok(());
+    }
+    if let Some(left) = core.root_reports.lock().unsettled(core.clock.now()) {
+        let detail = format!(
+            "the store went back to an earlier state, and the replicas report their roots again: \
+             try again in {} s",
+            left.as_secs() + 1
+        );
+        return Err(Error::new(Kind::Conflict, detail));
     }
     let remaining = core.keyring.roots.iter().map(|state| &*state.named.name);
     for root in remaining.chain([removed]) {
@@ -156,6 +171,48 @@ pub(in crate::service) async fn may_remove(
     Ok(())
 }
 
+/// Refuses to replace a KEK by one that only the roots in `names` open, if at least half of the
+/// processes report that they have none of these: they could not encrypt any more. A process whose
+/// roots all have other keys than the rest does not count.
+///
+/// # Errors
+/// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`].
+pub(in crate::service) async fn most_open(
+    core: &Core,
+    chain: &ChainName,
+    names: &BTreeSet<&str>,
+) -> Result<(), Error> {
+    if !core.shared {
+        return Ok(());
+    }
+    let failed = |error| core.store_error(chain, error);
+    let mut others: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for entry in reports(core, record::ROOTS).await.map_err(failed)? {
+        let Some((root, owner)) = record::root_user(&entry.key) else { continue };
+        let user = RootUser::decode(&entry.key, &entry.value).map_err(failed)?;
+        if !user.differs && core.root_reports.lock().counts(&entry, core.clock.now()) {
+            others.entry(owner).or_default().push(root.to_owned());
+        }
+    }
+    let opens = |roots: &Vec<String>| roots.iter().any(|root| names.contains(&**root));
+    let open = 1 + others.values().filter(|roots| opens(roots)).count();
+    match others.values().find(|roots| !opens(roots)) {
+        Some(roots) if open <= others.len() + 1 - open => {
+            let advice = format!(
+                "{} of {} replicas would not open a new KEK, such as one whose roots are {}: \
+                 configure the same roots on every replica. A report of a replica that was killed \
+                 counts for 15 minutes. A forced rotation ignores the reports",
+                others.len() + 1 - open,
+                others.len() + 1,
+                roots.join(", ")
+            );
+            let detail = "other replicas would not open a new KEK";
+            Err(Error::new(Kind::RootUnavailable, detail).with_advice(advice))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Forgets what the store knows of a root that is removed, so that its name can be given to
 /// another.
 ///
@@ -172,6 +229,12 @@ pub(in crate::service) async fn forget(core: &Core, root: &str) -> Result<(), st
         return Ok(());
     }
     core.store.commit(Txn { deletes, ..Txn::default() }).await.map(drop)
+}
+
+/// Notes that the store went back to an earlier state, which may lack the reports of processes that
+/// run: they report again.
+pub(in crate::service) fn note_rollback(core: &Core) {
+    core.root_reports.lock().rolled_back(core.clock.now());
 }
 
 /// Withdraws the reports of a process that stops. A report of another key remains: the process will

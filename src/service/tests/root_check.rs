@@ -2,6 +2,7 @@
 //! other refuses and is reported.
 
 use super::*;
+use crate::service::rotation::root_users;
 use crate::store::record::Record as _;
 
 fn name(root: &str) -> String {
@@ -287,6 +288,59 @@ async fn readiness_is_degraded_while_the_primary_opens_by_a_root_that_is_not_con
     world.remove().await.unwrap();
     world.pass(Duration::from_secs(30)).await;
     assert_eq!(chain(&world.service), None);
+}
+
+/// Of the processes on one store, one has another root than the rest.
+#[tokio::test]
+async fn a_process_without_the_roots_of_the_others_replaces_no_kek_of_theirs() {
+    let mut world = Removal::new().await;
+    let refused = world.service.rotate(None).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::RootUnavailable);
+    assert!(
+        refused
+            .for_operators()
+            .contains("2 of 3 replicas would not open a new KEK, such as one whose roots are main"),
+        "{refused}"
+    );
+    // Those that are most replace it.
+    for service in world.old.iter().flatten() {
+        encrypt(service, DEFAULT_CHAIN).await.unwrap();
+    }
+    world.old[0].as_ref().unwrap().rotate(None).await.unwrap();
+    for service in world.old.iter().flatten() {
+        encrypt(service, DEFAULT_CHAIN).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn once_the_others_ended_a_process_with_other_roots_replaces_their_kek() {
+    let mut world = Removal::new().await;
+    // The others end, and so does the reason.
+    for service in &mut world.old {
+        service.take().unwrap().stop().await;
+    }
+    world.service.rotate(None).await.unwrap();
+    encrypt(&world.service, DEFAULT_CHAIN).await.unwrap();
+}
+
+/// An old copy of the store has no reports of the processes that run.
+#[tokio::test]
+async fn after_a_rollback_of_the_store_no_root_is_removed_before_all_have_reported_again() {
+    let mut world = Removal::new().await;
+    let reports = world.store.list("roots/", None, 100).await.unwrap();
+    let deletes = reports.into_iter().map(|entry| entry.key);
+    let deletes = deletes.filter(|key| record::root_user(key).is_some()).collect();
+    let _ = world.store.commit(store::Txn { deletes, ..store::Txn::default() }).await.unwrap();
+    root_users::note_rollback(&world.service.core);
+    let error = world.remove().await.unwrap_err();
+    assert!(error.detail().contains("went back to an earlier state"), "{error}");
+    // Each process finds by itself that its reports are missing.
+    world.pass(Duration::from_secs(3 * 60)).await;
+    world.is_refused().await;
+    for service in &mut world.old {
+        service.take().unwrap().stop().await;
+    }
+    assert_eq!(world.remove().await.unwrap().failed, []);
 }
 
 /// A store of an earlier version has no checks, and a copy of a store lacks them.

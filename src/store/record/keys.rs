@@ -89,12 +89,12 @@ pub fn root_user_key(root: &str, owner: u64) -> String {
     format!("roots/{root}/users/{owner:016x}")
 }
 
-/// The process of the [`RootUser`](super::RootUser) at `key`; `None` if it is the key of another
-/// record.
+/// The root and the process of the [`RootUser`](super::RootUser) at `key`; `None` if it is the key
+/// of another record.
 #[must_use]
-pub fn root_user(key: &str) -> Option<u64> {
-    let (_, owner) = key.strip_prefix(ROOTS)?.split_once("/users/")?;
-    u64::from_str_radix(owner, 16).ok()
+pub fn root_user(key: &str) -> Option<(&str, u64)> {
+    let (root, owner) = key.strip_prefix(ROOTS)?.split_once("/users/")?;
+    Some((root, u64::from_str_radix(owner, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -115,7 +115,10 @@ mod tests {
         }
         let user = root_user_key("main", 7);
         assert!(user.starts_with(&root_users_prefix("main")));
-        assert_eq!((root_user(&user), root_user(&root_check_key("main"))), (Some(7), None));
+        assert_eq!(
+            (root_user(&user), root_user(&root_check_key("main"))),
+            (Some(("main", 7)), None)
+        );
         for none in ["", "chains/", "chains/a", "chains/A/head", "chains/a/keks/1", "x/a/head"] {
             assert_eq!(parse_key(none), None, "{none}");
         }
