@@ -497,11 +497,7 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
             1,
             "is not trusted here: UnknownIssuer (--ca)",
         ),
-        (
-            &["--server", &url, "--ca", &ca],
-            1,
-            "takes nobody without a certificate (--cert and --key)",
-        ),
+        (&["--server", &url, "--ca", &ca], 1, "requires a client certificate (--cert and --key)"),
         (
             &["--server", &url, "--ca", &ca, "--cert", &other_cert, "--key", &other_key],
             1,
@@ -510,11 +506,11 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
         (
             &["--server", &url, "--ca", &ca, "--cert", &cert, "--key", &other_key],
             2,
-            "--cert, --key: it is not the key of the certificate",
+            "--cert, --key: the key is not that of the certificate",
         ),
         (&["--server", &url, "--ca", "/no/such/file"], 2, "--ca: /no/such/file: "),
         (&["--server", &url, "--ca", &key], 2, "it has no certificate in PEM"),
-        (&["--server", &url, "--cert", &ca, "--key", &ca], 2, "no such pair in PEM"),
+        (&["--server", &url, "--cert", &ca, "--key", &ca], 2, "are not a pair in PEM"),
         (&["--server", &to_plain, "--ca", &ca], 1, "does not speak TLS; is it http://?"),
         (&["--server", &to_tls], 1, "does not speak plain HTTP; is it https://?"),
     ] {
