@@ -45,6 +45,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base64;
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::budget::Budget;
 use crate::keychain::kek::Kek;
@@ -232,25 +233,6 @@ fn decode(input: &mut impl Read) -> Result<Export, ReadError> {
         return Err(ReadError::Format(format));
     }
     serde_json::from_slice(&bytes).map_err(damaged)
-}
-
-mod base64 {
-    use std::borrow::Cow;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&base64_simd::STANDARD.encode_to_string(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<u8>, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
-        base64_simd::STANDARD
-            .decode_to_vec(text.as_bytes())
-            .map_err(|_| D::Error::custom("a wrap must be standard base64"))
-    }
 }
 
 #[cfg(test)]

@@ -118,6 +118,11 @@ impl Config {
     pub fn body_memory(&self) -> usize {
         self.body_memory.unwrap_or_else(|| self.max_body.saturating_mul(4).max(256 << 20))
     }
+
+    /// How long a shutdown waits for the requests in flight: as long as a request may take.
+    const fn shutdown_grace(&self) -> Duration {
+        self.request_timeout
+    }
 }
 
 /// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and an
@@ -217,7 +222,7 @@ impl Server {
     }
 
     /// Serves until `shutdown` ends. Then no connection is taken any more, what is in flight is
-    /// finished, for [`Config::request_timeout`] at most, and idle connections are closed.
+    /// finished, within `Config::shutdown_grace` at most, and idle connections are closed.
     ///
     /// # Errors
     /// When a listener has no address.

@@ -199,12 +199,15 @@ service.stop().await;
 // Some helpers are used only by modules that a feature adds.
 #![cfg_attr(not(feature = "default"), allow(dead_code, unused_imports))]
 
+#[cfg(feature = "kubernetes")]
+mod accept;
 pub mod aead;
 #[cfg(feature = "server")]
 pub mod app;
 #[cfg(feature = "server")]
 pub mod auth;
 mod backoff;
+mod base64;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
@@ -214,6 +217,8 @@ pub mod export;
 mod files;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "kubernetes")]
+mod http2_frames;
 pub mod human_units;
 pub mod id;
 pub mod keychain;

@@ -11,7 +11,7 @@ use prometheus::Registry;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::clock::{ManualClock, SystemClock};
+use crate::clock::ManualClock;
 use crate::metrics::Operation;
 use crate::service::Kind;
 use crate::tls::tests::pki;
@@ -550,41 +550,4 @@ async fn a_reload_changes_permissions_and_keeps_what_clients_take_up() {
     assert!(world.auth.identify(shown()).await.is_ok(), "the old rules stay");
     world.auth.replace(wider).await;
     assert!(world.auth.checks().is_empty());
-}
-
-/// What a request with a token costs beyond one without: run with `--nocapture` to see it.
-#[tokio::test]
-async fn recognising_costs_little() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("jwks.json");
-    let key = Key::new("one", Algorithm::RS256);
-    std::fs::write(&file, jwks(&[&key])).unwrap();
-    let (token, digest) = token::generate().unwrap();
-    let mut text = jwt_client("j", "me", &file);
-    text += &format!(
-        "[[client]]\nname = 't'\ntoken_sha256 = '{digest}'\nallow = [{{ chains = ['*'], \
-            operations = ['read'] }}]\n"
-    );
-    let metrics = Metrics::new(&Registry::new()).unwrap();
-    let clock = Arc::new(SystemClock::new());
-    let auth = Auth::start(clients(&text), clock, metrics).await.unwrap();
-    let fresh: Vec<_> = (0..200)
-        .map(|number| {
-            let mut claims = jwt::claims(ISSUER, "kms", "me");
-            claims["jti"] = json!(number);
-            key.sign(&claims)
-        })
-        .collect();
-    for (what, tokens) in [
-        ("token", vec![token.as_str(); 200]),
-        ("new JWT", fresh.iter().map(String::as_str).collect()),
-        ("known JWT", vec![fresh[0].as_str(); 200]),
-    ] {
-        let started = std::time::Instant::now();
-        for token in &tokens {
-            let shown = Shown { peer: None, token: Token::Bearer(token) };
-            assert!(auth.identify(shown).await.is_ok());
-        }
-        println!("{what}: {} ns", started.elapsed().as_nanos() / 200);
-    }
 }

@@ -84,12 +84,7 @@ impl Client {
             // Calls are sequential, and HTTP/1.1 reports the reason of a refused handshake.
             .http1_only();
         let http = args.tls.apply(&args.server, http)?;
-        let http = http.build().map_err(|error| match reason(&error) {
-            why if why.contains("keys may not be consistent") => {
-                Failure::Usage("--cert, --key: the key is not that of the certificate".to_owned())
-            }
-            why => Failure::refused(why),
-        })?;
+        let http = http.build().map_err(|error| Failure::refused(reason(&error)))?;
         let token = args.token_file.as_deref().map(bearer).transpose()?;
         if token.is_some() && is_unencrypted(&args.server) {
             eprint("the token is sent in the clear: anyone who sees the traffic can read it");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use kms_proxy::config::{Config, Flags};
@@ -32,7 +33,7 @@ enum Command {
     /// Have a root wrap every KEK that it has not wrapped, or whose wrap is outdated
     Rewrap(ChangeArgs),
     /// Erase the wraps of a root that is no longer configured
-    Remove(ChangeArgs),
+    Remove(RemoveArgs),
 }
 
 #[derive(clap::Args)]
@@ -50,8 +51,7 @@ struct StatusArgs {
     client: client::Args,
 }
 
-#[derive(clap::Args)]
-#[command(after_help = "\
+const CHANGE_HELP: &str = "\
 It works on a running service, a part of the KEKs at a time, and changes no data. If it is \
 interrupted, run it again: it continues with the rest. The exit code is 1 if a KEK could not be \
 changed, or if there was no wrap to remove.
@@ -60,7 +60,10 @@ To move from one root to another:
   1. configure the new root beside the old one, on every replica
   2. kms-proxy root rewrap --root new
   3. take the old root out of the configuration of every replica
-  4. kms-proxy root remove --root old")]
+  4. kms-proxy root remove --root old";
+
+#[derive(clap::Args)]
+#[command(after_help = CHANGE_HELP)]
 struct ChangeArgs {
     /// The root's name
     #[arg(long, value_name = "NAME")]
@@ -70,6 +73,17 @@ struct ChangeArgs {
     chain: Vec<ChainName>,
     #[command(flatten)]
     client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = CHANGE_HELP)]
+struct RemoveArgs {
+    /// Do not wait, up to 60 s, until no replica that has lost the store can encrypt under a KEK
+    /// that the root opens
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(clap::Args)]
@@ -93,8 +107,8 @@ pub(super) fn run(args: Args) -> Result {
     match args.command {
         Command::Init(args) => init(args),
         Command::Status(args) => block_on(status(args)),
-        Command::Rewrap(args) => block_on(change(args, "rewrap")),
-        Command::Remove(args) => block_on(change(args, "remove")),
+        Command::Rewrap(args) => block_on(change(args, "rewrap", true)),
+        Command::Remove(args) => block_on(change(args.change, "remove", args.no_wait)),
     }
 }
 
@@ -209,13 +223,16 @@ fn tally<'a>(keks: &[Kek], configured: impl Iterator<Item = &'a str>) -> BTreeMa
 }
 
 /// Applies `change` to all KEKs.
-async fn change(args: ChangeArgs, change: &str) -> Result {
+async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     #[derive(Deserialize)]
     struct Part {
         looked_at: u64,
         changed: u64,
         failed: Vec<Failed>,
         next: Option<String>,
+        /// Servers before 0.2 do not send it.
+        #[serde(default)]
+        settles_in_seconds: u64,
     }
     #[derive(Deserialize)]
     struct Failed {
@@ -229,6 +246,7 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
         false => chain.iter().map(ToString::to_string).collect(),
     };
     let (mut looked_at, mut changed, mut failed) = (0, 0, 0);
+    let mut settled = Instant::now();
     let mut progress = Progress::new();
     for (index, chain) in chains.iter().enumerate() {
         let path = format!("/v1/chains/{chain}/roots/{root}/{change}");
@@ -248,6 +266,7 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
                 let keks = count(looked_at, "KEK");
                 format!("{keks} done, {changed} changed, chain {index} of {chains}")
             });
+            settled = settled.max(Instant::now() + Duration::from_secs(part.settles_in_seconds));
             match part.next {
                 Some(next) => after = Some(next),
                 None => break,
@@ -255,6 +274,14 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
         }
     }
     let keks = count(looked_at, "KEK");
+    let left = settled.saturating_duration_since(Instant::now());
+    if !left.is_zero() && !no_wait {
+        eprint(&format!(
+            "a replica that has lost the store may encrypt under an old KEK for {} s more: waiting",
+            left.as_secs() + 1
+        ));
+        tokio::time::sleep(left).await;
+    }
     print(format!("{keks}, {changed} changed, {failed} failed\n").as_bytes())?;
     match failed {
         // A mistyped name must not look like a root whose wraps are all erased.

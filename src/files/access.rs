@@ -13,7 +13,7 @@ pub(crate) struct FileAccess {
     /// The bits of its mode.
     pub(crate) mode: u32,
     /// The id of the group that it belongs to.
-    group: u32,
+    pub(crate) group: u32,
 }
 
 impl FileAccess {
@@ -39,7 +39,10 @@ impl FileAccess {
 
 /// Fails if other users can replace files in the directory `path`.
 pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
-    let access = FileAccess::of(&std::fs::metadata(path)?);
+    check_writers(path, FileAccess::of(&std::fs::metadata(path)?))
+}
+
+fn check_writers(path: &Path, access: FileAccess) -> io::Result<()> {
     if access.of_others() & 0o022 == 0 {
         return Ok(());
     }
@@ -55,7 +58,7 @@ pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -97,9 +100,9 @@ mod tests {
         }
         set(0o770);
         // Only root can give it to a group that this process is not a member of.
-        if chown(path, None, Some(12_345)).is_ok() {
-            let error = check_dir(path).unwrap_err().to_string();
-            assert!(error.contains("chmod go-w"), "{error}");
-        }
+        let access = FileAccess::of(&std::fs::metadata(path).unwrap());
+        check_writers(path, access).unwrap();
+        let error = check_writers(path, FileAccess { group: 12_345, ..access }).unwrap_err();
+        assert!(error.to_string().contains("chmod go-w"), "{error}");
     }
 }

@@ -3,18 +3,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::tls;
+use crate::{accept, tls};
 
 use super::gate::Gate;
 use super::{Config, Face, connection};
-
-/// How long no connection is taken after the machine refused one: no file descriptors, most often.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where connections come from, and where their requests go.
 pub(super) struct Door {
@@ -35,18 +31,18 @@ pub(super) async fn run(
         let gate = Gate::new(face, config, listener.local_addr()?, tls.is_some());
         // One bound for each listener: probes are answered when callers have all that is theirs.
         let connections = Arc::new(Semaphore::new(config.max_connections));
-        tokio::spawn(accept(listener, tls, gate, connections, stop.subscribe()));
+        tokio::spawn(take(listener, tls, gate, connections, stop.subscribe()));
     }
     shutdown.await;
     stop.send_replace(true);
-    if tokio::time::timeout(config.request_timeout, stop.closed()).await.is_err() {
+    if tokio::time::timeout(config.shutdown_grace(), stop.closed()).await.is_err() {
         tracing::warn!("some requests were not done in time and are cut off");
     }
     Ok(())
 }
 
 /// Takes connections until `stop` says so.
-async fn accept(
+async fn take(
     listener: TcpListener,
     tls: Option<Arc<tls::Server>>,
     gate: Gate,
@@ -54,29 +50,17 @@ async fn accept(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        let next = async {
-            let permit = Arc::clone(&connections).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
+        let (permit, stream) = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            next = next => next,
+            next = accept::next(&connections, || listener.accept()) => next,
         };
-        match accepted {
-            Ok((stream, _)) => {
-                let connected = gate.connected();
-                let connection = serve(stream, tls.clone(), gate.clone(), stop.clone());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop((permit, connected));
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be taken");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        let connected = gate.connected();
+        let connection = serve(stream, tls.clone(), gate.clone(), stop.clone());
+        tokio::spawn(async move {
+            connection.await;
+            drop((permit, connected));
+        });
     }
 }
 

@@ -15,6 +15,7 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::accept;
 use crate::log_throttle::LogThrottle;
 use crate::service::{Error, Starting};
 
@@ -28,8 +29,6 @@ const MAX_CONNECTIONS: u32 = 128;
 /// The longest message that is read: above the longest plaintext, so that a plaintext that is too
 /// long gets an error with the limit.
 const MAX_MESSAGE: usize = 256 << 10;
-/// The pause after a failed accept, which is mostly caused by a lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the socket's file is checked.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
@@ -46,11 +45,7 @@ pub(super) async fn run(
     let mut look = interval(CHECK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let next = async {
-            let permit = Arc::clone(&connections).acquire_owned().await;
-            (permit, bound.listener().accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
+        let (permit, stream) = tokio::select! {
             biased;
             _ = stop.changed() => break,
             _ = look.tick() => {
@@ -60,26 +55,19 @@ pub(super) async fn run(
                 }
                 continue;
             }
-            next = next => next,
+            next = accept::next(&connections, || bound.listener().accept()) => next,
         };
-        match accepted {
-            Ok((stream, _)) if is_allowed(&stream, config.allowed_uids.as_deref(), &refused) => {
-                let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
-                let answer = move |request| {
-                    respond(plugin.get().cloned().ok_or_else(|| starting.error()), request)
-                };
-                let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
-                tokio::spawn(async move {
-                    connection::serve(stream, answer, strangers, stop).await;
-                    drop(permit);
-                });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+        if !is_allowed(&stream, config.allowed_uids.as_deref(), &refused) {
+            continue;
         }
+        let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
+        let answer =
+            move |request| respond(plugin.get().cloned().ok_or_else(|| starting.error()), request);
+        let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
+        tokio::spawn(async move {
+            connection::serve(stream, answer, strangers, stop).await;
+            drop(permit);
+        });
     }
     // Removes the socket, so that no client connects any more.
     drop(bound);

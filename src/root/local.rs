@@ -1,14 +1,11 @@
 //! `local`: a root key in a file, created at the first start. For development: anyone who reads the
 //! file can unwrap every KEK that the root ever wrapped.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
 use crate::aead::Cipher;
 use crate::files;
@@ -18,14 +15,15 @@ use crate::secret::KeyBytes;
 
 use super::{Context, Error, RootKey, sealed};
 
+mod key_file;
+
+use key_file::at;
+
 /// The first byte of a wrap. Then follow nonce (12 bytes), sealed KEK (16 or 32) and tag (16).
 const FORMAT: u8 = 1;
 
 /// The name of the key file in the data directory.
 const FILE_NAME: &str = "root.key";
-
-/// The start of a key file, followed by the key and its check value, in hex.
-const MAGIC: &str = "kms-proxy local root key v1";
 
 /// One `[[root]]` with `kind = "local"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +56,7 @@ impl Config {
             files::check_dir(data_dir).map_err(|error| at(data_dir, &error))?;
         }
         if path.try_exists().map_err(|error| at(&path, &error))? {
-            return read(&path).map(drop);
+            return key_file::read(&path).map(drop);
         }
         // Only the data directory is created if it is missing.
         if path.parent() == Some(data_dir) {
@@ -121,10 +119,10 @@ impl Root {
                 tracing::error!(root = config.name, detail = root.missing(), "the key is missing");
                 return Ok(root);
             }
-            (true, IfMissing::Make) => make(&root.path).map(drop)?,
+            (true, IfMissing::Make) => key_file::create(&root.path).map(drop)?,
             (false, _) => {}
         }
-        let key = read(&root.path)?;
+        let key = key_file::read(&root.path)?;
         _ = root.cipher.set(Cipher::new(&key));
         Ok(root)
     }
@@ -137,7 +135,7 @@ impl Root {
         if !self.path.try_exists().map_err(|error| Error::Away(at(&self.path, &error)))? {
             return Err(Error::Away(self.missing()));
         }
-        let key = read(&self.path).map_err(Error::Away)?;
+        let key = key_file::read(&self.path).map_err(Error::Away)?;
         Ok(self.cipher.get_or_init(|| Cipher::new(&key)))
     }
 
@@ -177,86 +175,12 @@ impl RootKey for Root {
     }
 }
 
-fn at(path: &Path, error: &io::Error) -> String {
-    format!("{}: {error}", path.display())
-}
-
 /// Creates the key file of a root; false if it already exists.
 pub(super) fn init(config: &Config, data_dir: &Path) -> Result<bool, String> {
     if config.key_file.is_none() {
         files::make_private_dir(data_dir).map_err(|error| at(data_dir, &error))?;
     }
-    make(&config.path(data_dir))
-}
-
-fn make(path: &Path) -> Result<bool, String> {
-    let key = KeyBytes::random(Suite::Aes256Gcm).map_err(|error| error.to_string())?;
-    let made = files::write_new(path, render(&key).as_bytes()).map_err(|error| at(path, &error))?;
-    if made {
-        tracing::info!(file = %path.display(), "a new root key was created");
-    }
-    Ok(made)
-}
-
-fn read(path: &Path) -> Result<KeyBytes, String> {
-    let (contents, access) = files::read_secret(path).map_err(|error| at(path, &error))?;
-    let path = path.display();
-    let files::FileAccess { owner, mode, .. } = access;
-    if access.of_others() != 0 {
-        return Err(format!(
-            "{path}: its mode is {mode:04o}, so other users can read the key; run `chmod 600 \
-                {path}`"
-        ));
-    }
-    let own = rustix::process::geteuid().as_raw();
-    if !may_own(owner, own) {
-        return Err(format!(
-            "{path}: it belongs to user {owner}, who can read and replace the key; it must belong \
-             to the user of this process ({own}) or to root"
-        ));
-    }
-    parse(contents.trim_end().expose()).map_err(|detail| {
-        format!(
-            "{path}: {detail}; restore it from a copy. Without one, what this root wrapped \
-             is lost: move the file away to create a new key"
-        )
-    })
-}
-
-/// Whether a key file of `owner` is safe for a process of `user`.
-fn may_own(owner: u32, user: u32) -> bool {
-    owner == user || owner == 0
-}
-
-/// A key of 32 bytes in hex.
-const KEY_DIGITS: usize = 64;
-
-fn render(key: &KeyBytes) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(String::with_capacity(128));
-    let mut digits = Zeroizing::new([0; KEY_DIGITS]);
-    text.push_str(MAGIC);
-    for part in [key.expose(), &check(key)] {
-        text.push(' ');
-        text.push_str(base16ct::lower::encode_str(part, &mut *digits).unwrap_or_default());
-    }
-    text.push('\n');
-    text
-}
-
-fn parse(text: &[u8]) -> Result<KeyBytes, &'static str> {
-    let rest = text.strip_prefix(MAGIC.as_bytes()).ok_or("it is not a key file of this version")?;
-    let mut key = Zeroizing::new([0; 32]);
-    let digits = rest.get(1..=KEY_DIGITS).ok_or("it is damaged")?;
-    base16ct::lower::decode(digits, &mut *key).map_err(|_| "it is damaged")?;
-    let key = KeyBytes::from_slice(&*key).ok_or("it is damaged")?;
-    // Compares the check value, the length and the separators.
-    if render(&key).trim_end().as_bytes() == text { Ok(key) } else { Err("it is damaged") }
-}
-
-/// The check value, which detects a damaged key: 4 bytes of its SHA-256.
-fn check(key: &KeyBytes) -> [u8; 4] {
-    let hash = Sha256::new().chain_update(MAGIC).chain_update(key.expose()).finalize();
-    hash.first_chunk().copied().unwrap_or_default()
+    key_file::create(&config.path(data_dir))
 }
 
 #[async_trait]
@@ -287,33 +211,13 @@ impl super::Provider for Config {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::key_file::tests::{FILE, file};
     use super::*;
     use crate::root::RootKey;
     use crate::root::contract::{self, chain, context, unhex, wrong};
 
-    /// The key 00 01 .. 1f; the check is Python's `hashlib`.
-    const FILE: &str = "kms-proxy local root key v1 \
-        000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f 61a36940\n";
-
     fn config(key_file: Option<PathBuf>) -> Config {
         Config { name: "main".to_owned(), key_file }
-    }
-
-    /// A directory with this key file in it.
-    fn file(contents: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("key");
-        std::fs::write(&path, contents).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
-        (dir, path)
-    }
-
-    fn refused(contents: &[u8], mode: u32) -> String {
-        let (dir, path) = file(contents, mode);
-        let error = Root::open(&config(Some(path.clone())), dir.path()).err().expect("refused");
-        assert!(error.contains(&path.display().to_string()), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), contents, "it is left as it is");
-        error
     }
 
     #[tokio::test]
@@ -363,33 +267,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_may_read_is_refused() {
-        for mode in [0o644, 0o604, 0o666, 0o601] {
-            let error = refused(FILE.as_bytes(), mode);
-            assert!(
-                error.contains(&format!("{mode:04o}")) && error.contains("chmod 600"),
-                "{error}"
-            );
-        }
-        let (dir, path) = file(FILE.as_bytes(), 0o400);
-        assert!(Root::open(&config(Some(path)), dir.path()).is_ok());
-    }
-
-    /// kubelet gives the files of a volume to `fsGroup`: 0440 in a Secret, 0660 in a claim.
-    #[test]
-    fn a_file_that_the_group_of_this_process_may_read_is_taken_and_that_of_another_is_not() {
-        for mode in [0o440, 0o640, 0o660] {
-            let (dir, path) = file(FILE.as_bytes(), mode);
-            assert!(Root::open(&config(Some(path.clone())), dir.path()).is_ok(), "{mode:o}");
-            // Only root can give it to a group that this process is not a member of.
-            if std::os::unix::fs::chown(&path, None, Some(12_345)).is_ok() {
-                let error = read(&path).err().expect("refused");
-                assert!(error.contains("chmod 600"), "{error}");
-            }
-        }
-    }
-
-    #[test]
     fn a_data_directory_that_others_can_write_to_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for mode in [0o777, 0o1777] {
@@ -410,20 +287,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_user_is_refused() {
-        for (owner, user, good) in
-            [(1000, 1000, true), (0, 1000, true), (0, 0, true), (1000, 0, false), (1, 2, false)]
-        {
-            assert_eq!(may_own(owner, user), good, "{owner} {user}");
-        }
-        let (_dir, path) = file(FILE.as_bytes(), 0o600);
-        if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
-            let error = read(&path).err().expect("refused");
-            assert!(error.contains("belongs to user 12345"), "{error}");
-        }
-    }
-
-    #[test]
     fn a_check_finds_what_a_start_would_and_makes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
@@ -436,24 +299,6 @@ mod tests {
         let open = config(Some(path));
         assert_eq!(open.check(&data).err(), Root::open(&open, &data).err());
         assert!(missing.check(&data).is_err() && open.check(&data).is_err());
-    }
-
-    #[test]
-    fn a_damaged_file_is_refused_and_its_key_not_told() {
-        let text = FILE.trim_end().as_bytes();
-        for at in 0..text.len() {
-            let mut bad = text.to_vec();
-            bad[at] ^= 1;
-            for bad in [&bad, &text[..at]] {
-                let error = refused(bad, 0o600);
-                assert!(!error.contains("0405060708"), "{error}");
-            }
-        }
-        for bad in [&b"\xff\xfe"[..], &[FILE.as_bytes(), b"more"].concat(), &[0; 70_000]] {
-            refused(bad, 0o600);
-        }
-        let newer = FILE.replace("v1", "v2");
-        assert!(refused(newer.as_bytes(), 0o600).contains("not a key file of this version"));
     }
 
     #[test]

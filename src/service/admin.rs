@@ -3,4 +3,5 @@
 
 mod chains;
 pub(super) mod kubernetes_key;
+mod listing;
 pub(super) mod roots;

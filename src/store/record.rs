@@ -5,9 +5,17 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::base64;
 use crate::id::{ChainName, KekId, Suite};
 
 use super::Error;
+
+mod keys;
+
+pub use keys::{
+    CHAINS, Part, ROOTS, claim_key, head_key, kek_key, keks_prefix, parse_key, root_check_key,
+    root_user, root_user_key, root_users_prefix, uses_key, uses_prefix,
+};
 
 /// The format that this code writes. It reads no other.
 const FORMAT: u32 = 1;
@@ -202,12 +210,14 @@ pub struct RootCheck {
     pub wrap: Vec<u8>,
 }
 
-/// Reports that the root of a process with this name has another key than the store's.
+/// Reports that a process has a root of this name configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RootDispute {
-    /// When it was last reported, in seconds since the Unix epoch.
+pub struct RootUser {
+    /// When the process last reported it, in seconds since the Unix epoch.
     pub reported_at: u64,
+    /// Whether its root has another key than the one that made the [`RootCheck`].
+    pub differs: bool,
 }
 
 /// A type of record.
@@ -242,85 +252,7 @@ impl Record for Kek {}
 impl Record for Uses {}
 impl Record for Claim {}
 impl Record for RootCheck {}
-impl Record for RootDispute {}
-
-/// The prefix of all keys of chains.
-pub const CHAINS: &str = "chains/";
-
-/// What a key names within its chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The chain's [`Head`].
-    Head,
-    /// A [`Kek`].
-    Kek(KekId),
-    /// The [`Uses`] of a KEK.
-    Uses(KekId),
-    /// The chain's [`Claim`].
-    Claim,
-}
-
-/// The chain of a key, and the part that it names; `None` if it is not the key of a record.
-#[must_use]
-pub fn parse_key(key: &str) -> Option<(ChainName, Part)> {
-    let (chain, rest) = key.strip_prefix(CHAINS)?.split_once('/')?;
-    let part = match rest.split_once('/') {
-        None if rest == "head" => Part::Head,
-        None if rest == "claim" => Part::Claim,
-        Some(("keks", id)) => Part::Kek(id.parse().ok()?),
-        Some(("uses", id)) => Part::Uses(id.parse().ok()?),
-        _ => return None,
-    };
-    Some((ChainName::new(chain).ok()?, part))
-}
-
-/// The key of a chain's [`Head`].
-#[must_use]
-pub fn head_key(chain: &ChainName) -> String {
-    format!("chains/{chain}/head")
-}
-
-/// The key of a [`Kek`].
-#[must_use]
-pub fn kek_key(chain: &ChainName, id: KekId) -> String {
-    format!("chains/{chain}/keks/{id}")
-}
-
-/// The prefix of the keys of a chain's KEKs.
-#[must_use]
-pub fn keks_prefix(chain: &ChainName) -> String {
-    format!("chains/{chain}/keks/")
-}
-
-/// The key of a KEK's [`Uses`].
-#[must_use]
-pub fn uses_key(chain: &ChainName, id: KekId) -> String {
-    format!("chains/{chain}/uses/{id}")
-}
-
-/// The prefix of the keys of a chain's uses.
-#[must_use]
-pub fn uses_prefix(chain: &ChainName) -> String {
-    format!("chains/{chain}/uses/")
-}
-
-/// The key of a chain's [`Claim`].
-#[must_use]
-pub fn claim_key(chain: &ChainName) -> String {
-    format!("chains/{chain}/claim")
-}
-
-/// The key of a root's [`RootCheck`].
-#[must_use]
-pub fn root_check_key(root: &str) -> String {
-    format!("roots/{root}/check")
-}
-
-/// The key of a root's [`RootDispute`].
-#[must_use]
-pub fn root_dispute_key(root: &str) -> String {
-    format!("roots/{root}/dispute")
-}
+impl Record for RootUser {}
 
 #[derive(Serialize, Deserialize)]
 struct Stored<R> {
@@ -335,23 +267,6 @@ struct Probe {
 
 fn corrupt(key: &str, error: &serde_json::Error) -> Error {
     Error::Corrupt { key: key.to_owned(), detail: error.to_string() }
-}
-
-mod base64 {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&base64_simd::STANDARD.encode_to_string(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<u8>, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        base64_simd::STANDARD
-            .decode_to_vec(text.as_bytes())
-            .map_err(|_| D::Error::custom("not base64"))
-    }
 }
 
 #[cfg(test)]
@@ -377,23 +292,6 @@ mod tests {
         assert!(
             stored.starts_with(br#"{"format":1,"record":{"suite":"aes-128-gcm","state":"primary""#)
         );
-    }
-
-    #[test]
-    fn keys_are_read_back_as_they_were_made() {
-        let (chain, id) = (ChainName::new("orders").unwrap(), KekId::of_key(&[7; 16]));
-        for (key, part) in [
-            (head_key(&chain), Part::Head),
-            (kek_key(&chain, id), Part::Kek(id)),
-            (uses_key(&chain, id), Part::Uses(id)),
-            (claim_key(&chain), Part::Claim),
-        ] {
-            assert_eq!(parse_key(&key), Some((chain.clone(), part)), "{key}");
-            assert_eq!(parse_key(&format!("{key}/x")), None);
-        }
-        for none in ["", "chains/", "chains/a", "chains/A/head", "chains/a/keks/1", "x/a/head"] {
-            assert_eq!(parse_key(none), None, "{none}");
-        }
     }
 
     #[test]

@@ -12,8 +12,11 @@ mod circles;
 
 /// Each module and the modules that it may use, which stand above it. It may use itself.
 const MODULES: &str = "
+    accept:
+    base64:
     clock:
     error_chain:
+    http2_frames:
     id:
     log_throttle:
     loopback:
@@ -32,16 +35,16 @@ const MODULES: &str = "
 
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
-    store:     backoff clock error_chain files id pem random secret timestamp human_units
+    store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
 
     keychain:  aead clock envelope id random secret
-    export:    id keychain root
+    export:    base64 id keychain root
     service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
     auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
 
-    http:      auth clock envelope id keychain log_throttle loopback metrics random secret service timestamp tls human_units
-    kubernetes: envelope error_chain id keychain log_throttle metrics random secret service
+    http:      accept auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    kubernetes: accept envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
     config:    auth files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       auth clock config http id kubernetes metrics root secret service store telemetry tls human_units
@@ -74,7 +77,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       log_throttle root store service tls auth http kubernetes app cli
+    tokio:       accept log_throttle root store service tls auth http kubernetes app cli
 ";
 
 #[test]

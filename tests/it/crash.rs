@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::random::{Random, random_seed, variable};
+use crate::support::random::{Random, seed, variable};
 use crate::support::{Sealed, Service, Setup, decrypt_all, pages};
 
 /// Rounds of an ordinary run.
@@ -83,9 +83,7 @@ async fn check_chain(service: &Service, chain: &str, envelopes: &[Sealed]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_was_answered_is_there_after_a_kill_at_any_moment() {
     let rounds = variable("KMS_PROXY_SOAK_ROUNDS").unwrap_or(ROUNDS);
-    let seed = variable("KMS_PROXY_SOAK_SEED").unwrap_or_else(random_seed);
-    println!("{rounds} rounds; KMS_PROXY_SOAK_SEED={seed}");
-    let (setup, mut random) = (setup(), Random(seed));
+    let (setup, mut random) = (setup(), Random(seed("KMS_PROXY_SOAK_SEED")));
     let (mut all, mut chains) = (Vec::new(), vec!["default".to_owned()]);
     for round in 0..rounds {
         // Now and then it does not even come up.

@@ -6,11 +6,15 @@ use std::path::PathBuf;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
+use crate::lifecycle::{memory_kb, resident_kb};
+use crate::limits::{many_names, unfinished_head};
 use crate::support::etcd::Etcd;
 use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::kube::{Client, hex};
-use crate::support::{Service, Setup, run, until};
+use crate::support::{Service, Setup, run, tell, until};
 
 mod secrets;
 
@@ -361,6 +365,36 @@ async fn a_client_that_does_not_speak_http_2_leaves_a_line_in_the_log() {
     service.logged("a client of the socket does not speak HTTP/2").await;
 }
 
+/// As many connections as the socket serves, each with a head that does not end.
+#[tokio::test]
+async fn heads_that_are_not_finished_take_little_memory() {
+    const CONNECTIONS: usize = 128;
+    let (setup, socket) = plugin(Setup::new());
+    let service = setup.start().await;
+    service.encrypt("default", "aGVsbG8=").await;
+    let before = resident_kb(&service);
+    let names = many_names();
+    // Too many, and as many as a head of the socket has room for.
+    for fields in [&names[..], &names[..6 * 460]] {
+        let sent = unfinished_head(fields);
+        let mut connections = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = UnixStream::connect(&socket).await.unwrap();
+            // It may be closed before all of it is sent.
+            _ = stream.write_all(&sent).await;
+            connections.push(stream);
+        }
+        for stream in &mut connections {
+            // What is too large ends the connection, and so does a head that does not end.
+            _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    }
+    service.encrypt("default", "aGVsbG8=").await;
+    let grown = memory_kb(&service, "VmHWM:").saturating_sub(before);
+    tell(&format!("{CONNECTIONS} unfinished heads on the socket: {grown} kB more"));
+    assert!(grown < 24 << 10, "{grown} kB");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_store_is_named_and_over_without_a_write_by_kube_apiserver() {
     let etcd = Etcd::start().await;
@@ -477,6 +511,10 @@ async fn the_socket_is_made_for_its_owner_alone_replaced_when_stale_and_removed_
         let found = std::fs::metadata(&socket).unwrap();
         assert_eq!((found.uid(), found.gid(), mode(&socket)), (65532, 65531, 0o600));
         service.stop().await;
+    } else {
+        let (code, log) = setup.clone().set("KUBERNETES__OWNER", "65532:65531").fails().await;
+        assert!(code == Some(1) && log.contains("can't be given to 65532:65531"), "{code:?} {log}");
+        assert!(!socket.exists());
     }
     symlink("/dev/null", &socket).unwrap();
     let (code, log) = setup.fails().await;

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::lifecycle::resident_kb;
 use crate::support::etcd::Etcd;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::random::{Random, random_seed, variable};
+use crate::support::random::{Random, seed, variable};
 use crate::support::{Sealed, Service, Setup, decrypt_all, pages, tell, until};
 
 const MAX_USES: u64 = 1_000;
@@ -249,9 +249,7 @@ async fn leader(etcd: &[Etcd; 3]) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_kek_passes_its_limit_and_no_envelope_is_lost_whatever_fails() {
     let seconds = variable("KMS_PROXY_CHAOS_SECONDS").unwrap_or(40);
-    let seed = variable("KMS_PROXY_CHAOS_SEED").unwrap_or_else(random_seed);
-    tell(&format!("replicas under faults: KMS_PROXY_CHAOS_SEED={seed}, {seconds} s"));
-    let mut random = Random(seed);
+    let mut random = Random(seed("KMS_PROXY_CHAOS_SEED"));
     let mut etcd = Etcd::cluster::<3>().await;
     let mut lines = Vec::new();
     for member in &etcd {

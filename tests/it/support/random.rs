@@ -1,7 +1,5 @@
 //! Numbers that a seed repeats, and the settings of long runs.
 
-use std::hash::{BuildHasher, Hasher};
-
 /// SplitMix64: the same moments for the same seed.
 pub(crate) struct Random(pub(crate) u64);
 
@@ -15,8 +13,12 @@ impl Random {
     }
 }
 
-pub(crate) fn random_seed() -> u64 {
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+/// The seed in the variable `name`, which `make soak` sets. Without it the same one in every run, so
+/// that a failure can be repeated. It is printed.
+pub(crate) fn seed(name: &str) -> u64 {
+    let seed = variable(name).unwrap_or(1);
+    super::tell(&format!("{name}={seed}"));
+    seed
 }
 
 #[expect(clippy::disallowed_methods, reason = "settings of the test, not of the service")]
