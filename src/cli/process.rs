@@ -28,7 +28,7 @@ fn no_dumps() -> rustix::io::Result<()> {
 }
 
 /// Raises the limit of file descriptors as far as the system allows: each connection needs one, and
-/// the usual limit is 1,024. Returns the limit; `None` if there is none.
+/// the usual limit is 1,024. Returns the limit; `None` if unlimited.
 pub(super) fn raise_descriptor_limit() -> Option<u64> {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     let before = limit.current;
