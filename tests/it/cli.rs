@@ -90,7 +90,7 @@ async fn an_envelope_of_256_bytes_has_334_and_its_header_is_rewrapped_alone() {
     assert_eq!(good(call(&service, &["rewrap"], &moved)), moved);
     let said = refused(call(&service, &["rewrap"], &old[..61]), 1);
     assert!(said.starts_with("kms-proxy: invalid_ciphertext: "), "{said}");
-    assert!(refused(run(&["inspect"], b"hello"), 1).contains("no envelope"));
+    assert!(refused(run(&["inspect"], b"hello"), 1).contains("not an envelope"));
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ async fn chains_are_listed_made_and_changed_and_their_keks_listed() {
         (&3_000_000.into(), &2_592_000.into())
     );
     let said = refused(call(&service, &["chain", "set", "none", "--max-uses", "10"], b""), 1);
-    assert!(said.contains("there is no chain none"), "{said}");
+    assert!(said.contains("the chain none does not exist"), "{said}");
     assert!(!good_text(call(&service, &["chain", "list"], b"")).contains("none"));
     refused(call(&service, &["chain", "set", "orders"], b""), 2);
     let said = refused(call(&service, &["chain", "set", "orders", "--max-uses", "1"], b""), 1);
