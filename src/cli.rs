@@ -1,4 +1,5 @@
-//! The command line: arguments in, exit code out. Data goes to stdout, all else to stderr.
+//! The command line: parses arguments, runs a command, returns its exit code. Data goes to stdout,
+//! messages to stderr.
 
 use std::process::ExitCode;
 
@@ -37,19 +38,19 @@ Examples:
   echo 'my secret' | kms-proxy encrypt --aad 'row 7' > secret.kp
   kms-proxy decrypt --aad 'row 7' < secret.kp
   kms-proxy rotate && kms-proxy status
-  kms-proxy rewrap < secret.kp > new.kp     # under the new KEK; the payload stays here
+  kms-proxy rewrap < secret.kp > new.kp     # under the new KEK; the payload is not sent
 
 Exit codes:
-  0  done
-  1  the service said no or can't be reached, the input is no envelope, or a store has a problem
+  0  success
+  1  the service refused or can't be reached, the input is invalid, or a store has a problem
   2  wrong usage, or a configuration that can't be used";
 
-/// Encryption as a service under a key chain: one call of the root key pays for up to two million
-/// encryptions.
+/// Encryption as a service under a key chain: one call to the root key is enough for up to two
+/// million encryptions.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Let debuggers look at this process, and let it dump core
+    /// Allow debuggers and core dumps of this process
     #[arg(
         long,
         global = true,
@@ -66,62 +67,62 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the service until SIGTERM or SIGINT
     Serve(serve::Args),
-    /// Check the configuration and print what is in force, without secrets
+    /// Check the configuration and print the effective settings, without secrets
     CheckConfig(serve::Args),
     /// Encrypt stdin
     Encrypt(data::EncryptArgs),
     /// Decrypt an envelope from stdin
     Decrypt(data::DecryptArgs),
-    /// Move an envelope from stdin to the primary KEK; its payload is not sent
+    /// Rewrap an envelope from stdin under the primary KEK; its payload is not sent
     Rewrap(data::RewrapArgs),
-    /// Make a random key and its envelope
+    /// Generate a random key and its envelope
     Datakey(datakey::Args),
-    /// Make a new primary KEK, and print its id
+    /// Make a new primary KEK and print its id
     Rotate(chains::RotateArgs),
-    /// Tell how the service stands, and its chains
+    /// Show the health of the service, and its chains
     Status(chains::HealthArgs),
-    /// List, make or change key chains
+    /// List, create or change key chains
     #[command(subcommand)]
     Chain(chain::Command),
     /// List, disable, enable or destroy KEKs
     #[command(subcommand)]
     Kek(kek::Command),
-    /// Look after the roots of a configuration
+    /// Initialise, inspect, add or remove roots
     Root(root::Args),
-    /// Copy, back up, verify or repair what a service has stored
+    /// Copy, back up, verify or repair a store
     #[command(subcommand)]
     Store(store::Command),
-    /// Make bearer tokens for clients
+    /// Generate bearer tokens for clients
     #[command(subcommand)]
     Token(token::Command),
-    /// Print an envelope's header as JSON; needs no key and no service
+    /// Print the header of an envelope as JSON; needs no key and no service
     Inspect(inspect::Args),
-    /// Ask the service whether it is ready: exit code 0 or 1
+    /// Check whether the service is ready: exit code 0 or 1
     Healthcheck(chains::HealthArgs),
-    /// Ask a plugin of Kubernetes as kube-apiserver does, and say what is wrong with it
+    /// Test a KMS plugin of Kubernetes with the calls of kube-apiserver
     Doctor(doctor::Args),
     /// Print the OpenAPI document of the service
     Openapi,
     /// Print completions for a shell
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
-    /// Print the man page, or write the pages of all commands
+    /// Print the man page, or write those of all commands
     Man(manual::ManArgs),
     /// Print docs/command-line.md
     #[command(hide = true)]
     Reference,
 }
 
-/// Why a command did not do what it was asked for.
+/// Why a command failed.
 #[derive(Debug)]
 enum Failure {
-    /// The service said no or can't be reached, or the input is not what it should be.
+    /// The service refused or can't be reached, or the input is invalid.
     Refused(String),
     /// Wrong usage, or a configuration that can't be used.
     Usage(String),
-    /// What there is to say has been said, or nobody listens: the reader of stdout went away.
+    /// The message was already written, or the reader of stdout closed the pipe.
     Silent,
 }
 
@@ -133,7 +134,7 @@ impl Failure {
     }
 }
 
-/// Runs the command of `cli`; a failure is reported on stderr.
+/// Runs the command of `cli` and reports a failure on stderr.
 pub(crate) fn run(cli: Cli) -> ExitCode {
     if !cli.debuggable {
         process::hide();
@@ -154,7 +155,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Token(command) => token::run(&command),
         Command::Inspect(args) => inspect::run(args),
         Command::Healthcheck(args) => client::block_on(chains::healthcheck(args)),
-        Command::Doctor(args) => client::block_on(doctor::examine(args)),
+        Command::Doctor(args) => client::block_on(doctor::run(args)),
         Command::Openapi => print(kms_proxy::http::openapi().as_bytes()),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man(args) => manual::man(args),
@@ -166,7 +167,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::Silent) => return ExitCode::from(1),
     };
-    stdio::tell(&message);
+    stdio::eprint(&message);
     ExitCode::from(code)
 }
 

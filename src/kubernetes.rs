@@ -1,9 +1,9 @@
-//! The API of Kubernetes KMS plugins, version 2, on a dedicated unix socket, and the
-//! settings of `[kubernetes]`.
+//! The API of Kubernetes KMS plugins, version 2, on a dedicated unix socket, and the settings of
+//! `[kubernetes]`.
 //!
-//! It turns three gRPC calls into calls of the [`KeyService`], as the HTTP face does with JSON: the
-//! same chains, limits and metrics. What kube-apiserver demands of a plugin is kept here; it knows
-//! no key, no store and no root. gRPC and its messages go no further down.
+//! It translates three gRPC calls into calls of the [`KeyService`], with the same chains, limits
+//! and metrics as HTTP. It owns the requirements of kube-apiserver and must not know keys, stores
+//! or roots. No other module knows gRPC or its messages.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -29,18 +29,18 @@ pub use socket::{Bound, Error as BindError, bind, check};
 
 use plugin::Plugin;
 
-/// The API version that `Status` tells.
+/// The API version that `Status` returns.
 const VERSION: &str = "v2";
-/// The longest ciphertext that kube-apiserver takes, in bytes.
+/// The longest ciphertext that kube-apiserver accepts, in bytes.
 const MAX_CIPHERTEXT: usize = 1024;
-/// The longest key id that it takes, in bytes.
+/// The longest key id that it accepts, in bytes.
 const MAX_KEY_ID: usize = 1024;
-/// How long a call may take here: kube-apiserver waits for 3 seconds, if nobody sets less.
+/// The longest time for a call: kube-apiserver waits for 3 seconds by default.
 const DEADLINE: Duration = Duration::from_millis(2_500);
-/// How long calls in flight may take when the service stops.
+/// How long a shutdown waits for calls in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A plugin that serves.
+/// A running plugin.
 pub struct Serving {
     config: Config,
     plugin: Arc<OnceLock<Arc<Plugin>>>,
@@ -62,8 +62,8 @@ pub async fn serve(
     Ok(serving)
 }
 
-/// Takes calls on the socket. Until [`Serving::open`] each of them fails with what `starting` waits
-/// for: kube-apiserver tries again, and its log says why. Must be called in a runtime.
+/// Accepts calls on the socket. Until [`Serving::open`], each of them fails with what `starting`
+/// waits for; kube-apiserver logs that and retries. Must be called in a runtime.
 #[must_use]
 pub fn start(config: Config, bound: Bound, starting: Arc<Starting>) -> Serving {
     let (stop, plugin) = (watch::Sender::new(()), Arc::<OnceLock<_>>::default());
@@ -74,7 +74,7 @@ pub fn start(config: Config, bound: Bound, starting: Arc<Starting>) -> Serving {
 }
 
 impl Serving {
-    /// From now on calls are answered by `service`.
+    /// Serves all further calls from `service`.
     ///
     /// # Errors
     /// When the chain can't be found; see [`KeyService::name_keys`].
@@ -87,17 +87,17 @@ impl Serving {
         self.tasks.push(tokio::spawn(watching));
         tracing::info!(%socket, %chain, "Kubernetes is served");
         let plugin = Plugin::new(Arc::clone(service), chain.clone(), *on_root_outage);
-        // Readiness has the check from now on; the server corrects it within two seconds.
+        // Adds the check to readiness; the server corrects it within two seconds.
         plugin.report_socket(None);
         _ = self.plugin.set(Arc::new(plugin));
         Ok(())
     }
 
-    /// Takes no call any more, finishes those in flight, and removes the socket.
+    /// Stops accepting calls, finishes those in flight, and removes the socket.
     pub async fn stop(self) {
         drop(self.stop);
         for task in self.tasks {
-            // A task that panicked has said so already.
+            // A panic of the task was already logged.
             let _ = task.await;
         }
     }

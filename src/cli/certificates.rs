@@ -1,19 +1,18 @@
 //! Warnings of `check-config`: certificates in the files of a configuration that are not valid now.
-//!
-//! They are no errors: a service starts with them, and a clock may be wrong.
+//! These are not errors: a service starts with them, and a clock may be wrong.
 
 use std::path::{Path, PathBuf};
 
 use kms_proxy::config::Config;
 use kms_proxy::{root, store, tls};
 
-use super::stdio::tell;
+use super::stdio::eprint;
 
-/// Warns on stderr of each such certificate at `now`, in seconds since the Unix epoch.
+/// Warns on stderr of each certificate that is not valid at `now`, in seconds since the Unix epoch.
 pub(super) fn warn(config: &Config, now: u64) {
     for (setting, path) in files(config) {
         for warning in tls::warnings(path, now) {
-            tell(&format!("warning: {setting}: {}: {warning}", path.display()));
+            eprint(&format!("warning: {setting}: {}: {warning}", path.display()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `chain`: key chains listed, made and changed.
+//! `chain`: lists, creates and changes key chains.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::chains::{all_chains, chain_table, known};
+use super::chains::{all_chains, chain_table, typed};
 use super::client::{self, Client};
-use super::stdio::{print, tell};
+use super::stdio::{eprint, print};
 use super::{Failure, Result};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// List the chains that the caller may read
     List(ListArgs),
-    /// Make a chain; what is not given takes the defaults of the service
+    /// Create a chain; omitted limits take the defaults of the service
     Create(CreateArgs),
-    /// Change the limits of a chain; what is not given stays
+    /// Change the limits of a chain; omitted ones stay
     Set(SetArgs),
 }
 
@@ -33,7 +33,7 @@ pub(super) struct ListArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The exit code is 1 if there is such a chain: `kms-proxy chain set` changes it. A client needs the \
+The exit code is 1 if the chain exists: `kms-proxy chain set` changes it. A client needs the \
 operations `read` and `manage` on the chain.
 
 Example:
@@ -53,8 +53,8 @@ pub(super) struct CreateArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The exit code is 1 if there is no such chain. A client needs the operations `read` and `manage` on \
-the chain.
+The exit code is 1 if the chain does not exist. A client needs the operations `read` and `manage` \
+on the chain.
 
 Example:
   kms-proxy chain set orders --rotate-after-uses 1000000")]
@@ -71,15 +71,15 @@ pub(super) struct SetArgs {
 /// The limits of a chain.
 #[derive(clap::Args, Serialize)]
 struct LimitArgs {
-    /// Uses of a KEK that start a rotation
+    /// Uses of a KEK after which it is rotated
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     rotate_after_uses: Option<u64>,
-    /// Uses that a KEK never passes
+    /// The most uses of a KEK, never exceeded
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_uses: Option<u64>,
-    /// Age of a KEK that starts a rotation, such as 90d
+    /// Age of a KEK at which it is rotated, such as 90d
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     #[serde(serialize_with = "seconds", skip_serializing_if = "Option::is_none")]
     rotate_after_age: Option<Duration>,
@@ -99,7 +99,7 @@ fn seconds<S: serde::Serializer>(
     age.map(|age| age.as_secs()).serialize(serializer)
 }
 
-/// What a chain is to become.
+/// The body of the request that creates or changes a chain.
 #[derive(Serialize)]
 struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,7 +108,7 @@ struct Settings {
     limits: LimitArgs,
 }
 
-/// Does what `command` asks for.
+/// Runs `command`.
 pub(super) async fn run(command: Command) -> Result {
     match command {
         Command::List(args) => list(args).await,
@@ -116,12 +116,12 @@ pub(super) async fn run(command: Command) -> Result {
             let client = Client::new(client)?;
             if is_there(&client, &chain).await? {
                 return Err(Failure::refused(format!(
-                    "there is a chain {chain} already; `kms-proxy chain set` changes its limits"
+                    "the chain {chain} exists already; `kms-proxy chain set` changes its limits"
                 )));
             }
             let settings = Settings { suite: suite.map(Suite::as_str), limits };
             if put(&client, &chain, &settings).await? != StatusCode::CREATED {
-                tell("others made the chain meanwhile; its limits are as asked");
+                eprint("another caller created the chain first; its limits were changed to these");
             }
             Ok(())
         }
@@ -131,10 +131,10 @@ pub(super) async fn run(command: Command) -> Result {
                 return Err(Failure::Usage(wanted.to_owned()));
             }
             let client = Client::new(client)?;
-            // To change a chain that does not exist would make it.
+            // The request would create a missing chain.
             if !is_there(&client, &chain).await? {
                 return Err(Failure::refused(format!(
-                    "there is no chain {chain}; `kms-proxy chain create` makes it"
+                    "the chain {chain} does not exist; `kms-proxy chain create` creates it"
                 )));
             }
             put(&client, &chain, &Settings { suite: None, limits }).await.map(drop)
@@ -147,7 +147,7 @@ async fn list(args: ListArgs) -> Result {
     let text = if args.json {
         format!("{:#}\n", json!({ "chains": chains }))
     } else {
-        chain_table(&known(chains)?)
+        chain_table(&typed(chains)?)
     };
     print(text.as_bytes())
 }
@@ -169,7 +169,7 @@ fn has_code(body: &[u8], code: &str) -> bool {
         .is_ok_and(|problem| problem.get("code").is_some_and(|found| found == code))
 }
 
-/// Makes or changes the chain, and prints it.
+/// Creates or changes the chain, and prints it.
 async fn put(client: &Client, chain: &ChainName, settings: &Settings) -> Result<StatusCode> {
     let request = client.request(Method::PUT, &format!("/v1/chains/{chain}")).json(settings);
     let response = client.send(request).await?;

@@ -1,4 +1,4 @@
-//! `rotate`, `status` and `healthcheck`: what an operator asks.
+//! `rotate`, `status` and `healthcheck`.
 
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
@@ -13,24 +13,24 @@ use super::{Failure, Result};
 #[command(after_help = "\
 Older KEKs continue to decrypt. The id of the new primary KEK is printed.
 
-A service that can't open the primary KEK refuses: its roots may be configured wrongly, and other \
-replicas could not open the new KEK. With --force it rotates all the same, by the roots that it \
-has. That is for a root whose key is lost for good; it needs the permission `manage`.
+A service that can't open the primary KEK refuses: its roots may be misconfigured, and other \
+replicas could not open the new KEK. --force rotates anyway, with the roots that the service has. \
+It is for a root whose key is permanently lost, and needs the permission `manage`.
 
 With --new-key-id the new Kubernetes key id is printed on a second line. kube-apiserver then makes \
-a new seed within a minute, and a storage migration encrypts every object again: \
-docs/kubernetes.md has the procedure.
+a new seed within a minute, and a storage migration re-encrypts every object: docs/kubernetes.md \
+has the procedure.
 
 Examples:
   kms-proxy rotate --chain orders
   kms-proxy rotate --chain kubernetes --new-key-id")]
 pub(super) struct RotateArgs {
-    /// Rotate although no root opens the KEKs of the chain
+    /// Rotate even though no root opens the KEKs of the chain
     #[arg(long, conflicts_with = "new_key_id")]
     force: bool,
     #[command(flatten)]
     chain: ChainArgs,
-    /// Give the chain a new Kubernetes key id as well
+    /// Also give the chain a new Kubernetes key id
     #[arg(long)]
     new_key_id: bool,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(super) struct RotateArgs {
 }
 
 #[derive(clap::Args)]
-#[command(after_help = "The exit code is 1 when the service can neither encrypt nor decrypt.")]
+#[command(after_help = "The exit code is 1 if the service can neither encrypt nor decrypt.")]
 pub(super) struct HealthArgs {
     /// Print JSON
     #[arg(long)]
@@ -50,7 +50,7 @@ pub(super) struct HealthArgs {
     client: client::Args,
 }
 
-/// The answer of `/readyz`.
+/// The response of `/readyz`.
 #[derive(Deserialize, Serialize)]
 pub(super) struct Readiness {
     status: String,
@@ -65,7 +65,7 @@ pub(super) struct Check {
     pub(super) detail: Option<String>,
 }
 
-/// A chain, as far as the table shows it.
+/// The fields of a chain that the table shows.
 #[derive(Deserialize)]
 pub(super) struct Chain {
     chain: String,
@@ -98,7 +98,7 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
     print(format!("{}\n{key_id}", rotated.primary).as_bytes())
 }
 
-/// Tells how the service stands.
+/// Prints the health of the service and its chains.
 pub(super) async fn status(args: HealthArgs) -> Result {
     let client = Client::new(args.client)?;
     let admin = args.admin.map(|admin| client.at(admin));
@@ -109,13 +109,13 @@ pub(super) async fn status(args: HealthArgs) -> Result {
         let all = json!({ "status": status, "checks": checks, "chains": chains });
         format!("{all:#}\n")
     } else {
-        format!("{}\n{}", check_table(&readiness), chain_table(&known(chains)?))
+        format!("{}\n{}", check_table(&readiness), chain_table(&typed(chains)?))
     };
     print(text.as_bytes())?;
     if code == StatusCode::OK { Ok(()) } else { Err(Failure::Silent) }
 }
 
-/// Whether the service is ready.
+/// Succeeds if the service is ready.
 pub(super) async fn healthcheck(args: HealthArgs) -> Result {
     let client = Client::new(args.client)?;
     let client = args.admin.map(|admin| client.at(admin)).unwrap_or(client);
@@ -130,7 +130,7 @@ pub(super) async fn healthcheck(args: HealthArgs) -> Result {
     }
 }
 
-/// The answer of `/readyz`, which is 503 when the service is down.
+/// The response of `/readyz`, which is 503 if the service is not ready.
 pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
     let response = client.send(client.request(Method::GET, "/readyz")).await?;
     let status = response.status();
@@ -138,14 +138,14 @@ pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)
     match status {
         StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => Ok((status, client.parse(&body)?)),
         StatusCode::NOT_FOUND => Err(Failure::refused(
-            "health is not served here; server.admin_listen of the service says where: name it \
-                with --admin or KMS_PROXY_ADMIN",
+            "health is served at another address, server.admin_listen of the service: set it with \
+                --admin or KMS_PROXY_ADMIN",
         )),
         _ => Err(client.refusal(status, &body)),
     }
 }
 
-/// All chains, a page at a time, as the service tells of them.
+/// All chains, read a page at a time, in the form of the service.
 pub(super) async fn all_chains(client: &Client) -> Result<Vec<Value>> {
     #[derive(Deserialize)]
     struct Page {
@@ -159,19 +159,17 @@ pub(super) async fn all_chains(client: &Client) -> Result<Vec<Value>> {
         all.extend(chains);
         match next {
             None => return Ok(all),
-            // The name of a chain needs no escape in a URL.
+            // A chain's name needs no escaping in a URL.
             Some(after) => path = format!("/v1/chains?after={after}"),
         }
     }
 }
 
-/// The items of a list, as far as a table shows them.
-pub(super) fn known<T: DeserializeOwned>(items: Vec<Value>) -> Result<Vec<T>> {
+/// The items of a list, with the fields that a table shows.
+pub(super) fn typed<T: DeserializeOwned>(items: Vec<Value>) -> Result<Vec<T>> {
     let items = items.into_iter().map(serde_json::from_value);
     items.collect::<std::result::Result<_, _>>().map_err(|_| {
-        Failure::refused(
-            "the service answers with an item of a form that this version does not know",
-        )
+        Failure::refused("the response has an item in a form that this version does not know")
     })
 }
 

@@ -1,4 +1,4 @@
-//! Envelopes as commands read and write them: binary or text, and taken apart for a rewrap.
+//! Envelopes in the forms that commands read and write, and their parts for a rewrap.
 
 use kms_proxy::envelope::{self, Envelope, TEXT_PREFIX};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ pub(super) struct Rewrapped {
     pub(super) ciphertext: String,
 }
 
-/// Header and payload of an envelope; a header alone has no payload.
+/// Splits an envelope into header and payload; the payload of a header alone is empty.
 pub(super) fn split(envelope: &[u8]) -> Result<(&[u8], &[u8])> {
     match Envelope::parse_header_or_whole(envelope) {
         Ok(envelope) => Ok((envelope.header.bytes, envelope.payload)),
@@ -20,15 +20,15 @@ pub(super) fn split(envelope: &[u8]) -> Result<(&[u8], &[u8])> {
     }
 }
 
-/// The envelope of a new header and the payload that it is for.
+/// Joins a new header with the payload of the old envelope.
 pub(super) fn join(rewrapped: &Rewrapped, payload: &[u8]) -> Result<Vec<u8>> {
     let mut envelope = envelope::from_text(&rewrapped.ciphertext)
-        .map_err(|_| Failure::refused("the service does not answer with a header"))?;
+        .map_err(|_| Failure::refused("the response of the service has no header"))?;
     envelope.extend_from_slice(payload);
     Ok(envelope)
 }
 
-/// The binary form of an envelope in either form: a binary one starts with its version, 1 or 2.
+/// Converts an envelope to its binary form, which starts with the version, 1 or 2.
 pub(super) fn to_binary(input: Vec<u8>) -> Result<Vec<u8>> {
     let text = input.trim_ascii();
     if !text.starts_with(TEXT_PREFIX.as_bytes()) {

@@ -1,4 +1,4 @@
-//! The commands' way to a running service: one HTTP client, and its failures as sentences.
+//! The HTTP client of the commands that call a running service, and its errors as text.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,13 +12,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::stdio::{read_file, tell};
+use super::stdio::{eprint, read_file};
 use super::{Failure, Result, tls};
 
-/// Where the service is.
+/// How to reach the service.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The service
+    /// The URL of the service
     #[arg(
         long,
         value_name = "URL",
@@ -27,7 +27,7 @@ pub(super) struct Args {
         value_parser = server
     )]
     server: String,
-    /// How long one call may take
+    /// The time-out of one call
     #[arg(
         long,
         value_name = "TIME",
@@ -37,15 +37,15 @@ pub(super) struct Args {
     timeout: Duration,
     #[command(flatten)]
     tls: tls::Args,
-    /// A file with the bearer token or JWT to show to the service
+    /// A file with the bearer token or JWT to authenticate with
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }
 
-/// The largest answer that is taken in bytes, where a command does not allow more.
-const MAX_ANSWER: usize = 64 << 20;
+/// The largest response in bytes, unless a command allows more.
+const MAX_RESPONSE: usize = 64 << 20;
 
-/// Which chain is meant.
+/// The chain of a command.
 #[derive(clap::Args)]
 pub(super) struct ChainArgs {
     /// The key chain [default: default]
@@ -64,48 +64,45 @@ pub(super) fn block_on(command: impl Future<Output = Result>) -> Result {
 
 /// A running service.
 pub(super) struct Client {
-    /// Its URL, to which paths are added.
+    /// Its URL, to which paths are appended.
     server: String,
     http: reqwest::Client,
-    /// Its `Authorization`.
+    /// The `Authorization` header.
     token: Option<HeaderValue>,
-    /// The largest answer that is taken, in bytes.
-    max_answer: usize,
+    /// The largest response that is read, in bytes.
+    max_response: usize,
 }
 
 impl Client {
-    /// A client of the service that `args` name.
+    /// A client for the service in `args`.
     pub(super) fn new(args: Args) -> Result<Self> {
         let http = reqwest::Client::builder()
             .timeout(args.timeout)
-            // Plaintexts go to the service that was named, and nowhere else.
+            // A proxy could read the plaintexts.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            // One call after the other; and what a refused handshake says is not lost on the way.
+            // Calls are sequential, and HTTP/1.1 reports the reason of a refused handshake.
             .http1_only();
         let http = args.tls.apply(&args.server, http)?;
         let http = http.build().map_err(|error| Failure::refused(reason(&error)))?;
         let token = args.token_file.as_deref().map(bearer).transpose()?;
-        if token.is_some() && is_open(&args.server) {
-            tell(
-                "the token goes to the service in the clear: anyone who sees the traffic can read \
-                    it",
-            );
+        if token.is_some() && is_unencrypted(&args.server) {
+            eprint("the token is sent in the clear: anyone who sees the traffic can read it");
         }
-        Ok(Self { server: args.server, http, token, max_answer: MAX_ANSWER })
+        Ok(Self { server: args.server, http, token, max_response: MAX_RESPONSE })
     }
 
-    /// The same client for the address of the service's health, which needs no token.
+    /// The same client for the address of health and metrics, which needs no token.
     pub(super) fn at(&self, server: String) -> Self {
-        Self { server, http: self.http.clone(), token: None, max_answer: self.max_answer }
+        Self { server, http: self.http.clone(), token: None, max_response: self.max_response }
     }
 
-    /// The same client, which takes answers of at most this many bytes.
-    pub(super) fn taking(self, max_answer: usize) -> Self {
-        Self { max_answer, ..self }
+    /// The same client, with another limit for responses in bytes.
+    pub(super) fn max_response(self, max_response: usize) -> Self {
+        Self { max_response, ..self }
     }
 
-    /// A request of `path`, which starts with a slash, below the server's own path.
+    /// A request for `path`, which starts with a slash and is appended to the server's URL.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.server));
         match &self.token {
@@ -114,12 +111,12 @@ impl Client {
         }
     }
 
-    /// Sends `request` and takes whatever is answered.
+    /// Sends `request` and returns the response, whatever its status.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response> {
         request.send().await.map_err(|error| self.failed(&error))
     }
 
-    /// Sends `request` and gives the answer if it is a good one.
+    /// Sends `request` and returns the body of a successful response.
     pub(super) async fn call(&self, request: RequestBuilder) -> Result<Vec<u8>> {
         let response = self.send(request).await?;
         let status = response.status();
@@ -127,13 +124,14 @@ impl Client {
         if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
     }
 
-    /// The whole body of an answer, if it is not larger than this client takes.
+    /// The body of a response, if it does not exceed the limit.
     pub(super) async fn body(&self, mut response: Response) -> Result<Vec<u8>> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
-            if body.len() + chunk.len() > self.max_answer {
-                let Self { server, max_answer, .. } = self;
-                let message = format!("{server} answers with more than {max_answer} bytes");
+            if body.len() + chunk.len() > self.max_response {
+                let Self { server, max_response, .. } = self;
+                let message =
+                    format!("the response of {server} has more than {max_response} bytes");
                 return Err(Failure::refused(message));
             }
             body.extend_from_slice(&chunk);
@@ -141,18 +139,18 @@ impl Client {
         Ok(body)
     }
 
-    /// What an answer that is not a good one says.
+    /// The failure that an unsuccessful response stands for.
     pub(super) fn refusal(&self, status: StatusCode, body: &[u8]) -> Failure {
         Failure::refused(match serde_json::from_slice::<Problem>(body) {
             Ok(problem) if status == StatusCode::UNAUTHORIZED => {
                 format!("{problem} (--token-file, or --cert and --key)")
             }
             Ok(problem) => problem.to_string(),
-            Err(_) => format!("{} answered {status}, and not as kms-proxy does", self.server),
+            Err(_) => format!("{} answered {status}, but not like kms-proxy", self.server),
         })
     }
 
-    /// The same for an answer in JSON.
+    /// Like `call`, for a response in JSON.
     pub(super) async fn call_json<T: DeserializeOwned>(
         &self,
         request: RequestBuilder,
@@ -160,11 +158,11 @@ impl Client {
         self.parse(&self.call(request).await?)
     }
 
-    /// Reads an answer in JSON.
+    /// Parses a response in JSON.
     pub(super) fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T> {
-        // The error's text may quote the answer, which may hold a plaintext.
+        // The error of serde may quote the response, which may contain a plaintext.
         serde_json::from_slice(body).map_err(|_| {
-            Failure::refused(format!("{} does not answer as kms-proxy does", self.server))
+            Failure::refused(format!("{} does not answer like kms-proxy", self.server))
         })
     }
 
@@ -175,14 +173,14 @@ impl Client {
         } else if error.is_timeout() {
             format!("{server} did not answer in time (--timeout)")
         } else if error.is_connect() {
-            format!("nothing answers at {server}: {}; is `kms-proxy serve` running?", reason(error))
+            format!("can't reach {server}: {}; is `kms-proxy serve` running?", reason(error))
         } else {
-            format!("the call of {server} failed: {}", reason(error))
+            format!("the call to {server} failed: {}", reason(error))
         })
     }
 }
 
-/// An error of the service, alone or as the item of a batch.
+/// An error of the service, of a whole request or of one item of a batch.
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
     code: String,
@@ -195,7 +193,7 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// The header that shows the token of a file.
+/// The `Authorization` header with the token in a file.
 fn bearer(path: &Path) -> Result<HeaderValue> {
     let wrong =
         |detail: &str| Failure::Usage(format!("--token-file, {}: {detail}", path.display()));
@@ -204,23 +202,23 @@ fn bearer(path: &Path) -> Result<HeaderValue> {
     let header = Zeroizing::new([b"Bearer ", token].concat());
     let header = HeaderValue::from_bytes(&header).ok();
     let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
-    let mut header = header.filter(|_| is_token).ok_or_else(|| wrong("it holds no token"))?;
+    let mut header = header.filter(|_| is_token).ok_or_else(|| wrong("contains no token"))?;
     header.set_sensitive(true);
     Ok(header)
 }
 
-/// Whether what is sent to a server passes a network as it is.
-fn is_open(server: &str) -> bool {
+/// Whether requests to a server pass a network unencrypted.
+fn is_unencrypted(server: &str) -> bool {
     let Ok(url) = Url::parse(server) else { return true };
     url.scheme() == "http" && !url.host_str().is_some_and(is_loopback)
 }
 
-/// The innermost cause: the outer ones only say that it was a request.
+/// The innermost cause: the outer ones only state that a request failed.
 fn reason(error: &reqwest::Error) -> String {
     error_chain::innermost(error).to_string()
 }
 
-/// The URL without a slash at its end.
+/// The URL without a trailing slash.
 pub(super) fn server(text: &str) -> std::result::Result<String, &'static str> {
     let url = Url::parse(text).ok().filter(|url| {
         matches!(url.scheme(), "http" | "https")
@@ -229,5 +227,5 @@ pub(super) fn server(text: &str) -> std::result::Result<String, &'static str> {
             && (url.query(), url.fragment()) == (None, None)
     });
     url.map(|url| url.as_str().trim_end_matches('/').to_owned())
-        .ok_or("it is written like http://127.0.0.1:8080")
+        .ok_or("must be a URL such as http://127.0.0.1:8080")
 }

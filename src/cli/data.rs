@@ -12,10 +12,10 @@ use super::{Result, lines};
 
 const OCTETS: &str = "application/octet-stream";
 
-/// What a payload is bound to.
+/// The AAD that a payload is bound to.
 #[derive(clap::Args)]
 pub(super) struct AadArgs {
-    /// Additional authenticated data, as text: what is decrypted must be given the same
+    /// Additional authenticated data, as text: decryption needs the same
     #[arg(long, value_name = "TEXT", conflicts_with = "aad_base64")]
     aad: Option<String>,
     /// Additional authenticated data, in base64
@@ -24,21 +24,21 @@ pub(super) struct AadArgs {
 }
 
 impl AadArgs {
-    /// The bytes that are given, if any are.
+    /// The AAD, if one is given.
     pub(super) fn bytes(self) -> Option<Vec<u8>> {
         self.aad.map(String::into_bytes).or(self.aad_base64.map(|aad| aad.0))
     }
 }
 
-/// Bytes, as an argument: a dedicated type, since clap takes a `Vec` for many arguments.
+/// A dedicated type, since clap reads a `Vec` as a repeated argument.
 #[derive(Clone)]
 struct Aad(Vec<u8>);
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Reads raw bytes and prints the envelope as one line of text (kp:...). They may be as many as \
-server.max_body of the service allows, 4 MiB by default: encrypt what is larger yourself, under a \
-key from `kms-proxy datakey`.
+Reads raw bytes and prints the envelope as one line of text (kp:...). server.max_body of the \
+service limits their number, 4 MiB by default: encrypt larger data yourself, under a key from \
+`kms-proxy datakey`.
 
 Examples:
   kms-proxy encrypt --aad 'row 7' < secret.txt > secret.kp
@@ -60,7 +60,7 @@ pub(super) struct EncryptArgs {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Reads an envelope, as text (kp:..., white space around it is ignored) or binary, and writes the \
-plaintext as it was.
+plaintext.
 
 Example:
   kms-proxy decrypt --aad 'row 7' < secret.kp")]
@@ -77,16 +77,16 @@ pub(super) struct DecryptArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Reads an envelope, or a header alone, as text (kp:...) or binary. Only the header is sent; the \
-payload is put behind the new header here, and is not verified. What is under the primary KEK \
-already comes out as it was.
+Reads an envelope, or only its header, as text (kp:...) or binary. Only the header is sent; the \
+payload is appended to the new header locally, and is not verified. An envelope that is already \
+under the primary KEK is returned unchanged.
 
 With --lines, each line of stdin is an envelope as text. A line that fails is reported on stderr \
-with its number, stays in its place in the output as it was, and makes the exit code 1: the \
-output can always replace the input. Empty lines and the ends of lines stay as they are.
+with its number, is copied to the output unchanged, and makes the exit code 1: the output can \
+always replace the input. Empty lines and line endings are kept.
 
-With --inline, the new header carries the KEK along, wrapped by the roots: it opens without the \
-store. Without it, such a header comes out as one that needs the store of the service.
+With --inline, the new header embeds the KEK, wrapped by the roots, and opens without the store. \
+Without --inline, such a header is replaced by one that needs the store of the service.
 
 Examples:
   kms-proxy rewrap < secret.kp > renewed.kp
@@ -94,10 +94,10 @@ Examples:
 pub(super) struct RewrapArgs {
     #[command(flatten)]
     chain: ChainArgs,
-    /// Take one envelope a line
+    /// Read one envelope per line
     #[arg(long, conflicts_with = "raw")]
     lines: bool,
-    /// Embed the wrapped KEK: the new header is of version 2 and needs no store
+    /// Embed the wrapped KEK: the new header has version 2 and needs no store
     #[arg(long)]
     inline: bool,
     /// Write the binary envelope instead of its text form
@@ -109,7 +109,7 @@ pub(super) struct RewrapArgs {
     client: client::Args,
 }
 
-/// A rewrap as it is asked for.
+/// The body of a rewrap request.
 #[derive(Serialize)]
 struct RewrapRequest<'a> {
     ciphertext: String,
@@ -122,7 +122,7 @@ struct RewrapRequest<'a> {
 /// Encrypts stdin.
 pub(super) async fn encrypt(args: EncryptArgs) -> Result {
     require_stdout()?;
-    let client = Client::new(args.client)?.taking(args.size.answer());
+    let client = Client::new(args.client)?.max_response(args.size.response());
     let input = read_all(args.size.input())?;
     let request = octets(&client, "/v1/encrypt", &args.chain, args.aad, input);
     let envelope = client.call(request).await?;
@@ -131,13 +131,13 @@ pub(super) async fn encrypt(args: EncryptArgs) -> Result {
 
 /// Decrypts stdin.
 pub(super) async fn decrypt(args: DecryptArgs) -> Result {
-    let client = Client::new(args.client)?.taking(args.size.answer());
+    let client = Client::new(args.client)?.max_response(args.size.response());
     let envelope = to_binary(read_all(args.size.input())?)?;
     let request = octets(&client, "/v1/decrypt", &args.chain, args.aad, envelope);
     print(&client.call(request).await?)
 }
 
-/// Moves stdin to the primary KEK.
+/// Rewraps stdin under the primary KEK.
 pub(super) async fn rewrap(args: RewrapArgs) -> Result {
     require_stdout()?;
     let client = Client::new(args.client)?;
@@ -161,7 +161,7 @@ pub(super) fn write_envelope(envelope: &[u8], raw: bool) -> Result {
     }
 }
 
-/// A request with a raw body, whose answer is to be raw too.
+/// A request with a raw body that accepts a raw response.
 fn octets(
     client: &Client,
     path: &str,
@@ -172,7 +172,7 @@ fn octets(
     let mut request = client
         .request(Method::POST, path)
         .header(CONTENT_TYPE, OCTETS)
-        // An error comes as JSON, whatever is accepted.
+        // An error is always JSON.
         .header(ACCEPT, OCTETS);
     if let Some(chain) = &chain.chain {
         request = request.header("kms-proxy-chain", chain.as_str());
@@ -185,7 +185,7 @@ fn octets(
 
 fn base64(text: &str) -> std::result::Result<Aad, &'static str> {
     let bytes = base64_simd::STANDARD.decode_to_vec(text);
-    bytes.map(Aad).map_err(|_| "it is no padded base64")
+    bytes.map(Aad).map_err(|_| "must be padded base64")
 }
 
 #[cfg(test)]
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_of_an_envelope_are_taken() {
+    fn both_forms_of_an_envelope_are_accepted() {
         for (input, binary) in [
             (&b"kp:AQIDBA=="[..], &[1, 2, 3, 4][..]),
             (b" \n kp:AQIDBA==\r\n", &[1, 2, 3, 4]),

@@ -18,9 +18,9 @@ use super::{Failure, Result};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Prints what the service answers, as one line of JSON: the key in base64 (plaintext), its envelope \
-(ciphertext), the chain and the KEK. With --key-file, the key goes to a new file of mode 0600, as \
-it is, and the envelope alone to stdout. `kms-proxy decrypt` gives the key back.
+Prints the service's response as one line of JSON: the key in base64 (plaintext), its envelope \
+(ciphertext), the chain and the KEK. With --key-file, the raw key is written to a new file of mode \
+0600, and only the envelope to stdout. `kms-proxy decrypt` returns the key.
 
 Example:
   kms-proxy datakey --key-file data.key > data.key.kp")]
@@ -32,7 +32,7 @@ pub(super) struct Args {
     chain: ChainArgs,
     #[command(flatten)]
     aad: AadArgs,
-    /// A new file for the key; a file that exists is never replaced
+    /// A new file for the key; an existing file is never replaced
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// With --key-file, write the binary envelope instead of its text form
@@ -58,7 +58,7 @@ struct Made {
     ciphertext: String,
 }
 
-/// Makes a key and its envelope.
+/// Generates a key and its envelope.
 pub(super) async fn run(args: Args) -> Result {
     require_stdout()?;
     let client = Client::new(args.client)?;
@@ -73,24 +73,24 @@ pub(super) async fn run(args: Args) -> Result {
         print(answer.trim_ascii_end())?;
         return print(b"\n");
     };
-    // Before the call: without a place for the key it would be made for nothing.
+    // The file is opened first, so that no key is generated if that fails.
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(&path);
     let mut file = file.map_err(|error| wrong(&path, &error))?;
     let made = async {
         let Made { plaintext, ciphertext } = client.call_json(request).await?;
         let plaintext = Zeroizing::new(plaintext);
-        let unknown = |_| Failure::refused("the service does not answer with a key");
+        let unknown = |_| Failure::refused("the response of the service has no key");
         let key = STANDARD.decode_to_vec(plaintext.as_bytes()).map_err(unknown)?;
         let key = Zeroizing::new(key);
         let envelope = envelope::from_text(&ciphertext)
-            .map_err(|_| Failure::refused("the service does not answer with an envelope"))?;
+            .map_err(|_| Failure::refused("the response of the service has no envelope"))?;
         let written = file.write_all(&key).and_then(|()| file.sync_all());
         written.map_err(|error| wrong(&path, &error))?;
         write_envelope(&envelope, args.raw)
     };
     made.await.inspect_err(|_| {
-        // A key whose envelope nobody has must not be used.
+        // A key whose envelope was lost must not be used.
         _ = std::fs::remove_file(&path);
     })
 }

@@ -1,4 +1,4 @@
-//! `doctor`: a plugin of Kubernetes asked as kube-apiserver asks it.
+//! `doctor`: tests a KMS plugin with the calls of kube-apiserver.
 
 use std::fmt::Write as _;
 
@@ -9,9 +9,9 @@ use super::{Failure, Result};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Status, Encrypt and Decrypt are called once each, and once more with a key_id that must be \
-refused. Nothing is stored. It needs the right to connect: run it as kube-apiserver's user, or as \
-root.
+It calls Status, Encrypt and Decrypt once each, and Decrypt once more with a key_id that must be \
+refused. It stores nothing. It must be allowed to connect: run it as root or as the user of \
+kube-apiserver.
 
 Example:
   kms-proxy doctor --socket unix:///run/kms-proxy/kms.sock
@@ -26,12 +26,12 @@ pub(super) struct Args {
     socket: Address,
 }
 
-/// Asks the plugin, and prints what is to be thought of it.
-pub(super) async fn examine(args: Args) -> Result {
+/// Tests the plugin and prints the findings.
+pub(super) async fn run(args: Args) -> Result {
     let report = doctor::examine(&args.socket).await;
     let mut text = String::new();
     for finding in &report.findings {
-        // A String takes all that is written.
+        // Writing to a String can't fail.
         let _ = writeln!(text, "{finding}");
     }
     print(text.as_bytes())?;

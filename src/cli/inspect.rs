@@ -1,4 +1,4 @@
-//! `inspect`: an envelope's header as JSON, without a key.
+//! `inspect`: prints the header of an envelope as JSON, without a key.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use super::{Failure, Result};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Takes an envelope, or a header alone, as text (kp:...) or binary. Nothing is verified: that needs \
+Reads an envelope, or only its header, as text (kp:...) or binary. Nothing is verified: that needs \
 the key.
 
 Examples:
@@ -25,21 +25,21 @@ pub(super) struct Args {
     size: SizeArgs,
 }
 
-/// What can be told of an envelope.
+/// The readable fields of an envelope.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Report {
+struct Summary {
     version: u8,
     suite: &'static str,
     kek_id: String,
     header_bytes: usize,
-    /// The ciphertext with its tag; 0 where a header stands alone.
+    /// The ciphertext with its tag; 0 for a header alone.
     payload_bytes: usize,
-    /// None where a header stands alone.
+    /// `None` for a header alone.
     plaintext_bytes: Option<usize>,
-    /// The length of the inline record; only in version 2, like the following fields.
+    /// The length of the inline record; only version 2 has this and the following fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     record_bytes: Option<usize>,
-    /// The roots that wrapped that KEK.
+    /// The roots that wrapped the inline KEK.
     #[serde(skip_serializing_if = "Option::is_none")]
     roots: Option<Vec<Wrap>>,
 }
@@ -51,20 +51,20 @@ struct Wrap {
     wrap_bytes: usize,
 }
 
-/// Prints what can be told of an envelope.
+/// Prints the summary of an envelope.
 pub(super) fn run(args: Args) -> Result {
     let input = match args.envelope {
         Some(text) => text.into_bytes(),
         None => read_all(args.size.input())?,
     };
-    let report = report(&to_binary(input)?)?;
+    let report = summarise(&to_binary(input)?)?;
     let json = serde_json::to_string_pretty(&report)
         .map_err(|error| Failure::refused(error.to_string()))?;
     print(format!("{json}\n").as_bytes())
 }
 
-fn report(envelope: &[u8]) -> Result<Report> {
-    let refused = |error| Failure::refused(format!("this is no envelope: {error}"));
+fn summarise(envelope: &[u8]) -> Result<Summary> {
+    let refused = |error| Failure::refused(format!("not an envelope: {error}"));
     let Envelope { header, payload } =
         Envelope::parse_header_or_whole(envelope).map_err(refused)?;
     let (mut record_bytes, mut roots) = (None, None);
@@ -77,7 +77,7 @@ fn report(envelope: &[u8]) -> Result<Report> {
         };
         roots = Some(wraps.map(wrap).collect());
     }
-    Ok(Report {
+    Ok(Summary {
         version: header.version.code(),
         suite: header.suite.as_str(),
         kek_id: header.kek_id.to_string(),
@@ -105,10 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn whole_envelopes_and_headers_are_told_of() {
+    fn whole_envelopes_and_headers_are_summarised() {
         let wraps = vec![("main".into(), vec![1, 2].into()), ("dr".into(), vec![3].into())];
         let record = InlineRecord { wraps }.to_bytes().unwrap();
-        let stored = Report {
+        let stored = Summary {
             version: 1,
             suite: "aes-128-gcm",
             kek_id: "09".repeat(16),
@@ -119,10 +119,10 @@ mod tests {
             roots: None,
         };
         let whole = envelope(Version::Stored, Suite::Aes128Gcm, 272);
-        assert_eq!(report(&whole).unwrap(), stored);
-        let header = Report { payload_bytes: 0, plaintext_bytes: None, ..stored };
-        assert_eq!(report(&whole[..62]).unwrap(), header);
-        let carried = report(&envelope(Version::Inline(&record), Suite::Aes256Gcm, 16)).unwrap();
+        assert_eq!(summarise(&whole).unwrap(), stored);
+        let header = Summary { payload_bytes: 0, plaintext_bytes: None, ..stored };
+        assert_eq!(summarise(&whole[..62]).unwrap(), header);
+        let carried = summarise(&envelope(Version::Inline(&record), Suite::Aes256Gcm, 16)).unwrap();
         assert_eq!((carried.version, carried.suite), (2, "aes-256-gcm"));
         assert_eq!(carried.header_bytes, 78 + 2 + record.len());
         assert_eq!(carried.plaintext_bytes, Some(0));
@@ -135,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_envelope_is_refused() {
+    fn anything_but_an_envelope_is_refused() {
         let whole = envelope(Version::Stored, Suite::Aes128Gcm, 16);
         for bad in [&b""[..], b"hello", &whole[..61], &whole[..63], &whole[..77]] {
-            match report(bad) {
+            match summarise(bad) {
                 Err(Failure::Refused(message)) => {
-                    assert!(message.starts_with("this is no envelope: "), "{message}");
+                    assert!(message.starts_with("not an envelope: "), "{message}");
                 }
                 other => panic!("{bad:?}: {other:?}"),
             }

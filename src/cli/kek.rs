@@ -1,4 +1,4 @@
-//! `kek`: KEKs listed, disabled, enabled or destroyed, and those that are missing.
+//! `kek`: lists, disables, enables and destroys KEKs, and lists missing ones.
 
 use kms_proxy::id::{ChainName, KekId};
 use reqwest::Method;
@@ -13,34 +13,34 @@ use super::{Result, chains, keks};
 pub(super) enum Command {
     /// List the KEKs of a chain
     List(keks::ListArgs),
-    /// Let a retired KEK decrypt nothing until it is enabled again
+    /// Refuse all decryption under a retired KEK until it is enabled again
     Disable(DisableArgs),
-    /// Let a disabled KEK decrypt again
+    /// Allow decryption under a disabled KEK again
     Enable(Args),
     /// Destroy a disabled KEK permanently, with everything that was encrypted under it
     Destroy(DestroyArgs),
-    /// List KEKs that callers asked for and that are not there, or that no root opens
+    /// List KEKs that callers asked for and that do not exist, or that no root opens
     Missing(MissingArgs),
 }
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-In a chain that a Kubernetes cluster encrypts with it is refused without --force: kube-apiserver \
-could not read the Secrets that it wrote under the KEK, and may not start. docs/kubernetes.md \
-says how to re-encrypt them first.")]
+In a chain that serves Kubernetes this requires --force: kube-apiserver could not read the Secrets \
+that it wrote under the KEK, and may not start. docs/kubernetes.md describes how to re-encrypt \
+them first.")]
 pub(super) struct DisableArgs {
     #[command(flatten)]
     of: Args,
-    /// Even though a Kubernetes cluster encrypts with this chain
+    /// Disable it even though the chain serves Kubernetes
     #[arg(long)]
     force: bool,
 }
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-REASON is `unknown` where the chain has no such KEK: it was lost with the store, or the \
-ciphertext is forged. It is `unopenable` where the KEK is stored and no configured root opens it. \
-A process lists what it was asked for since it started.")]
+REASON is `unknown` if the chain has no such KEK: it was lost with the store, or the ciphertext is \
+forged. It is `unopenable` if the KEK is stored, but no configured root opens it. A process lists \
+the KEKs that it was asked for since it started.")]
 pub(super) struct MissingArgs {
     /// The key chain; may be given several times [default: all of them]
     #[arg(long, value_name = "NAME")]
@@ -54,7 +54,7 @@ pub(super) struct MissingArgs {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The KEK, as `status`, `inspect` and the answers of the service name it
+    /// The id of the KEK, as in `status`, `inspect` and the responses of the service
     #[arg(value_name = "ID")]
     id: KekId,
     #[command(flatten)]
@@ -65,24 +65,24 @@ pub(super) struct Args {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A KEK must have been disabled for chain.destroy_delay (24 h). Old copies of the store still \
+The KEK must have been disabled for chain.destroy_delay (24 h). Old copies of the store still \
 contain it: delete these too.
 
-In a chain that a Kubernetes cluster encrypts with it is refused without --force: Secrets that \
-were written under the KEK would be lost, and kube-apiserver may not start. docs/kubernetes.md \
-says how to re-encrypt them first.")]
+In a chain that serves Kubernetes this requires --force: Secrets that were written under the KEK \
+would be lost, and kube-apiserver may not start. docs/kubernetes.md describes how to re-encrypt \
+them first.")]
 pub(super) struct DestroyArgs {
     #[command(flatten)]
     of: Args,
-    /// Confirm that this KEK is destroyed permanently
+    /// Confirm that the KEK is destroyed permanently
     #[arg(long, required = true)]
     yes: bool,
-    /// Even though a Kubernetes cluster encrypts with this chain
+    /// Destroy it even though the chain serves Kubernetes
     #[arg(long)]
     force: bool,
 }
 
-/// Does what is asked for: changes a KEK and prints its state then, or lists KEKs.
+/// Runs the command: changes a KEK and prints its new state, or lists KEKs.
 pub(super) async fn run(command: Command) -> Result {
     let (args, change, body) = match command {
         Command::List(args) => return keks::list(args).await,

@@ -5,13 +5,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Result;
-use super::chains::{known, table};
+use super::chains::{table, typed};
 use super::client::{self, ChainArgs, Client};
 use super::stdio::print;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-USES counts uses that are reserved in the store. EXPOSED tells whether a `local` root ever wrapped \
+USES counts uses that are reserved in the store. EXPOSED shows whether a `local` root ever wrapped \
 the KEK. ROOTS are those that have wrapped it.")]
 pub(super) struct ListArgs {
     /// Print JSON instead of a table
@@ -23,7 +23,7 @@ pub(super) struct ListArgs {
     client: client::Args,
 }
 
-/// A KEK, as far as the table shows it.
+/// The fields of a KEK that the table shows.
 #[derive(Deserialize)]
 struct Kek {
     kek_id: String,
@@ -36,7 +36,7 @@ struct Kek {
     roots: Vec<String>,
 }
 
-/// Lists the KEKs of a chain, a page at a time.
+/// Lists the KEKs of a chain, read a page at a time.
 pub(super) async fn list(args: ListArgs) -> Result {
     #[derive(Deserialize)]
     struct Page {
@@ -52,14 +52,14 @@ pub(super) async fn list(args: ListArgs) -> Result {
         keks.extend(items);
         match next {
             None => break,
-            // An id needs no escape in a URL.
+            // An id needs no escaping in a URL.
             Some(after) => path = format!("{first}&after={after}"),
         }
     }
     let text = if args.json {
         format!("{:#}\n", json!({ "chain": chain, "keks": keks }))
     } else {
-        kek_table(known(keks)?)
+        kek_table(typed(keks)?)
     };
     print(text.as_bytes())
 }

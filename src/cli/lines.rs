@@ -1,7 +1,7 @@
-//! `rewrap --lines`: any number of envelopes, one a line, in batches.
+//! `rewrap --lines`: any number of envelopes, one per line, in batches.
 //!
-//! Lines come out in the order in which they came in, and a line that fails comes out as it was,
-//! so that the output can always replace the input.
+//! The output has the lines in their order, and a line that fails unchanged, so that it can always
+//! replace the input.
 
 use std::io::{BufRead, Read};
 
@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 use super::ciphertext::{Rewrapped, join, split, to_binary};
 use super::client::{Client, Problem};
 use super::progress;
-use super::stdio::{print, tell};
+use super::stdio::{eprint, print};
 use super::{Failure, Result};
 
-/// Lines in a batch; a service takes at most 10,000.
+/// Lines in a batch; a service accepts at most 10,000.
 const BATCH_LINES: usize = 1_000;
 
-/// Bytes of headers in a batch; by default a service takes 4 MiB in a body.
+/// Bytes of headers in a batch; by default a service accepts a body of 4 MiB.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// Bytes of lines in a batch, which are held until it is done.
+/// Bytes of lines in a batch, which stay in memory until it is done.
 const BATCH_HELD: usize = 16 << 20;
 
-/// Moves each line of stdin to the primary KEK.
+/// Rewraps each line of stdin under the primary KEK.
 ///
-/// A line of more than `max_line` bytes ends it, for it would have to be held in memory.
+/// A line of more than `max_line` bytes is an error, since lines are held in memory.
 pub(super) async fn rewrap(
     client: &Client,
     chain: Option<&str>,
@@ -34,7 +34,7 @@ pub(super) async fn rewrap(
     max_line: usize,
 ) -> Result {
     let limit = u64::try_from(max_line).unwrap_or(u64::MAX).saturating_add(1);
-    let mut progress = Progress { lines: 0, failed: 0, told: progress::Progress::new() };
+    let mut tally = Tally { lines: 0, failed: 0, progress: progress::Progress::new() };
     let mut batch = Batch::new(inline);
     let mut stdin = std::io::stdin().lock();
     loop {
@@ -44,39 +44,39 @@ pub(super) async fn rewrap(
             break;
         }
         if line.len() > max_line {
-            progress.finish(batch, client, chain).await?;
+            tally.finish(batch, client, chain).await?;
             return Err(Failure::refused(format!(
-                "stopped before line {}, which the output ends before: it has more than {max_line} \
-                 bytes (--max-size)",
-                progress.lines + 1
+                "stopped; the output ends before line {}: the line has more than {max_line} bytes \
+                 (--max-size)",
+                tally.lines + 1
             )));
         }
         batch.push(line);
         if batch.is_full() {
             let full = std::mem::replace(&mut batch, Batch::new(inline));
-            progress.finish(full, client, chain).await?;
+            tally.finish(full, client, chain).await?;
         }
     }
-    progress.finish(batch, client, chain).await?;
-    if progress.failed == 0 {
+    tally.finish(batch, client, chain).await?;
+    if tally.failed == 0 {
         return Ok(());
     }
-    let Progress { lines, failed, .. } = progress;
-    Err(Failure::refused(format!("{failed} of {lines} lines failed and are as they were")))
+    let Tally { lines, failed, .. } = tally;
+    Err(Failure::refused(format!("{failed} of {lines} lines failed and are unchanged")))
 }
 
-/// What is to be done with a line, which is kept with its end: `\n`, `\r\n`, or nothing at the end
-/// of the input.
+/// What to do with a line. The line includes its end: `\n`, `\r\n`, or nothing at the end of the
+/// input.
 enum Line {
-    /// Nothing: it comes out as it is.
+    /// Nothing: it is copied to the output.
     Keep(Vec<u8>),
-    /// It is no envelope.
+    /// It is not an envelope.
     Bad(Vec<u8>, String),
-    /// The next header of the batch is that of its envelope.
+    /// The header of its envelope is the next one of the batch.
     Send { line: Vec<u8>, payload: Vec<u8> },
 }
 
-/// Lines that are worked on together.
+/// Lines whose headers are sent in one request.
 #[derive(Default)]
 struct Batch {
     inline: bool,
@@ -141,7 +141,7 @@ impl Batch {
         self.lines.len() >= BATCH_LINES || self.bytes >= BATCH_BYTES || self.held >= BATCH_HELD
     }
 
-    /// What became of its envelopes, in their order.
+    /// Sends the headers and returns the outcomes in their order.
     async fn call(&self, client: &Client, chain: Option<&str>) -> Result<Vec<Outcome>> {
         if self.items.is_empty() {
             return Ok(Vec::new());
@@ -152,24 +152,24 @@ impl Batch {
         if results.len() == self.items.len() {
             Ok(results)
         } else {
-            Err(Failure::refused("the service answers with another number of results"))
+            Err(Failure::refused("the response of the service has another number of results"))
         }
     }
 }
 
-/// How far it has come.
-struct Progress {
+/// Counts of lines, and where progress is shown.
+struct Tally {
     lines: usize,
     failed: usize,
-    told: progress::Progress,
+    progress: progress::Progress,
 }
 
-impl Progress {
-    /// Has `batch` done and writes its lines.
+impl Tally {
+    /// Rewraps `batch` and writes its lines.
     async fn finish(&mut self, batch: Batch, client: &Client, chain: Option<&str>) -> Result {
         let results = batch.call(client, chain).await.map_err(|failure| match failure {
             Failure::Refused(reason) => Failure::Refused(format!(
-                "stopped before line {}, which the output ends before: {reason}",
+                "stopped; the output ends before line {}: {reason}",
                 self.lines + 1
             )),
             other => other,
@@ -187,21 +187,21 @@ impl Progress {
                         [text.as_bytes(), end(&line)].concat()
                     }
                     Some(Outcome::Failed { error }) => self.fail(line, &error.to_string()),
-                    None => self.fail(line, "the service did not answer"),
+                    None => self.fail(line, "the service did not respond"),
                 },
             };
             out.extend_from_slice(&line);
         }
         print(&out)?;
-        let Self { lines, failed, told } = self;
-        told.tell(|| format!("{lines} lines done, {failed} of them failed"));
+        let Self { lines, failed, progress } = self;
+        progress.show(|| format!("{lines} lines done, {failed} of them failed"));
         Ok(())
     }
 
-    /// Reports a line, and leaves it as it is.
+    /// Reports a line and returns it unchanged.
     fn fail(&mut self, line: Vec<u8>, reason: &str) -> Vec<u8> {
         self.failed += 1;
-        tell(&format!("line {}: {reason}", self.lines));
+        eprint(&format!("line {}: {reason}", self.lines));
         line
     }
 }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_keep_their_ends() {
+    fn lines_keep_their_endings() {
         for (line, expected) in
             [("a\n", "\n"), ("a\r\n", "\r\n"), ("a", ""), ("a\r", ""), ("\n", "\n"), ("a \n", "\n")]
         {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_told_apart() {
+    fn headers_and_errors_are_distinguished() {
         let results = r#"{"results":[
             {"ciphertext":"kp:AQ==","chain":"a","kek_id":"x","previous_kek_id":"y"},
             {"error":{"code":"unknown_kek","detail":"no such KEK"}}]}"#;

@@ -1,5 +1,5 @@
-//! The command line, described from its own definition: completions, man pages, and
-//! docs/command-line.md.
+//! Generates completions, man pages and docs/command-line.md from the definition of the command
+//! line.
 
 use std::path::{Path, PathBuf};
 
@@ -16,26 +16,25 @@ Examples:
   kms-proxy man | man -l -
   kms-proxy man --out /usr/local/share/man/man1")]
 pub(super) struct ManArgs {
-    /// Write a page for each command into this directory, instead of the page of kms-proxy to
-    /// stdout
+    /// Write one page per command into this directory, instead of the page of kms-proxy to stdout
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 /// Prints the completions for a shell.
 pub(super) fn completions(shell: Shell) -> Result {
-    // The generator panics when it can't write, so it writes here first.
+    // The generator panics if it can't write, so it writes to memory first.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut visible(), "kms-proxy", &mut script);
     if shell == Shell::Bash {
-        // It writes a name with a hyphen in two ways, of which only one is ever looked for.
+        // It writes a name with a hyphen in two forms, but looks up only one of them.
         let text = String::from_utf8_lossy(&script).replace("kms__subcmd__proxy", "kms__proxy");
         script = text.into_bytes();
     }
     print(&script)
 }
 
-/// The command line without what is hidden, which the generator would offer.
+/// The command line without hidden parts, which the generator would include.
 fn visible() -> Command {
     let whole = Cli::command();
     let arguments = whole.get_arguments().filter(|argument| !argument.is_hide_set());
@@ -54,7 +53,7 @@ pub(super) fn man(args: ManArgs) -> Result {
     }
     let mut page = Vec::new();
     let rendered = Man::new(Cli::command()).render(&mut page);
-    rendered.map_err(|error| Failure::refused(format!("can't make the page: {error}")))?;
+    rendered.map_err(|error| Failure::refused(format!("can't generate the page: {error}")))?;
     print(&page)
 }
 
@@ -68,7 +67,7 @@ const PREFACE: &str = "\
 
 <!-- Made from the command line's own definition by `make documents`: don't edit it here. -->
 
-Data goes to stdout, all else to stderr. `kms-proxy completions SHELL` prints completions, \
+Data goes to stdout, messages to stderr. `kms-proxy completions SHELL` prints completions, \
 `kms-proxy man` man pages.
 ";
 

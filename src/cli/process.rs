@@ -1,18 +1,18 @@
-//! What the process asks of the system for itself: that nobody looks at its memory, and enough file
+//! Protects the memory of the process from other processes, and raises its limit of file
 //! descriptors.
 //!
-//! Root, and the same user before this ran, can still read the memory.
+//! Root can still read the memory, and so can a process of the same user that attached earlier.
 
 use rustix::process::{Resource, Rlimit};
 
-/// Switches core dumps off, and with them ptrace, `/proc/PID/mem` and the like for all but root.
-/// `kms-proxy --debuggable`, or `KMS_PROXY_DEBUGGABLE=true`, leaves it out.
+/// Disables core dumps, and with them ptrace, `/proc/PID/mem` and similar access, except for root.
+/// `kms-proxy --debuggable`, or `KMS_PROXY_DEBUGGABLE=true`, skips this.
 pub(super) fn hide() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    // If the kernel refuses, the process works without this protection.
+    // If the kernel refuses, the process runs without this protection.
     let limited = rustix::process::setrlimit(Resource::Core, none);
     if limited.and(no_dumps()).is_err() {
-        super::stdio::tell("core dumps could not be switched off");
+        super::stdio::eprint("core dumps could not be disabled");
     }
 }
 
@@ -27,9 +27,9 @@ fn no_dumps() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Takes as many file descriptors as the system allows: each connection needs one, and shells give
-/// 1,024. How many there are then; `None` when there is no limit.
-pub(super) fn take_descriptors() -> Option<u64> {
+/// Raises the limit of file descriptors as far as the system allows: each connection needs one, and
+/// the usual limit is 1,024. Returns the limit; `None` if unlimited.
+pub(super) fn raise_descriptor_limit() -> Option<u64> {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     let before = limit.current;
     limit.current = limit.maximum;

@@ -1,27 +1,27 @@
-//! Progress of a long command: shown often on a terminal, else only when it takes long.
+//! Progress of a long command: shown often on a terminal, otherwise only if it takes long.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use super::stdio::tell;
+use super::stdio::eprint;
 
-/// When it was last told how far a command is.
+/// When progress was last shown.
 pub(super) struct Progress {
     pause: Duration,
-    told: Instant,
+    shown: Instant,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
         let seconds = if std::io::stderr().is_terminal() { 1 } else { 10 };
-        Self { pause: Duration::from_secs(seconds), told: Instant::now() }
+        Self { pause: Duration::from_secs(seconds), shown: Instant::now() }
     }
 
-    /// Tells what `message` makes, if it is time to.
-    pub(super) fn tell(&mut self, message: impl FnOnce() -> String) {
-        if self.told.elapsed() >= self.pause {
-            self.told = Instant::now();
-            tell(&message());
+    /// Shows `message`, if it is time to.
+    pub(super) fn show(&mut self, message: impl FnOnce() -> String) {
+        if self.shown.elapsed() >= self.pause {
+            self.shown = Instant::now();
+            eprint(&message());
         }
     }
 }

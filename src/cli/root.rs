@@ -1,5 +1,4 @@
-//! `root`: what an operator does with roots. `init` asks the roots of the configuration; the others
-//! ask a service.
+//! `root`. `init` uses the roots of a configuration; the other commands call a service.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +15,7 @@ use serde_json::json;
 use super::client::{self, Client, block_on};
 use super::count::count;
 use super::progress::Progress;
-use super::stdio::{print, tell};
+use super::stdio::{eprint, print};
 use super::{Failure, Result, chains};
 
 #[derive(clap::Args)]
@@ -27,11 +26,11 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make the key of a root in its HSM, or tell what there is to do instead
+    /// Create the key of a root in its HSM, or print how to create it
     Init(InitArgs),
-    /// Tell how the roots stand, and how many KEKs each of them has wrapped
+    /// Show the health of the roots, and how many KEKs each of them has wrapped
     Status(StatusArgs),
-    /// Have every KEK wrapped by a root that is new, or whose wraps are out of date
+    /// Have a root wrap every KEK that it has not wrapped, or whose wrap is outdated
     Rewrap(ChangeArgs),
     /// Erase the wraps of a root that is no longer configured
     Remove(RemoveArgs),
@@ -39,8 +38,8 @@ enum Command {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-WRAPPED counts KEKs that the root opens, MISSING those that it has no wrap of, ONLY those that no \
-other root has wrapped. Destroyed KEKs don't count.")]
+WRAPPED counts the KEKs that the root has wrapped, MISSING those that it has not, ONLY those that \
+no other root has wrapped. Destroyed KEKs don't count.")]
 struct StatusArgs {
     /// Print JSON instead of a table
     #[arg(long)]
@@ -54,8 +53,8 @@ struct StatusArgs {
 
 const CHANGE_HELP: &str = "\
 It works on a running service, a part of the KEKs at a time, and changes no data. If it is \
-interrupted, run it again: it continues with the rest. The exit code is 1 when a KEK could not be \
-changed, and when there was no wrap to remove.
+interrupted, run it again: it continues with the rest. The exit code is 1 if a KEK could not be \
+changed, or if there was no wrap to remove.
 
 To move from one root to another:
   1. configure the new root beside the old one, on every replica
@@ -89,8 +88,8 @@ struct RemoveArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The key is AES-256, stays in the token, and can't be read out of it. A key that is there already \
-is left alone, and the exit code is 1.
+The key is AES-256, stays in the token, and can't be extracted. An existing key is not changed, \
+and the exit code is 1.
 
 Example:
   kms-proxy root init --config kms-proxy.toml --root hsm")]
@@ -98,12 +97,12 @@ struct InitArgs {
     /// The configuration of the service, in TOML
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
     config: Option<PathBuf>,
-    /// The root's name [default: the one root of the configuration]
+    /// The root's name [default: the only root of the configuration]
     #[arg(long, value_name = "NAME")]
     root: Option<String>,
 }
 
-/// Does what is asked for.
+/// Runs the command.
 pub(super) fn run(args: Args) -> Result {
     match args.command {
         Command::Init(args) => init(args),
@@ -113,7 +112,7 @@ pub(super) fn run(args: Args) -> Result {
     }
 }
 
-/// A KEK, as far as its roots go.
+/// The roots of a KEK.
 #[derive(Deserialize)]
 struct Kek {
     state: String,
@@ -162,7 +161,7 @@ async fn status(args: StatusArgs) -> Result {
         let roots: Vec<_> = counts
             .iter()
             .map(|(name, count)| {
-                let (status, detail) = standing(&configured, name);
+                let (status, detail) = root_status(&configured, name);
                 json!({ "root": name, "status": status, "detail": detail, "wrapped": count.wrapped,
                     "missing": count.missing, "only": count.only })
             })
@@ -173,7 +172,7 @@ async fn status(args: StatusArgs) -> Result {
     let header = ["ROOT", "STATUS", "WRAPPED", "MISSING", "ONLY", "DETAIL"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(counts.iter().map(|(name, count)| {
-        let (status, detail) = standing(&configured, name);
+        let (status, detail) = root_status(&configured, name);
         let Count { wrapped, missing, only } = count;
         [
             name.clone(),
@@ -194,8 +193,8 @@ async fn status(args: StatusArgs) -> Result {
     )
 }
 
-/// What the service says of a root.
-fn standing<'a>(
+/// The status and detail of a root.
+fn root_status<'a>(
     configured: &BTreeMap<&str, (&'a str, Option<&'a str>)>,
     name: &str,
 ) -> (&'a str, &'a str) {
@@ -205,7 +204,7 @@ fn standing<'a>(
     }
 }
 
-/// For each root that is configured or has wrapped a KEK: how many.
+/// Counts the KEKs of each root that is configured or has wrapped one.
 fn tally<'a>(keks: &[Kek], configured: impl Iterator<Item = &'a str>) -> BTreeMap<String, Count> {
     let mut counts: BTreeMap<String, Count> =
         configured.map(|name| (name.to_owned(), Count::default())).collect();
@@ -223,7 +222,7 @@ fn tally<'a>(keks: &[Kek], configured: impl Iterator<Item = &'a str>) -> BTreeMa
     counts
 }
 
-/// Does `change` to all KEKs.
+/// Applies `change` to all KEKs.
 async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     #[derive(Deserialize)]
     struct Part {
@@ -248,28 +247,27 @@ async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     };
     let (mut looked_at, mut changed, mut failed) = (0, 0, 0);
     let mut settled = Instant::now();
-    let mut told = Progress::new();
+    let mut progress = Progress::new();
     for (index, chain) in chains.iter().enumerate() {
         let path = format!("/v1/chains/{chain}/roots/{root}/{change}");
         let mut after = None;
         loop {
             let body = json!({ "after": after, "limit": 100 });
-            let progress: Part =
+            let part: Part =
                 client.call_json(client.request(Method::POST, &path).json(&body)).await?;
-            looked_at += progress.looked_at;
-            changed += progress.changed;
-            for Failed { kek_id, detail } in progress.failed {
+            looked_at += part.looked_at;
+            changed += part.changed;
+            for Failed { kek_id, detail } in part.failed {
                 failed += 1;
-                tell(&format!("chain {chain}, KEK {kek_id}: {detail}"));
+                eprint(&format!("chain {chain}, KEK {kek_id}: {detail}"));
             }
-            told.tell(|| {
+            progress.show(|| {
                 let chains = chains.len();
                 let keks = count(looked_at, "KEK");
                 format!("{keks} done, {changed} changed, chain {index} of {chains}")
             });
-            settled =
-                settled.max(Instant::now() + Duration::from_secs(progress.settles_in_seconds));
-            match progress.next {
+            settled = settled.max(Instant::now() + Duration::from_secs(part.settles_in_seconds));
+            match part.next {
                 Some(next) => after = Some(next),
                 None => break,
             }
@@ -278,7 +276,7 @@ async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     let keks = count(looked_at, "KEK");
     let left = settled.saturating_duration_since(Instant::now());
     if !left.is_zero() && !no_wait {
-        tell(&format!(
+        eprint(&format!(
             "a replica that has lost the store may encrypt under an old KEK for {} s more: waiting",
             left.as_secs() + 1
         ));
@@ -286,9 +284,9 @@ async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     }
     print(format!("{keks}, {changed} changed, {failed} failed\n").as_bytes())?;
     match failed {
-        // A slip in the name must not look like a root that is gone from everywhere.
+        // A mistyped name must not look like a root whose wraps are all erased.
         0 if changed == 0 && change == "remove" => Err(Failure::refused(format!(
-            "no KEK has a wrap of a root {root}: either all are erased already, or the name is \
+            "no KEK has a wrap by a root {root}: either all are erased already, or the name is \
                 wrong; kms-proxy root status lists the roots"
         ))),
         0 => Ok(()),
@@ -309,7 +307,7 @@ fn init(args: InitArgs) -> Result {
     })
 }
 
-/// The root of that name; without one there must be no choice.
+/// The root named `name`; without a name, the only root.
 fn choose<'a>(
     roots: &'a [root::Config],
     name: Option<&str>,

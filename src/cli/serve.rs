@@ -11,14 +11,14 @@ use kms_proxy::{app, root, telemetry, tls};
 use super::stdio::print;
 use super::{Failure, Result, certificates, process};
 
-/// File descriptors for all but callers' connections: stores, roots, probes, files.
+/// File descriptors for everything except the connections of callers: stores, roots, probes, files.
 const OTHER_DESCRIPTORS: u64 = 100;
 
 const SETTINGS: &str = "\
 Settings come from the file, then from the environment, then from the flags. \
 KMS_PROXY__SECTION__KEY is `key` of [section], KMS_PROXY__ROOT__0__KIND is `kind` of the first \
-[[root]], and a list is written as a,b or as a TOML array. A secret is given by its `.._file` key \
-or through the environment, such as KMS_PROXY__ROOT__0__PASSPHRASE, never in the file.
+[[root]], and a list is written as a,b or as a TOML array. A secret is set by its `.._file` key or \
+by an environment variable such as KMS_PROXY__ROOT__0__PASSPHRASE, never in the file.
 
 Examples:
   kms-proxy serve --listen 127.0.0.1:9000 --data-dir /var/lib/kms-proxy
@@ -28,13 +28,13 @@ Examples:
 #[derive(clap::Args, Clone)]
 #[command(after_help = SETTINGS)]
 pub(super) struct Args {
-    /// The configuration, in TOML [default: none, and every setting at its default]
+    /// The configuration, in TOML [default: none; every setting has its default]
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
     config: Option<PathBuf>,
-    /// Where to listen; it wins over server.listen [default: 127.0.0.1:8080]
+    /// The address to listen on; overrides server.listen [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     listen: Option<SocketAddr>,
-    /// Where the store is; it wins over store.path [default: ./kms-proxy-data]
+    /// The directory of the store; overrides store.path [default: ./kms-proxy-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
@@ -49,11 +49,11 @@ impl Args {
         Config::load(self.config.as_deref(), &flags)
     }
 
-    /// The same while the service runs: a pipe in the file's place would block it.
+    /// Like `read`, while the service runs: reading a pipe would block it.
     fn read_again(&self) -> std::result::Result<Config, config::Error> {
         match &self.config {
             Some(path) if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) => {
-                let source = std::io::Error::other("it is no file");
+                let source = std::io::Error::other("not a regular file");
                 Err(config::Error::Unreadable { path: path.clone(), source })
             }
             _ => self.read(),
@@ -62,30 +62,30 @@ impl Args {
 }
 
 fn address(text: &str) -> std::result::Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "it is an IP address and a port, such as 127.0.0.1:8080")
+    text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080")
 }
 
 /// Runs the service.
 pub(super) fn serve(args: &Args) -> Result {
     let config = args.load()?;
     telemetry::install(&config.log).map_err(|error| Failure::refused(error.to_string()))?;
-    let descriptors = process::take_descriptors();
+    let descriptors = process::raise_descriptor_limit();
     let wanted = config.server.max_connections as u64 + OTHER_DESCRIPTORS;
     if let Some(descriptors) = descriptors.filter(|there_are| *there_are < wanted) {
         tracing::warn!(
             descriptors,
             max_connections = config.server.max_connections,
-            "there are fewer file descriptors than connections (LimitNOFILE, ulimit -n)"
+            "fewer file descriptors than max_connections are available (LimitNOFILE, ulimit -n)"
         );
     }
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
     let again = args.clone();
     let result = runtime.block_on(app::run(config, Arc::new(move || again.read_again())));
-    // What a second SIGINT left behind is not waited for.
+    // Does not wait for tasks that a second SIGINT abandoned.
     runtime.shutdown_background();
     result.map_err(|error| {
-        // Only now could it be known whether the roots' part, and the certificate, can be used.
+        // Roots and certificates are checked when they are opened.
         if error.is::<root::OpenError>() || error.is::<tls::Error>() {
             return Failure::Usage(error.to_string());
         }
@@ -98,7 +98,7 @@ pub(super) fn serve(args: &Args) -> Result {
     })
 }
 
-/// Prints the configuration that is in force, if a service could do all that it says.
+/// Prints the effective configuration, if a service could use it.
 pub(super) fn check(args: &Args) -> Result {
     let config = args.load()?;
     if let Some(tls) = &config.server.tls {

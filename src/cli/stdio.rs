@@ -1,4 +1,4 @@
-//! The three streams: data in, data out, messages for people.
+//! stdin, stdout and stderr.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{Failure, Result};
 
-/// How much of stdin is taken.
+/// The limit on stdin.
 #[derive(clap::Args)]
 pub(super) struct SizeArgs {
     /// The largest input that is read into memory
@@ -18,7 +18,7 @@ pub(super) struct SizeArgs {
     max_size: usize,
 }
 
-/// The bytes that a header and its framing may add to an input.
+/// The bytes that a header and its framing can add to an input.
 const OVERHEAD: usize = 1 << 20;
 
 impl SizeArgs {
@@ -27,17 +27,17 @@ impl SizeArgs {
         self.max_size
     }
 
-    /// The largest answer to such an input in bytes.
-    pub(super) fn answer(&self) -> usize {
+    /// The largest response to such an input in bytes.
+    pub(super) fn response(&self) -> usize {
         self.max_size.saturating_add(OVERHEAD)
     }
 }
 
 fn size(text: &str) -> std::result::Result<usize, &'static str> {
-    human_units::size::parse(text).ok_or("a size must be like 64KiB or 64MiB")
+    human_units::size::parse(text).ok_or("must be a size such as 64KiB or 64MiB")
 }
 
-/// All of stdin, if it is not longer than `max` bytes.
+/// Reads stdin, up to `max` bytes.
 pub(super) fn read_all(max: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
@@ -53,20 +53,20 @@ pub(super) fn read_all(max: usize) -> Result<Vec<u8>> {
 /// The largest file with a token, certificates or a key in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// All of a small file: also of one that is a pipe, but not of one that never ends.
+/// Reads a small file or a pipe. One that never ends is refused at the limit.
 pub(super) fn read_file(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::new());
     let len = File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)? as u64;
     if len > MAX_FILE {
-        return Err(std::io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+        return Err(std::io::Error::other(format!("the file has more than {MAX_FILE} bytes")));
     }
     Ok(bytes)
 }
 
-/// Refuses to continue if stdout is closed: the result would be lost.
+/// Fails if stdout is closed, because the result would be lost.
 ///
-/// The runtime opens /dev/null for reading and writing in the place of a closed stream, before any
-/// code here runs. A shell that discards output with `> /dev/null` opens it for writing alone.
+/// Rust's runtime replaces a closed stream by /dev/null, opened for reading and writing, before any
+/// code here runs. A shell that discards output with `> /dev/null` opens it only for writing.
 pub(super) fn require_stdout() -> Result {
     let stdout = std::io::stdout();
     let (Ok(found), Ok(flags)) = (fstat(&stdout), fcntl_getfl(&stdout)) else {
@@ -81,18 +81,18 @@ pub(super) fn require_stdout() -> Result {
     Ok(())
 }
 
-/// Writes data to stdout, whole.
+/// Writes all of `data` to stdout.
 pub(super) fn print(data: &[u8]) -> Result {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(data).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
-        // A reader such as `head` has seen enough; that is nothing to complain about.
+        // A reader such as `head` may stop early.
         ErrorKind::BrokenPipe => Failure::Silent,
         _ => Failure::refused(format!("can't write to stdout: {error}")),
     })
 }
 
 /// Writes a message to stderr.
-pub(super) fn tell(message: &str) {
-    // Where there is no stderr there is nobody to tell.
+pub(super) fn eprint(message: &str) {
+    // Without stderr the message is lost.
     _ = writeln!(std::io::stderr(), "kms-proxy: {message}");
 }

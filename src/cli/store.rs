@@ -1,5 +1,5 @@
-//! `store copy`, `store verify` and `store restored`: what an operator does with records while a
-//! service is stopped, or beside it where a store can be shared.
+//! `store copy`, `store verify` and `store restored`. They open a store directly: while its service
+//! is stopped, or beside running services if it can be shared.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use kms_proxy::store::{Problem, Store, backup};
 
 use super::count::count;
 use super::progress::Progress;
-use super::stdio::{print, require_stdout, tell};
+use super::stdio::{eprint, print, require_stdout};
 use super::{Failure, Result};
 
 mod place;
@@ -23,9 +23,9 @@ use place::Place;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Copy chains from one store to another, to a backup, or from one
+    /// Copy chains between stores, to a backup, or from a backup
     Copy(CopyArgs),
-    /// Open every KEK with the configured roots, and check that the records fit together
+    /// Open every KEK with the configured roots, and check that the records are consistent
     Verify(VerifyArgs),
     /// Retire every primary and standby, after an old copy of a store was restored
     Restored(RestoredArgs),
@@ -36,15 +36,15 @@ WHERE is one of
   config:FILE   the [store] of a configuration; `config:` alone takes it from the environment
   dir:DIR       the data directory of a file store, which no running service may hold
   backup:FILE   a backup: one file, which is never replaced. It holds wrapped KEKs and no root key
-  backup:-      with --to, a backup on stdout. Its last line is a checksum: a copy that was cut \
-  off has none
+  backup:-      with --to, a backup on stdout. Its last line is a checksum, which a truncated \
+  copy lacks
 
-Nothing is overwritten that is newer at the target, or another chain of the same name: such a \
-chain is named and left as it is, and the exit code is 1. A copy that was broken off is repeated.
+A chain that is newer at the target, or a different chain of the same name, is not overwritten: \
+it is reported, and the exit code is 1. Repeat a copy that was interrupted.
 
-In the copy of a chain the primary and the standby KEK are retired: they decrypt, and the service \
-that starts there makes a new KEK. So source and copy never count the uses of one KEK twice. A \
-backup keeps all as it is.
+In the copy of a chain the primary and the standby KEK are retired: they only decrypt, and the \
+service that starts there makes a new KEK. So source and copy never count the uses of one KEK \
+twice. A backup contains the records unchanged.
 
 Examples:
   kms-proxy store copy --from dir:/var/lib/kms-proxy --to backup:/backups/2026-11-24
@@ -55,12 +55,12 @@ Examples:
 const VERIFY: &str = "\
 WHERE is config:FILE, dir:DIR or backup:FILE, as for `store copy`; by default it is the store of \
 the configuration. The roots are always those of the configuration: --config, else that of \
-config:FILE, else the environment. A `local` root's key is at its key_file; without one it is \
-root.key in the data directory of that configuration, and for `dir:DIR` with no configuration in \
-DIR.
+config:FILE, else the environment. The key of a `local` root is its key_file; if that is not set, \
+root.key in the data directory of the configuration, or in DIR for `dir:DIR` without a \
+configuration.
 
-It costs a call of a root for each wrap, and changes nothing. A KEK that a configured root has \
-not wrapped is no problem as long as another one opens it: `kms-proxy root status` counts those.
+It makes one root call per wrap, and changes nothing. A KEK that a configured root has not wrapped \
+is not a problem as long as another root opens it: `kms-proxy root status` counts those.
 
 Examples:
   kms-proxy store verify --config kms-proxy.toml
@@ -71,8 +71,8 @@ The counts of uses in an old copy of a store are too low. After it was restored,
 service starts, this command retires the KEKs that encrypt: they only decrypt from then on, and \
 services make new ones. It is not needed after `store copy`. Running it twice is harmless.
 
-What was disabled or destroyed after the copy was made has to be disabled or destroyed again, and \
-KEKs that were made since are lost with all data under them.
+KEKs that were disabled or destroyed after the copy was made must be disabled or destroyed again. \
+KEKs that were made after it are lost with all data under them.
 
 Example:
   kms-proxy store restored --config kms-proxy.toml";
@@ -80,16 +80,16 @@ Example:
 #[derive(clap::Args)]
 #[command(after_help = COPY)]
 pub(super) struct CopyArgs {
-    /// What is copied
+    /// What to copy
     #[arg(long, value_name = "WHERE")]
     from: Place,
-    /// Where to; a directory that is missing is made
+    /// Where to copy it; a missing directory is created
     #[arg(long, value_name = "WHERE")]
     to: Place,
     /// Only this chain; may be given more than once
     #[arg(long, value_name = "NAME")]
     chain: Vec<ChainName>,
-    /// Let the primary continue to encrypt at the target: only when the source was stopped before
+    /// Let the primary continue to encrypt at the target; only if the source was stopped before
     /// the copy, and will never run again
     #[arg(long)]
     keep_primary: bool,
@@ -98,7 +98,7 @@ pub(super) struct CopyArgs {
 #[derive(clap::Args)]
 #[command(after_help = VERIFY)]
 pub(super) struct VerifyArgs {
-    /// What is verified [default: the store of the configuration]
+    /// What to verify [default: the store of the configuration]
     #[arg(value_name = "WHERE")]
     place: Option<Place>,
     /// The configuration, in TOML [default: none, and every setting at its default]
@@ -112,7 +112,7 @@ pub(super) struct RestoredArgs {
     /// The configuration, in TOML [default: none, and every setting at its default]
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
     config: Option<PathBuf>,
-    /// No service runs on this store: needed where others could share it
+    /// Confirm that no service uses this store; required if it can be shared
     #[arg(long)]
     yes: bool,
 }
@@ -132,15 +132,15 @@ async fn copy(args: CopyArgs) -> Result {
         return Err(Failure::Usage("--from and --to are the same".to_owned()));
     }
     let mut progress = Progress::new();
-    let mut told = |report: &CopyReport| {
-        progress.tell(|| {
+    let mut shown = |report: &CopyReport| {
+        progress.show(|| {
             let records = count(report.added + report.moved, "record");
             format!("{}, {records} written", count(report.chains, "chain"))
         });
     };
     let Some(target) = target else {
         if keep_primary {
-            let why = "a backup keeps all as it is: --keep-primary is for the copy into a store";
+            let why = "a backup contains the records unchanged: --keep-primary is only for stores";
             return Err(Failure::Usage(why.to_owned()));
         }
         let name = match &to {
@@ -155,29 +155,29 @@ async fn copy(args: CopyArgs) -> Result {
         let source = from.open().await?;
         let now = SystemClock::new().unix_now();
         let report = if let Place::Backup(path) = &to {
-            backup::write(&*source, path, &chain, now, &mut told).await.map_err(wrong)?
+            backup::write(&*source, path, &chain, now, &mut shown).await.map_err(wrong)?
         } else {
             let (bytes, report) =
-                backup::to_bytes(&*source, &chain, now, &mut told).await.map_err(wrong)?;
+                backup::to_bytes(&*source, &chain, now, &mut shown).await.map_err(wrong)?;
             print(&bytes)?;
             report
         };
         let (chains, records) = (count(report.chains, "chain"), count(report.added, "record"));
         let done = format!("{name}: {chains}, {records}");
         if to_stdout {
-            tell(&done);
+            eprint(&done);
         } else {
             print(format!("{done}\n").as_bytes())?;
         }
-        return problems(&report.problems, "is not in the backup");
+        return problems(&report.problems, "the records above are not in the backup");
     };
     let source = from.open().await?;
-    let target = place::open_or_make(&target).await?;
+    let target = place::open_or_create(&target).await?;
     let primaries = if keep_primary { Primaries::Keep } else { Primaries::Retire };
-    let report = copy::copy(&*source, &*target, &chain, primaries, &mut told).await;
+    let report = copy::copy(&*source, &*target, &chain, primaries, &mut shown).await;
     let report = report.map_err(|error| {
         Failure::refused(format!(
-            "{error}; what was copied is good: repeat the command to continue"
+            "{error}; the records copied so far are valid: repeat the command to continue"
         ))
     })?;
     let CopyReport { chains, added, moved, same, retired, problems: bad } = report;
@@ -190,7 +190,7 @@ async fn copy(args: CopyArgs) -> Result {
         )
         .as_bytes(),
     )?;
-    problems(&bad, "was not copied")
+    problems(&bad, "the chains above were not copied")
 }
 
 async fn verify(args: VerifyArgs) -> Result {
@@ -201,7 +201,7 @@ async fn verify(args: VerifyArgs) -> Result {
             let store = place::open(&config.store).await?;
             (config, store)
         }
-        // Where nothing else is configured a `local` root's key is beside the store.
+        // By default the key of a `local` root is beside the store.
         Some(Place::Dir(dir)) if config.is_none() => {
             let flags = Flags { data_dir: Some(dir), ..Flags::default() };
             let config = place::load_with(None, flags)?;
@@ -218,11 +218,11 @@ async fn verify(args: VerifyArgs) -> Result {
     let mut progress = Progress::new();
     let report = verify::verify(&*store, &roots, |report| {
         progress
-            .tell(|| format!("{}, {}", count(report.chains, "chain"), count(report.keks, "KEK")));
+            .show(|| format!("{}, {}", count(report.chains, "chain"), count(report.keks, "KEK")));
     });
     let report = report.await.map_err(|error| Failure::refused(error.to_string()))?;
     for problem in &report.problems {
-        tell(&problem.to_string());
+        eprint(&problem.to_string());
     }
     let verify::Report { chains, keks, opened, problems } = report;
     let (chains, keks) = (count(chains, "chain"), count(keks, "KEK"));
@@ -231,7 +231,7 @@ async fn verify(args: VerifyArgs) -> Result {
     if problems.is_empty() { Ok(()) } else { Err(Failure::Silent) }
 }
 
-/// The configured roots. None is made: with a new key nothing could be verified.
+/// The configured roots. No key is created: with a new key nothing could be verified.
 async fn open_roots(config: &Config) -> Result<Vec<root::Named>> {
     let data_dir = config.store.data_dir();
     let mut roots = Vec::new();
@@ -242,8 +242,8 @@ async fn open_roots(config: &Config) -> Result<Vec<root::Named>> {
                 _ => "its key".to_owned(),
             };
             return Err(Failure::Usage(format!(
-                "root {}: there is no {file}, and a new key would open nothing; say where the key \
-                    file is by key_file of this root, or by the data directory",
+                "root {}: {file} does not exist, and a new key would open nothing; set key_file of \
+                    this root, or the data directory",
                 config.name()
             )));
         }
@@ -258,14 +258,13 @@ async fn restored(args: RestoredArgs) -> Result {
     let store = place::open(&config.store).await?;
     if is_shared(&*store) && !args.yes {
         return Err(Failure::Usage(format!(
-            "others could use a store of kind {} meanwhile: stop every service on it, then say \
-                --yes",
+            "a store of kind {} can be in use: stop every service on it, then confirm with --yes",
             store.kind()
         )));
     }
     let mut progress = Progress::new();
     let report = offline::retire_chains(&*store, |report| {
-        progress.tell(|| count(report.chains, "chain"));
+        progress.show(|| count(report.chains, "chain"));
     });
     let report = report.await.map_err(|error| Failure::refused(error.to_string()))?;
     let offline::Report { chains, retired, problems: bad } = report;
@@ -276,7 +275,7 @@ async fn restored(args: RestoredArgs) -> Result {
     let (chains, keks) = (count(chains, "chain"), count(retired.len(), "KEK"));
     text.push_str(&format!("{chains}, {keks} retired\n"));
     print(text.as_bytes())?;
-    problems(&bad, "is as it was")
+    problems(&bad, "the records above were not changed")
 }
 
 /// Whether other processes can write to the store while it is open here.
@@ -284,16 +283,16 @@ fn is_shared(store: &dyn Store) -> bool {
     store.watch().is_some()
 }
 
-/// Names what is wrong; it is a failure if anything is.
+/// Prints the problems. Fails if there are any.
 fn problems(problems: &[Problem], what: &str) -> Result {
     for problem in problems {
-        tell(&problem.to_string());
+        eprint(&problem.to_string());
     }
     if problems.is_empty() {
         return Ok(());
     }
     let problems = count(problems.len(), "problem");
-    Err(Failure::refused(format!("{problems}: what is named above {what}")))
+    Err(Failure::refused(format!("{problems}: {what}")))
 }
 
 #[cfg(test)]
@@ -303,7 +302,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_a_store_that_others_could_use_meanwhile_needs_a_yes() {
+    async fn only_a_store_that_can_be_shared_needs_yes() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_shared(&file::Store::open(dir.path()).await.unwrap()));
         assert!(is_shared(&memory::Store::new()));

@@ -1,5 +1,5 @@
-//! `--ca`, `--cert` and `--key`: whom a command trusts, who it is, and what is to be said when
-//! either side refuses the other.
+//! `--ca`, `--cert` and `--key`: trusted authorities, the client certificate, and error messages
+//! for failed handshakes.
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,10 @@ use super::{Failure, Result};
 /// TLS of the commands that call the service.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A PEM file with the authorities that the service's certificate may come from [default: the
-    /// system's]
+    /// A PEM file with the trusted authorities of the service's certificate [default: the system's]
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CA")]
     ca: Option<PathBuf>,
-    /// A PEM file with the certificate to show to the service
+    /// A PEM file with a client certificate
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CERT", requires = "key")]
     cert: Option<PathBuf>,
     /// A PEM file with the key of that certificate
@@ -26,10 +25,10 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Gives `http` what these arguments say, for a client of `server`.
+    /// Configures `http` for `server`.
     pub(super) fn apply(self, server: &str, http: ClientBuilder) -> Result<ClientBuilder> {
         if server.starts_with("http://") {
-            // A machine without any certificates is no hindrance.
+            // Plain HTTP must also work on a machine without certificates.
             return Ok(http.tls_certs_only([]));
         }
         let mut http = http;
@@ -37,7 +36,7 @@ impl Args {
             let pem = read("--ca", path)?;
             check_authorities(&pem).map_err(|detail| usage("--ca", path, &detail))?;
             let authorities = Certificate::from_pem_bundle(&pem);
-            let wrong = |_| usage("--ca", path, "its certificates can't be used");
+            let wrong = |_| usage("--ca", path, "the certificates can't be used");
             http = http.tls_certs_only(authorities.map_err(wrong)?);
         }
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
@@ -46,23 +45,24 @@ impl Args {
                 PairError::Cert(detail) => usage("--cert", cert, &detail),
                 PairError::Key(detail) => usage("--key", key, &detail),
             })?;
-            // One buffer for both, which does not grow.
+            // One buffer with its final size, so that no copy of the key is left behind.
             let mut both = Zeroizing::new(Vec::with_capacity(certs.len() + secret.len() + 1));
             both.extend_from_slice(&secret);
             both.push(b'\n');
             both.extend_from_slice(&certs);
-            let wrong = |_| usage("--cert, --key", cert, "it and the key can't be used");
+            let wrong =
+                |_| usage("--cert, --key", cert, "the certificate and the key can't be used");
             http = http.identity(Identity::from_pem(&both).map_err(wrong)?);
         }
         Ok(http)
     }
 }
 
-/// What to say when a call failed with `reason`, the innermost cause, because one of the two
-/// refused the other; `None` when it was something else.
+/// The message for a call that failed with `reason`, the innermost cause, because one side refused
+/// the other; `None` for other failures.
 pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
     if let Some(why) = reason.strip_prefix("invalid peer certificate: ") {
-        // Another authority would not help a certificate whose time is over.
+        // Another authority does not help if the certificate has expired.
         let hint = if why.starts_with("certificate expired") { "" } else { " (--ca)" };
         let why = why.split(": verification time").next().unwrap_or(why);
         return Some(format!("the certificate of {server} is not trusted here: {why}{hint}"));
@@ -72,7 +72,7 @@ pub(super) fn explain(server: &str, reason: &str) -> Option<String> {
             _ if alert.contains("CertificateRequired")
                 || alert.contains("certificate required") =>
             {
-                format!("{server} takes nobody without a certificate (--cert and --key)")
+                format!("{server} requires a client certificate (--cert and --key)")
             }
             alert => format!("{server} refused this client's handshake or certificate: {alert}"),
         });

@@ -1,4 +1,4 @@
-//! What is set of the plugin, and what of it can't be meant.
+//! The settings of the plugin, and their checks.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use crate::id::ChainName;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where kube-apiserver finds the plugin.
+    /// The socket that kube-apiserver connects to.
     #[serde(deserialize_with = "parsed")]
     pub socket: Address,
     /// The mode of the socket's file.
     #[serde(default, deserialize_with = "parsed")]
     pub socket_mode: SocketMode,
-    /// Whom the socket's file belongs to, if not this process' user.
+    /// The owner of the socket's file, if it is not this process' user.
     #[serde(default, deserialize_with = "maybe_parsed")]
     pub owner: Option<Owner>,
-    /// The users whose processes may connect; all that the file lets, if not set.
+    /// The users whose processes may connect; by default all that the file's mode allows.
     pub allowed_uids: Option<Vec<u32>>,
     /// The chain.
     #[serde(default = "default_chain")]
@@ -43,7 +43,7 @@ pub enum OnRootOutage {
 }
 
 impl OnRootOutage {
-    /// The word in the configuration.
+    /// The value in the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,11 +62,12 @@ pub enum Address {
     Abstract(String),
 }
 
-/// A unix socket's path has 108 bytes on Linux; some are kept for the name under which it is made.
+/// A unix socket's path has at most 108 bytes on Linux; some are reserved for the private directory
+/// in which it is created.
 const MAX_PATH: usize = 90;
 
 impl Address {
-    /// Where it is, as tokio wants it.
+    /// The address in the form that tokio expects.
     pub(super) fn to_path(&self) -> PathBuf {
         match self {
             Self::Path(path) => path.clone(),
@@ -80,24 +81,23 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let path = text.strip_prefix("unix://").ok_or(
-            "it is written like unix:///run/kms-proxy/kms.sock, or unix:///@name for an abstract \
-             socket",
+            "must be like unix:///run/kms-proxy/kms.sock, or unix:///@name for an abstract socket",
         )?;
         if path.len() > MAX_PATH {
-            return Err("its path has 90 bytes at most");
+            return Err("the path must have at most 90 bytes");
         }
         if path.contains('\0') {
-            return Err("its path has no null in it");
+            return Err("the path must not contain a null byte");
         }
         if let Some(name) = path.strip_prefix("/@") {
             return if name.is_empty() {
-                Err("an abstract socket has a name")
+                Err("an abstract socket must have a name")
             } else {
                 Ok(Self::Abstract(name.to_owned()))
             };
         }
         if !path.starts_with('/') || Path::new(path).file_name().is_none() || path.ends_with('/') {
-            return Err("its path starts with a slash, and names a file");
+            return Err("the path must start with a slash, and name a file");
         }
         Ok(Self::Path(path.into()))
     }
@@ -127,12 +127,12 @@ impl FromStr for SocketMode {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.len() <= 4);
-        let mode = mode.ok_or("it is written in octal digits, such as 0600")?;
+        let mode = mode.ok_or("must be octal digits, such as 0600")?;
         if mode & 0o007 != 0 {
-            return Err("anyone who may connect can decrypt: it must give all users nothing");
+            return Err("anyone who may connect can decrypt: must not allow access by all users");
         }
         if mode & !0o660 != 0 || mode & 0o600 != 0o600 {
-            return Err("it is 0600, or 0660 for a group");
+            return Err("must be 0600, or 0660 for a group");
         }
         Ok(Self(mode))
     }
@@ -144,12 +144,12 @@ impl fmt::Display for SocketMode {
     }
 }
 
-/// Whom a file belongs to.
+/// The owner of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The user's id.
     pub uid: u32,
-    /// The group's id, if it is to be another than this process'.
+    /// The group's id, if it is not that of this process.
     pub gid: Option<u32>,
 }
 
@@ -161,12 +161,12 @@ impl FromStr for Owner {
             Some((uid, gid)) => (uid, Some(gid)),
             None => (text, None),
         };
-        // The highest one means "no change" to the kernel.
+        // The highest id means "no change" to the kernel.
         let id = |text: &str| text.parse().ok().filter(|&id| id != u32::MAX);
         let owner = id(uid).map(|uid| Self { uid, gid: gid.and_then(id) });
         owner
             .filter(|owner| owner.gid.is_some() == gid.is_some())
-            .ok_or("it is a user's id, or a user's and a group's: 65532 or 65532:65532")
+            .ok_or("must be a user's id, or a user's and a group's: 65532 or 65532:65532")
     }
 }
 
@@ -193,17 +193,17 @@ macro_rules! serialize_as_text {
 serialize_as_text!(Address, SocketMode, Owner);
 
 impl Config {
-    /// Whether the settings can be meant so: the key, and what is wrong with it.
+    /// Checks that the settings are consistent.
     ///
     /// # Errors
-    /// The setting that is wrong, and why.
+    /// The setting that is wrong, and the reason.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         let is_abstract = matches!(self.socket, Address::Abstract(_));
         match &self.allowed_uids {
             None if is_abstract => Err((
                 "allowed_uids",
-                "an abstract socket has no file whose mode could keep others away: name the users \
-                 that may connect, such as [0] or [65532]",
+                "an abstract socket has no file mode that restricts access: list the users that \
+                 may connect, such as [0] or [65532]",
             )),
             Some(uids) if uids.is_empty() => Err(("allowed_uids", "nobody could connect")),
             _ if is_abstract
@@ -217,11 +217,11 @@ impl Config {
 }
 
 fn default_chain() -> ChainName {
-    #[expect(clippy::expect_used, reason = "it is a constant, and a test reads it")]
+    #[expect(clippy::expect_used, reason = "a constant that is covered by a test")]
     ChainName::new("kubernetes").expect("a good name")
 }
 
-/// Reads what is written as text.
+/// Deserialises a value from its text form.
 fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_all_that_must_be_set() {
+    fn only_the_socket_is_required() {
         let config = read("socket = 'unix:///run/kms-proxy/kms.sock'").unwrap();
         assert_eq!(config.socket, Address::Path("/run/kms-proxy/kms.sock".into()));
         assert_eq!(config.socket_mode.to_string(), "0600");
@@ -265,21 +265,21 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_meant_is_refused() {
+    fn inconsistent_settings_are_refused() {
         let long = format!("socket = 'unix:///{}'", "a".repeat(90));
         for (bad, said) in [
             ("", "missing field `socket`"),
-            ("socket = '/run/kms.sock'", "it is written like unix://"),
-            ("socket = 'unix://run/kms.sock'", "starts with a slash"),
-            ("socket = 'unix:///run/'", "names a file"),
-            ("socket = 'unix:///'", "names a file"),
-            ("socket = 'unix:///run/..'", "names a file"),
-            ("socket = 'unix:///@'", "has a name"),
+            ("socket = '/run/kms.sock'", "must be like unix://"),
+            ("socket = 'unix://run/kms.sock'", "start with a slash"),
+            ("socket = 'unix:///run/'", "name a file"),
+            ("socket = 'unix:///'", "name a file"),
+            ("socket = 'unix:///run/..'", "name a file"),
+            ("socket = 'unix:///@'", "must have a name"),
             (&long, "90 bytes"),
             ("socket = 'unix:///@kms'", "allowed_uids: an abstract socket"),
             ("socket = 'unix:///@kms'\nallowed_uids = []", "nobody could connect"),
             ("socket = 'unix:///@kms'\nallowed_uids = [0]\nowner = '1'", "neither mode nor owner"),
-            ("socket = 'unix:///k'\nsocket_mode = '0666'", "all users nothing"),
+            ("socket = 'unix:///k'\nsocket_mode = '0666'", "access by all users"),
             ("socket = 'unix:///k'\nsocket_mode = '0700'", "0600"),
             ("socket = 'unix:///k'\nsocket_mode = '0060'", "0600"),
             ("socket = 'unix:///k'\nsocket_mode = '999'", "octal"),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_written_as_they_are_read() {
+    fn addresses_survive_a_round_trip() {
         for text in ["unix:///run/kms-proxy/kms.sock", "unix:///@kms-proxy"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

@@ -1,7 +1,7 @@
-//! One connection of the socket: HTTP/2, from the preface to the end.
+//! One HTTP/2 connection of the socket.
 //!
-//! It ends a connection that does nothing, and notices what HTTP/2 refuses before it is a call. It
-//! knows neither calls nor keys.
+//! It closes a connection that makes no calls, and logs requests that HTTP/2 refuses before they
+//! are calls. It must not know calls or keys.
 
 use std::convert::Infallible;
 use std::io;
@@ -26,21 +26,21 @@ use tonic::body::Body;
 use crate::http2_frames::{Frames, Part};
 use crate::log_throttle::LogThrottle;
 
-/// How long a client may take for the preface of HTTP/2 and its first call.
+/// The longest time for the preface of HTTP/2 and the first call.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection is closed after this long without a call. kube-apiserver makes one each minute.
+/// A connection is closed after this time without a call. kube-apiserver makes one each minute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
 /// How often this is checked.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// How long an idle connection may take to end.
+/// How long an idle connection may take to close.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take from its head to its answer. The plugin answers within 2.5 seconds; the
-/// rest is for the client to send its message.
+/// The longest time from the head of a call to its response. The plugin takes up to 2.5 seconds;
+/// the client has the rest to send its message.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// A peer that does not answer a ping within this time is gone.
+/// A connection whose peer does not answer a ping within this time is closed.
 const PING_EVERY: Duration = Duration::from_secs(60);
-/// Concurrent calls on one connection. kube-apiserver opens one, and may ask for thousands of
-/// seeds.
+/// Concurrent calls on one connection. kube-apiserver opens one connection, and may ask for
+/// thousands of seeds on it.
 const MAX_STREAMS: u32 = 10_000;
 
 /// The largest head of a call in bytes, each field counted with 32 more; kube-apiserver sends less
@@ -51,7 +51,7 @@ const MAX_HEAD: u32 = 16 << 10;
 const RST_STREAM: u8 = 3;
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
 
-/// Serves `stream` until it ends, or `stop` says that it should.
+/// Serves `stream` until it ends or `stop` is signalled.
 pub(super) async fn serve<A, F>(
     stream: UnixStream,
     answer: A,
@@ -70,11 +70,11 @@ pub(super) async fn serve<A, F>(
     };
     let seen = Arc::clone(&activity);
     let service = service_fn(move |request| {
-        let call = Call::begin(Arc::clone(&seen));
+        let call = CallGuard::begin(Arc::clone(&seen));
         let answer = timeout(CALL_TIMEOUT, answer(request));
         async move {
             let answer = answer.await.unwrap_or_else(|_| {
-                Status::deadline_exceeded("the message of the call did not come in time")
+                Status::deadline_exceeded("the message of the call did not arrive in time")
                     .into_http()
             });
             drop(call);
@@ -92,17 +92,17 @@ pub(super) async fn serve<A, F>(
         biased;
         ended = connection.as_mut() => Some(ended),
         _ = stop.changed() => None,
-        () = activity.is_idle() => None,
+        () = activity.wait_until_idle() => None,
     };
     let ended = match ended {
         Some(ended) => ended,
         None => {
             connection.as_mut().graceful_shutdown();
             let late = async {
-                // At a stop the server has a deadline for all connections.
+                // At a shutdown the server has a deadline for all connections.
                 match stop.has_changed() {
                     Ok(_) => sleep(END_TIMEOUT).await,
-                    Err(_) => activity.is_idle().await,
+                    Err(_) => activity.wait_until_idle().await,
                 }
             };
             tokio::select! {
@@ -112,32 +112,32 @@ pub(super) async fn serve<A, F>(
             }
         }
     };
-    // A client that goes away is no news; one that does not speak HTTP/2 is.
+    // A client that disconnects is not worth a warning; one that does not speak HTTP/2 is.
     match ended {
-        Err(error) if activity.is_stranger() => {
+        Err(error) if activity.has_no_call() => {
             if let Some(count) = refusals.admit() {
                 tracing::warn!(count, %error, "a client of the socket does not speak HTTP/2");
             }
         }
-        Err(error) => tracing::debug!(%error, "a connection of Kubernetes ended badly"),
+        Err(error) => tracing::debug!(%error, "a connection of Kubernetes failed"),
         Ok(()) => {}
     }
 }
 
-/// What a connection has done so far.
+/// The activity of a connection.
 #[derive(Default)]
 struct Activity {
-    /// Something came.
+    /// The client sent something.
     has_read: AtomicBool,
-    /// The client sends nothing more.
+    /// The client closed its side.
     is_closed: AtomicBool,
     began: AtomicU64,
     ended: AtomicU64,
 }
 
 impl Activity {
-    /// Waits until no call began, and none was under way, for as long as a client may be silent.
-    async fn is_idle(&self) {
+    /// Waits until the connection has been without calls for as long as is allowed.
+    async fn wait_until_idle(&self) {
         let (mut before, mut since) = (0, Instant::now());
         loop {
             sleep(CHECK_EVERY).await;
@@ -151,31 +151,31 @@ impl Activity {
         }
     }
 
-    /// Whether the client sent something, waits for an answer, and HTTP/2 found no call in it.
-    fn is_stranger(&self) -> bool {
+    /// Whether the client sent something that is not a call, and waits for a response.
+    fn has_no_call(&self) -> bool {
         self.has_read.load(Ordering::Relaxed)
             && !self.is_closed.load(Ordering::Relaxed)
             && self.began.load(Ordering::Relaxed) == 0
     }
 }
 
-/// A call that is under way, however it ends.
-struct Call(Arc<Activity>);
+/// Counts a call in flight until it is dropped.
+struct CallGuard(Arc<Activity>);
 
-impl Call {
+impl CallGuard {
     fn begin(activity: Arc<Activity>) -> Self {
         activity.began.fetch_add(1, Ordering::Relaxed);
         Self(activity)
     }
 }
 
-impl Drop for Call {
+impl Drop for CallGuard {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The socket, with a look at what goes through it.
+/// The stream of a connection, which records its activity.
 struct Wire {
     stream: UnixStream,
     sent: Refused,
@@ -184,7 +184,7 @@ struct Wire {
 }
 
 impl Wire {
-    /// Reports what HTTP/2 refused itself: the service never sees such a request.
+    /// Logs a request that HTTP/2 refused, since the service never sees it.
     fn note_sent(&mut self, bytes: &[u8]) {
         if self.sent.is_in(bytes)
             && let Some(count) = self.refusals.admit()
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_request_is_found_however_the_frames_are_cut() {
+    fn a_refused_request_is_found_wherever_writes_split_the_frames() {
         let refused = frame(RST_STREAM, &PROTOCOL_ERROR);
         let cancelled = frame(RST_STREAM, &[0, 0, 0, 8]);
         let around = [frame(4, &[0; 18]), frame(0, &vec![RST_STREAM; 70_000]), frame(4, &[])];
@@ -290,17 +290,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_without_calls_and_not_while_one_is_under_way() {
+    async fn a_connection_is_idle_without_calls_and_not_during_one() {
         let activity = Arc::new(Activity::default());
         let idle_after = async || {
             let began = Instant::now();
-            activity.is_idle().await;
+            activity.wait_until_idle().await;
             began.elapsed()
         };
         assert_eq!(idle_after().await, FIRST_TIMEOUT);
-        let call = Call::begin(Arc::clone(&activity));
-        let waited = timeout(10 * IDLE_TIMEOUT, activity.is_idle()).await;
-        assert!(waited.is_err(), "a call is under way");
+        let call = CallGuard::begin(Arc::clone(&activity));
+        let waited = timeout(10 * IDLE_TIMEOUT, activity.wait_until_idle()).await;
+        assert!(waited.is_err(), "a call is in flight");
         drop(call);
         assert!((IDLE_TIMEOUT..=IDLE_TIMEOUT + CHECK_EVERY).contains(&idle_after().await));
     }

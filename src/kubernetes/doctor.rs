@@ -1,5 +1,5 @@
-//! The three calls as kube-apiserver makes them, on any plugin's socket, and what it would think of
-//! the answers.
+//! Makes the three calls of kube-apiserver on the socket of any plugin, and checks the responses as
+//! kube-apiserver does.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -27,19 +27,19 @@ use super::proto::{
 };
 use super::{MAX_CIPHERTEXT, MAX_KEY_ID, VERSION};
 
-/// How long kube-apiserver waits for an answer, if its configuration does not say.
+/// How long kube-apiserver waits for a response by default.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// What it encrypts: a seed.
+/// The bytes of a seed, which it encrypts.
 const SEED: usize = 32;
-/// Bytes of all annotations at most.
+/// The most bytes of all annotations.
 const MAX_ANNOTATIONS: usize = 32 << 10;
 
-/// What was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Such as `Encrypt`.
     pub what: &'static str,
-    /// What was seen, or what is wrong.
+    /// The observation, or the problem.
     pub outcome: Result<String, String>,
 }
 
@@ -53,20 +53,20 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What is to be thought of it all.
+/// The results of all checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
-    /// One after the other; it ends where nothing more can be tried.
+    /// In their order, up to the first one after which no more checks are possible.
     pub findings: Vec<Finding>,
-    /// In plain words.
+    /// The conclusion as a sentence.
     pub verdict: String,
-    /// Whether all is well.
+    /// Whether kube-apiserver can use the plugin.
     pub is_good: bool,
 }
 
-/// Makes the calls, and looks at the answers.
+/// Makes the calls and checks the responses.
 pub fn examine(socket: &Address) -> Pin<Box<dyn Future<Output = Diagnosis> + Send + '_>> {
-    // Boxed, the client of gRPC is compiled here and not by each program that awaits this.
+    // Boxed, so that the gRPC client is compiled here, and not in each program that awaits this.
     Box::pin(make_calls(socket))
 }
 
@@ -95,13 +95,13 @@ impl Examination {
         is_good.then_some(())
     }
 
-    /// Everything that can be tried; `None` when it ends with what kube-apiserver can't use.
+    /// All checks; `None` if one fails that kube-apiserver can't do without.
     async fn all(&mut self, socket: &Address) -> Option<()> {
-        self.note("socket", look_at(socket))?;
+        self.note("socket", check_socket(socket))?;
         let channel = match connect(socket.clone()).await {
             Ok(channel) => channel,
             Err(error) => {
-                self.note("connect", Err(explained(error)));
+                self.note("connect", Err(with_hint(error)));
                 return None;
             }
         };
@@ -128,7 +128,7 @@ impl Examination {
             "Status",
             match &*status.version {
                 VERSION => Ok(format!("version v2, in {took}")),
-                other => Err(format!("its version is {other:?}, and must be \"v2\"")),
+                other => Err(format!("the version is {other:?}, but must be \"v2\"")),
             },
         )?;
         self.note("key_id", check_key_id(&status.key_id))?;
@@ -154,13 +154,13 @@ impl Examination {
         let outcome = asked.and_then(|(made, took)| {
             let len = made.ciphertext.len();
             if made.key_id != key_id {
-                return Err(format!("its key_id is {:?}, and not Status's", made.key_id));
+                return Err(format!("the key_id is {:?}, not that of Status", made.key_id));
             }
             if len == 0 || len > MAX_CIPHERTEXT {
-                return Err(format!("the ciphertext has {len} bytes, and may have 1 to 1,024"));
+                return Err(format!("the ciphertext has {len} bytes, but must have 1 to 1,024"));
             }
             check_annotations(&made.annotations)?;
-            Ok((made, format!("{SEED} bytes became {len}, under Status's key_id, in {took}")))
+            Ok((made, format!("{SEED} bytes became {len}, with the key_id of Status, in {took}")))
         });
         match outcome {
             Ok((made, detail)) => {
@@ -185,15 +185,15 @@ impl Examination {
             "Decrypt",
             asked.and_then(|(opened, took)| {
                 if opened.plaintext == seed.expose() {
-                    Ok(format!("gave them back, in {took}"))
+                    Ok(format!("returned the plaintext, in {took}"))
                 } else {
-                    Err("gave something else back".to_owned())
+                    Err("returned another plaintext".to_owned())
                 }
             }),
         )
     }
 
-    /// A key id that was never given out must open nothing.
+    /// A key id that was never returned must open nothing.
     async fn refuse(&mut self, channel: &Channel, made: EncryptResponse) -> Option<()> {
         let mut request = request(&made);
         request.key_id = format!("{}x", made.key_id);
@@ -201,8 +201,8 @@ impl Examination {
         self.note(
             "refusal",
             match asked {
-                Err(_) => Ok("Decrypt refuses a key_id that was never given out".to_owned()),
-                Ok(_) => Err("Decrypt takes a key_id that was never given out".to_owned()),
+                Err(_) => Ok("Decrypt refuses a key_id that was never returned".to_owned()),
+                Ok(_) => Err("Decrypt accepts a key_id that was never returned".to_owned()),
             },
         )
     }
@@ -216,7 +216,7 @@ fn request(made: &EncryptResponse) -> DecryptRequest {
 fn check_key_id(key_id: &str) -> Result<String, String> {
     match key_id.len() {
         0 => Err("it is empty".to_owned()),
-        len if len > MAX_KEY_ID => Err(format!("it has {len} bytes, and may have 1,024")),
+        len if len > MAX_KEY_ID => Err(format!("it has {len} bytes, but must have at most 1,024")),
         _ => Ok(key_id.to_owned()),
     }
 }
@@ -224,15 +224,15 @@ fn check_key_id(key_id: &str) -> Result<String, String> {
 fn check_annotations(annotations: &HashMap<String, Vec<u8>>) -> Result<(), String> {
     let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_ANNOTATIONS {
-        return Err(format!("the annotations have {size} bytes, and may have 32,768"));
+        return Err(format!("the annotations have {size} bytes, but must have at most 32,768"));
     }
     match annotations.keys().find(|key| !is_fqdn(key)) {
-        Some(key) => Err(format!("the annotation {key:?} is no domain name")),
+        Some(key) => Err(format!("the annotation {key:?} is not a domain name")),
         None => Ok(()),
     }
 }
 
-/// Whether `key` is a domain name of two parts or more, as Kubernetes wants it.
+/// Whether `key` is a domain name of at least two parts, as Kubernetes requires.
 fn is_fqdn(key: &str) -> bool {
     let is_part = |part: &str| {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -244,19 +244,21 @@ fn is_fqdn(key: &str) -> bool {
     key.len() <= 253 && key.contains('.') && key.split('.').all(is_part)
 }
 
-/// Whether there is a socket, and whose it is.
-fn look_at(socket: &Address) -> Result<String, String> {
-    let Address::Path(path) = socket else { return Ok(format!("{socket}: it has no file")) };
+/// Checks that the socket exists; returns its mode and owner.
+fn check_socket(socket: &Address) -> Result<String, String> {
+    let Address::Path(path) = socket else {
+        return Ok(format!("{socket}: an abstract socket, without a file"));
+    };
     let found = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
     if !found.file_type().is_socket() {
-        return Err(format!("{} is no socket", path.display()));
+        return Err(format!("{} is not a socket", path.display()));
     }
     let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
     Ok(format!("{}: mode {mode:04o}, user {uid}, group {gid}", path.display()))
 }
 
 async fn connect(socket: Address) -> Result<Channel, String> {
-    // What kube-apiserver sends as authority from 1.32 on.
+    // The authority that kube-apiserver sends since 1.32.
     let endpoint = Endpoint::from_static("http://localhost");
     let connect = endpoint.connect_with_connector(Connector(socket));
     match tokio::time::timeout(TIMEOUT, connect).await {
@@ -265,21 +267,21 @@ async fn connect(socket: Address) -> Result<Channel, String> {
     }
 }
 
-/// What stands behind an error of the system.
-fn explained(error: String) -> String {
+/// Appends the likely cause to an error of the system.
+fn with_hint(error: String) -> String {
     let hint = if error.starts_with("Broken pipe") || error.contains("reset") {
         ENDED
     } else if error.starts_with("Permission denied") {
-        "run this as kube-apiserver's user; kubernetes.owner and socket_mode say who may connect"
+        "run this as kube-apiserver's user; kubernetes.owner and socket_mode restrict access"
     } else if error.starts_with("Connection refused") {
-        "the socket is a dead one: nothing listens; does the plugin run?"
+        "nothing listens on the socket; is the plugin running?"
     } else {
         return error;
     };
     format!("{error}; {hint}")
 }
 
-/// Makes a call; the answer, and how long it took.
+/// Makes a call. Returns the response and its duration.
 async fn call<Q, A>(
     channel: &Channel,
     path: &'static str,
@@ -295,33 +297,35 @@ where
         grpc.ready().await.map_err(|error| innermost(&error).to_string())?;
         let codec = ProstCodec::<Q, A>::default();
         let path = PathAndQuery::from_static(path);
-        grpc.unary(tonic::Request::new(request), path, codec).await.map_err(|error| told(&error))
+        grpc.unary(tonic::Request::new(request), path, codec)
+            .await
+            .map_err(|error| describe(&error))
     };
     let answer = tokio::time::timeout(TIMEOUT, asked).await;
     let answer = answer.unwrap_or_else(|_| Err("no answer in 3 s".to_owned()))?;
     Ok((answer.into_inner(), format!("{:.1} ms", started.elapsed().as_secs_f64() * 1e3)))
 }
 
-fn told(status: &Status) -> String {
+fn describe(status: &Status) -> String {
     match status.source() {
-        // The plugin did not say that: there was no answer.
+        // tonic made this status because no response arrived.
         Some(cause) => format!("{}; {ENDED}", innermost(cause)),
         None => format!("{:?}: {}", status.code(), status.message()),
     }
 }
 
-/// What is behind a connection that ends without an answer.
-const ENDED: &str = "the plugin ends the connection: is this user in kubernetes.allowed_uids?";
+/// The likely cause if a connection ends without a response.
+const ENDED: &str = "the plugin closes the connection: is this user in kubernetes.allowed_uids?";
 
 /// An id for the plugin's log.
 fn uid() -> String {
     let mut bytes = [0; 8];
-    // It need not be unique.
+    // Without randomness the id is not unique, which is harmless.
     let _ = crate::random::fill(&mut bytes);
     format!("doctor-{}", base16ct::lower::encode_string(&bytes))
 }
 
-/// How tonic comes to a unix socket.
+/// Connects tonic to a unix socket.
 struct Connector(Address);
 
 impl tower_service::Service<Uri> for Connector {
@@ -344,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_of_annotations_are_domain_names() {
+    fn annotation_keys_must_be_domain_names() {
         for good in ["kek.kms-proxy.dev", "a.b", "1.io"] {
             assert!(is_fqdn(good), "{good}");
         }

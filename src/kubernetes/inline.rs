@@ -1,6 +1,6 @@
-//! Inline KEKs, with the store `inline`: the record goes into an annotation, and
-//! what is left of the version 2 envelope has the form of version 1, so that it stays within 1,024
-//! bytes. Put together again they are what they were, or open nothing: the record is authenticated.
+//! Inline KEKs, with the store `inline`. The inline record goes into an annotation; the rest of the
+//! version 2 envelope has the form of version 1, so that it stays within 1,024 bytes. Decrypt joins
+//! them again. The record is authenticated: joined with another record, an envelope does not open.
 
 use std::collections::HashMap;
 
@@ -22,8 +22,8 @@ pub(super) fn split(envelope: Vec<u8>) -> Option<Stored> {
     Some((with_version(&parsed, Version::Stored), annotations))
 }
 
-/// What [`split`] took apart. Annotations of other names are not looked at. `None` for what is no
-/// envelope of version 1.
+/// Joins the parts that [`split`] returned. Other annotations are ignored. `None` if the ciphertext
+/// is not an envelope of version 1.
 pub(super) fn join(ciphertext: Vec<u8>, annotations: &HashMap<String, Vec<u8>>) -> Option<Vec<u8>> {
     let parsed = Envelope::parse(&ciphertext).ok()?;
     if parsed.header.version != Version::Stored {
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_carried_record_is_taken_apart_and_put_together_again() {
+    fn an_inline_record_is_split_off_and_joined_again() {
         let record = InlineRecord { wraps: vec![("main".into(), vec![5; 900].into())] };
         let record = record.to_bytes().unwrap();
         let whole = envelope(Version::Inline(&record));
@@ -74,13 +74,13 @@ mod tests {
         assert_eq!(ciphertext.len(), header_len(Suite::Aes128Gcm) + 48);
         assert_eq!(annotations, HashMap::from([(KEK.to_owned(), record)]));
         assert_eq!(join(ciphertext.clone(), &annotations), Some(whole.clone()));
-        // Without its record it is not the same, and so opens nothing.
+        // Without its record it is another envelope, which does not open.
         assert_eq!(join(ciphertext, &HashMap::new()), Some(envelope(Version::Stored)));
         assert_eq!(join(whole, &annotations), None);
     }
 
     #[test]
-    fn an_envelope_of_version_1_stays_as_it_is() {
+    fn an_envelope_of_version_1_is_unchanged() {
         let whole = envelope(Version::Stored);
         let (ciphertext, annotations) = split(whole.clone()).unwrap();
         assert_eq!((&ciphertext, annotations.len()), (&whole, 0));

@@ -1,7 +1,7 @@
-//! What the three calls do: the rules that kube-apiserver has for a plugin, and the responses.
+//! The three calls: the rules of kube-apiserver for a plugin, and the responses.
 //!
-//! The key id is part of what a ciphertext is bound to. So one that was never given out opens
-//! nothing, and what any replica gave out, at any time, opens everywhere: no list of them is kept.
+//! The key id is part of a ciphertext's AAD. So a key id that was never returned with it opens
+//! nothing, and one that any replica ever returned opens it everywhere, without a list of key ids.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use super::proto::{
 };
 use super::{DEADLINE, MAX_CIPHERTEXT, MAX_KEY_ID, OnRootOutage, VERSION};
 
-/// The longest plaintext whose envelope kube-apiserver takes; in a chain of AES-256 it is 930.
+/// The longest plaintext whose envelope kube-apiserver accepts; in a chain of AES-256 it is 930.
 const MAX_PLAINTEXT: usize = 946;
-/// As much of a uid as the log shows, in characters. Kubernetes' have 36.
+/// The longest uid in the log, in characters. Those of Kubernetes have 36.
 const MAX_UID: usize = 64;
-/// How often the roots are checked where their outage must stop writes within four minutes.
+/// How often the roots are checked if an outage must stop writes within four minutes.
 const CHECK_TO_ENFORCE: Duration = Duration::from_secs(60);
-/// How often they are checked where an outage only has to be reported: 8,640 calls in 30 days.
+/// How often they are checked if an outage is only reported: 8,640 calls in 30 days.
 const CHECK_TO_REPORT: Duration = Duration::from_secs(5 * 60);
 
 /// The plugin of one chain.
@@ -51,7 +51,7 @@ impl Plugin {
         Self { service, chain, on_root_outage, socket_error: Mutex::default() }
     }
 
-    /// Tells readiness and, when it changes, the log why clients do not find the socket.
+    /// Reports to readiness, and on a change to the log, why clients do not find the socket.
     pub(super) fn report_socket(&self, error: Option<String>) {
         let health = if error.is_some() { Health::Degraded } else { Health::Ok };
         let name = "kubernetes".to_owned();
@@ -67,7 +67,7 @@ impl Plugin {
         *before = error;
     }
 
-    /// How the plugin stands, from memory alone.
+    /// The health of the plugin, without any I/O.
     pub(super) fn status(&self, _: StatusRequest) -> Result<StatusResponse, Status> {
         let KeyState { key_id, root_outage, last_error } = self.service.key_state(&self.chain);
         let last_error = match root_outage {
@@ -81,7 +81,7 @@ impl Plugin {
         Ok(StatusResponse { version: VERSION.to_owned(), healthz, key_id })
     }
 
-    /// Encrypts, under the key id that `status` tells at this moment.
+    /// Encrypts, with the key id that `status` returns now.
     pub(super) async fn encrypt(
         self: Arc<Self>,
         request: EncryptRequest,
@@ -112,14 +112,14 @@ impl Plugin {
         let (chain, plaintext) = (Some(self.chain.as_str()), Plaintext::from(plaintext));
         let made = self.service.encrypt(chain, plaintext, &aad(&key_id)).await?;
         let (kek_id, envelope) = (made.kek_id, made.envelope.into());
-        let (ciphertext, annotations) = inline::split(envelope).ok_or_else(no_envelope)?;
+        let (ciphertext, annotations) = inline::split(envelope).ok_or_else(invalid_envelope)?;
         if ciphertext.len() > MAX_CIPHERTEXT {
             return Err(too_long());
         }
         Ok(Made { ciphertext, annotations, key_id, kek_id })
     }
 
-    /// Decrypts what any replica made, ever.
+    /// Decrypts a ciphertext of any replica.
     pub(super) async fn decrypt(
         self: Arc<Self>,
         request: DecryptRequest,
@@ -137,7 +137,7 @@ impl Plugin {
         let refuse =
             |detail| self.refuse(Operation::Decrypt, Error::new(Kind::InvalidCiphertext, detail));
         if key_id.len() > MAX_KEY_ID || !key_id.starts_with(&key_id::prefix(&self.chain)) {
-            return Err(refuse("this plugin never gave out such a key_id"));
+            return Err(refuse("this plugin never returned such a key_id"));
         }
         let fits = ciphertext.len() <= MAX_CIPHERTEXT;
         let envelope = inline::join(ciphertext, &annotations).filter(|_| fits);
@@ -147,21 +147,23 @@ impl Plugin {
         opened.map_err(|error| match error.kind() {
             Kind::InvalidCiphertext => Error::new(
                 Kind::InvalidCiphertext,
-                "the ciphertext is damaged, or was not made by this chain with this key_id",
+                "the ciphertext is damaged, or was not made in this chain with this key_id",
             ),
             _ => error,
         })
     }
 
-    /// Runs a call until it is done, but answers in time. What takes longer, such as a slow root,
-    /// continues: the next try finds the KEK in memory.
+    /// Runs a call with a deadline. A call that takes longer, because of a slow root for example,
+    /// continues in the background, so that the next attempt finds the KEK in memory.
     async fn in_time<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
         match tokio::time::timeout(DEADLINE, tokio::spawn(call)).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::new(Kind::Internal, "the service failed; its log says why")),
+            Ok(Err(_)) => {
+                Err(Error::new(Kind::Internal, "the service failed; its log has the reason"))
+            }
             Err(_) => Err(match self.awaited() {
                 Kind::StoreUnavailable => {
                     Error::new(Kind::StoreUnavailable, "the store did not answer in time")
@@ -172,12 +174,12 @@ impl Plugin {
     }
 
     fn not_ready(&self, why: Option<&str>) -> Error {
-        let why = why.unwrap_or("it is being made");
+        let why = why.unwrap_or("the first one is being made");
         Error::new(self.awaited(), format!("the chain has no KEK yet: {why}"))
     }
 
-    /// What a call that can't continue waits for: the store, where it alone is known to be in
-    /// trouble, else a root.
+    /// What a call that can't continue waits for: the store, if only that is known to fail,
+    /// otherwise a root.
     fn awaited(&self) -> Kind {
         let root_outage = self.service.key_state(&self.chain).root_outage;
         if root_outage.is_none() && self.service.awaits_store(&self.chain) {
@@ -187,15 +189,15 @@ impl Plugin {
         }
     }
 
-    /// Counts a call that did not come to the service.
+    /// Counts a call that did not reach the service.
     fn refuse(&self, operation: Operation, error: Error) -> Error {
         self.service.metrics().failed(operation, self.chain.as_str(), error.kind().code());
         error
     }
 
-    /// One line for each call, with kube-apiserver's uid: its audit log has the same.
+    /// Logs a call with the uid that is also in kube-apiserver's log.
     fn log(&self, call: &'static str, uid: &str, started: Instant, done: Result<KekId, &Error>) {
-        // As u64: the JSON log writes u128 as text.
+        // A u64, because the JSON log writes u128 as text.
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let chain = &self.chain;
         match done {
@@ -210,7 +212,7 @@ impl Plugin {
     }
 }
 
-/// What came of an Encrypt.
+/// The result of an Encrypt.
 struct Made {
     ciphertext: Vec<u8>,
     annotations: HashMap<String, Vec<u8>>,
@@ -218,8 +220,8 @@ struct Made {
     kek_id: KekId,
 }
 
-/// Checks at an interval whether the roots still open the primary KEK. No call of kube-apiserver
-/// needs a root for days, so nothing else would notice an outage or a revoked key.
+/// Checks at an interval whether the roots still open the primary KEK. For days no call of
+/// kube-apiserver needs a root, so nothing else would notice an outage or a revoked key.
 pub(super) async fn watch_roots(
     service: Arc<KeyService>,
     chain: ChainName,
@@ -243,24 +245,24 @@ pub(super) async fn watch_roots(
     }
 }
 
-/// What a ciphertext is bound to, beside its chain.
+/// The AAD of a ciphertext.
 fn aad(key_id: &str) -> Vec<u8> {
     [b"kms-proxy kubernetes v1".as_slice(), key_id.as_bytes()].concat()
 }
 
-/// A uid as the log shows it.
+/// A uid in the form for the log.
 fn uid(text: &str) -> String {
     text.chars().take(MAX_UID).collect()
 }
 
 fn too_long() -> Error {
-    let detail = "a plaintext has 946 bytes at most, 930 in a chain of AES-256: kube-apiserver \
-        takes no ciphertext beyond 1,024";
+    let detail = "a plaintext has at most 946 bytes, or 930 in a chain of AES-256: kube-apiserver \
+        accepts ciphertexts of up to 1,024";
     Error::new(Kind::InvalidRequest, detail)
 }
 
-fn no_envelope() -> Error {
-    Error::new(Kind::Internal, "the service made no envelope")
+fn invalid_envelope() -> Error {
+    Error::new(Kind::Internal, "the service returned an invalid envelope")
 }
 
 fn enforced(outage: &str) -> Error {
@@ -268,13 +270,14 @@ fn enforced(outage: &str) -> Error {
     Error::new(Kind::RootUnavailable, detail)
 }
 
-/// The answer to every call until there is a service. Only kube-apiserver reads it, which logs it.
+/// The response to every call before the service is ready. Only kube-apiserver reads it, and logs
+/// it.
 pub(super) fn starting(error: &Error) -> Status {
     let code = tonic::Code::from_i32(error.kind().grpc_code());
     Status::new(code, format!("{}: {}", error.kind().code(), error.for_operators()))
 }
 
-/// The one table of errors, as gRPC says it.
+/// Maps the kind of an error to a gRPC status.
 fn status(error: &Error) -> Status {
     let code = tonic::Code::from_i32(error.kind().grpc_code());
     Status::new(code, format!("{}: {}", error.kind().code(), error.detail()))

@@ -1,8 +1,7 @@
-//! The messages of Kubernetes' KMS v2 as they are sent: package `v2`, service
-//! `KeyManagementService`.
+//! The messages of Kubernetes' KMS v2: package `v2`, service `KeyManagementService`.
 //!
-//! Written by hand: three calls are not worth a compiler of protocol buffers in every build.
-//! `tests/kubernetes/kms.proto` is the original, from which the tests make their client.
+//! They are written by hand: three calls are not worth a compiler of protocol buffers in every
+//! build. The tests generate their client from the original, `tests/kubernetes/kms.proto`.
 
 use std::collections::HashMap;
 
@@ -13,68 +12,68 @@ pub(super) const ENCRYPT: &str = "/v2.KeyManagementService/Encrypt";
 /// The path of `Decrypt`.
 pub(super) const DECRYPT: &str = "/v2.KeyManagementService/Decrypt";
 
-/// Nothing.
+/// The request of Status, which has no fields.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(super) struct StatusRequest {}
 
-/// How the plugin stands.
+/// The health of the plugin.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(super) struct StatusResponse {
     /// `v2`.
     #[prost(string, tag = "1")]
     pub(super) version: String,
-    /// `ok`, or what is wrong.
+    /// `ok`, or the problem.
     #[prost(string, tag = "2")]
     pub(super) healthz: String,
-    /// The key that Encrypt uses now.
+    /// The key id that Encrypt uses now.
     #[prost(string, tag = "3")]
     pub(super) key_id: String,
 }
 
-/// What is to be encrypted. No `Debug` of prost's: it would show the plaintext.
+/// A request to encrypt. Its `Debug` is not derived, since that would show the plaintext.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[prost(skip_debug)]
 pub(super) struct EncryptRequest {
-    /// A seed, as a rule.
+    /// Usually a seed.
     #[prost(bytes = "vec", tag = "1")]
     pub(super) plaintext: Vec<u8>,
-    /// Of this call, for the log.
+    /// The id of this call, for the log.
     #[prost(string, tag = "2")]
     pub(super) uid: String,
 }
 
-/// What is stored.
+/// The values that kube-apiserver stores.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(super) struct EncryptResponse {
     /// The envelope.
     #[prost(bytes = "vec", tag = "1")]
     pub(super) ciphertext: Vec<u8>,
-    /// The key that was used.
+    /// The key id of the envelope.
     #[prost(string, tag = "2")]
     pub(super) key_id: String,
-    /// What else is stored with it.
+    /// Further values to store with it.
     #[prost(map = "string, bytes", tag = "3")]
     pub(super) annotations: HashMap<String, Vec<u8>>,
 }
 
-/// What is to be decrypted.
+/// A request to decrypt.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(super) struct DecryptRequest {
     /// The envelope.
     #[prost(bytes = "vec", tag = "1")]
     pub(super) ciphertext: Vec<u8>,
-    /// Of this call, for the log.
+    /// The id of this call, for the log.
     #[prost(string, tag = "2")]
     pub(super) uid: String,
-    /// As Encrypt gave it.
+    /// The key id that Encrypt returned.
     #[prost(string, tag = "3")]
     pub(super) key_id: String,
-    /// As Encrypt gave them.
+    /// The annotations that Encrypt returned.
     #[prost(map = "string, bytes", tag = "4")]
     pub(super) annotations: HashMap<String, Vec<u8>>,
 }
 
-/// What was decrypted.
+/// The result of Decrypt.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[prost(skip_debug)]
 pub(super) struct DecryptResponse {

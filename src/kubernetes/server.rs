@@ -1,5 +1,5 @@
-//! The listener: taking connections, who may connect, whether clients still find the socket, and an
-//! end that finishes what is in flight. What happens on a connection is `connection`'s.
+//! The listener: accepts connections of allowed users, checks that clients find the socket, and
+//! finishes calls in flight at a shutdown. `connection` owns each connection.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -26,13 +26,13 @@ use super::{STOP_TIMEOUT, connection, proto};
 
 /// Concurrent connections; a kube-apiserver has one or two.
 const MAX_CONNECTIONS: u32 = 128;
-/// The longest message that is read: more than the longest plaintext, so that a longer one gets an
-/// error that says so.
+/// The longest message that is read: above the longest plaintext, so that a plaintext that is too
+/// long gets an error with the limit.
 const MAX_MESSAGE: usize = 256 << 10;
-/// How often the socket's file is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the socket's file is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// Serves until `stop` is closed, then finishes what is in flight, and removes the socket.
+/// Serves until `stop` is closed, then finishes calls in flight and removes the socket.
 pub(super) async fn run(
     mut bound: Bound,
     config: Config,
@@ -42,7 +42,7 @@ pub(super) async fn run(
 ) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     let (refused, strangers) = (refusal_log(), Arc::new(refusal_log()));
-    let mut look = interval(LOOK_EVERY);
+    let mut look = interval(CHECK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let (permit, stream) = tokio::select! {
@@ -62,21 +62,21 @@ pub(super) async fn run(
         }
         let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
         let answer =
-            move |request| answer(plugin.get().cloned().ok_or_else(|| starting.error()), request);
+            move |request| respond(plugin.get().cloned().ok_or_else(|| starting.error()), request);
         let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
         tokio::spawn(async move {
             connection::serve(stream, answer, strangers, stop).await;
             drop(permit);
         });
     }
-    // From here on nobody finds the socket.
+    // Removes the socket, so that no client connects any more.
     drop(bound);
     if timeout(STOP_TIMEOUT, connections.acquire_many(MAX_CONNECTIONS)).await.is_err() {
-        tracing::warn!("some calls of kube-apiserver were not done in time and are cut off");
+        tracing::warn!("some calls of kube-apiserver did not finish in time and are aborted");
     }
 }
 
-/// A client that connects in a loop causes one line in ten seconds.
+/// A client that connects in a loop causes one line per ten seconds.
 fn refusal_log() -> LogThrottle {
     LogThrottle::new(1, Duration::from_secs(10))
 }
@@ -90,14 +90,14 @@ fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>, refused: &LogTh
         tracing::warn!(
             uid = uid.ok(),
             count,
-            "a process was refused: it is not of kubernetes.allowed_uids"
+            "a process was refused: its user is not in kubernetes.allowed_uids"
         );
     }
     is_allowed
 }
 
-/// Answers one call.
-async fn answer(
+/// Serves one call.
+async fn respond(
     plugin: Result<Arc<Plugin>, Error>,
     request: Request<Incoming>,
 ) -> http::Response<Body> {
@@ -124,13 +124,13 @@ where
 {
     let codec = ProstCodec::<A, Q>::default();
     let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
-    grpc.unary(Call(Some(call)), request).await
+    grpc.unary(Unary(Some(call)), request).await
 }
 
-/// One call, in the form that tonic makes it.
-struct Call<C>(Option<C>);
+/// One call as a service of tonic.
+struct Unary<C>(Option<C>);
 
-impl<C, F, Q, A> UnaryService<Q> for Call<C>
+impl<C, F, Q, A> UnaryService<Q> for Unary<C>
 where
     C: FnOnce(Q) -> F,
     F: Future<Output = Result<A, Status>> + Send + 'static,
@@ -140,7 +140,7 @@ where
 
     fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
         let Some(call) = self.0.take() else {
-            return Box::pin(async { Err(Status::internal("a call is made once")) });
+            return Box::pin(async { Err(Status::internal("a call is made only once")) });
         };
         let answer = call(request.into_inner());
         Box::pin(async { answer.await.map(Response::new) })

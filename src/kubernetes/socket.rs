@@ -1,9 +1,9 @@
-//! The socket: made so that nobody but those who may ever reaches it, never in the place of one
-//! that is in use, and removed at the end.
+//! The socket: only permitted users ever reach it, it never replaces one that is in use, and it is
+//! removed at the end.
 //!
-//! It is made in a private directory, gets its mode and owner there, and is moved to its place in
-//! one step, over a stale one if need be. A lock beside it says whose place that is: of two
-//! processes that find a stale socket, one wins.
+//! It is created in a private directory, gets its mode and owner there, and is then moved into
+//! place atomically, over a stale one if there is one. A lock file beside it decides which
+//! process owns the place: of two processes that find a stale socket, one wins.
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -22,7 +22,7 @@ mod directories;
 
 use directories::check_directories;
 
-/// A socket that listens. It is removed when this is dropped.
+/// A listening socket. Its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct Bound {
     listener: UnixListener,
@@ -35,21 +35,21 @@ impl Bound {
     }
 
     /// Checks that clients find the socket, and creates its file again if somebody removed it.
-    /// Connections that are open are not affected.
+    /// Open connections are not affected.
     ///
     /// # Errors
-    /// Why clients do not find it now.
+    /// The reason why clients do not find it.
     pub(super) fn keep(&mut self, config: &Config) -> Result<(), String> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let path = file.path.display().to_string();
         match fs::symlink_metadata(&file.path) {
             Ok(found) if inode(&found) == file.inode => Ok(()),
-            Ok(_) => Err(format!("something else is at {path}: remove it")),
+            Ok(_) => Err(format!("another file is at {path}: remove it")),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                tracing::warn!(socket = path, "the socket's file was removed; it is created again");
-                self.listener = file.restore(config).map_err(|error| {
-                    format!("{path} was removed, and can't be created: {error}")
-                })?;
+                tracing::warn!(socket = path, "the socket's file was removed and is created again");
+                self.listener = file
+                    .restore(config)
+                    .map_err(|error| format!("{path} was removed and can't be created: {error}"))?;
                 Ok(())
             }
             Err(error) => Err(format!("{path}: {error}")),
@@ -57,7 +57,7 @@ impl Bound {
     }
 }
 
-/// The file of a socket, and the lock that keeps others from it.
+/// The file of a socket, and the lock that keeps other processes from it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -66,8 +66,8 @@ struct SocketFile {
 }
 
 impl SocketFile {
-    /// Creates the socket's file again. The file of the lock may be gone too: then another process
-    /// may hold a new one.
+    /// Creates the socket's file again. The lock file may be missing too: then another process may
+    /// hold a new one.
     fn restore(&mut self, config: &Config) -> Result<UnixListener, String> {
         check_directories(self.path.parent().unwrap_or(Path::new("/")))?;
         let shown = |error: io::Error| error.to_string();
@@ -75,7 +75,7 @@ impl SocketFile {
         if !fs::symlink_metadata(lock_path(&self.path)).is_ok_and(|now| inode(&now) == held) {
             self.lock = lock(&self.path)?;
         }
-        let (listener, inode) = make(&self.path, config).map_err(shown)?;
+        let (listener, inode) = create(&self.path, config).map_err(shown)?;
         self.inode = inode;
         Ok(listener)
     }
@@ -83,14 +83,14 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // A file that replaced the socket is left alone.
+        // A file that replaced the socket is not removed.
         if fs::symlink_metadata(&self.path).is_ok_and(|now| inode(&now) == self.inode) {
             _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// A socket that could not be made, with its path and the reason.
+/// A socket that could not be created, with its path and the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("kubernetes.socket: {0}")]
 pub struct Error(String);
@@ -98,15 +98,17 @@ pub struct Error(String);
 /// Listens on the socket of `config`. Must be called in a runtime.
 ///
 /// # Errors
-/// [`Error`]: something listens there, what is there is no socket, or who can reach or replace it
-/// is not in the hands of this process' user and root alone.
+/// [`Error`]: a process listens there, another kind of file is there, or users other than root and
+/// this process' user could replace the socket.
 pub fn bind(config: &Config) -> Result<Bound, Error> {
     let path = match &config.socket {
         Address::Path(path) => path,
         Address::Abstract(_) => {
             let listener = UnixListener::bind(config.socket.to_path()).map_err(|error| {
                 Error(match error.kind() {
-                    ErrorKind::AddrInUse => format!("{}: something listens there", config.socket),
+                    ErrorKind::AddrInUse => {
+                        format!("{}: another process listens there", config.socket)
+                    }
                     _ => format!("{}: {error}", config.socket),
                 })
             })?;
@@ -118,15 +120,15 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
     check_directories(directory).map_err(&failed)?;
     let lock = lock(path).map_err(&failed)?;
     check_stale(path).map_err(&failed)?;
-    let (listener, inode) = make(path, config).map_err(|error| failed(error.to_string()))?;
+    let (listener, inode) = create(path, config).map_err(|error| failed(error.to_string()))?;
     Ok(Bound { listener, file: Some(SocketFile { path: path.clone(), inode, lock }) })
 }
 
-/// Checks what [`bind`] needs of the directory of the socket, and makes nothing.
+/// Checks that [`bind`] can use the directory of the socket, without creating anything.
 ///
 /// # Errors
-/// [`Error`]: there is no such directory, this process can't write to it, or others could replace
-/// what is in it.
+/// [`Error`]: the directory does not exist, this process can't write to it, or other users could
+/// replace files in it.
 pub fn check(config: &Config) -> Result<(), Error> {
     let Address::Path(path) = &config.socket else { return Ok(()) };
     let directory = path.parent().unwrap_or(Path::new("/"));
@@ -138,12 +140,12 @@ pub fn check(config: &Config) -> Result<(), Error> {
         .map_err(|error| failed(format!("{}: {}", directory.display(), io::Error::from(error))))
 }
 
-/// Takes the lock beside `path`. Its file stays: to remove it would let two hold it.
+/// Takes the lock beside `path`. Its file is never removed: that would let two processes hold it.
 fn lock(path: &Path) -> Result<File, String> {
     let at = lock_path(path);
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    // In a directory such as /tmp somebody may have put a link there.
+    // In a directory such as /tmp, others can create a link with this name.
     options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     let file = options.open(&at).map_err(|error| format!("{}: {error}", at.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -159,7 +161,7 @@ fn lock_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// What stands at `path` is nothing, or a socket that nobody listens on.
+/// Checks that `path` does not exist or is a socket that nobody listens on.
 fn check_stale(path: &Path) -> Result<(), String> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found.file_type(),
@@ -167,26 +169,26 @@ fn check_stale(path: &Path) -> Result<(), String> {
         Err(error) => return Err(error.to_string()),
     };
     if found.is_symlink() {
-        return Err("it is a symbolic link, and is not followed".to_owned());
+        return Err("a symbolic link is there, and is not followed".to_owned());
     }
     if !found.is_socket() {
-        return Err("there is something that is no socket".to_owned());
+        return Err("another kind of file is there".to_owned());
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err("something listens there already; is it another plugin?".to_owned()),
+        Ok(_) => Err("another process listens there already; is it another plugin?".to_owned()),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             tracing::info!(path = %path.display(), "a socket that nobody listens on is replaced");
             Ok(())
         }
-        Err(error) => Err(format!("it can't be seen whether something listens there: {error}")),
+        Err(error) => Err(format!("can't check whether another process listens there: {error}")),
     }
 }
 
-/// Makes the socket with its mode and owner, and moves it to `path`.
-fn make(path: &Path, config: &Config) -> io::Result<(UnixListener, (u64, u64))> {
+/// Creates the socket with its mode and owner, and moves it to `path`.
+fn create(path: &Path, config: &Config) -> io::Result<(UnixListener, (u64, u64))> {
     let mut unique = [0; 4];
     crate::random::fill(&mut unique).map_err(io::Error::other)?;
-    // Short: a socket's path has 108 bytes at most.
+    // Short, because a socket's path has at most 108 bytes.
     let private = path.with_file_name(format!(".{:08x}", u32::from_le_bytes(unique)));
     DirBuilder::new().mode(0o700).create(&private)?;
     let made = private.join("s");
@@ -194,7 +196,7 @@ fn make(path: &Path, config: &Config) -> io::Result<(UnixListener, (u64, u64))> 
         fs::set_permissions(&made, PermissionsExt::from_mode(config.socket_mode.0))?;
         if let Some(owner) = config.owner {
             lchown(&made, Some(owner.uid), owner.gid).map_err(|error| {
-                let detail = format!("it can't be given to {owner} (kubernetes.owner): {error}");
+                let detail = format!("can't set its owner to {owner} (kubernetes.owner): {error}");
                 io::Error::new(error.kind(), detail)
             })?;
         }
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_has_the_mode_that_was_asked_for_and_goes_at_the_end() {
+    async fn it_has_the_configured_mode_and_is_removed_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms.sock");
         for (mode, expected) in [("0600", 0o600), ("0660", 0o660)] {
@@ -251,10 +253,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_one_is_replaced_and_a_live_one_is_not() {
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms.sock");
-        // What a process that was killed leaves behind.
+        // The socket of a process that was killed.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let first = bind(&config(&path)).unwrap();
         assert!(refused(&path).contains("another kms-proxy has this socket"));
@@ -262,17 +264,17 @@ mod tests {
         drop((first, client));
 
         let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(refused(&path).contains("something listens there already"));
+        assert!(refused(&path).contains("another process listens there already"));
         drop(other);
         bind(&config(&path)).unwrap();
     }
 
     #[tokio::test]
-    async fn what_is_there_and_is_no_socket_stays() {
+    async fn another_kind_of_file_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms.sock");
         fs::write(&path, "precious").unwrap();
-        assert!(refused(&path).contains("no socket"));
+        assert!(refused(&path).contains("another kind of file"));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         let link = dir.path().join("link.sock");
         symlink(dir.path().join("elsewhere"), &link).unwrap();
@@ -305,16 +307,16 @@ mod tests {
                 }
             }
         }
-        // Where a link leads counts as well.
+        // The target of a link is checked as well.
         let link = dir.path().join("link");
         symlink(&inner, &link).unwrap();
         set(&outer, 0o777).unwrap();
         assert!(refused(&link.join("kms.sock")).contains("has mode 0777"));
-        assert!(refused(&dir.path().join("none/kms.sock")).contains("there is no directory"));
+        assert!(refused(&dir.path().join("none/kms.sock")).contains("does not exist"));
     }
 
     #[tokio::test]
-    async fn a_socket_that_was_removed_is_created_again_unless_something_is_in_its_place() {
+    async fn a_removed_socket_is_created_again_unless_another_file_is_in_its_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms.sock");
         let config = config(&path);
@@ -333,7 +335,7 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();
-        assert!(bound.keep(&config).unwrap_err().contains("something else is at"));
+        assert!(bound.keep(&config).unwrap_err().contains("another file is at"));
         fs::remove_file(&path).unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
         let error = bound.keep(&config).unwrap_err();
@@ -345,12 +347,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_abstract_one_is_taken_once() {
+    async fn an_abstract_socket_is_bound_once() {
         let name = format!("kms-proxy-test-{}", std::process::id());
         let text = format!("socket = 'unix:///@{name}'\nallowed_uids = [0]");
         let config: Config = toml::from_str(&text).unwrap();
         let bound = bind(&config).unwrap();
-        assert!(bind(&config).unwrap_err().to_string().contains("something listens there"));
+        assert!(bind(&config).unwrap_err().to_string().contains("another process listens there"));
         drop(bound);
         bind(&config).unwrap();
     }

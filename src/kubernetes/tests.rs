@@ -1,4 +1,4 @@
-//! The plugin over a service in memory, with a root that takes its time.
+//! The plugin on a service in memory, with a slow root.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::secret::KeyBytes;
 use crate::service;
 use crate::store::{self, Committed, Entry, Store, Txn, memory};
 
-/// Opens a KEK after this long, if at all.
+/// A root that responds after a delay, and denies access if the flag is set.
 struct Slow(Duration, AtomicBool);
 
 #[async_trait]
@@ -71,7 +71,7 @@ async fn start_at(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_comes_in_time_and_a_slow_root_is_waited_for_all_the_same() {
+async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
     let store = Arc::default();
     let (service, plugin) = start(&store, Duration::ZERO).await;
     let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
@@ -94,11 +94,11 @@ async fn an_answer_comes_in_time_and_a_slow_root_is_waited_for_all_the_same() {
     let error = decrypt().await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
     assert!(error.message().starts_with("root_unavailable: "), "{error}");
-    assert_eq!(decrypt().await.unwrap().plaintext, vec![7; 32], "it was under way");
+    assert_eq!(decrypt().await.unwrap().plaintext, vec![7; 32], "the first call opened the KEK");
     assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok");
 }
 
-/// kube-apiserver writes on for three minutes after the last Status that was no error.
+/// kube-apiserver continues to write for three minutes after the last successful Status.
 #[tokio::test(start_paused = true)]
 async fn enforce_notices_an_outage_that_no_other_call_shows() {
     let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
@@ -125,7 +125,7 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
     watching.await.unwrap();
 }
 
-/// No call of kube-apiserver needs a root for days.
+/// For days, no call of kube-apiserver needs a root.
 #[tokio::test(start_paused = true)]
 async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
     let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
@@ -149,9 +149,10 @@ async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
     watching.await.unwrap();
 }
 
-/// kube-apiserver is not ready while a plugin reports a failure, and an idle plugin writes nothing.
+/// kube-apiserver is not ready while its plugin reports a failure, and an idle plugin does not
+/// write.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_back_is_noticed_without_a_write_by_any_caller() {
+async fn a_store_that_is_available_again_is_noticed_without_a_write_by_any_caller() {
     for outage in [&[][..], &[memory::Fault::NotSent], &[memory::Fault::AnswerLost]] {
         let store = Arc::<memory::Store>::default();
         let (service, plugin) = start(&store, Duration::ZERO).await;
@@ -165,7 +166,11 @@ async fn a_store_that_is_back_is_noticed_without_a_write_by_any_caller() {
         assert!(status.healthz.starts_with("store: "), "{status:?}");
         if outage.is_empty() {
             tokio::time::sleep(Duration::from_secs(60)).await;
-            assert_ne!(plugin.status(StatusRequest {}).unwrap().healthz, "ok", "it is down still");
+            assert_ne!(
+                plugin.status(StatusRequest {}).unwrap().healthz,
+                "ok",
+                "the store is still unavailable"
+            );
         }
         store.set_down(false);
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -177,7 +182,7 @@ async fn a_store_that_is_back_is_noticed_without_a_write_by_any_caller() {
     }
 }
 
-/// A store that takes calls and, for a while, answers none.
+/// A store whose calls can be made to hang.
 #[derive(Default)]
 struct Stuck {
     inner: memory::Store,
@@ -225,13 +230,13 @@ impl Store for Stuck {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_encrypt_that_waits_for_the_store_alone_says_so() {
+async fn an_encrypt_that_waits_only_for_the_store_fails_with_store_unavailable() {
     let (store, clock) = (Arc::<Stuck>::default(), Arc::<ManualClock>::default());
     let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
     let service = start_at(Arc::clone(&store) as _, &root, Arc::clone(&clock)).await;
     let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Enforce);
     let plugin = Arc::new(plugin);
-    // The reserved uses are void, and no others can be had.
+    // The reserved uses have expired, and no more can be reserved.
     clock.advance(Duration::from_secs(61));
     store.is_stuck.store(true, Ordering::SeqCst);
     let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
@@ -261,7 +266,7 @@ fn path(config: &Config) -> &std::path::Path {
 async fn clients_that_make_no_call_do_not_block_the_socket() {
     use tokio::io::AsyncWriteExt;
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    // The head of an Encrypt: POST, http, the path, the authority. Its message never comes.
+    // The head of an Encrypt: POST, http, the path, the authority. Its message is never sent.
     let head = [&b"\x83\x86\x04\x20"[..], proto::ENCRYPT.as_bytes(), b"\x01\x09localhost"].concat();
     let len = u8::try_from(head.len()).unwrap();
     let call = [HELLO, &[0, 0, len, 1, 4, 0, 0, 0, 1], &head].concat();
@@ -276,7 +281,7 @@ async fn clients_that_make_no_call_do_not_block_the_socket() {
             silent.push(stream);
         }
         let report = doctor::examine(&config.socket).await;
-        assert!(!report.is_good, "all places are taken: {report:?}");
+        assert!(!report.is_good, "all connections are in use: {report:?}");
         tokio::time::sleep(Duration::from_secs(200)).await;
         let report = doctor::examine(&config.socket).await;
         assert!(report.is_good, "{}: {report:?}", sent.len());
@@ -300,7 +305,7 @@ async fn a_removed_socket_is_reported_by_readiness_until_clients_find_it_again()
     std::fs::write(path(&config), "something").unwrap();
     let (health, detail) = look().await;
     assert_eq!(health, service::Health::Degraded);
-    assert!(detail.unwrap().contains("something else is at"));
+    assert!(detail.unwrap().contains("another file is at"));
     std::fs::remove_file(path(&config)).unwrap();
     assert_eq!(look().await, (service::Health::Ok, None));
     let report = doctor::examine(&config.socket).await;

@@ -328,7 +328,7 @@ async fn a_socket_path_as_authority_is_refused_and_an_abstract_socket_takes_it()
     let service = setup(uid + 1).start().await;
     let mut client = Client::start(&format!("unix-abstract:{name}"), &format!("@{name}"));
     assert_eq!(client.tell(&json!({"do": "status"}))["error"], "UNAVAILABLE");
-    let refused = "it is not of kubernetes.allowed_uids";
+    let refused = "its user is not in kubernetes.allowed_uids";
     let log = service.logged(refused).await;
     assert!(log.contains(&format!(r#""uid":{uid}"#)), "{log}");
     // However often it connects, that is a line in 10 seconds.

@@ -110,7 +110,7 @@ async fn from_a_local_key_file_to_aws_kms_without_touching_data() {
         let refused = run(&["root", "remove", "--root", root, "--server", &service.url()], b"");
         let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(1), "{errors}");
-        assert!(errors.contains(&format!("no KEK has a wrap of a root {root}")), "{errors}");
+        assert!(errors.contains(&format!("no KEK has a wrap by a root {root}")), "{errors}");
     }
     let now = exposed(&service).await;
     assert_eq!(now[&("primary".to_owned(), false)], 2, "{now:?}");

@@ -119,7 +119,7 @@ async fn a_backup_is_private_and_whole_and_brings_all_back() {
 
     std::fs::remove_file(old.data().join("store.redb")).unwrap();
     let said = refused(run(&["store", "verify", &dir(&old.data())], b""), 1);
-    assert!(said.contains("there is no store in this directory"), "{said}");
+    assert!(said.contains("this directory has no store"), "{said}");
     assert!(!old.data().join("store.redb").exists(), "a look makes nothing");
     share_root(&old, &new);
     good(copy(&backup(&file), &dir(&new.data()), &[]));
@@ -188,9 +188,9 @@ async fn a_copy_overwrites_no_other_chain_and_no_running_service() {
     let same = format!("config:{}", config(&old));
     assert!(refused(copy(&from, &same, &[]), 2).contains("are the same"));
     let said = refused(copy(&from, &backup(&old.file("b")), &["--keep-primary"]), 2);
-    assert!(said.contains("keeps all as it is"), "{said}");
+    assert!(said.contains("contains the records unchanged"), "{said}");
     let said = refused(copy(&dir(&old.file("none")), &dir(&old.file("other")), &[]), 1);
-    assert!(said.contains("there is no store in this directory"), "{said}");
+    assert!(said.contains("this directory has no store"), "{said}");
     assert!(!old.file("none").exists() && !old.file("other").exists());
     let said = refused(copy(&from, &dir(&old.file("third")), &["--chain", "none"]), 1);
     assert!(said.contains("chains/none/head: there is no such chain"), "{said}");

@@ -505,11 +505,7 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
             1,
             "is not trusted here: UnknownIssuer (--ca)",
         ),
-        (
-            &["--server", &url, "--ca", &ca],
-            1,
-            "takes nobody without a certificate (--cert and --key)",
-        ),
+        (&["--server", &url, "--ca", &ca], 1, "requires a client certificate (--cert and --key)"),
         (
             &["--server", &url, "--ca", &ca, "--cert", &other_cert, "--key", &other_key],
             1,

@@ -1,4 +1,4 @@
-//! Where records are: a configured store, the directory of one, or a backup.
+//! The locations of records: a configured store, the directory of a store, or a backup.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,13 +8,13 @@ use kms_proxy::config::{Config, Flags};
 use kms_proxy::store::{self, Store, backup};
 
 use crate::cli::count::count;
-use crate::cli::stdio::tell;
+use crate::cli::stdio::eprint;
 use crate::cli::{Failure, Result};
 
-/// What `--from` and `--to` name.
+/// A value of `--from` and `--to`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// `config:FILE`; without a file, what the environment configures.
+    /// `config:FILE`; without a file, the configuration of the environment.
     Config(Option<PathBuf>),
     /// `dir:DIR`.
     Dir(PathBuf),
@@ -34,18 +34,18 @@ impl FromStr for Place {
             Some(("dir", dir)) if !dir.is_empty() => Ok(Self::Dir(dir.into())),
             Some(("backup", "-")) => Ok(Self::Stream),
             Some(("backup", file)) if !file.is_empty() => Ok(Self::Backup(file.into())),
-            _ => Err("it is written config:FILE, dir:DIR or backup:FILE"),
+            _ => Err("must be config:FILE, dir:DIR or backup:FILE"),
         }
     }
 }
 
 impl Place {
-    /// The settings of the store, if it is one.
+    /// The settings of the store; `None` for a backup.
     pub(super) fn config(&self) -> Result<Option<store::Config>> {
         Ok(match self {
             Self::Config(file) => {
                 let config = load(file.clone())?.store;
-                must_be_one(&config)?;
+                require_store(&config)?;
                 Some(config)
             }
             Self::Dir(dir) => Some(store::Config::File(store::file::Config { path: dir.clone() })),
@@ -53,11 +53,12 @@ impl Place {
         })
     }
 
-    /// Opens what must be there already.
+    /// Opens a store or backup that must exist.
     pub(super) async fn open(&self) -> Result<Arc<dyn Store>> {
         match (self, self.config()?) {
             (Self::Stream, _) => Err(Failure::Usage(
-                "backup:- is stdout, for --to alone; a backup is read from a file".to_owned(),
+                "backup:- is stdout and works only with --to; a backup is read from a file"
+                    .to_owned(),
             )),
             (Self::Backup(file), _) => {
                 let read = backup::read(file);
@@ -65,7 +66,7 @@ impl Place {
                     read.map_err(|error| Failure::refused(format!("{}: {error}", file.display())))?;
                 let backup::Backup { store, created_at, chains, records } = backup;
                 let (chains, records) = (count(chains, "chain"), count(records, "record"));
-                tell(&format!("a backup of {created_at}: {chains}, {records}"));
+                eprint(&format!("a backup of {created_at}: {chains}, {records}"));
                 Ok(Arc::new(store))
             }
             (_, Some(config)) => open(&config).await,
@@ -79,37 +80,37 @@ pub(super) fn load(file: Option<PathBuf>) -> Result<Config> {
     load_with(file, Flags::default())
 }
 
-/// The same with flags over it.
+/// The configuration of `file` and the environment, overridden by `flags`.
 pub(super) fn load_with(file: Option<PathBuf>, flags: Flags) -> Result<Config> {
     Config::load(file.as_deref(), &flags).map_err(|error| Failure::Usage(error.to_string()))
 }
 
-/// Opens a store that must be there already: a slip in a path must not make an empty one.
+/// Opens a store that must exist: a mistyped path must not create an empty one.
 pub(super) async fn open(config: &store::Config) -> Result<Arc<dyn Store>> {
-    must_be_one(config)?;
+    require_store(config)?;
     if config.is_missing() {
         let dir = config.data_dir().display();
-        return Err(Failure::refused(format!("{dir}: there is no store in this directory")));
+        return Err(Failure::refused(format!("{dir}: this directory has no store")));
     }
-    open_or_make(config).await
+    open_or_create(config).await
 }
 
-/// With `inline` no store exists.
-fn must_be_one(config: &store::Config) -> Result {
+/// Fails for `inline`, which has no store.
+fn require_store(config: &store::Config) -> Result {
     match config {
         store::Config::Inline(_) => Err(Failure::Usage(
             "store.kind is \"inline\": nothing is stored, so there is nothing to copy, verify or \
-             retire. Each envelope carries its KEK along; `kms-proxy rewrap` moves envelopes to a \
-             service that has a store, and `kms-proxy rewrap --inline` from one"
+             retire. Each envelope embeds its KEK; `kms-proxy rewrap` moves envelopes to a service \
+             with a store, and `kms-proxy rewrap --inline` from one"
                 .to_owned(),
         )),
         store::Config::File(_) | store::Config::Etcd(_) => Ok(()),
     }
 }
 
-/// Opens a store, and makes it when it is missing.
-pub(super) async fn open_or_make(config: &store::Config) -> Result<Arc<dyn Store>> {
-    must_be_one(config)?;
+/// Opens a store, and creates it if it is missing.
+pub(super) async fn open_or_create(config: &store::Config) -> Result<Arc<dyn Store>> {
+    require_store(config)?;
     store::open_or_make(config).await.map_err(|error| Failure::refused(error.to_string()))
 }
 
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_told_apart() {
+    fn locations_are_parsed() {
         for (text, place) in [
             ("config:a.toml", Place::Config(Some("a.toml".into()))),
             ("config:", Place::Config(None)),

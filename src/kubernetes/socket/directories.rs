@@ -1,6 +1,6 @@
-//! The directories on the way to the socket: nobody else may replace what is in them.
+//! Checks that nobody else can replace files in the directories of the socket's path.
 //!
-//! It only looks, and must not know what the socket is for.
+//! It changes nothing, and must not know the purpose of the socket.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -8,14 +8,14 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Links on the way to a socket, as many as Linux follows.
+/// The most symbolic links in the path of a socket, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Every directory and every link on the way to the socket, one step after the other, belongs to
-/// root or to this process' user, and no one else may rename what is in it.
+/// Checks that every directory and link in the path belongs to root or to this process' user, and
+/// that nobody else may rename files in it.
 pub(super) fn check_directories(directory: &Path) -> Result<(), String> {
     let shown = |path: &Path, error: io::Error| match error.kind() {
-        ErrorKind::NotFound => format!("there is no directory {}", directory.display()),
+        ErrorKind::NotFound => format!("the directory {} does not exist", directory.display()),
         _ => format!("{}: {error}", path.display()),
     };
     let absolute = std::path::absolute(directory).map_err(|error| shown(directory, error))?;
@@ -33,7 +33,7 @@ pub(super) fn check_directories(directory: &Path) -> Result<(), String> {
         if found.is_symlink() {
             links += 1;
             if links > MAX_LINKS {
-                return Err(format!("{}: too many links", directory.display()));
+                return Err(format!("{}: too many symbolic links", directory.display()));
             }
             let target = fs::read_link(&at).map_err(|error| shown(&at, error))?;
             at.pop();
@@ -42,13 +42,13 @@ pub(super) fn check_directories(directory: &Path) -> Result<(), String> {
             }
             steps.extend(self::steps(&target));
         } else if !found.is_dir() {
-            return Err(format!("{} is no directory", at.display()));
+            return Err(format!("{} is not a directory", at.display()));
         }
     }
     Ok(())
 }
 
-/// The steps of a path, the first one last.
+/// The components of a path, in reverse order.
 fn steps(path: &Path) -> Vec<OsString> {
     let steps = path.components().rev().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -63,8 +63,8 @@ fn check_directory(path: &Path, found: &Metadata) -> Result<(), String> {
     let (mode, is_sticky) = (found.mode() & 0o7777, found.mode() & 0o1000 != 0);
     if found.is_dir() && mode & 0o022 != 0 && !is_sticky {
         return Err(format!(
-            "{} has mode {mode:04o}, so others could put another socket there: take their right to \
-             write away (chmod go-w)",
+            "{} has mode {mode:04o}, so others could put another socket there: revoke their write \
+             permission (chmod go-w)",
             path.display()
         ));
     }
@@ -76,8 +76,8 @@ fn check_owner(path: &Path, owner: u32, ours: u32) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} belongs to user {owner}, who could put another socket there: it must be root's or user \
-         {ours}'s",
+        "{} belongs to user {owner}, who could put another socket there: it must belong to root or \
+         to user {ours}",
         path.display()
     ))
 }

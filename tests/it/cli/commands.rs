@@ -33,7 +33,7 @@ async fn chains_are_listed_made_and_changed_and_their_keks_listed() {
     let (titles, row) = table.trim_end().split_once('\n').unwrap();
     assert!(titles.starts_with("CHAIN ") && row.starts_with("orders  aes-256-gcm "), "{table}");
     let said = refused(call(&service, &create, b""), 1);
-    assert!(said.contains("there is a chain orders already"), "{said}");
+    assert!(said.contains("the chain orders exists already"), "{said}");
 
     let set = ["chain", "set", "orders", "--rotate-after-uses", "1000"];
     good(call(&service, &set, b""));
@@ -52,7 +52,7 @@ async fn chains_are_listed_made_and_changed_and_their_keks_listed() {
         (&3_000_000.into(), &2_592_000.into())
     );
     let said = refused(call(&service, &["chain", "set", "none", "--max-uses", "10"], b""), 1);
-    assert!(said.contains("there is no chain none"), "{said}");
+    assert!(said.contains("the chain none does not exist"), "{said}");
     assert!(!good_text(call(&service, &["chain", "list"], b"")).contains("none"));
     refused(call(&service, &["chain", "set", "orders"], b""), 2);
     let said = refused(call(&service, &["chain", "set", "orders", "--max-uses", "1"], b""), 1);
@@ -157,7 +157,10 @@ async fn input_and_answers_are_bounded() {
     let output = call(&service, &["rewrap", "--lines", "--max-size", "999"], &lines);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("stopped before line 2") && said.contains("--max-size"), "{said}");
+    assert!(
+        said.contains("the output ends before line 2") && said.contains("--max-size"),
+        "{said}"
+    );
     let done = String::from_utf8(output.stdout).unwrap();
     assert!(done.starts_with("kp:") && done.ends_with('\n') && done.lines().count() == 1);
 
@@ -175,7 +178,7 @@ async fn input_and_answers_are_bounded() {
         (&["kek", "list"], 64 << 20),
     ] {
         let said = refused(run(&[args, &["--server", &url]].concat(), b"x"), 1);
-        assert!(said.contains(&format!("answers with more than {most} bytes")), "{args:?}: {said}");
+        assert!(said.contains(&format!("has more than {most} bytes")), "{args:?}: {said}");
     }
 }
 
@@ -230,7 +233,7 @@ async fn a_backup_on_stdout_is_one_that_can_be_read() {
     let cut = run(&["store", "copy", "--from", &backup, "--to", &to_dir], b"");
     assert_eq!(cut.status.code(), Some(1), "{cut:?}");
     let said = refused(run(&["store", "copy", "--from", "backup:-", "--to", &to_dir], b""), 2);
-    assert!(said.contains("--to alone"), "{said}");
+    assert!(said.contains("only with --to"), "{said}");
 }
 
 #[test]
@@ -241,7 +244,7 @@ fn the_directory_of_the_socket_is_looked_at_before_the_start() {
         .set("KUBERNETES__SOCKET", format!("unix://{}/kms.sock", dir.display()))
         .set("STORE__PATH", data.display());
     let said = refused(setup.run(&["check-config"]), 2);
-    let missing = format!("there is no directory {}", dir.display());
+    let missing = format!("the directory {} does not exist", dir.display());
     assert!(said.contains("kubernetes.socket: ") && said.contains(&missing), "{said}");
     std::fs::create_dir(&dir).unwrap();
     std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
