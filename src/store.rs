@@ -64,6 +64,42 @@ pub struct Txn {
     pub deletes: Vec<String>,
 }
 
+impl Txn {
+    /// Also requires that the entry at `key` has this revision.
+    #[must_use]
+    pub fn unchanged(mut self, key: String, revision: Revision) -> Self {
+        self.compares.push(Compare::Unchanged(key, revision));
+        self
+    }
+
+    /// Also writes `value`, if there is no entry at `key`.
+    #[must_use]
+    pub fn create(mut self, key: String, value: Vec<u8>) -> Self {
+        self.compares.push(Compare::Absent(key.clone()));
+        self.put(key, value)
+    }
+
+    /// Also writes `value`, if the entry at `key` has this revision.
+    #[must_use]
+    pub fn replace(self, key: String, revision: Revision, value: Vec<u8>) -> Self {
+        self.unchanged(key.clone(), revision).put(key, value)
+    }
+
+    /// Also writes `value`, whatever is at `key`.
+    #[must_use]
+    pub fn put(mut self, key: String, value: Vec<u8>) -> Self {
+        self.puts.push((key, value));
+        self
+    }
+
+    /// Also deletes the entry at `key`.
+    #[must_use]
+    pub fn delete(mut self, key: String) -> Self {
+        self.deletes.push(key);
+        self
+    }
+}
+
 /// The outcome of a [`Txn`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
