@@ -1,4 +1,4 @@
-# Everything that is done with kms-proxy, one target each; `make help` lists them.
+# The tasks of a developer, one target each; `make help` lists them.
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -7,10 +7,10 @@ PYTHON ?= python3
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
-# etcd-client compiles its protocol when it is built. `.cargo/config.toml` names the compiler.
+# The build of etcd-client compiles its protocol. `.cargo/config.toml` names the compiler.
 PROTOX := target/tools/bin/protox
 
-# It runs for a second: to optimise it would take longer.
+# It runs for a second: optimising it would take longer.
 $(PROTOX):
 	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --debug --locked --root target/tools protox@0.10.0 --features bin
 
@@ -18,8 +18,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 KMS_PROXY := "$(TARGET)/release/kms-proxy"
 BUILD := $(CARGO) build --release --locked --target-dir "$(TARGET)" --bin kms-proxy
 
-# Cargo builds a dependency once for each set of its features, and the tests need more features. An example
-# has those of the tests: with it, the program is built from the same dependencies as the tests.
+# Cargo builds a dependency once for each set of its features, and the tests enable more features. Building
+# an example enables them too, so the program then uses the same dependencies as the tests.
 BUILD_LIKE_TESTS := $(BUILD) --example client
 
 .PHONY: run
@@ -41,11 +41,11 @@ test: $(PROTOX) test-env ## install what the tests need and run them all
 .PHONY: test-env
 test-env: target/test-env/stamp servers ## what the tests need: servers from Debian, and Python in target/test-env
 
-# Real servers that the tests start themselves; each is a command and the package that has it.
+# Servers that the tests start: each a command and the package that contains it.
 SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl \
 	haproxy:haproxy systemd-analyze:systemd
 
-# Debian starts what it installs, unless this file says no; the tests start servers of their own.
+# Debian starts the servers that it installs, unless this file denies it. The tests start their own.
 POLICY := /usr/sbin/policy-rc.d
 
 .PHONY: servers
@@ -61,21 +61,21 @@ servers:
 		echo "the tests need servers; run: sudo apt-get install$$missing" >&2; exit 1; \
 	fi
 
-# The stamp is made last, so an installation that was broken off is made anew.
+# The stamp is created last, so an interrupted installation is repeated.
 target/test-env/stamp: tests/requirements.txt tests/deploy/helm.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	if [ "$$(id -u)" = 0 ]; then \
 		apt-get update -qq && apt-get install -qq --no-install-recommends python3-venv; \
 	else \
-		echo 'python3 can make no virtual environment; run: sudo apt-get install python3-venv' >&2; exit 1; \
+		echo 'python3 cannot create a virtual environment; run: sudo apt-get install python3-venv' >&2; exit 1; \
 	fi
 	$(PYTHON) -m venv --clear target/test-env
 	target/test-env/bin/pip install --quiet --disable-pip-version-check -r $<
 	target/test-env/bin/python tests/deploy/helm.py
 	@touch $@
 
-# Each round is a start, a load that a kill -9 ends, and a check of all that was answered. Each seed is a
-# simulated history of processes on one store.
+# A round starts a service under load, kills it with -9, and checks every response. A seed is a simulated
+# history of processes on one store.
 ROUNDS ?= 300
 SEEDS ?= 10000
 SOAK_SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
@@ -122,20 +122,20 @@ audit: $(CARGO_DENY) ## licences, sources, duplicates and known vulnerabilities 
 	@if git ls-remote --quiet $(ADVISORIES) HEAD >/dev/null 2>&1; then \
 		$(CARGO_DENY) --locked check advisories; \
 	else \
-		echo 'NOT CHECKED: known vulnerabilities. $(ADVISORIES) can not be reached.' >&2; \
+		echo 'NOT CHECKED: known vulnerabilities. $(ADVISORIES) cannot be reached.' >&2; \
 	fi
 
 $(CARGO_DENY):
 	$(CARGO) install --locked --root target/tools cargo-deny@0.20.2
 
 .PHONY: openapi
-openapi: $(PROTOX) ## write openapi/kms-proxy.json anew from the code
+openapi: $(PROTOX) ## generate openapi/kms-proxy.json from the code
 	$(BUILD_LIKE_TESTS)
 	$(KMS_PROXY) openapi > openapi/kms-proxy.json.new
 	mv openapi/kms-proxy.json.new openapi/kms-proxy.json
 
 .PHONY: documents
-documents: openapi ## all that is made from the code: that, and docs/command-line.md
+documents: openapi ## generate the documents: openapi/kms-proxy.json and docs/command-line.md
 	$(KMS_PROXY) reference > docs/command-line.md.new
 	mv docs/command-line.md.new docs/command-line.md
 

@@ -19,8 +19,8 @@ pub const TAG_LEN: usize = 16;
 #[error("authentication failed")]
 pub struct Failed;
 
-/// A key with its schedule: about 700 bytes, wiped on drop.
-pub struct Cipher(Inner);
+/// A key with its schedule: about 700 bytes on the heap, wiped on drop.
+pub struct Cipher(Box<Inner>);
 
 enum Inner {
     Aes128(Aes128Gcm),
@@ -32,9 +32,11 @@ impl Cipher {
     #[must_use]
     #[inline]
     pub fn new(key: &KeyBytes) -> Self {
-        Self(match key.exposed() {
-            Exposed::Aes128(key) => Inner::Aes128(Aes128Gcm::new(key.into())),
-            Exposed::Aes256(key) => Inner::Aes256(Aes256Gcm::new(key.into())),
+        swept(|| {
+            Self(Box::new(match key.exposed() {
+                Exposed::Aes128(key) => Inner::Aes128(Aes128Gcm::new(key.into())),
+                Exposed::Aes256(key) => Inner::Aes256(Aes256Gcm::new(key.into())),
+            }))
         })
     }
 
@@ -49,7 +51,7 @@ impl Cipher {
         aad: &[u8],
         buffer: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Failed> {
-        let tag = match &self.0 {
+        let tag = match &*self.0 {
             Inner::Aes128(key) => key.encrypt_inout_detached(nonce.into(), aad, buffer.into()),
             Inner::Aes256(key) => key.encrypt_inout_detached(nonce.into(), aad, buffer.into()),
         };
@@ -68,7 +70,7 @@ impl Cipher {
         buffer: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<(), Failed> {
-        let opened = match &self.0 {
+        let opened = match &*self.0 {
             Inner::Aes128(key) => {
                 key.decrypt_inout_detached(nonce.into(), aad, buffer.into(), tag.into())
             }
@@ -87,14 +89,24 @@ impl Cipher {
 /// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
 #[inline]
 pub fn seal_once(key: &KeyBytes, aad: &[u8], buffer: &mut [u8]) -> Result<[u8; TAG_LEN], Failed> {
-    let tag = swept(buffer.len(), || match key.exposed() {
+    swept(|| seal_once_unswept(key, aad, buffer))
+}
+
+/// The same, for work that is [`swept`] as a whole.
+#[inline]
+pub(crate) fn seal_once_unswept(
+    key: &KeyBytes,
+    aad: &[u8],
+    buffer: &mut [u8],
+) -> Result<[u8; TAG_LEN], Failed> {
+    let tag = match key.exposed() {
         Exposed::Aes128(key) => {
             Aes128Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
         }
         Exposed::Aes256(key) => {
             Aes256Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
         }
-    });
+    };
     tag.map(Into::into).map_err(|_| Failed)
 }
 
@@ -109,7 +121,7 @@ pub fn open_once(
     buffer: &mut [u8],
     tag: &[u8; TAG_LEN],
 ) -> Result<(), Failed> {
-    let opened = swept(buffer.len(), || match key.exposed() {
+    let opened = swept(|| match key.exposed() {
         Exposed::Aes128(key) => Aes128Gcm::new(key.into()).decrypt_inout_detached(
             &ZERO.into(),
             aad,
@@ -126,17 +138,15 @@ pub fn open_once(
     opened.map_err(|_| Failed)
 }
 
-/// Messages of at least this size pass over the stack in pieces of up to this size: 64 blocks.
-const PIECE: usize = 1024;
-/// How much of the stack is overwritten. With AVX-512, which uses the largest pieces, AES-256
-/// reaches a depth of 8.0 KB and AES-128 of 7.0 KB, and the last piece that was opened lies above
-/// 6.0 KB.
-const SWEPT: usize = 8192;
+/// How much of the stack is overwritten. A message passes over the stack in pieces of up to 1 KiB,
+/// 64 blocks. With AVX-512, which uses the largest pieces, AES-256 reaches a depth of 8.0 KB and
+/// AES-128 of 7.0 KB. The key and its schedule are there too, whatever the size of the message.
+const SWEPT: usize = 12 * 1024;
 
-/// Runs `work` on a message of `len` bytes. For a long message, overwrites what it left on the
-/// stack.
+/// Runs `work`, then overwrites what it left on the stack: keys, their schedules and pieces of
+/// messages. A key in its result must be on the heap.
 #[inline]
-fn swept<T>(len: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn swept<T>(work: impl FnOnce() -> T) -> T {
     /// In a separate frame, so that the sweep overwrites the same stack.
     #[inline(never)]
     fn apart<T>(work: impl FnOnce() -> T) -> T {
@@ -147,9 +157,7 @@ fn swept<T>(len: usize, work: impl FnOnce() -> T) -> T {
         std::hint::black_box(&mut [0_u8; SWEPT]);
     }
     let done = apart(work);
-    if len >= PIECE {
-        sweep();
-    }
+    sweep();
     done
 }
 

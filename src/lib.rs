@@ -217,6 +217,8 @@ pub mod export;
 mod files;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "kubernetes")]
+mod http2_frames;
 pub mod human_units;
 pub mod id;
 pub mod keychain;

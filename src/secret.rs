@@ -11,11 +11,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::id::Suite;
 use crate::random;
 
-/// The bytes of a KEK or a DEK: 16 or 32 of them, kept in place and wiped on drop.
-#[derive(ZeroizeOnDrop)]
+/// The bytes of a KEK or a DEK: 16 or 32 of them, wiped on drop. They stay in one place on the
+/// heap: a key that is moved leaves no copy on the stack.
 pub struct KeyBytes {
-    bytes: [u8; 32],
-    #[zeroize(skip)]
+    bytes: Box<[u8; 32]>,
     suite: Suite,
 }
 
@@ -25,7 +24,7 @@ impl KeyBytes {
     /// # Errors
     /// [`random::Unavailable`] when the operating system gives no randomness.
     pub fn random(suite: Suite) -> Result<Self, random::Unavailable> {
-        let mut key = Self { bytes: [0; 32], suite };
+        let mut key = Self { bytes: Box::new([0; 32]), suite };
         random::fill(key.as_mut())?;
         Ok(key)
     }
@@ -34,7 +33,7 @@ impl KeyBytes {
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         let suite = Suite::from_key_len(bytes.len())?;
-        let mut key = Self { bytes: [0; 32], suite };
+        let mut key = Self { bytes: Box::new([0; 32]), suite };
         key.as_mut().copy_from_slice(bytes);
         Some(key)
     }
@@ -65,10 +64,18 @@ impl KeyBytes {
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {
         match self.suite {
             Suite::Aes128Gcm => self.bytes.split_at_mut(16).0,
-            Suite::Aes256Gcm => &mut self.bytes,
+            Suite::Aes256Gcm => &mut *self.bytes,
         }
     }
 }
+
+impl Drop for KeyBytes {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for KeyBytes {}
 
 /// Exposed key bytes, by the suite that they are for.
 pub(crate) enum Exposed<'a> {

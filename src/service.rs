@@ -160,7 +160,8 @@ impl KeyService {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Stops the background tasks after their current step.
+    /// Stops the background tasks after their current step. Other processes learn that this one
+    /// uses its roots no longer.
     pub async fn stop(&self) {
         self.core.stopping.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock());
@@ -168,6 +169,7 @@ impl KeyService {
             // The panic of a task is logged already.
             let _ = task.await;
         }
+        rotation::root_users::withdraw(&self.core).await;
     }
 
     /// Counts the outcome of a call on `chain`.

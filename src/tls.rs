@@ -22,6 +22,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::clock::Clock;
 
+mod check;
 mod client;
 mod load;
 pub(crate) mod peer;
@@ -32,6 +33,7 @@ mod validity;
 use load::{Files, Fingerprint, Loaded};
 use peer::Peer;
 
+pub use check::{PairError, check_authorities, check_pair};
 pub use load::Error;
 pub use validity::warnings;
 

@@ -92,12 +92,7 @@ impl Client {
             // One call after the other; and what a refused handshake says is not lost on the way.
             .http1_only();
         let http = args.tls.apply(&args.server, http)?;
-        let http = http.build().map_err(|error| match reason(&error) {
-            why if why.contains("keys may not be consistent") => {
-                Failure::Usage("--cert, --key: it is not the key of the certificate".to_owned())
-            }
-            why => Failure::refused(why),
-        })?;
+        let http = http.build().map_err(|error| Failure::refused(reason(&error)))?;
         let token = args.token_file.as_deref().map(bearer).transpose()?;
         if token.is_some() && is_open(&args.server) {
             tell(

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use kms_proxy::config::{Config, Flags};
@@ -33,7 +34,7 @@ enum Command {
     /// Have every KEK wrapped by a root that is new, or whose wraps are out of date
     Rewrap(ChangeArgs),
     /// Erase the wraps of a root that is no longer configured
-    Remove(ChangeArgs),
+    Remove(RemoveArgs),
 }
 
 #[derive(clap::Args)]
@@ -51,8 +52,7 @@ struct StatusArgs {
     client: client::Args,
 }
 
-#[derive(clap::Args)]
-#[command(after_help = "\
+const CHANGE_HELP: &str = "\
 It works on a running service, a part of the KEKs at a time, and changes no data. If it is \
 interrupted, run it again: it continues with the rest. The exit code is 1 when a KEK could not be \
 changed, and when there was no wrap to remove.
@@ -61,7 +61,10 @@ To move from one root to another:
   1. configure the new root beside the old one, on every replica
   2. kms-proxy root rewrap --root new
   3. take the old root out of the configuration of every replica
-  4. kms-proxy root remove --root old")]
+  4. kms-proxy root remove --root old";
+
+#[derive(clap::Args)]
+#[command(after_help = CHANGE_HELP)]
 struct ChangeArgs {
     /// The root's name
     #[arg(long, value_name = "NAME")]
@@ -71,6 +74,17 @@ struct ChangeArgs {
     chain: Vec<ChainName>,
     #[command(flatten)]
     client: client::Args,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = CHANGE_HELP)]
+struct RemoveArgs {
+    /// Do not wait, up to 60 s, until no replica that has lost the store can encrypt under a KEK
+    /// that the root opens
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(clap::Args)]
@@ -94,8 +108,8 @@ pub(super) fn run(args: Args) -> Result {
     match args.command {
         Command::Init(args) => init(args),
         Command::Status(args) => block_on(status(args)),
-        Command::Rewrap(args) => block_on(change(args, "rewrap")),
-        Command::Remove(args) => block_on(change(args, "remove")),
+        Command::Rewrap(args) => block_on(change(args, "rewrap", true)),
+        Command::Remove(args) => block_on(change(args.change, "remove", args.no_wait)),
     }
 }
 
@@ -191,13 +205,16 @@ fn tally<'a>(keks: &[Kek], configured: impl Iterator<Item = &'a str>) -> BTreeMa
 }
 
 /// Does `change` to all KEKs.
-async fn change(args: ChangeArgs, change: &str) -> Result {
+async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     #[derive(Deserialize)]
     struct Part {
         looked_at: u64,
         changed: u64,
         failed: Vec<Failed>,
         next: Option<String>,
+        /// Servers before 0.2 do not send it.
+        #[serde(default)]
+        settles_in_seconds: u64,
     }
     #[derive(Deserialize)]
     struct Failed {
@@ -208,6 +225,7 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
     let client = Client::new(client)?;
     let chains = chains::names(&client, &chain).await?;
     let (mut looked_at, mut changed, mut failed) = (0, 0, 0);
+    let mut settled = Instant::now();
     let mut told = Progress::new();
     for (index, chain) in chains.iter().enumerate() {
         let path = format!("/v1/chains/{chain}/roots/{root}/{change}");
@@ -227,6 +245,8 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
                 let keks = count(looked_at, "KEK");
                 format!("{keks} done, {changed} changed, chain {index} of {chains}")
             });
+            settled =
+                settled.max(Instant::now() + Duration::from_secs(progress.settles_in_seconds));
             match progress.next {
                 Some(next) => after = Some(next),
                 None => break,
@@ -234,6 +254,14 @@ async fn change(args: ChangeArgs, change: &str) -> Result {
         }
     }
     let keks = count(looked_at, "KEK");
+    let left = settled.saturating_duration_since(Instant::now());
+    if !left.is_zero() && !no_wait {
+        tell(&format!(
+            "a replica that has lost the store may encrypt under an old KEK for {} s more: waiting",
+            left.as_secs() + 1
+        ));
+        tokio::time::sleep(left).await;
+    }
     print(format!("{keks}, {changed} changed, {failed} failed\n").as_bytes())?;
     match failed {
         // A slip in the name must not look like a root that is gone from everywhere.

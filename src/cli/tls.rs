@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kms_proxy::tls::{PairError, check_authorities, check_pair};
 use reqwest::{Certificate, ClientBuilder, Identity};
 use zeroize::Zeroizing;
 
@@ -33,19 +34,24 @@ impl Args {
         }
         let mut http = http;
         if let Some(path) = &self.ca {
-            let authorities = Certificate::from_pem_bundle(&read("--ca", path)?);
-            let authorities = authorities.ok().filter(|all| !all.is_empty());
-            let wrong = || usage("--ca", path, "it has no certificate in PEM");
-            http = http.tls_certs_only(authorities.ok_or_else(wrong)?);
+            let pem = read("--ca", path)?;
+            check_authorities(&pem).map_err(|detail| usage("--ca", path, &detail))?;
+            let authorities = Certificate::from_pem_bundle(&pem);
+            let wrong = |_| usage("--ca", path, "its certificates can't be used");
+            http = http.tls_certs_only(authorities.map_err(wrong)?);
         }
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            // One buffer for both, which does not grow.
             let (certs, secret) = (read("--cert", cert)?, read("--key", key)?);
+            check_pair(&certs, &secret).map_err(|error| match error {
+                PairError::Cert(detail) => usage("--cert", cert, &detail),
+                PairError::Key(detail) => usage("--key", key, &detail),
+            })?;
+            // One buffer for both, which does not grow.
             let mut both = Zeroizing::new(Vec::with_capacity(certs.len() + secret.len() + 1));
             both.extend_from_slice(&secret);
             both.push(b'\n');
             both.extend_from_slice(&certs);
-            let wrong = |_| usage("--cert, --key", cert, "it and the key are no such pair in PEM");
+            let wrong = |_| usage("--cert, --key", cert, "it and the key can't be used");
             http = http.identity(Identity::from_pem(&both).map_err(wrong)?);
         }
         Ok(http)

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -27,7 +27,7 @@ use crate::tls::peer::Peer;
 use super::activity::{Activity, Over, UnderWay};
 use super::budget::Held;
 use super::gate::{Gate, NoRoom, size};
-use super::heads::{Counted, FREE, MAX_HEAD};
+use super::heads::{Counted, FREE, MAX_FIELDS, MAX_HEAD};
 
 /// How long an idle connection may take to end when it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,6 +65,13 @@ pub(super) async fn serve(
         let under_way = UnderWay::begin(Arc::clone(&activity));
         let coming = Some(UnderWay::begin(activity));
         async move {
+            if request.headers().len() > MAX_FIELDS {
+                drop(request);
+                let mut refused =
+                    Response::new(Outgoing::new(Body::empty(), None, under_way.activity()));
+                *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                return Ok(refused);
+            }
             let expects = !is_http_2 && request.headers().contains_key(EXPECT);
             let request =
                 request.map(|body| Body::new(Coming { body: Some(body), expects, coming }));

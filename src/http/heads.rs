@@ -3,7 +3,8 @@
 //!
 //! hyper buffers a head of HTTP/1.1 until it is whole, so what is read between two requests is
 //! counted as it is read. Bodies are counted by those who read them. A connection of HTTP/2 has one
-//! unfinished head at most, whose size h2 limits.
+//! unfinished head at most. A few bytes of it can make h2 keep much, so each counts as the largest
+//! one, from the frame that leaves it unfinished to the end of its last frame.
 
 use std::io;
 use std::pin::Pin;
@@ -12,23 +13,38 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::http2_frames::{Frames, Part};
+
 use super::activity::Activity;
 use super::budget::{Budget, Held};
 
-/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. hyper
-/// takes 100 headers at most. It is also the largest piece of one read from the socket.
+/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. It is
+/// also the largest piece of one read from the socket.
 pub(super) const MAX_HEAD: usize = 128 << 10;
+/// Header fields that a request may have. hyper has the same limit for HTTP/1.1, and none for
+/// HTTP/2, where a field that is one byte on the wire takes a hundred in memory.
+pub(super) const MAX_FIELDS: usize = 100;
 /// Bytes of a head that are not counted: hyper's first buffer, which every connection has.
 pub(super) const FREE: usize = 8 << 10;
+
+/// What h2 keeps of an unfinished head at most, within [`MAX_HEAD`]: 3,400 fields with names of
+/// three letters took 430 KB, one long value 250 KB.
+const UNFINISHED: usize = 512 << 10;
+
+/// Types of frames, and the flag of the last one of a head (RFC 9113, section 6).
+const HEADERS: u8 = 1;
+const PUSH_PROMISE: u8 = 5;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 
 /// A connection whose heads are counted.
 pub(super) struct Counted<S> {
     stream: S,
     activity: Arc<Activity>,
     budget: Budget,
-    /// Whether what is read between two requests is a head: h2 reads ahead, also of bodies, before
-    /// it passes a request on.
-    is_http_1: bool,
+    /// Only of HTTP/2: what is read between two requests is not a head there, since h2 reads
+    /// ahead, also of bodies, before it passes a request on.
+    unfinished: Option<Unfinished>,
     /// How many requests had begun when the bytes below were read.
     began: u64,
     /// Bytes since then; more than a head may have are not kept by anybody.
@@ -38,7 +54,8 @@ pub(super) struct Counted<S> {
 
 impl<S> Counted<S> {
     pub(super) fn new(stream: S, activity: Arc<Activity>, budget: Budget, is_http_1: bool) -> Self {
-        Self { stream, activity, budget, is_http_1, began: 0, bytes: 0, held: None }
+        let unfinished = (!is_http_1).then(Unfinished::default);
+        Self { stream, activity, budget, unfinished, began: 0, bytes: 0, held: None }
     }
 
     /// Takes room for what was read before, unless that was a whole head; now it is known. Called
@@ -47,6 +64,9 @@ impl<S> Counted<S> {
     /// # Errors
     /// When there is no room.
     fn account(&mut self) -> io::Result<()> {
+        if self.unfinished.is_some() {
+            return Ok(());
+        }
         let (began, _) = self.activity.requests();
         if began != self.began {
             (self.began, self.bytes) = (began, 0);
@@ -65,16 +85,67 @@ impl<S> Counted<S> {
                     self.held.is_some()
                 }
             };
-        if fits { Ok(()) } else { Err(io::Error::other("there is no room for a head now")) }
+        if fits { Ok(()) } else { Err(no_room()) }
     }
 
-    /// Notes that `len` bytes were read.
-    fn read(&mut self, len: usize) {
+    /// Notes what was read.
+    ///
+    /// # Errors
+    /// When there is no room for an unfinished head of HTTP/2.
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(unfinished) = &mut self.unfinished {
+            if !unfinished.is_after(bytes) {
+                self.held = None;
+            } else if self.held.is_none() {
+                self.held = self.budget.take_in_half(UNFINISHED);
+                return if self.held.is_some() { Ok(()) } else { Err(no_room()) };
+            }
+            return Ok(());
+        }
         let (began, ended) = self.activity.requests();
         // Else they are of a body.
-        if self.is_http_1 && began == ended {
-            self.bytes = self.bytes.saturating_add(len).min(MAX_HEAD);
+        if began == ended {
+            self.bytes = self.bytes.saturating_add(bytes.len()).min(MAX_HEAD);
         }
+        Ok(())
+    }
+}
+
+fn no_room() -> io::Error {
+    io::Error::other("there is no room for a head now")
+}
+
+/// Whether a client of HTTP/2 has begun a head and not ended it.
+struct Unfinished {
+    frames: Frames,
+    is_open: bool,
+    /// The head ends with the frame that is being read.
+    ends: bool,
+}
+
+impl Default for Unfinished {
+    fn default() -> Self {
+        Self { frames: Frames::of_client(), is_open: false, ends: false }
+    }
+}
+
+impl Unfinished {
+    /// Whether a head is unfinished after the client sent `bytes`.
+    fn is_after(&mut self, mut bytes: &[u8]) -> bool {
+        while let Some(part) = self.frames.next(&mut bytes) {
+            match part {
+                // A head in one frame is not decoded before it is whole.
+                Part::Head { kind: HEADERS | PUSH_PROMISE, flags } => {
+                    self.is_open |= flags & END_HEADERS == 0;
+                }
+                Part::Head { kind: CONTINUATION, flags } => self.ends = flags & END_HEADERS != 0,
+                _ => {}
+            }
+            if self.ends && self.frames.is_whole() {
+                (self.is_open, self.ends) = (false, false);
+            }
+        }
+        self.is_open
     }
 }
 
@@ -87,8 +158,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         self.account()?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.read(buffer.filled().len().saturating_sub(before));
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.read(buffer.filled().get(before..).unwrap_or_default()))
     }
 }
 
@@ -132,8 +202,7 @@ mod tests {
     impl Counted<()> {
         fn reads(&mut self, len: usize) -> io::Result<()> {
             self.account()?;
-            self.read(len);
-            Ok(())
+            self.read(&vec![0; len])
         }
     }
 
@@ -180,5 +249,45 @@ mod tests {
         drop(UnderWay::begin(activity));
         one.account().unwrap();
         assert!(budget.take(100 << 10).is_some());
+    }
+    /// A frame of HTTP/2.
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&len[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    #[test]
+    fn an_unfinished_head_of_http_2_counts_until_its_last_frame_is_whole() {
+        let budget = Budget::new(2 * UNFINISHED);
+        let is_counted = || budget.take(UNFINISHED + 1).is_none();
+        let connection = || {
+            let activity = Arc::new(Activity::new(Duration::from_secs(1)));
+            Counted::new((), activity, budget.clone(), false)
+        };
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let last = frame(CONTINUATION, END_HEADERS, &[0; 100]);
+        let (start, end) = last.split_at(last.len() - 1);
+        let mut one = connection();
+        for (sent, counts) in [
+            (&preface[..], false),
+            (&frame(HEADERS, END_HEADERS, &[0; 16 << 10]), false),
+            (&frame(0, 0, &[HEADERS; 40]), false),
+            (&frame(HEADERS, 0, &[0; 10]), true),
+            (&frame(CONTINUATION, 0, &[0; 100]), true),
+            (start, true),
+            (end, false),
+            (&frame(0, 0, &[0; 4_096]), false),
+            (&[frame(HEADERS, 0, &[]), last.clone()].concat(), false),
+            (&[frame(HEADERS, 0, &[]), start.to_vec()].concat(), true),
+        ] {
+            one.account().unwrap();
+            one.read(sent).unwrap();
+            assert_eq!(is_counted(), counts, "{:?}", &sent[..9]);
+        }
+        let mut other = connection();
+        let sent = [&preface[..], &frame(HEADERS, 0, &[])].concat();
+        assert!(other.read(&sent).is_err(), "half of the budget is the most");
+        drop(one);
+        assert!(!is_counted() && connection().read(&sent).is_ok());
     }
 }

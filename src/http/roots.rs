@@ -52,6 +52,11 @@ pub(super) struct ProgressBody {
     /// What to give as `after` for the next part; null at the end.
     #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     next: Option<String>,
+    /// Seconds until no replica encrypts under a KEK that the removed root opens: a replica that
+    /// has lost the store may do so until then. 0 before the last part, and where no other process
+    /// can use the store.
+    #[schema(example = 0, maximum = 60)]
+    settles_in_seconds: u64,
 }
 
 /// A KEK that could not be changed.
@@ -74,6 +79,12 @@ impl From<RootProgress> for ProgressBody {
             changed: progress.changed,
             failed: progress.failed.into_iter().map(failed).collect(),
             next: progress.next.map(|id| id.to_string()),
+            settles_in_seconds: progress
+                .settles_in
+                .as_millis()
+                .div_ceil(1_000)
+                .try_into()
+                .unwrap_or(u64::MAX),
         }
     }
 }

@@ -36,7 +36,8 @@ impl Kek {
     /// The KEK with these bytes; its id follows from them.
     #[must_use]
     pub fn new(chain: &ChainName, key: KeyBytes) -> Self {
-        let id = KekId::of_key(key.expose());
+        // The hash leaves the key on the stack.
+        let id = aead::swept(|| KekId::of_key(key.expose()));
         let suite = key.suite();
         Self {
             id,
@@ -76,6 +77,16 @@ impl Kek {
     /// wrapped KEK (version 2).
     pub(super) fn seal(
         &self,
+        plaintext: Plaintext,
+        aad: &[u8],
+        inline: Option<&InlineKek>,
+    ) -> Result<Sealed, EncryptError> {
+        aead::swept(|| self.seal_unswept(plaintext, aad, inline))
+    }
+
+    #[inline]
+    fn seal_unswept(
+        &self,
         mut plaintext: Plaintext,
         aad: &[u8],
         inline: Option<&InlineKek>,
@@ -84,7 +95,7 @@ impl Kek {
         let aad = envelope::data_aad(suite, &self.chain, aad).ok_or(EncryptError::AadTooLong)?;
         let dek = KeyBytes::random(suite)?;
         let (header, message, tag) = plaintext.parts(suite).ok_or(EncryptError::TooLong)?;
-        *tag = aead::seal_once(&dek, &aad, message).map_err(|_| EncryptError::TooLong)?;
+        *tag = aead::seal_once_unswept(&dek, &aad, message).map_err(|_| EncryptError::TooLong)?;
         let Some(inline) = inline else {
             self.wrap(&dek, header)?;
             return Ok(plaintext.into_sealed(suite));
@@ -100,12 +111,14 @@ impl Kek {
         dek: &Dek,
         inline: Option<&InlineKek>,
     ) -> Result<Vec<u8>, EncryptError> {
-        if let Some(inline) = inline {
-            return self.wrap_inline(&dek.0, inline, 0);
-        }
-        let mut header = vec![0; envelope::header_len(self.suite())];
-        self.wrap(&dek.0, &mut header)?;
-        Ok(header)
+        aead::swept(|| {
+            if let Some(inline) = inline {
+                return self.wrap_inline(&dek.0, inline, 0);
+            }
+            let mut header = vec![0; envelope::header_len(self.suite())];
+            self.wrap(&dek.0, &mut header)?;
+            Ok(header)
+        })
     }
 
     /// A version 2 header that holds `dek`, with room for as many bytes behind it.
@@ -175,8 +188,7 @@ impl Kek {
                 &with_record
             }
         };
-        self.cipher
-            .open(header.wrap_nonce, aad, dek.as_mut(), header.wrap_tag)
+        aead::swept(|| self.cipher.open(header.wrap_nonce, aad, dek.as_mut(), header.wrap_tag))
             .map_err(|_| DecryptError::Invalid)?;
         Ok(Dek(dek))
     }

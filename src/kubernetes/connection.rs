@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::http2_frames::{Frames, Part};
 use crate::log_throttle::LogThrottle;
 
 /// How long a client may take for the preface of HTTP/2 and its first call.
@@ -42,6 +43,10 @@ const PING_EVERY: Duration = Duration::from_secs(60);
 /// seeds.
 const MAX_STREAMS: u32 = 10_000;
 
+/// The largest head of a call in bytes, each field counted with 32 more; kube-apiserver sends less
+/// than 1 KiB. A connection keeps one unfinished head at most, of 60 KB where its fields are short.
+const MAX_HEAD: u32 = 16 << 10;
+
 /// The type of a frame that ends a stream, and its code for a request that HTTP/2 does not allow.
 const RST_STREAM: u8 = 3;
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
@@ -59,7 +64,7 @@ pub(super) async fn serve<A, F>(
     let activity = Arc::new(Activity::default());
     let wire = Wire {
         stream,
-        sent: Frames::default(),
+        sent: Refused::default(),
         activity: Arc::clone(&activity),
         refusals: Arc::clone(&refusals),
     };
@@ -80,6 +85,7 @@ pub(super) async fn serve<A, F>(
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD)
         .keep_alive_interval(PING_EVERY);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(wire), service));
     let ended = tokio::select! {
@@ -172,7 +178,7 @@ impl Drop for Call {
 /// The socket, with a look at what goes through it.
 struct Wire {
     stream: UnixStream,
-    sent: Frames,
+    sent: Refused,
     activity: Arc<Activity>,
     refusals: Arc<LogThrottle>,
 }
@@ -180,7 +186,7 @@ struct Wire {
 impl Wire {
     /// Reports what HTTP/2 refused itself: the service never sees such a request.
     fn note_sent(&mut self, bytes: &[u8]) {
-        if self.sent.refuses(bytes)
+        if self.sent.is_in(bytes)
             && let Some(count) = self.refusals.admit()
         {
             tracing::warn!(
@@ -232,39 +238,29 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// Reads the heads of frames in what a server sends.
+/// Finds requests that HTTP/2 refused in what a server sends.
 #[derive(Default)]
-struct Frames {
-    /// What came of the frame's head and, if it ends a stream, of its code.
-    head: Vec<u8>,
-    /// Bytes of the payload that are still to come.
-    rest: usize,
+struct Refused {
+    frames: Frames,
+    /// What came of the code of a frame that ends a stream.
+    code: Option<Vec<u8>>,
 }
 
-impl Frames {
+impl Refused {
     /// Whether a frame that ends in `bytes` refuses a request.
-    fn refuses(&mut self, mut bytes: &[u8]) -> bool {
-        let mut refuses = false;
-        loop {
-            let (_, after) = bytes.split_at(self.rest.min(bytes.len()));
-            self.rest -= bytes.len() - after.len();
-            let Some((&byte, after)) = after.split_first() else { return refuses };
-            bytes = after;
-            self.head.push(byte);
-            match *self.head.as_slice() {
-                // Its payload is a code of four bytes.
-                [_, _, _, RST_STREAM, _, _, _, _, _] => {}
-                [_, _, _, RST_STREAM, _, _, _, _, _, ref code @ ..] if code.len() == 4 => {
-                    refuses |= *code == PROTOCOL_ERROR;
-                    self.head.clear();
+    fn is_in(&mut self, mut bytes: &[u8]) -> bool {
+        let mut is_in = false;
+        while let Some(part) = self.frames.next(&mut bytes) {
+            match (part, &mut self.code) {
+                (Part::Head { kind, .. }, code) => *code = (kind == RST_STREAM).then(Vec::new),
+                (Part::Payload(piece), Some(code)) => {
+                    code.extend_from_slice(piece);
+                    is_in |= *code == PROTOCOL_ERROR;
                 }
-                [a, b, c, kind, _, _, _, _, _] if kind != RST_STREAM => {
-                    self.rest = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                    self.head.clear();
-                }
-                _ => {}
+                (Part::Payload(_), None) => {}
             }
         }
+        is_in
     }
 }
 
@@ -286,8 +282,8 @@ mod tests {
         let with = [around.concat(), cancelled, refused, around.concat()].concat();
         for step in [1, 2, 7, 9, 13, 4_096, usize::MAX] {
             let count = |bytes: &[u8]| {
-                let mut frames = Frames::default();
-                bytes.chunks(step.min(bytes.len())).filter(|bytes| frames.refuses(bytes)).count()
+                let mut refused = Refused::default();
+                bytes.chunks(step.min(bytes.len())).filter(|bytes| refused.is_in(bytes)).count()
             };
             assert_eq!((count(&with), count(&without)), (1, 0), "{step}");
         }

@@ -30,7 +30,7 @@ use super::limits::unknown::Unknown;
 use super::monitored_store::MonitoredStore;
 use super::rollback::summary::Summary;
 use super::rotation::reservations::Reservations;
-use super::rotation::{reserver, rotator};
+use super::rotation::{reserver, root_users, rotator};
 use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
 
 /// How long a start waits for the chains that it names: longer than one call of a root.
@@ -78,6 +78,7 @@ impl KeyService {
             damage: Mutex::default(),
             retries: RateLimiter::new(1, recheck::RETRY),
             rollbacks: Summary::default(),
+            root_reports: Mutex::default(),
         });
         let (chains, damaged) = core.load_chains().await?;
         let named: Vec<_> =
@@ -100,6 +101,7 @@ impl KeyService {
         let others = service.follow().into_iter().chain([service.keep_up()]);
         service.tasks.lock().extend(others);
         service.make_ready(named).await;
+        root_users::look_after(&service.core).await;
         Ok(service)
     }
 

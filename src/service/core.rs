@@ -23,6 +23,7 @@ use super::limits::rate_limiter::RateLimiter;
 use super::limits::unknown::Unknown;
 use super::monitored_store::MonitoredStore;
 use super::rollback::summary::Summary;
+use super::rotation::root_reports::Reports;
 
 /// How many unknown names may be looked up in the store concurrently.
 pub(super) const CONCURRENT_LOOKUPS: usize = 64;
@@ -58,6 +59,8 @@ pub(super) struct Core {
     pub(super) retries: RateLimiter,
     /// Repairs after a rollback of the store that are not logged yet.
     pub(super) rollbacks: Summary,
+    /// The roots that this process and others report to have configured.
+    pub(super) root_reports: Mutex<Reports>,
 }
 
 impl Core {

@@ -88,15 +88,6 @@ impl KeyService {
             details
                 .push(format!("no root opens {count} of its KEKs ({ids}): kms-proxy kek missing"));
         }
-        // The following are no faults: callers can forge ids, and the removal of a root takes
-        // steps.
-        let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
-        if !unknown.is_empty() {
-            let (count, ids) = (unknown.len(), list(&unknown));
-            details.push(format!(
-                "ciphertexts name {count} KEKs that it does not have ({ids}): kms-proxy kek missing"
-            ));
-        }
         let primary = chain.snapshot().primary_id();
         let primary = primary.and_then(|id| keyring.remembered(&chain.name, id));
         let wraps = primary.iter().flat_map(|kek| &kek.wraps);
@@ -105,6 +96,14 @@ impl KeyService {
             details.push(format!(
                 "its primary KEK has a wrap by root {root}, which is not configured and opens \
                     what is encrypted now: kms-proxy root remove --root {root}"
+            ));
+        }
+        // The following is no fault: callers can forge ids.
+        let health = if details.is_empty() { Health::Ok } else { Health::Degraded };
+        if !unknown.is_empty() {
+            let (count, ids) = (unknown.len(), list(&unknown));
+            details.push(format!(
+                "ciphertexts name {count} KEKs that it does not have ({ids}): kms-proxy kek missing"
             ));
         }
         (!details.is_empty()).then(|| Check {

@@ -17,7 +17,7 @@ use crate::store::records;
 use super::chain::Chain;
 use super::core::Core;
 use super::keyring::Opening;
-use super::rotation::{continuity, root_check};
+use super::rotation::{continuity, root_users};
 use super::tasks::proceed;
 use super::{KeyService, admin};
 
@@ -47,7 +47,7 @@ impl KeyService {
         self.load_repaired().await;
         self.drop_deleted();
         self.sample_roots().await;
-        root_check::look_after(core).await;
+        root_users::look_after(core).await;
         self.retry_unopenable().await;
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {

@@ -1,5 +1,7 @@
 //! Arguments and results of the service. They know no HTTP, gRPC or JSON.
 
+use std::time::Duration;
+
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::message::{Opened, Sealed};
 use crate::secret::SecretBytes;
@@ -181,6 +183,9 @@ pub struct RootProgress {
     pub failed: Vec<(KekId, String)>,
     /// Where the next page starts; `None` at the end.
     pub next: Option<KekId>,
+    /// How long a replica that has lost the store may still encrypt under a KEK that the removed
+    /// root opens; zero before the last page.
+    pub settles_in: Duration,
 }
 
 /// The health of the service or of a component.

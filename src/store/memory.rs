@@ -76,6 +76,12 @@ impl Store {
         Snapshot { revision: state.revision, entries: state.entries.clone() }
     }
 
+    /// The revision of the last write.
+    #[cfg(test)]
+    pub(crate) fn revision(&self) -> u64 {
+        self.state().revision
+    }
+
     /// Goes back to an earlier state, like a restore by an operator. Watches are not notified.
     pub fn restore(&self, snapshot: Snapshot) {
         let mut state = self.state();

@@ -13,8 +13,8 @@ use super::Error;
 mod keys;
 
 pub use keys::{
-    CHAINS, Part, claim_key, head_key, kek_key, keks_prefix, parse_key, root_check_key,
-    root_dispute_key, uses_key, uses_prefix,
+    CHAINS, Part, ROOTS, claim_key, head_key, kek_key, keks_prefix, parse_key, root_check_key,
+    root_user, root_user_key, root_users_prefix, uses_key, uses_prefix,
 };
 
 /// The format that this code writes. It reads no other.
@@ -210,12 +210,14 @@ pub struct RootCheck {
     pub wrap: Vec<u8>,
 }
 
-/// Reports that the root of a process with this name has another key than the store's.
+/// Reports that a process has a root of this name configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RootDispute {
-    /// When it was last reported, in seconds since the Unix epoch.
+pub struct RootUser {
+    /// When the process last reported it, in seconds since the Unix epoch.
     pub reported_at: u64,
+    /// Whether its root has another key than the one that made the [`RootCheck`].
+    pub differs: bool,
 }
 
 /// A type of record.
@@ -250,7 +252,7 @@ impl Record for Kek {}
 impl Record for Uses {}
 impl Record for Claim {}
 impl Record for RootCheck {}
-impl Record for RootDispute {}
+impl Record for RootUser {}
 
 #[derive(Serialize, Deserialize)]
 struct Stored<R> {

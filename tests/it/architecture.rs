@@ -16,6 +16,7 @@ const MODULES: &str = "
     base64:
     clock:
     error_chain:
+    http2_frames:
     id:
     log_throttle:
     loopback:
@@ -42,8 +43,8 @@ const MODULES: &str = "
 
     auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
 
-    http:      accept auth clock envelope id keychain log_throttle loopback metrics random secret service timestamp tls human_units
-    kubernetes: accept envelope error_chain id keychain log_throttle metrics random secret service
+    http:      accept auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    kubernetes: accept envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
     config:    auth files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       auth clock config http id kubernetes metrics root secret service store telemetry tls human_units

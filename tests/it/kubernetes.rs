@@ -6,11 +6,15 @@ use std::path::PathBuf;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
+use crate::lifecycle::{memory_kb, resident_kb};
+use crate::limits::{many_names, unfinished_head};
 use crate::support::etcd::Etcd;
 use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::kube::{Client, hex};
-use crate::support::{Service, Setup, run, until};
+use crate::support::{Service, Setup, run, tell, until};
 
 mod secrets;
 
@@ -359,6 +363,36 @@ async fn a_client_that_does_not_speak_http_2_leaves_a_line_in_the_log() {
     let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     service.logged("a client of the socket does not speak HTTP/2").await;
+}
+
+/// As many connections as the socket serves, each with a head that does not end.
+#[tokio::test]
+async fn heads_that_are_not_finished_take_little_memory() {
+    const CONNECTIONS: usize = 128;
+    let (setup, socket) = plugin(Setup::new());
+    let service = setup.start().await;
+    service.encrypt("default", "aGVsbG8=").await;
+    let before = resident_kb(&service);
+    let names = many_names();
+    // Too many, and as many as a head of the socket has room for.
+    for fields in [&names[..], &names[..6 * 460]] {
+        let sent = unfinished_head(fields);
+        let mut connections = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = UnixStream::connect(&socket).await.unwrap();
+            // It may be closed before all of it is sent.
+            _ = stream.write_all(&sent).await;
+            connections.push(stream);
+        }
+        for stream in &mut connections {
+            // What is too large ends the connection, and so does a head that does not end.
+            _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    }
+    service.encrypt("default", "aGVsbG8=").await;
+    let grown = memory_kb(&service, "VmHWM:").saturating_sub(before);
+    tell(&format!("{CONNECTIONS} unfinished heads on the socket: {grown} kB more"));
+    assert!(grown < 24 << 10, "{grown} kB");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Method;
+use reqwest::{Method, Version};
 use rustix::process::Resource;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -392,6 +392,87 @@ async fn heads_that_are_not_finished_take_no_more_than_their_part_of_the_budget(
         // The heads' half of the budget, in buffers of up to twice their size, a body and its answer,
         // and what each connection takes until it is closed.
         assert!(grown < 80 << 10, "{grown} kB");
+    }
+}
+
+/// As many fields as a head has room for, with short names and no values (RFC 7541).
+pub(crate) fn many_names() -> Vec<u8> {
+    let mut fields = Vec::new();
+    for number in 0..3_400_u32 {
+        fields.extend(b"\x00\x03");
+        fields.extend([1, 26, 676].map(|unit| b'a' + u8::try_from(number / unit % 26).unwrap()));
+        fields.push(0);
+    }
+    fields
+}
+
+/// Begins an HTTP/2 connection whose first head has `fields`, in frames of the largest size, and
+/// does not end.
+pub(crate) fn unfinished_head(fields: &[u8]) -> Vec<u8> {
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(4, 0, 0, &[]));
+    // GET, https, the path and the authority, without compression (RFC 7541).
+    let block = [b"\x82\x87\x04\x0a/v1/chains\x01\x09localhost", fields].concat();
+    for (index, piece) in block.chunks(16 << 10).enumerate() {
+        sent.extend(frame(if index == 0 { 1 } else { 9 }, 0, 1, piece));
+    }
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_of_http_2_that_are_not_finished_take_no_more_than_their_part_of_the_budget() {
+    const CONNECTIONS: usize = 1_000;
+    const BUDGET: usize = 32 << 20;
+    /// A head counts as 512 KiB, and heads get half of the budget.
+    const WITH_ROOM: usize = BUDGET / 2 / (512 << 10);
+    take_descriptors();
+    // One long value; a field that is one byte on the wire; fields with a short name and no value.
+    let long = [&b"\x00\x01x\x7f\xe1\xd6\x07"[..], &[b'a'; 126_000]].concat();
+    let short = vec![0x93; 3_400];
+    for (what, fields) in
+        [("a long value", long), ("one name", short), ("many names", many_names())]
+    {
+        let setup = Setup::new().set("SERVER__BODY_MEMORY", BUDGET);
+        let target = Target::with(setup, true, &["h2"]).await;
+        target.service.encrypt("default", "aGVsbG8=").await;
+        let before = resident_kb(&target.service);
+        let sent = unfinished_head(&fields);
+        let mut connections = Vec::with_capacity(CONNECTIONS);
+        for _ in 0..CONNECTIONS {
+            let mut stream = target.connect().await;
+            _ = stream.write_all(&sent).await;
+            _ = stream.flush().await;
+            connections.push(stream);
+        }
+        // Others are served.
+        target.service.encrypt("default", "aGVsbG8=").await;
+        let mut ended = tokio::task::JoinSet::new();
+        for mut stream in connections {
+            ended.spawn(async move {
+                _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            });
+        }
+        for _ in WITH_ROOM..CONNECTIONS {
+            let end = tokio::time::timeout(Duration::from_secs(120), ended.join_next()).await;
+            end.expect("connections without room for a head end").unwrap().unwrap();
+        }
+        let grown = memory_kb(&target.service, "VmHWM:").saturating_sub(before);
+        tell(&format!("{CONNECTIONS} unfinished heads of HTTP/2, {what}: {grown} kB more"));
+        // The heads' half of the budget, and what each connection takes until it is closed.
+        assert!(grown < 80 << 10, "{grown} kB");
+    }
+}
+
+#[tokio::test]
+async fn a_head_of_http_2_has_as_many_fields_as_one_of_http_1() {
+    let target = Target::with(Setup::new(), true, &[]).await;
+    for (fields, status) in [(90, 200), (101, 431)] {
+        let mut request = target.service.request(Method::GET, "/healthz");
+        for _ in 0..fields {
+            request = request.header("accept", "");
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.version()), (status, Version::HTTP_2));
     }
 }
 

@@ -270,21 +270,18 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
     assert!(log.contains("the new certificate is refused") && !log.contains("hunter2"), "{log}");
 }
 
-/// A file in each of the forms that can't be used, and what is said of it.
-#[test]
-fn what_is_wrong_with_a_file_is_said_before_the_start() {
-    let https = Https::new();
-    let dir = https.setup.file("forms");
-    std::fs::create_dir(&dir).unwrap();
+/// A file of each form that can't be used, made of a good pair in `dir`: certificates end in
+/// `.crt`, keys in `.key`.
+fn unusable_forms(dir: &Path, (cert, key): (PathBuf, PathBuf)) {
+    std::fs::create_dir(dir).unwrap();
     let file = |name: &str| dir.join(name);
     let openssl = |args: &str| {
         let args: Vec<_> = args.split(' ').collect();
         let mut command = Command::new("openssl");
-        let output = command.args(args).current_dir(&dir).output();
+        let output = command.args(args).current_dir(dir).output();
         let output = output.expect("openssl is not there; run: sudo apt-get install openssl");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    let (cert, key) = https.pki.server(&NAMES);
     std::fs::copy(&cert, file("good.crt")).unwrap();
     std::fs::copy(&key, file("good.key")).unwrap();
     openssl("x509 -in good.crt -outform der -out der.crt");
@@ -300,21 +297,32 @@ fn what_is_wrong_with_a_file_is_said_before_the_start() {
         std::fs::write(file(&format!("bom.{name}")), [b"\xEF\xBB\xBF", &text[..]].concat())
             .unwrap();
     }
-    let weak = "RSA of 1024 bits, and 2048 is the least";
+}
+
+/// What is said of a weak RSA key.
+const WEAK: &str = "RSA of 1024 bits, and 2048 is the least";
+
+/// A file in each of the forms that can't be used, and what is said of it.
+#[test]
+fn what_is_wrong_with_a_file_is_said_before_the_start() {
+    let https = Https::new();
+    let dir = https.setup.file("forms");
+    unusable_forms(&dir, https.pki.server(&NAMES));
+    let file = |name: &str| dir.join(name);
     let other = |key: &str, with: &str| https.setup.clone().set(key, file(with).display());
     for (setting, with, said) in [
         ("cert", "der.crt", "it is DER, not PEM; write it as PEM: openssl x509 -inform der"),
         ("cert", "both.p12", "it is PKCS#12, not PEM"),
         ("cert", "bom.crt", "it starts with a byte order mark"),
         ("cert", "good.key", "it has a private key, and no certificate in PEM"),
-        ("cert", "weak.crt", weak),
+        ("cert", "weak.crt", WEAK),
         ("key", "der.key", "it is DER, not PEM; write it as PEM: openssl pkey -inform der"),
         ("key", "encrypted.key", "the key is encrypted with a passphrase"),
         ("key", "bom.key", "it starts with a byte order mark"),
-        ("key", "weak.key", weak),
+        ("key", "weak.key", WEAK),
         ("client_ca", "der.crt", "it is DER, not PEM"),
         ("client_ca", "bom.crt", "it starts with a byte order mark"),
-        ("client_ca", "weak.crt", weak),
+        ("client_ca", "weak.crt", WEAK),
     ] {
         let setup = other(&format!("SERVER__TLS__{}", setting.to_uppercase()), with);
         let output = setup.run(&["check-config"]);
@@ -510,11 +518,11 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
         (
             &["--server", &url, "--ca", &ca, "--cert", &cert, "--key", &other_key],
             2,
-            "--cert, --key: it is not the key of the certificate",
+            "it is not the key of the certificate",
         ),
         (&["--server", &url, "--ca", "/no/such/file"], 2, "--ca: /no/such/file: "),
-        (&["--server", &url, "--ca", &key], 2, "it has no certificate in PEM"),
-        (&["--server", &url, "--cert", &ca, "--key", &ca], 2, "no such pair in PEM"),
+        (&["--server", &url, "--ca", &key], 2, "it has a private key, and no certificate in PEM"),
+        (&["--server", &url, "--cert", &ca, "--key", &ca], 2, "and no private key in PEM"),
         (&["--server", &to_plain, "--ca", &ca], 1, "does not speak TLS; is it http://?"),
         (&["--server", &to_tls], 1, "does not speak plain HTTP; is it https://?"),
     ] {
@@ -526,6 +534,46 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
     }
     let posted = service.request(Method::POST, "/v1/encrypt").json(&json!({"plaintext": ""}));
     assert!(posted.send().await.is_err(), "the tests' own client has no certificate");
+}
+
+/// The same messages as those of the service, from a command, which does not call anyone then.
+#[test]
+fn a_command_says_what_is_wrong_with_a_file_that_it_was_given() {
+    let setup = Setup::new();
+    let pki = Pki::new(setup.file("pki"));
+    let dir = setup.file("forms");
+    unusable_forms(&dir, pki.client(&["a.example"]));
+    for (flag, with, said) in [
+        ("--ca", "der.crt", "it is DER, not PEM; write it as PEM: openssl x509 -inform der"),
+        ("--ca", "bom.crt", "it starts with a byte order mark"),
+        ("--ca", "weak.crt", WEAK),
+        ("--ca", "good.key", "it has a private key, and no certificate in PEM"),
+        ("--cert", "der.crt", "it is DER, not PEM; write it as PEM: openssl x509 -inform der"),
+        ("--cert", "both.p12", "it is PKCS#12, not PEM"),
+        ("--cert", "bom.crt", "it starts with a byte order mark"),
+        ("--cert", "weak.crt", WEAK),
+        ("--key", "der.key", "it is DER, not PEM; write it as PEM: openssl pkey -inform der"),
+        ("--key", "encrypted.key", "the key is encrypted with a passphrase"),
+        ("--key", "bom.key", "it starts with a byte order mark"),
+        ("--key", "weak.key", WEAK),
+    ] {
+        let file = |name: &str| dir.join(name).display().to_string();
+        let mut files = [("--ca", pki.ca().display().to_string())].to_vec();
+        files.extend([("--cert", file("good.crt")), ("--key", file("good.key"))]);
+        for (name, path) in &mut files {
+            if *name == flag {
+                *path = file(with);
+            }
+        }
+        let files = files.iter().flat_map(|(name, path)| [*name, path]);
+        let args = ["encrypt", "--server", "https://127.0.0.1:1"].into_iter().chain(files);
+        let output = run(&args.collect::<Vec<_>>(), b"hello");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{flag} {with}: {text}");
+        let start = format!("kms-proxy: {flag}: {}: ", file(with));
+        assert!(text.starts_with(&start) && text.contains(said), "{flag} {with}: {text}");
+        assert!(output.stdout.is_empty() && !text.contains("planted"), "{flag} {with}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -108,12 +108,13 @@ pub(super) fn of(operation: &str) -> (Option<Value>, Option<Value>) {
         ),
         "rewrap_root" => (
             Some(json!({"limit": 100})),
-            json!({"looked_at": 100, "changed": 12, "failed": [], "next": OTHER_ID}),
+            json!({"looked_at": 100, "changed": 12, "failed": [], "next": OTHER_ID,
+                "settles_in_seconds": 0}),
         ),
         "remove_root" => (
             Some(json!({"after": OTHER_ID, "limit": 100})),
             json!({
-                "looked_at": 2, "changed": 1, "next": null,
+                "looked_at": 2, "changed": 1, "next": null, "settles_in_seconds": 0,
                 "failed": [{"kek_id": KEK_ID, "detail": "this is its last wrap"}],
             }),
         ),

@@ -49,8 +49,8 @@ fn check_access(path: &Path, access: FileAccess, user: u32) -> Result<(), String
     }
     if owner != user && owner != 0 {
         return Err(format!(
-            "{path}: it belongs to user {owner}, who can read and replace the key; it must belong to the \
-             user of this process ({user}) or to root"
+            "{path}: it belongs to user {owner}, who can read and replace the key; it must belong \
+             to the user of this process ({user}) or to root"
         ));
     }
     Ok(())

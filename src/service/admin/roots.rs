@@ -5,6 +5,7 @@
 //! the next call continues.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::id::KekId;
 use crate::keychain;
@@ -17,7 +18,7 @@ use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
 use crate::service::keyring::Trust;
-use crate::service::rotation::{continuity, root_check, rotator};
+use crate::service::rotation::{continuity, root_check, root_users, rotator};
 use crate::service::types::RootProgress;
 use crate::service::{KeyService, key_id, tasks};
 use crate::store::records::{self, Held};
@@ -42,11 +43,13 @@ impl KeyService {
     ///
     /// A removal first replaces the primary and the standby if the root wrapped them, so that the
     /// root and an old copy of the store do not decrypt what is encrypted later. KEKs that a
-    /// `local` root has ever wrapped are replaced at the end.
+    /// `local` root has ever wrapped are replaced at the end. A replica that has lost the store
+    /// uses an old primary for up to [`RootProgress::settles_in`].
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::InvalidRequest`] if the root that is to wrap is not
-    /// configured, [`Kind::Conflict`] if the root that is to be removed is still configured,
+    /// configured, [`Kind::Conflict`] if the root that is to be removed is still configured, here
+    /// or by another process, or if another process has another key for a root that remains,
     /// [`Kind::RootUnavailable`] if the root does not wrap now, [`Kind::StoreUnavailable`].
     pub async fn change_root(
         &self,
@@ -98,8 +101,8 @@ async fn change_page(
         }
         // Before its wraps are erased, since they show which KEKs it can unwrap.
         RootChange::Remove => {
-            root_check::is_undisputed(core, &chain.name).await?;
-            root_check::forget(core, root).await.map_err(failed)?;
+            root_users::may_remove(core, &chain.name, root).await?;
+            root_users::forget(core, root).await.map_err(failed)?;
             replace_wrapped(core, chain, root).await?;
         }
     }
@@ -108,7 +111,13 @@ async fn change_page(
     let start = after.map(|id| record::kek_key(&chain.name, id));
     let entries = core.store.list(&prefix, start.as_deref(), limit + 1).await.map_err(failed)?;
     let more = entries.len() > limit;
-    let mut progress = RootProgress { looked_at: 0, changed: 0, failed: Vec::new(), next: None };
+    let mut progress = RootProgress {
+        looked_at: 0,
+        changed: 0,
+        failed: Vec::new(),
+        next: None,
+        settles_in: Duration::ZERO,
+    };
     let mut last = after;
     for entry in entries.iter().take(limit) {
         progress.looked_at += 1;
@@ -136,6 +145,10 @@ async fn change_page(
     if progress.next.is_none() {
         if change == RootChange::Remove {
             replace_wrapped(core, chain, root).await?;
+            if core.shared && (progress.changed > 0 || after.is_some()) {
+                let reservations = chain.reservations.lock().await;
+                progress.settles_in = reservations.settles_in(core.clock.now());
+            }
         }
         // At the end, since a cluster that sees another key id encrypts again, under the current
         // primary. The changes of earlier pages are not known here.

@@ -31,6 +31,13 @@ impl Reservations {
         self.known.map_or(Duration::ZERO, |(_, since)| now.since(since))
     }
 
+    /// How long a process that has lost the store may still encrypt under an earlier primary: to
+    /// the end of a block that it reserved just before the current one was promoted.
+    pub(in crate::service) fn settles_in(&self, now: Monotonic) -> Duration {
+        let known = self.known.filter(|(id, _)| Some(*id) == self.primary_id());
+        BLOCK_LIFE - known.map_or(Duration::ZERO, |(_, since)| now.since(since).min(BLOCK_LIFE))
+    }
+
     pub(super) fn primary_id(&self) -> Option<KekId> {
         self.ledger.primary.as_ref().map(|held| held.id)
     }

@@ -1,27 +1,23 @@
 //! Compares the roots of all processes by name. The first wrap that a root of some name makes in a
 //! shared store is kept there as a [`RootCheck`]; before a root wraps, its process has it open the
 //! wrap that another process left. So of two processes that have different keys under one name, one
-//! makes KEKs, and the other refuses and reports a [`RootDispute`], which stops `root remove`
-//! everywhere until the configurations are corrected.
+//! makes KEKs, and the other refuses and reports that its root differs ([`root_users`]).
 //!
 //! [`continuity`](super::continuity) checks whether a root unwraps the KEKs of a chain. A store
 //! that only one process uses needs no comparison.
-
-use std::time::Duration;
+//!
+//! [`root_users`]: super::root_users
 
 use crate::id::{ChainName, KekId, Suite};
 use crate::root;
-use crate::store::record::{self, Record as _, RootCheck, RootDispute, Wrap};
+use crate::store::record::{self, Record as _, RootCheck, Wrap};
 use crate::store::{self, Committed, Compare, Store as _, Txn};
 
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
 use crate::service::keyring::{Allowed, RootState, Trust};
 use crate::store::records;
-use crate::timestamp::rfc3339;
 
-/// How long a dispute counts after it was last reported.
-const DISPUTED_FOR: Duration = Duration::from_secs(15 * 60);
 /// How often a check is stored or compared when other processes store one at the same time.
 const TRIES: usize = 4;
 
@@ -152,75 +148,4 @@ pub(in crate::service) async fn establish(
         }
     }
     Err(Error::new(Kind::Conflict, "modified concurrently; try again"))
-}
-
-/// Compares roots without evidence, and reports those that have another key.
-pub(in crate::service) async fn look_after(core: &Core) {
-    if !core.shared {
-        return;
-    }
-    for state in core.keyring.roots.iter().filter(|state| state.is_up()) {
-        if state.opened_any() || !state.comparisons.take(core.clock.now()) {
-            continue;
-        }
-        let is_other =
-            state.is_another() || matches!(compare(core, state).await, Ok(Comparison::Other));
-        if is_other {
-            // A store that fails is reported where it is observed.
-            let _ = dispute(core, &state.named.name).await;
-        }
-    }
-}
-
-async fn dispute(core: &Core, root: &str) -> Result<(), store::Error> {
-    let dispute = RootDispute { reported_at: core.clock.unix_now() };
-    let puts = vec![(record::root_dispute_key(root), dispute.encode()?)];
-    core.store.commit(Txn { puts, ..Txn::default() }).await.map(drop)
-}
-
-/// Refuses to erase wraps while a process reports that its root, one of those that are to open the
-/// KEKs afterwards, has another key.
-///
-/// # Errors
-/// [`Kind::Conflict`], [`Kind::StoreUnavailable`].
-pub(in crate::service) async fn is_undisputed(core: &Core, chain: &ChainName) -> Result<(), Error> {
-    if !core.shared {
-        return Ok(());
-    }
-    for state in core.keyring.roots.iter() {
-        let name = &state.named.name;
-        let dispute =
-            records::read::<RootDispute>(&*core.store, &record::root_dispute_key(name)).await;
-        let dispute = dispute.map_err(|error| core.store_error(chain, error))?;
-        let Some(reported_at) = dispute.map(|dispute| dispute.record.reported_at) else { continue };
-        let until = reported_at.saturating_add(DISPUTED_FOR.as_secs());
-        if core.clock.unix_now() < until {
-            let detail = format!(
-                "another replica reported at {} that its root {name} has another key than this \
-                 one's: correct that replica's configuration first. The report counts until {}",
-                rfc3339(reported_at),
-                rfc3339(until)
-            );
-            return Err(Error::new(Kind::Conflict, detail));
-        }
-    }
-    Ok(())
-}
-
-/// Forgets what the store knows of a root that is removed, so that its name can be given to
-/// another.
-///
-/// # Errors
-/// When the store does not answer.
-pub(in crate::service) async fn forget(core: &Core, root: &str) -> Result<(), store::Error> {
-    if !core.shared {
-        return Ok(());
-    }
-    let keys = [record::root_check_key(root), record::root_dispute_key(root)];
-    let stored = core.store.get_all(&keys).await?;
-    let deletes: Vec<_> = stored.into_iter().flatten().map(|entry| entry.key).collect();
-    if deletes.is_empty() {
-        return Ok(());
-    }
-    core.store.commit(Txn { deletes, ..Txn::default() }).await.map(drop)
 }

@@ -2,9 +2,10 @@
 
 use super::replicas::{Replicas, decrypt, default, encrypt, until};
 use super::*;
-use crate::store::Txn;
 use crate::store::memory::Snapshot;
 use crate::store::record::{Head, Record};
+use crate::store::{Committed, Entry, Txn};
+use std::sync::atomic::AtomicUsize;
 
 /// A chain with a standby, and a copy of that; then the standby became primary and was used.
 async fn used_standby() -> (Replicas, Snapshot, [KekId; 2]) {
@@ -193,4 +194,84 @@ async fn a_rollback_that_the_store_reports_late_is_repaired_once_and_a_second_on
         }
         agreed().await;
     }
+}
+
+/// A store where other processes change the chain each time that this one stores a standby.
+#[derive(Default)]
+struct Busy {
+    inner: Arc<memory::Store>,
+    /// How often that will happen.
+    conflicts: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Store for Busy {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, store::Error> {
+        self.inner.get(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, store::Error> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, store::Error> {
+        self.inner.count(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, store::Error> {
+        let key = record::head_key(&default());
+        let head = txn.puts.iter().find(|(put, _)| *put == key);
+        let stores_standby =
+            head.is_some_and(|(key, value)| Head::decode(key, value).unwrap().standby.is_some());
+        let left = |left: usize| left.checked_sub(1);
+        if stores_standby && self.conflicts.fetch_update(SeqCst, SeqCst, left).is_ok() {
+            let head = self.inner.get(&key).await?.unwrap();
+            let puts = vec![(key, head.value)];
+            let _ = self.inner.commit(Txn { puts, ..Txn::default() }).await?;
+        }
+        self.inner.commit(txn).await
+    }
+
+    fn kind(&self) -> &'static str {
+        "busy"
+    }
+}
+
+/// The replicas that notice a restore change the chain at the same time, and the KEK that one of
+/// them creates is not stored. The request waits for the next attempt.
+#[tokio::test]
+async fn an_encrypt_after_a_restore_waits_while_other_processes_change_the_chain() {
+    let (store, clock): (Arc<Busy>, Arc<ManualClock>) = Default::default();
+    let root = Arc::default();
+    let service = start(Arc::clone(&store) as _, &[("main", &root)], &clock).await;
+    let (_, before) = encrypt(&service).await.unwrap();
+    let early = store.inner.snapshot();
+    service.rotate(None).await.unwrap();
+    // Only what is called here happens from now on.
+    service.stop().await;
+    store.inner.restore(early);
+    // As often as one attempt writes.
+    store.conflicts.store(4, SeqCst);
+    clock.advance(Duration::from_secs(61));
+    let steps = async {
+        service.run_reserver().await;
+        assert_eq!(service.rollbacks(), 1, "the restore is noticed");
+        service.run_rotator().await;
+        assert_eq!(store.conflicts.load(SeqCst), 0, "no KEK could be stored");
+        service.run_reserver().await;
+        // An error of that would reach the request now.
+        tokio::task::yield_now().await;
+        clock.advance(Duration::from_secs(2));
+        service.run_rotator().await;
+        service.run_reserver().await;
+    };
+    let (encrypted, ()) = tokio::join!(biased; encrypt(&service), steps);
+    let (envelope, id) = encrypted.expect("the request met no conflict");
+    assert_ne!(id, before);
+    decrypt(&service, &envelope).await.unwrap();
 }

@@ -72,6 +72,9 @@ impl Rng {
 struct Weather {
     is_calm: bool,
     restores: bool,
+    /// Whether the store itself reports restores, as etcd does: if its revision went back, or,
+    /// where this is `true`, each of them.
+    reports: Option<bool>,
     /// One way of a call of the store takes up to this long, now and then.
     delay: Duration,
     /// Of 1,000 calls: those that are certainly not sent, and those whose answer is lost.
@@ -97,6 +100,7 @@ impl Weather {
         Self {
             is_calm,
             restores: class >= 6,
+            reports: [None, Some(false), Some(true)][rng.index(3)],
             // Where all is well a claim does not run out.
             delay: Duration::from_millis([20, 200, 1_000, 2_500][rng.index(4 - 2 * calm)]),
             refused: faults * 10,
@@ -128,6 +132,8 @@ struct Counts {
     lost: u64,
     crashes: u64,
     restores: u64,
+    /// Processes that the store reported a restore to.
+    reported: u64,
     /// Processes whose roots were configured wrongly.
     mistakes: u64,
     /// Writes that met a revision of another history under the same number.
@@ -145,6 +151,7 @@ impl std::ops::AddAssign for Counts {
         self.lost += more.lost;
         self.crashes += more.crashes;
         self.restores += more.restores;
+        self.reported += more.reported;
         self.mistakes += more.mistakes;
         self.confused += more.confused;
         self.failures += more.failures;

@@ -5,6 +5,9 @@ use crate::id::{ChainName, KekId};
 /// The prefix of all keys of chains.
 pub const CHAINS: &str = "chains/";
 
+/// The prefix of all keys of roots.
+pub const ROOTS: &str = "roots/";
+
 /// What a key names within its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -74,10 +77,24 @@ pub fn root_check_key(root: &str) -> String {
     format!("roots/{root}/check")
 }
 
-/// The key of a root's [`RootDispute`](super::RootDispute).
+/// The prefix of the keys of a root's [`RootUser`](super::RootUser)s.
 #[must_use]
-pub fn root_dispute_key(root: &str) -> String {
-    format!("roots/{root}/dispute")
+pub fn root_users_prefix(root: &str) -> String {
+    format!("roots/{root}/users/")
+}
+
+/// The key of the [`RootUser`](super::RootUser) of the process `owner`.
+#[must_use]
+pub fn root_user_key(root: &str, owner: u64) -> String {
+    format!("roots/{root}/users/{owner:016x}")
+}
+
+/// The process of the [`RootUser`](super::RootUser) at `key`; `None` if it is the key of another
+/// record.
+#[must_use]
+pub fn root_user(key: &str) -> Option<u64> {
+    let (_, owner) = key.strip_prefix(ROOTS)?.split_once("/users/")?;
+    u64::from_str_radix(owner, 16).ok()
 }
 
 #[cfg(test)]
@@ -96,6 +113,9 @@ mod tests {
             assert_eq!(parse_key(&key), Some((chain.clone(), part)), "{key}");
             assert_eq!(parse_key(&format!("{key}/x")), None);
         }
+        let user = root_user_key("main", 7);
+        assert!(user.starts_with(&root_users_prefix("main")));
+        assert_eq!((root_user(&user), root_user(&root_check_key("main"))), (Some(7), None));
         for none in ["", "chains/", "chains/a", "chains/A/head", "chains/a/keks/1", "x/a/head"] {
             assert_eq!(parse_key(none), None, "{none}");
         }

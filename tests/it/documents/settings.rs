@@ -1,12 +1,11 @@
-//! docs/configuration.md against the settings that the binary knows: neither has one that the other has not.
-//!
-//! The binary is asked what it knows by settings that it does not know: its error lists what there is.
+//! docs/configuration.md and the binary have the same settings. The settings of the binary are
+//! found by unknown ones: the error lists those that exist.
 
 use std::collections::BTreeSet;
 
 use crate::support::{Setup, root};
 
-/// What is expected in the place of a setting that there is not.
+/// The settings or values that the error for an unknown one lists.
 fn expected(variables: &[(&str, &str)]) -> Option<BTreeSet<String>> {
     let mut setup = Setup::new();
     for (key, value) in variables {
@@ -38,13 +37,13 @@ fn known(documented: &BTreeSet<String>) -> BTreeSet<String> {
             let base: Vec<_> = value.iter().map(|value| (&*kind, &**value)).collect();
             let unknown = format!("{}.no_such_key", place("0"));
             let keys = expected(&[&base[..], &[(&*unknown, "1")]].concat());
-            for key in keys.unwrap_or_else(|| panic!("nothing is told of {unknown} {value:?}")) {
+            for key in keys.unwrap_or_else(|| panic!("no list for {unknown} {value:?}")) {
                 let shown = format!("{}.{key}", place("N"));
-                // A table is known by what is in it.
+                // A table is documented by its keys.
                 if documented.iter().any(|key| key.starts_with(&format!("{shown}."))) {
                     let inner = format!("{}.{key}.no_such_key", place("0"));
                     let keys = expected(&[&base[..], &[(&*inner, "1")]].concat()).expect("keys");
-                    // The tag of the table around it is told, too.
+                    // The list also has the tag of the table around it.
                     let keys = keys.into_iter().filter(|key| key != "kind");
                     known.extend(keys.map(|key| format!("{shown}.{key}")));
                 } else {
@@ -77,9 +76,9 @@ fn names_a_file(key: &str) -> bool {
 }
 
 #[test]
-fn the_document_says_of_every_file_when_it_is_read_again() {
+fn the_document_states_for_every_file_when_it_is_read_again() {
     let text = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
-    let (_, section) = text.split_once("\n## Files, and when they are read again\n").unwrap();
+    let (_, section) = text.split_once("\n## When files are read again\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
     let files: Vec<_> = documented().into_iter().filter(|key| names_a_file(key)).collect();
     assert!(files.len() > 10, "{files:?}");

@@ -371,3 +371,49 @@ async fn replicas_with_different_keys_that_start_together_on_an_empty_store_agre
         decrypt_all(first, &made).await;
     }
 }
+
+#[tokio::test]
+async fn a_mistyped_new_root_of_one_replica_does_not_replace_the_old_root_of_another() {
+    let etcd = Etcd::start().await;
+    let old = || passphrase(on(&etcd), 0, "main", RIGHT);
+    let one = old().start().await;
+    let other = passphrase(old(), 1, "new", WRONG).start().await;
+    let mut sealed = used(&one, &["default"]).await;
+    assert_eq!(command(&other, &["root", "rewrap", "--root", "new"]).0, Some(0));
+    sealed.push(other.encrypt("default", "AAAA").await);
+    other.stop().await;
+
+    // The old root is taken out of this replica alone. All KEKs open there, by the mistyped key.
+    let other = passphrase(on(&etcd), 0, "new", WRONG).start_ready_or_not().await;
+    decrypt_all(&other, &sealed).await;
+    let (status, detail) = check(&other, "chain:default").await.unwrap();
+    assert_eq!(status, "degraded");
+    assert!(detail.contains("kms-proxy root remove --root main"), "{detail}");
+    let (code, said) = command(&other, &["root", "remove", "--root", "main"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("has root main configured"), "{said}");
+    sealed.push(other.encrypt("default", "AAAA").await);
+    other.stop().await;
+
+    // The configuration is corrected: what the mistyped root wrapped opens by the old one, is
+    // removed, and wrapped again by the right key.
+    let other = old().start().await;
+    decrypt_all(&other, &sealed).await;
+    let (code, said) = command(&other, &["root", "remove", "--root", "new", "--no-wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    one.stop().await;
+    other.stop().await;
+    let [one, other] = [0, 1].map(|_| passphrase(old(), 1, "new", "the new passphrase"));
+    let (one, other) = (one.start().await, other.start().await);
+    assert_eq!(command(&one, &["root", "rewrap", "--root", "new"]).0, Some(0));
+    other.stop().await;
+    one.stop().await;
+    let [one, other] = [0, 1].map(|_| passphrase(on(&etcd), 0, "new", "the new passphrase"));
+    let (one, other) = tokio::join!(one.start_ready_or_not(), other.start_ready_or_not());
+    let (code, said) = command(&one, &["root", "remove", "--root", "main"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("a replica that has lost the store may encrypt"), "{said}");
+    decrypt_all(&other, &sealed).await;
+    let sealed = [other.encrypt("default", "AAAA").await];
+    decrypt_all(&one, &sealed).await;
+}

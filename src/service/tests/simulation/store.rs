@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::Rng;
@@ -25,6 +26,13 @@ fn refused() -> Error {
 /// The value that each revision of a key has.
 type Values = BTreeMap<(String, Revision), Vec<u8>>;
 
+/// What a process saw of the store's history, as etcd's headers show it.
+struct Seen {
+    history: u32,
+    revision: u64,
+    restores: watch::Sender<u64>,
+}
+
 /// One process's way to the store.
 #[derive(Clone)]
 pub(super) struct Net {
@@ -38,6 +46,7 @@ pub(super) struct Net {
     pub(super) silent: Arc<Mutex<Instant>>,
     /// What it read and wrote, while revisions may come again.
     pub(super) known: Arc<Mutex<Values>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Net {
@@ -45,7 +54,32 @@ impl Net {
         let began = || Arc::new(Mutex::new(hub.began));
         let (cut, silent) = (began(), began());
         let (dead, known) = Default::default();
-        Self { hub, process, rng, dead, cut, silent, known }
+        let seen = Seen {
+            history: hub.book().history,
+            revision: hub.store.revision(),
+            restores: watch::Sender::new(0),
+        };
+        let seen = Arc::new(Mutex::new(seen));
+        Self { hub, process, rng, dead, cut, silent, known, seen }
+    }
+
+    /// Receives a value for each restore that the store reports.
+    pub(super) fn restores(&self) -> watch::Receiver<u64> {
+        self.seen.lock().unwrap().restores.subscribe()
+    }
+
+    /// A call was answered. Its header shows a restore if the revision went back, or if the copy
+    /// was restored as a new cluster.
+    fn header(&self) {
+        let Some(new_cluster) = self.hub.weather.reports else { return };
+        let (history, revision) = (self.hub.book().history, self.hub.store.revision());
+        let mut seen = self.seen.lock().unwrap();
+        let went_back = revision < seen.revision || new_cluster;
+        if history != seen.history && went_back {
+            seen.restores.send_modify(|restores| *restores += 1);
+            self.hub.book().counts.reported += 1;
+        }
+        (seen.history, seen.revision) = (history, revision);
     }
 
     /// The process is gone: what it called never comes back to it.
@@ -144,6 +178,9 @@ impl Net {
             return Err(self.failed(lost()));
         }
         let applied = self.hub.apply(self, history, txn).await;
+        if applied.is_ok() {
+            self.header();
+        }
         self.delay().await;
         let (committed, granted) = applied.map_err(|error| self.failed(error))?;
         if let Some(granted) = granted {
@@ -176,6 +213,7 @@ impl Store for Net {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
         self.go().await?;
         let entry = self.hub.store.get(key).await;
+        self.header();
         self.read(entry.iter().flatten().next());
         self.delay().await;
         entry
@@ -186,6 +224,7 @@ impl Store for Net {
         let mut entries = Vec::new();
         for key in keys {
             let entry = self.hub.store.get(key).await?;
+            self.header();
             self.read(entry.as_ref());
             entries.push(entry);
             if self.hub.weather.reads_apart {
@@ -204,6 +243,7 @@ impl Store for Net {
     ) -> Result<Vec<Entry>, Error> {
         self.go().await?;
         let entries = self.hub.store.list(prefix, after, limit).await;
+        self.header();
         self.delay().await;
         entries
     }
@@ -211,6 +251,7 @@ impl Store for Net {
     async fn count(&self, prefix: &str) -> Result<u64, Error> {
         self.go().await?;
         let count = self.hub.store.count(prefix).await;
+        self.header();
         self.delay().await;
         count
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::Rng;
@@ -16,6 +17,7 @@ pub(super) struct Slow {
     net: Net,
     rng: Rng,
     queue: VecDeque<(Instant, News)>,
+    restores: watch::Receiver<u64>,
 }
 
 #[async_trait]
@@ -37,6 +39,7 @@ impl Watch for Slow {
             };
             tokio::select! {
                 biased;
+                Ok(()) = self.restores.changed() => return News::Restored,
                 news = self.inner.next() => self.take(news),
                 () = waiting => {}
             }
@@ -47,7 +50,8 @@ impl Watch for Slow {
 impl Slow {
     pub(super) fn new(inner: Box<dyn Watch>, net: Net) -> Self {
         let rng = net.rng.fork();
-        Self { inner, net, rng, queue: VecDeque::new() }
+        let restores = net.restores();
+        Self { inner, net, rng, queue: VecDeque::new(), restores }
     }
 
     fn take(&mut self, news: News) {

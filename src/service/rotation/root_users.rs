@@ -1,0 +1,191 @@
+//! Which processes have a root configured. Each process reports its roots in a shared store
+//! ([`RootUser`]), and whether a root has another key than the [`RootCheck`] of its name. A root is
+//! not removed while another process reports that it has the root configured, or that one of the
+//! roots that remain has another key there: the removal could erase the only wraps that the
+//! corrected configuration opens.
+//!
+//! A process withdraws its reports when it stops, except those of another key. A report of a
+//! process that was killed counts for [a while](super::root_reports).
+//!
+//! [`RootCheck`]: crate::store::record::RootCheck
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Monotonic;
+use crate::id::ChainName;
+use crate::service::core::Core;
+use crate::service::error::{Error, Kind};
+use crate::store::record::{self, Record as _, RootUser};
+use crate::store::{self, Compare, Entry, Store as _, Txn};
+use crate::timestamp::rfc3339;
+
+use super::root_check::{self, Comparison};
+
+/// How often a process repeats its reports.
+const REPORTED_EVERY: Duration = Duration::from_secs(5 * 60);
+/// How often a process reads the reports of the others.
+const READ_EVERY: Duration = Duration::from_secs(60);
+/// The maximum number of records of one read.
+const MOST: usize = 1_000;
+
+/// Compares the roots of this process, reports them, and removes the reports of processes that
+/// ended without withdrawing them. What fails is repeated by the next call.
+pub(in crate::service) async fn look_after(core: &Core) {
+    if !core.shared {
+        return;
+    }
+    let differing = differing(core).await;
+    let now = core.clock.now();
+    let (is_report_due, is_read_due) = {
+        let mut reports = core.root_reports.lock();
+        let is_due = |last: Option<Monotonic>, every| last.is_none_or(|at| now.since(at) >= every);
+        let has_changed = differing != reports.differing;
+        reports.differing.clone_from(&differing);
+        (has_changed || is_due(reports.stored, REPORTED_EVERY), is_due(reports.read, READ_EVERY))
+    };
+    // The store reports its own failures.
+    if is_report_due {
+        let stored = report(core, &differing).await.is_ok();
+        core.root_reports.lock().stored = stored.then_some(now);
+    }
+    if is_read_due && clean(core).await.is_ok() {
+        core.root_reports.lock().read = Some(now);
+    }
+}
+
+/// The roots of this process that have another key than other processes. A root that unwrapped
+/// stored KEKs has the right one.
+async fn differing(core: &Core) -> BTreeSet<Arc<str>> {
+    let mut differing = core.root_reports.lock().differing.clone();
+    for state in core.keyring.roots.iter() {
+        let name = &state.named.name;
+        if state.opened_any() {
+            differing.remove(name);
+        } else if state.is_another() {
+            differing.insert(Arc::clone(name));
+        } else if state.is_up() && state.comparisons.take(core.clock.now()) {
+            match root_check::compare(core, state).await {
+                Ok(Comparison::Other) => {
+                    differing.insert(Arc::clone(name));
+                }
+                Ok(Comparison::New | Comparison::Same) => {
+                    differing.remove(name);
+                }
+                Ok(Comparison::Silent) | Err(_) => {}
+            }
+        }
+    }
+    differing
+}
+
+async fn report(core: &Core, differing: &BTreeSet<Arc<str>>) -> Result<(), store::Error> {
+    let reported_at = core.clock.unix_now();
+    let report = |name: &Arc<str>| {
+        let user = RootUser { reported_at, differs: differing.contains(name) };
+        Ok((record::root_user_key(name, core.owner), user.encode()?))
+    };
+    let puts = core.keyring.roots.iter().map(|state| report(&state.named.name));
+    let puts = puts.collect::<Result<_, store::Error>>()?;
+    core.store.commit(Txn { puts, ..Txn::default() }).await.map(drop)
+}
+
+/// Removes the reports that do not count any more.
+async fn clean(core: &Core) -> Result<(), store::Error> {
+    // Also those of roots that this process does not have: one of them may be removed here next.
+    let entries = reports(core, record::ROOTS).await?;
+    core.root_reports.lock().keep(&entries);
+    for entry in entries {
+        if !core.root_reports.lock().counts(&entry, core.clock.now()) {
+            let compares = vec![Compare::Unchanged(entry.key.clone(), entry.revision)];
+            let txn = Txn { compares, deletes: vec![entry.key.clone()], puts: Vec::new() };
+            let _ = core.store.commit(txn).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The reports of other processes under `prefix`.
+async fn reports(core: &Core, prefix: &str) -> Result<Vec<Entry>, store::Error> {
+    let mut entries = core.store.list(prefix, None, MOST).await?;
+    let is_of_another = |key: &str| record::root_user(key).is_some_and(|user| user != core.owner);
+    entries.retain(|entry| is_of_another(&entry.key));
+    Ok(entries)
+}
+
+/// Refuses to erase the wraps of `removed` while another process has it configured, or has another
+/// key for one of the roots that are to open the KEKs afterwards.
+///
+/// # Errors
+/// [`Kind::Conflict`], [`Kind::StoreUnavailable`].
+pub(in crate::service) async fn may_remove(
+    core: &Core,
+    chain: &ChainName,
+    removed: &str,
+) -> Result<(), Error> {
+    if !core.shared {
+        return Ok(());
+    }
+    let remaining = core.keyring.roots.iter().map(|state| &*state.named.name);
+    for root in remaining.chain([removed]) {
+        let failed = |error| core.store_error(chain, error);
+        for entry in reports(core, &record::root_users_prefix(root)).await.map_err(failed)? {
+            if !core.root_reports.lock().counts(&entry, core.clock.now()) {
+                continue;
+            }
+            let user = RootUser::decode(&entry.key, &entry.value).map_err(failed)?;
+            let at = rfc3339(user.reported_at);
+            let detail = if user.differs && root != removed {
+                format!(
+                    "another replica reported at {at} that its root {root} has another key than \
+                     this one's: correct that replica's configuration first"
+                )
+            } else if !user.differs && root == removed {
+                format!(
+                    "another replica reported at {at} that it has root {root} configured: take it \
+                     out of the configuration of every replica first"
+                )
+            } else {
+                continue;
+            };
+            let detail = format!("{detail}. A report that is not repeated counts for 15 minutes");
+            return Err(Error::new(Kind::Conflict, detail));
+        }
+    }
+    Ok(())
+}
+
+/// Forgets what the store knows of a root that is removed, so that its name can be given to
+/// another.
+///
+/// # Errors
+/// When the store does not answer.
+pub(in crate::service) async fn forget(core: &Core, root: &str) -> Result<(), store::Error> {
+    if !core.shared {
+        return Ok(());
+    }
+    let check = core.store.get(&record::root_check_key(root)).await?;
+    let reports = reports(core, &record::root_users_prefix(root)).await?;
+    let deletes: Vec<_> = check.into_iter().chain(reports).map(|entry| entry.key).collect();
+    if deletes.is_empty() {
+        return Ok(());
+    }
+    core.store.commit(Txn { deletes, ..Txn::default() }).await.map(drop)
+}
+
+/// Withdraws the reports of a process that stops. A report of another key remains: the process will
+/// probably start again with the same key.
+pub(in crate::service) async fn withdraw(core: &Core) {
+    if !core.shared || !core.store.is_up() {
+        return;
+    }
+    let differing = core.root_reports.lock().differing.clone();
+    let names = core.keyring.roots.iter().map(|state| &state.named.name);
+    let names = names.filter(|name| !differing.contains(*name));
+    let deletes: Vec<_> = names.map(|name| record::root_user_key(name, core.owner)).collect();
+    if !deletes.is_empty() {
+        // If it fails, the reports count a little longer.
+        let _ = core.store.commit(Txn { deletes, ..Txn::default() }).await;
+    }
+}
