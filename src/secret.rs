@@ -1,6 +1,9 @@
-//! Secret bytes: wiped on drop, without `Debug`, `Clone` or `Serialize`, compared in constant time.
+//! Secret bytes: wiped on drop, never shown, without `Clone` or `Serialize`, compared in constant
+//! time.
 //!
 //! A leaf: it does not know what its bytes are for.
+
+use std::fmt;
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -92,6 +95,13 @@ impl Eq for KeyBytes {}
 /// Secret bytes of any length, such as a passphrase or a plaintext: wiped on drop.
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
+/// Shows that there is a secret, and nothing of it.
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
 impl SecretBytes {
     /// Takes ownership of the bytes. The vector must not have been reallocated since it contains
     /// the secret.
@@ -156,6 +166,11 @@ mod tests {
         let one = KeyBytes::random(Suite::Aes256Gcm).unwrap();
         let two = KeyBytes::random(Suite::Aes256Gcm).unwrap();
         assert!(one != two);
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        assert_eq!(format!("{:?}", Some(SecretBytes::new(b"hunter2".to_vec()))), "Some((secret))");
     }
 
     #[test]

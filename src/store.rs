@@ -21,12 +21,14 @@ pub mod record;
 pub(crate) mod records;
 mod scan;
 pub(crate) mod settings;
+mod txn;
 
 #[cfg(test)]
 mod contract;
 
 pub use scan::Problem;
 pub(crate) use scan::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
+pub use txn::{Committed, Compare, Txn};
 
 /// The revision of an entry: it grows with every write to the store, and is unique per write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,38 +43,6 @@ pub struct Entry {
     pub value: Vec<u8>,
     /// The revision of the write, for a [`Compare`].
     pub revision: Revision,
-}
-
-/// What must hold for a [`Txn`] to be applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Compare {
-    /// There is no entry at this key.
-    Absent(String),
-    /// The entry at this key has this revision.
-    Unchanged(String, Revision),
-}
-
-/// A conditional write: all of `puts` and `deletes` when every one of `compares` holds, else
-/// nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Txn {
-    /// The conditions.
-    pub compares: Vec<Compare>,
-    /// Keys and their new values.
-    pub puts: Vec<(String, Vec<u8>)>,
-    /// Keys to delete.
-    pub deletes: Vec<String>,
-}
-
-/// The outcome of a [`Txn`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Committed {
-    /// It is durable, and all entries that it put have this revision. A transaction that changed
-    /// nothing may have the revision of an earlier one.
-    Applied(Revision),
-    /// A condition did not hold; nothing was written.
-    Conflict,
 }
 
 /// A store of records. It is linearizable: a read sees every write that was acknowledged before the

@@ -154,9 +154,7 @@ async fn list(args: ListArgs) -> Result {
 
 async fn is_there(client: &Client, chain: &ChainName) -> Result<bool> {
     let path = format!("/v1/chains/{chain}?limit=1");
-    let response = client.send(client.request(Method::GET, &path)).await?;
-    let status = response.status();
-    let body = client.body(response).await?;
+    let (status, body) = client.exchange(client.request(Method::GET, &path)).await?;
     match status {
         StatusCode::OK => Ok(true),
         StatusCode::NOT_FOUND if has_code(&body, "unknown_chain") => Ok(false),
@@ -172,9 +170,7 @@ fn has_code(body: &[u8], code: &str) -> bool {
 /// Creates or changes the chain, and prints it.
 async fn put(client: &Client, chain: &ChainName, settings: &Settings) -> Result<StatusCode> {
     let request = client.request(Method::PUT, &format!("/v1/chains/{chain}")).json(settings);
-    let response = client.send(request).await?;
-    let status = response.status();
-    let body = client.body(response).await?;
+    let (status, body) = client.exchange(request).await?;
     if !status.is_success() {
         return Err(client.refusal(status, &body));
     }

@@ -1,5 +1,6 @@
 //! `rotate`, `status` and `healthcheck`.
 
+use kms_proxy::id::ChainName;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -132,9 +133,7 @@ pub(super) async fn healthcheck(args: HealthArgs) -> Result {
 
 /// The response of `/readyz`, which is 503 if the service is not ready.
 pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)> {
-    let response = client.send(client.request(Method::GET, "/readyz")).await?;
-    let status = response.status();
-    let body = client.body(response).await?;
+    let (status, body) = client.exchange(client.request(Method::GET, "/readyz")).await?;
     match status {
         StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => Ok((status, client.parse(&body)?)),
         StatusCode::NOT_FOUND => Err(Failure::refused(
@@ -147,22 +146,7 @@ pub(super) async fn readiness(client: &Client) -> Result<(StatusCode, Readiness)
 
 /// All chains, read a page at a time, in the form of the service.
 pub(super) async fn all_chains(client: &Client) -> Result<Vec<Value>> {
-    #[derive(Deserialize)]
-    struct Page {
-        chains: Vec<Value>,
-        next: Option<String>,
-    }
-    let mut all = Vec::new();
-    let mut path = "/v1/chains".to_owned();
-    loop {
-        let Page { chains, next } = client.call_json(client.request(Method::GET, &path)).await?;
-        all.extend(chains);
-        match next {
-            None => return Ok(all),
-            // A chain's name needs no escaping in a URL.
-            Some(after) => path = format!("/v1/chains?after={after}"),
-        }
-    }
+    client.items("/v1/chains?limit=100", "chains").await
 }
 
 /// The items of a list, with the fields that a table shows.
@@ -173,27 +157,28 @@ pub(super) fn typed<T: DeserializeOwned>(items: Vec<Value>) -> Result<Vec<T>> {
     })
 }
 
-/// The names of all chains.
-pub(super) async fn names(client: &Client) -> Result<Vec<String>> {
+/// The names in `chosen`, or of all chains if it is empty.
+pub(super) async fn names(client: &Client, chosen: &[ChainName]) -> Result<Vec<String>> {
+    if !chosen.is_empty() {
+        return Ok(chosen.iter().map(ToString::to_string).collect());
+    }
     let chains = all_chains(client).await?;
     let name = |chain: &Value| chain["chain"].as_str().map(str::to_owned);
     Ok(chains.iter().filter_map(name).collect())
 }
 
 fn check_table(readiness: &Readiness) -> String {
-    let mut rows = vec![["CHECK", "STATUS", "DETAIL"].map(str::to_owned)];
-    rows.push(["all".to_owned(), readiness.status.clone(), String::new()]);
-    rows.extend(readiness.checks.iter().map(|check| {
+    let all = ["all".to_owned(), readiness.status.clone(), String::new()];
+    let checks = readiness.checks.iter().map(|check| {
         [check.name.clone(), check.status.clone(), check.detail.clone().unwrap_or_default()]
-    }));
-    table(&rows)
+    });
+    table(["CHECK", "STATUS", "DETAIL"], std::iter::once(all).chain(checks))
 }
 
 pub(super) fn chain_table(chains: &[Chain]) -> String {
     let header =
         ["CHAIN", "SUITE", "KEKS", "ROTATE AT", "MAX USES", "MAX AGE", "PRIMARY", "STANDBY"];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(chains.iter().map(|chain| {
+    let rows = chains.iter().map(|chain| {
         let or_dash = |id: &Option<String>| id.clone().unwrap_or_else(|| "-".to_owned());
         let age = std::time::Duration::from_secs(chain.rotate_after_age);
         [
@@ -206,14 +191,18 @@ pub(super) fn chain_table(chains: &[Chain]) -> String {
             or_dash(&chain.primary),
             or_dash(&chain.standby),
         ]
-    }));
-    table(&rows)
+    });
+    table(header, rows)
 }
 
 /// Columns as wide as their widest cell, two spaces between them.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
+    let rows: Vec<_> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
     let mut widths = [0; N];
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }

@@ -10,6 +10,7 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::stdio::{eprint, read_file};
@@ -51,6 +52,13 @@ pub(super) struct ChainArgs {
     /// The key chain [default: default]
     #[arg(long, value_name = "NAME")]
     pub(super) chain: Option<ChainName>,
+}
+
+impl ChainArgs {
+    /// The chain's name, in a path.
+    pub(super) fn name(&self) -> &str {
+        self.chain.as_ref().map_or("default", ChainName::as_str)
+    }
 }
 
 /// Runs a command that calls the service.
@@ -111,21 +119,20 @@ impl Client {
         }
     }
 
-    /// Sends `request` and returns the response, whatever its status.
-    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response> {
-        request.send().await.map_err(|error| self.failed(&error))
+    /// Sends `request`, and returns the status and the whole body of the response.
+    pub(super) async fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Vec<u8>)> {
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        Ok((response.status(), self.body(response).await?))
     }
 
     /// Sends `request` and returns the body of a successful response.
     pub(super) async fn call(&self, request: RequestBuilder) -> Result<Vec<u8>> {
-        let response = self.send(request).await?;
-        let status = response.status();
-        let body = self.body(response).await?;
+        let (status, body) = self.exchange(request).await?;
         if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
     }
 
     /// The body of a response, if it does not exceed the limit.
-    pub(super) async fn body(&self, mut response: Response) -> Result<Vec<u8>> {
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
             if body.len() + chunk.len() > self.max_response {
@@ -158,12 +165,35 @@ impl Client {
         self.parse(&self.call(request).await?)
     }
 
+    /// All items of the list `field` at `path`, which has a query, a page at a time.
+    pub(super) async fn items<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        field: &str,
+    ) -> Result<Vec<T>> {
+        let (mut all, mut at) = (Vec::new(), path.to_owned());
+        loop {
+            let mut page: Map<String, Value> =
+                self.call_json(self.request(Method::GET, &at)).await?;
+            let items = page.remove(field).unwrap_or_default();
+            let items: Vec<T> = serde_json::from_value(items).map_err(|_| self.unknown())?;
+            all.extend(items);
+            match page.get("next").and_then(Value::as_str) {
+                None => return Ok(all),
+                // Neither the name of a chain nor the id of a KEK needs an escape in a URL.
+                Some(after) => at = format!("{path}&after={after}"),
+            }
+        }
+    }
+
     /// Parses a response in JSON.
     pub(super) fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T> {
         // The error of serde may quote the response, which may contain a plaintext.
-        serde_json::from_slice(body).map_err(|_| {
-            Failure::refused(format!("{} does not answer like kms-proxy", self.server))
-        })
+        serde_json::from_slice(body).map_err(|_| self.unknown())
+    }
+
+    fn unknown(&self) -> Failure {
+        Failure::refused(format!("{} does not answer like kms-proxy", self.server))
     }
 
     fn failed(&self, error: &reqwest::Error) -> Failure {

@@ -103,8 +103,7 @@ async fn call(args: Args, change: &str, body: &Value) -> Result {
         state: String,
     }
     let client = Client::new(args.client)?;
-    let chain = args.chain.chain.map_or_else(|| "default".to_owned(), |chain| chain.to_string());
-    let path = format!("/v1/chains/{chain}/keks/{}/{change}", args.id);
+    let path = format!("/v1/chains/{}/keks/{}/{change}", args.chain.name(), args.id);
     let kek: Kek = client.call_json(client.request(Method::POST, &path).json(body)).await?;
     print(format!("{}\n", kek.state).as_bytes())
 }
@@ -123,12 +122,8 @@ async fn missing(args: MissingArgs) -> Result {
         last_seen: String,
     }
     let client = Client::new(args.client)?;
-    let chains = match args.chain.is_empty() {
-        true => chains::names(&client).await?,
-        false => args.chain.iter().map(ToString::to_string).collect(),
-    };
     let mut pages: Vec<Page> = Vec::new();
-    for chain in chains {
+    for chain in chains::names(&client, &args.chain).await? {
         let path = format!("/v1/chains/{chain}/missing");
         pages.push(client.call_json(client.request(Method::GET, &path)).await?);
     }
@@ -137,13 +132,10 @@ async fn missing(args: MissingArgs) -> Result {
         return print(format!("{:#}\n", json!({ "chains": pages })).as_bytes());
     }
     let header = ["CHAIN", "KEK", "REASON", "FIRST SEEN", "LAST SEEN"];
-    let mut rows = vec![header.map(str::to_owned)];
-    for Page { chain, items } in pages {
-        rows.extend(
-            items
-                .into_iter()
-                .map(|kek| [chain.clone(), kek.kek_id, kek.reason, kek.first_seen, kek.last_seen]),
-        );
-    }
-    print(chains::table(&rows).as_bytes())
+    let rows = pages.into_iter().flat_map(|Page { chain, items }| {
+        let row =
+            move |kek: Kek| [chain.clone(), kek.kek_id, kek.reason, kek.first_seen, kek.last_seen];
+        items.into_iter().map(row)
+    });
+    print(chains::table(header, rows).as_bytes())
 }

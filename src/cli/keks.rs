@@ -1,6 +1,5 @@
 //! `kek list`: the KEKs of a chain.
 
-use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -38,24 +37,10 @@ struct Kek {
 
 /// Lists the KEKs of a chain, read a page at a time.
 pub(super) async fn list(args: ListArgs) -> Result {
-    #[derive(Deserialize)]
-    struct Page {
-        items: Vec<Value>,
-        next: Option<String>,
-    }
     let client = Client::new(args.client)?;
-    let chain = args.chain.chain.map_or_else(|| "default".to_owned(), |chain| chain.to_string());
-    let first = format!("/v1/chains/{chain}?limit=1000");
-    let (mut keks, mut path) = (Vec::new(), first.clone());
-    loop {
-        let Page { items, next } = client.call_json(client.request(Method::GET, &path)).await?;
-        keks.extend(items);
-        match next {
-            None => break,
-            // An id needs no escaping in a URL.
-            Some(after) => path = format!("{first}&after={after}"),
-        }
-    }
+    let chain = args.chain.name();
+    let path = format!("/v1/chains/{chain}?limit=1000");
+    let keks: Vec<Value> = client.items(&path, "items").await?;
     let text = if args.json {
         format!("{:#}\n", json!({ "chain": chain, "keks": keks }))
     } else {
@@ -67,8 +52,7 @@ pub(super) async fn list(args: ListArgs) -> Result {
 fn kek_table(keks: Vec<Kek>) -> String {
     let titles = ["KEK", "STATE", "CREATED", "PROMOTED", "DISABLED", "USES", "EXPOSED", "ROOTS"];
     let or_dash = |time: Option<String>| time.unwrap_or_else(|| "-".to_owned());
-    let mut rows = vec![titles.map(str::to_owned)];
-    rows.extend(keks.into_iter().map(|kek| {
+    let rows = keks.into_iter().map(|kek| {
         [
             kek.kek_id,
             kek.state,
@@ -79,6 +63,6 @@ fn kek_table(keks: Vec<Kek>) -> String {
             if kek.exposed { "yes" } else { "no" }.to_owned(),
             kek.roots.join(","),
         ]
-    }));
-    table(&rows)
+    });
+    table(titles, rows)
 }

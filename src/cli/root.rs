@@ -129,26 +129,14 @@ struct Count {
 }
 
 async fn status(args: StatusArgs) -> Result {
-    #[derive(Deserialize)]
-    struct Page {
-        items: Vec<Kek>,
-        next: Option<String>,
-    }
     let client = Client::new(args.client)?;
     let admin = args.admin.map(|admin| client.at(admin));
     let (_, readiness) = chains::readiness(admin.as_ref().unwrap_or(&client)).await?;
     let mut keks = Vec::new();
-    for chain in chains::names(&client).await? {
-        let mut query = "limit=1000".to_owned();
-        loop {
-            let path = format!("/v1/chains/{chain}?{query}");
-            let page: Page = client.call_json(client.request(Method::GET, &path)).await?;
-            keks.extend(page.items.into_iter().filter(|kek| kek.state != "destroyed"));
-            match page.next {
-                None => break,
-                Some(after) => query = format!("limit=1000&after={after}"),
-            }
-        }
+    for chain in chains::names(&client, &[]).await? {
+        let path = format!("/v1/chains/{chain}?limit=1000");
+        let of_chain: Vec<Kek> = client.items(&path, "items").await?;
+        keks.extend(of_chain.into_iter().filter(|kek| kek.state != "destroyed"));
     }
     let checks = readiness.checks.iter().filter_map(|check| {
         Some((check.name.strip_prefix("root:")?, &check.status, check.detail.as_deref()))
@@ -170,8 +158,7 @@ async fn status(args: StatusArgs) -> Result {
         return print(format!("{all:#}\n").as_bytes());
     }
     let header = ["ROOT", "STATUS", "WRAPPED", "MISSING", "ONLY", "DETAIL"];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(counts.iter().map(|(name, count)| {
+    let rows = counts.iter().map(|(name, count)| {
         let (status, detail) = root_status(&configured, name);
         let Count { wrapped, missing, only } = count;
         [
@@ -182,15 +169,9 @@ async fn status(args: StatusArgs) -> Result {
             only.to_string(),
             detail.to_owned(),
         ]
-    }));
-    let table = chains::table(&rows);
-    print(
-        format!(
-            "{table}\n{}, {exposed} of them exposed by a local root\n",
-            count(keks.len(), "KEK")
-        )
-        .as_bytes(),
-    )
+    });
+    let (table, keks) = (chains::table(header, rows), count(keks.len(), "KEK"));
+    print(format!("{table}\n{keks}, {exposed} of them exposed by a local root\n").as_bytes())
 }
 
 /// The status and detail of a root.
@@ -241,10 +222,7 @@ async fn change(args: ChangeArgs, change: &str, no_wait: bool) -> Result {
     }
     let ChangeArgs { root, chain, client } = args;
     let client = Client::new(client)?;
-    let chains = match chain.is_empty() {
-        true => chains::names(&client).await?,
-        false => chain.iter().map(ToString::to_string).collect(),
-    };
+    let chains = chains::names(&client, &chain).await?;
     let (mut looked_at, mut changed, mut failed) = (0, 0, 0);
     let mut settled = Instant::now();
     let mut progress = Progress::new();

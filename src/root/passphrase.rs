@@ -4,7 +4,6 @@
 //! same passphrase. A derivation takes about a quarter of a second and 64 MiB, so derived keys are
 //! kept, and only one is derived at a time.
 
-use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +34,7 @@ const FORMAT: u8 = 1;
 const KEYS: usize = 16;
 
 /// One `[[root]]` with `kind = "passphrase"`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
@@ -67,19 +66,6 @@ fn default_passes() -> u32 {
 
 fn default_lanes() -> u32 {
     Cost::DEFAULT.lanes
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("name", &self.name)
-            .field("passphrase_file", &self.passphrase_file)
-            .field("passphrase", &self.passphrase.as_ref().map(|_| "(secret)"))
-            .field("memory", &self.memory)
-            .field("passes", &self.passes)
-            .field("lanes", &self.lanes)
-            .finish()
-    }
 }
 
 impl Config {

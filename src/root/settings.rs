@@ -3,7 +3,6 @@
 //!
 //! Plain data: each provider checks and uses its own settings.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +48,7 @@ impl AwsKms {
 }
 
 /// One `[[root]]` with `kind = "pkcs11"`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Pkcs11 {
@@ -103,22 +102,6 @@ impl Pkcs11 {
     }
 }
 
-impl fmt::Debug for Pkcs11 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("name", &self.name)
-            .field("module", &self.module)
-            .field("token_label", &self.token_label)
-            .field("slot", &self.slot)
-            .field("key_label", &self.key_label)
-            .field("pin_file", &self.pin_file)
-            .field("pin", &hidden(&self.pin))
-            .field("gcm_iv", &self.gcm_iv)
-            .field("timeout", &self.timeout)
-            .finish()
-    }
-}
-
 /// Who makes the nonce of a wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -142,7 +125,7 @@ impl GcmIv {
 }
 
 /// One `[[root]]` with `kind = "vault-transit"`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct VaultTransit {
@@ -204,30 +187,6 @@ impl VaultTransit {
             timeout: five_seconds(),
         }
     }
-}
-
-impl fmt::Debug for VaultTransit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("name", &self.name)
-            .field("address", &self.address)
-            .field("mount", &self.mount)
-            .field("key", &self.key)
-            .field("namespace", &self.namespace)
-            .field("ca", &self.ca)
-            .field("token_file", &self.token_file)
-            .field("token", &hidden(&self.token))
-            .field("role_id", &self.role_id)
-            .field("secret_id_file", &self.secret_id_file)
-            .field("secret_id", &hidden(&self.secret_id))
-            .field("auth_mount", &self.auth_mount)
-            .field("timeout", &self.timeout)
-            .finish()
-    }
-}
-
-fn hidden(secret: &Option<Arc<SecretBytes>>) -> Option<&'static str> {
-    secret.as_ref().map(|_| "(secret)")
 }
 
 fn five_seconds() -> Duration {

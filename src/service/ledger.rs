@@ -10,7 +10,7 @@ use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::store::record::{self, Head, Kek, Limits, NamedRoot, Record, State};
 use crate::store::records::{Held, Versioned, missing, read_head, read_held};
-use crate::store::{Committed, Compare, Error, Revision, Store, Txn};
+use crate::store::{Committed, Error, Revision, Store, Txn};
 
 use super::rollback::detect::{Detector, Records};
 
@@ -30,13 +30,6 @@ struct Read {
     damage: Option<Error>,
     /// Whether the primary is in the state that the head says.
     fits: bool,
-}
-
-impl Read {
-    fn records(&self) -> Records<'_> {
-        let (primary, standby) = (self.primary.as_ref(), self.standby.as_ref());
-        Records { head: &self.head, primary, standby }
-    }
 }
 
 /// The records of one chain.
@@ -111,9 +104,9 @@ impl Ledger {
         }
         self.stale = true;
         let read = self.read_all().await?;
-        let mut detector = std::mem::take(&mut self.detector);
-        detector.compare(self.records(), read.records(), read.fits);
-        self.detector = detector;
+        let known = records(&self.head, &self.primary, &self.standby);
+        let found = records(&read.head, &read.primary, &read.standby);
+        self.detector.compare(known, found, read.fits);
         let Read { head, primary, standby, damage, .. } = read;
         self.head = head;
         (self.primary, self.standby, self.standby_damage) = (primary, standby, damage);
@@ -163,16 +156,9 @@ impl Ledger {
         }
     }
 
-    fn records(&self) -> Records<'_> {
-        let (primary, standby) = (self.primary.as_ref(), self.standby.as_ref());
-        Records { head: &self.head, primary, standby }
-    }
-
     /// Passes the current records to the detector and to the staleness.
     fn publish_known(&mut self) {
-        let mut detector = std::mem::take(&mut self.detector);
-        detector.note(self.records());
-        self.detector = detector;
+        self.detector.note(records(&self.head, &self.primary, &self.standby));
         let held = self.primary.iter().chain(&self.standby);
         let revisions = held.flat_map(|held| [held.kek.revision, held.uses.revision]);
         let newest = revisions.fold(self.head.revision, Revision::max);
@@ -200,12 +186,12 @@ impl Ledger {
 
     /// Changes the limits. Compares: head and the primary's uses unchanged.
     pub(super) async fn set_limits(&mut self, limits: Limits) -> Result<bool, Error> {
-        let uses = self.primary.as_ref().map(|primary| {
+        let mut txn = Txn::default();
+        if let Some(primary) = &self.primary {
             let key = record::uses_key(&self.chain, primary.id);
-            Compare::Unchanged(key, primary.uses.revision)
-        });
-        let head = Head { limits, ..self.head.record.clone() };
-        self.put_head(head, uses).await
+            txn = txn.unchanged(key, primary.uses.revision);
+        }
+        self.put_head(Head { limits, ..self.head.record.clone() }, txn).await
     }
 
     /// Stores that the set of roots changed, with the root that the key id names, if that changed,
@@ -216,7 +202,7 @@ impl Ledger {
         if let Some(named) = named {
             head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
         }
-        self.put_head(head, None).await
+        self.put_head(head, Txn::default()).await
     }
 
     /// Stores the root that the key id names, for a chain that had no key id. Compares: head
@@ -224,7 +210,7 @@ impl Ledger {
     pub(super) async fn name_root(&mut self, named: NamedRoot) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.named_root = Some(NamedRoot { generation: head.roots_generation, ..named });
-        self.put_head(head, None).await
+        self.put_head(head, Txn::default()).await
     }
 
     /// Sets whether a missing head is restored even if the chain never had a KEK: a chain that the
@@ -248,26 +234,20 @@ impl Ledger {
     /// concurrently conflicts, since that changes the head.
     pub(super) async fn delete(&mut self) -> Result<bool, Error> {
         let key = record::head_key(&self.chain);
-        let txn = Txn {
-            compares: vec![Compare::Unchanged(key.clone(), self.head.revision)],
-            puts: Vec::new(),
-            deletes: vec![key, record::claim_key(&self.chain)],
-        };
+        let txn = Txn::default()
+            .unchanged(key.clone(), self.head.revision)
+            .delete(key)
+            .delete(record::claim_key(&self.chain));
         let deleted = self.commit(txn).await?.is_some();
         self.deleted |= deleted;
         Ok(deleted)
     }
 
-    /// Stores the head alone. Compares: head unchanged, and `compare`.
-    async fn put_head(&mut self, mut head: Head, compare: Option<Compare>) -> Result<bool, Error> {
+    /// Adds to `txn` what stores the head, and commits it. Compares: head unchanged.
+    async fn put_head(&mut self, mut head: Head, txn: Txn) -> Result<bool, Error> {
         head.generation += 1;
         let key = record::head_key(&self.chain);
-        let unchanged = Compare::Unchanged(key.clone(), self.head.revision);
-        let txn = Txn {
-            compares: compare.into_iter().chain([unchanged]).collect(),
-            puts: vec![(key, head.encode()?)],
-            deletes: Vec::new(),
-        };
+        let txn = txn.replace(key, self.head.revision, head.encode()?);
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
         self.publish_known();
@@ -278,6 +258,15 @@ impl Ledger {
         let chain = &self.chain;
         (record::head_key(chain), record::kek_key(chain, id), record::uses_key(chain, id))
     }
+}
+
+/// The records of a read, for the detector.
+fn records<'a>(
+    head: &'a Versioned<Head>,
+    primary: &'a Option<Held>,
+    standby: &'a Option<Held>,
+) -> Records<'a> {
+    Records { head, primary: primary.as_ref(), standby: standby.as_ref() }
 }
 
 /// Separates damage from other errors of a read.

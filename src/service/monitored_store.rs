@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::id::ChainName;
 use crate::metrics::Metrics;
 use crate::store::record::{self, Claim, Record as _};
-use crate::store::{Committed, Compare, Entry, Error, Store, Txn, Watch};
+use crate::store::{Committed, Entry, Error, Store, Txn, Watch};
 use crate::timestamp::rfc3339;
 
 use super::types::{Check, Health};
@@ -71,19 +71,16 @@ impl MonitoredStore {
         if self.is_up() {
             return;
         }
-        let (compare, value) = match &found {
-            None => (Compare::Absent(key.clone()), Claim { owner }.encode()),
-            Some(entry) => {
-                (Compare::Unchanged(key.clone(), entry.revision), Ok(entry.value.clone()))
-            }
+        let Ok(claim) = Claim { owner }.encode() else { return };
+        let txn = Txn::default();
+        let write = match &found {
+            None => txn.create(key.clone(), claim),
+            Some(entry) => txn.replace(key.clone(), entry.revision, entry.value.clone()),
         };
-        let Ok(value) = value else { return };
-        let puts = vec![(key.clone(), value)];
-        let claim = Txn { compares: vec![compare], puts, deletes: Vec::new() };
-        if let (Ok(Committed::Applied(revision)), None) = (self.commit(claim).await, found) {
-            let compares = vec![Compare::Unchanged(key.clone(), revision)];
+        if let (Ok(Committed::Applied(revision)), None) = (self.commit(write).await, found) {
             // If this fails, the claim expires.
-            let _ = self.commit(Txn { compares, puts: Vec::new(), deletes: vec![key] }).await;
+            let remove = Txn::default().unchanged(key.clone(), revision).delete(key);
+            let _ = self.commit(remove).await;
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::id::{ChainName, KekId};
 
 use super::record::{self, Head, Kek, Record, Uses};
-use super::{Committed, Compare, Entry, Error, Revision, Store, Txn};
+use super::{Committed, Entry, Error, Revision, Store, Txn};
 
 /// The maximum number of records of one read. A transaction of etcd may have 128.
 pub(crate) const MANY: usize = 64;
@@ -77,11 +77,7 @@ pub(crate) async fn create(
     head: &Head,
 ) -> Result<bool, Error> {
     let key = record::head_key(chain);
-    let txn = Txn {
-        compares: vec![Compare::Absent(key.clone())],
-        puts: vec![(key, head.encode()?)],
-        deletes: Vec::new(),
-    };
+    let txn = Txn::default().create(key, head.encode()?);
     Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
 }
 
@@ -94,11 +90,7 @@ pub(crate) async fn put_kek(
     kek: &Kek,
 ) -> Result<bool, Error> {
     let key = record::kek_key(chain, id);
-    let txn = Txn {
-        compares: vec![Compare::Unchanged(key.clone(), read.revision)],
-        puts: vec![(key, kek.encode()?)],
-        deletes: Vec::new(),
-    };
+    let txn = Txn::default().replace(key, read.revision, kek.encode()?);
     Ok(matches!(store.commit(txn).await?, Committed::Applied(_)))
 }
 

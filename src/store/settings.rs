@@ -3,7 +3,6 @@
 //!
 //! Plain data: the store checks and uses its own settings.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::human_units;
 use crate::secret::SecretBytes;
 
 /// `[store]` with `kind = "etcd"`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Etcd {
     /// The members' URLs: `https://` all of them, or `http://`.
@@ -78,20 +77,5 @@ impl Etcd {
             timeout: default_timeout(),
             data_dir: default_data_dir(),
         }
-    }
-}
-
-impl fmt::Debug for Etcd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("endpoints", &self.endpoints)
-            .field("prefix", &self.prefix)
-            .field("username", &self.username)
-            .field("password_file", &self.password_file)
-            .field("password", &self.password.as_ref().map(|_| "(secret)"))
-            .field("tls", &self.tls)
-            .field("timeout", &self.timeout)
-            .field("data_dir", &self.data_dir)
-            .finish()
     }
 }

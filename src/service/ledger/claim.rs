@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Monotonic;
 use crate::store::record::{self, Claim, Record};
 use crate::store::records::read;
-use crate::store::{Committed, Compare, Error, Revision, Txn};
+use crate::store::{Committed, Error, Revision, Txn};
 
 use super::Ledger;
 
@@ -24,21 +24,16 @@ impl Ledger {
         now: Monotonic,
     ) -> Result<Option<Revision>, Error> {
         let key = record::claim_key(&self.chain);
-        let compare = match read::<Claim>(&*self.store, &key).await? {
-            None => Compare::Absent(key.clone()),
+        let value = Claim { owner: self.owner }.encode()?;
+        let txn = Txn::default().unchanged(record::head_key(&self.chain), self.head.revision);
+        let txn = match read::<Claim>(&*self.store, &key).await? {
+            None => txn.create(key, value),
             Some(claim)
                 if claim.record.owner == self.owner || self.is_dead(claim.revision, now) =>
             {
-                Compare::Unchanged(key.clone(), claim.revision)
+                txn.replace(key, claim.revision, value)
             }
             Some(_) => return Ok(None),
-        };
-        let claim = Claim { owner: self.owner };
-        let head = Compare::Unchanged(record::head_key(&self.chain), self.head.revision);
-        let txn = Txn {
-            compares: vec![compare, head],
-            puts: vec![(key, claim.encode()?)],
-            deletes: Vec::new(),
         };
         match self.store.commit(txn).await? {
             Committed::Applied(revision) => {
@@ -55,11 +50,7 @@ impl Ledger {
     /// Releases a claim whose KEK could not be created. If this fails, the claim expires.
     pub(in crate::service) async fn unclaim(&self, revision: Revision) -> Result<(), Error> {
         let key = record::claim_key(&self.chain);
-        let txn = Txn {
-            compares: vec![Compare::Unchanged(key.clone(), revision)],
-            puts: Vec::new(),
-            deletes: vec![key],
-        };
+        let txn = Txn::default().unchanged(key.clone(), revision).delete(key);
         self.store.commit(txn).await.map(drop)
     }
 

@@ -5,9 +5,9 @@ use crate::service::rollback::detect::Rollback;
 use crate::service::rollback::retire::retire;
 use crate::store::record::{self, Head, Kek, Record, State, Uses};
 use crate::store::records::{Versioned, create, missing, read_head};
-use crate::store::{Committed, Compare, Error, Txn};
+use crate::store::{Committed, Error, Txn};
 
-use super::Ledger;
+use super::{Ledger, records};
 
 impl Ledger {
     /// Whether the store went back to an earlier state and the repair is not complete.
@@ -44,10 +44,8 @@ impl Ledger {
 
     /// Restores a head that is missing, without KEKs.
     pub(super) async fn put_head_again(&mut self) -> Result<Versioned<Head>, Error> {
-        let mut detector = std::mem::take(&mut self.detector);
-        detector.remember_lost(self.records());
-        detector.suspect();
-        self.detector = detector;
+        self.detector.remember_lost(records(&self.head, &self.primary, &self.standby));
+        self.detector.suspect();
         let head = Head {
             primary: None,
             standby: None,
@@ -88,12 +86,10 @@ impl Ledger {
             State::Standby | State::Primary => State::Retired,
             state => state,
         };
-        let txn = Txn {
-            // Its uses may exist. They are not counted lower, and it does not encrypt any more.
-            compares: vec![Compare::Absent(kek_key.clone())],
-            puts: vec![(kek_key, Kek { state, ..kek }.encode()?), (uses_key, uses.encode()?)],
-            deletes: Vec::new(),
-        };
+        let txn = Txn::default()
+            .create(kek_key, Kek { state, ..kek }.encode()?)
+            // They may exist. They are not counted lower, and it does not encrypt any more.
+            .put(uses_key, uses.encode()?);
         Ok(matches!(self.store.commit(txn).await?, Committed::Applied(_)))
     }
 }

@@ -3,7 +3,7 @@
 use crate::id::KekId;
 use crate::store::record::{self, Kek, Record, State, Uses};
 use crate::store::records::{Held, Versioned};
-use crate::store::{Compare, Error, Txn};
+use crate::store::{Error, Txn};
 
 use super::Ledger;
 
@@ -30,33 +30,22 @@ impl Ledger {
         if self.head.record.standby.is_none() {
             return Ok(false);
         }
-        let (mut compares, mut puts) = (Vec::new(), Vec::new());
-        if let Some(old) = &self.standby {
-            let key = record::kek_key(&self.chain, old.id);
-            let retired = Kek { state: State::Retired, ..old.kek.record.clone() };
-            compares.push(Compare::Unchanged(key.clone(), old.kek.revision));
-            puts.push((key, retired.encode()?));
-        }
-        self.put_new(id, kek, Txn { compares, puts, deletes: Vec::new() }).await
+        let txn = self.retiring(&self.standby, Txn::default())?;
+        self.put_new(id, kek, txn).await
     }
 
     /// Adds to `txn` what stores a new KEK as standby, and commits it.
-    async fn put_new(&mut self, id: KekId, kek: Kek, mut txn: Txn) -> Result<bool, Error> {
+    async fn put_new(&mut self, id: KekId, kek: Kek, txn: Txn) -> Result<bool, Error> {
         let mut head = self.head.record.clone();
         head.standby = Some(id);
         head.generation += 1;
         let (head_key, kek_key, uses_key) = self.keys(id);
-        txn.compares.extend([
-            Compare::Unchanged(head_key.clone(), self.head.revision),
-            Compare::Absent(kek_key.clone()),
-        ]);
-        txn.puts.extend([
-            (head_key, head.encode()?),
-            (kek_key, kek.encode()?),
-            (uses_key, Uses::default().encode()?),
-        ]);
-        // The claim ends with the creation of the standby.
-        txn.deletes.push(record::claim_key(&self.chain));
+        let txn = txn
+            .replace(head_key, self.head.revision, head.encode()?)
+            .create(kek_key, kek.encode()?)
+            .put(uses_key, Uses::default().encode()?)
+            // The claim ends with the creation of the standby.
+            .delete(record::claim_key(&self.chain));
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
         self.standby = Some(Held {
@@ -85,25 +74,11 @@ impl Ledger {
         next.kek.record.promoted_at = Some(now);
         next.uses.record = self.next_block(&next.uses.record, block);
         let (head_key, kek_key, uses_key) = self.keys(next.id);
-        let mut txn = Txn {
-            compares: vec![
-                Compare::Unchanged(head_key.clone(), self.head.revision),
-                Compare::Unchanged(kek_key.clone(), next.kek.revision),
-                Compare::Unchanged(uses_key.clone(), next.uses.revision),
-            ],
-            puts: vec![
-                (head_key, head.encode()?),
-                (kek_key, next.kek.record.encode()?),
-                (uses_key, next.uses.record.encode()?),
-            ],
-            deletes: Vec::new(),
-        };
-        if let Some(old) = &self.primary {
-            let key = record::kek_key(&self.chain, old.id);
-            let retired = Kek { state: State::Retired, ..old.kek.record.clone() };
-            txn.compares.push(Compare::Unchanged(key.clone(), old.kek.revision));
-            txn.puts.push((key, retired.encode()?));
-        }
+        let txn = Txn::default()
+            .replace(head_key, self.head.revision, head.encode()?)
+            .replace(kek_key, next.kek.revision, next.kek.record.encode()?)
+            .replace(uses_key, next.uses.revision, next.uses.record.encode()?);
+        let txn = self.retiring(&self.primary, txn)?;
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.head = Versioned { record: head, revision };
         next.kek.revision = revision;
@@ -123,15 +98,10 @@ impl Ledger {
             return Ok(false);
         }
         let (head_key, kek_key, uses_key) = self.keys(primary.id);
-        let txn = Txn {
-            compares: vec![
-                Compare::Unchanged(head_key, self.head.revision),
-                Compare::Unchanged(kek_key, primary.kek.revision),
-                Compare::Unchanged(uses_key.clone(), primary.uses.revision),
-            ],
-            puts: vec![(uses_key, uses.encode()?)],
-            deletes: Vec::new(),
-        };
+        let txn = Txn::default()
+            .unchanged(head_key, self.head.revision)
+            .unchanged(kek_key, primary.kek.revision)
+            .replace(uses_key, primary.uses.revision, uses.encode()?);
         let Some(revision) = self.commit(txn).await? else { return Ok(false) };
         self.sequence = uses.sequence;
         if let Some(primary) = &mut self.primary {
@@ -139,6 +109,14 @@ impl Ledger {
         }
         self.publish_known();
         Ok(true)
+    }
+
+    /// Adds to `txn` what retires `old`. Compares: its record unchanged.
+    fn retiring(&self, old: &Option<Held>, txn: Txn) -> Result<Txn, Error> {
+        let Some(old) = old else { return Ok(txn) };
+        let retired = Kek { state: State::Retired, ..old.kek.record.clone() };
+        let key = record::kek_key(&self.chain, old.id);
+        Ok(txn.replace(key, old.kek.revision, retired.encode()?))
     }
 
     fn next_block(&self, uses: &Uses, block: u64) -> Uses {

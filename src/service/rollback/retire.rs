@@ -4,7 +4,7 @@
 use crate::id::ChainName;
 use crate::store::record::{self, Head, Kek, Record, State};
 use crate::store::records::{Held, Versioned};
-use crate::store::{Compare, Error, Txn};
+use crate::store::{Error, Txn};
 
 /// The transaction that retires the primary and the standby, and the head that it leaves. Compares:
 /// the head and both KEKs unchanged.
@@ -22,20 +22,18 @@ pub(in crate::service) fn retire(
         generation: head.record.generation + 1,
         ..head.record.clone()
     };
-    let key = record::head_key(chain);
-    let mut txn = Txn {
-        compares: vec![Compare::Unchanged(key.clone(), head.revision)],
-        puts: vec![(key, next.encode()?)],
-        deletes: vec![record::claim_key(chain)],
-    };
+    let mut txn = Txn::default()
+        .replace(record::head_key(chain), head.revision, next.encode()?)
+        .delete(record::claim_key(chain));
     for held in held {
         let key = record::kek_key(chain, held.id);
-        txn.compares.push(Compare::Unchanged(key.clone(), held.kek.revision));
         // One that was disabled or destroyed since stays so.
-        if matches!(held.kek.record.state, State::Standby | State::Primary) {
+        txn = if matches!(held.kek.record.state, State::Standby | State::Primary) {
             let retired = Kek { state: State::Retired, ..held.kek.record.clone() };
-            txn.puts.push((key, retired.encode()?));
-        }
+            txn.replace(key, held.kek.revision, retired.encode()?)
+        } else {
+            txn.unchanged(key, held.kek.revision)
+        };
     }
     Ok((txn, next))
 }

@@ -293,7 +293,7 @@ async fn readiness_is_degraded_while_the_primary_opens_by_a_root_that_is_not_con
 /// Of the processes on one store, one has another root than the rest.
 #[tokio::test]
 async fn a_process_without_the_roots_of_the_others_replaces_no_kek_of_theirs() {
-    let mut world = Removal::new().await;
+    let world = Removal::new().await;
     let refused = world.service.rotate(None).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::RootUnavailable);
     assert!(
