@@ -13,6 +13,8 @@ use crate::metrics::Metrics;
 use crate::service::{Check, Health};
 use crate::tls::peer::Peer;
 
+mod access_key;
+pub mod aws;
 mod client;
 mod config;
 mod jwks;
@@ -242,6 +244,11 @@ impl Auth {
             (Token::Missing, Some(peer)) => self.rules.load().by_certificate(peer),
             (Token::Missing, None) => Err(Refusal::Nothing),
         }
+    }
+
+    /// The access key of AWS with this id, if it is a client's.
+    pub(crate) fn access_key(&self, id: &str) -> Option<Arc<access_key::AccessKey>> {
+        self.rules.load().access_key(id)
     }
 
     /// Counts a request that needed an identity and had none.

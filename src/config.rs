@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
-use crate::{auth, files, http, kubernetes, root, service, store, telemetry};
+use crate::{auth, aws_api, files, http, kubernetes, root, service, store, telemetry};
 
 mod check;
 mod source;
@@ -45,6 +45,8 @@ pub struct Config {
     pub service: service::Config,
     /// `[auth]` and each `[[client]]`.
     pub auth: auth::Config,
+    /// `[aws_api]`; its `secret_key_file` is moved to `auth`, which uses it.
+    pub aws_api: aws_api::Config,
     /// `[kubernetes]`, where Kubernetes is served.
     pub kubernetes: Option<kubernetes::Config>,
 }
@@ -205,6 +207,8 @@ struct Sections {
     auth: Auth,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     client: Vec<auth::ClientConfig>,
+    #[serde(default)]
+    aws_api: aws_api::Config,
     kubernetes: Option<kubernetes::Config>,
 }
 
@@ -218,31 +222,41 @@ struct Auth {
 impl Sections {
     /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
-        let Self { mut server, log, mut store, root, mut chain, cache, auth, client, kubernetes } =
-            self;
+        let Self { mut server, log, mut store, root, mut chain, cache, .. } = self;
+        let Self { auth, client, mut aws_api, kubernetes, .. } = self;
         server.listen = flags.listen.unwrap_or(server.listen);
         if let Some(data_dir) = &flags.data_dir {
             store.set_data_dir(data_dir.clone());
         }
-        // The chain of Kubernetes is created at the start, like the others that are named.
+        // The chains of Kubernetes and of keys of AWS are created at the start, like the others
+        // that are named.
         let of_kubernetes = kubernetes.iter().map(|kubernetes| &kubernetes.chain);
-        let missing = of_kubernetes.filter(|name| !chain.names.contains(name)).cloned();
-        chain.names.extend(missing.collect::<Vec<_>>());
+        for name in of_kubernetes.chain(aws_api.key.iter().map(|key| &key.chain)) {
+            let is_default = name.as_str() == service::DEFAULT_CHAIN;
+            if !is_default && !chain.names.contains(name) {
+                chain.names.push(name.clone());
+            }
+        }
         let wait = server.request_timeout;
         let service = service::Config { chain, cache, wait, ..Default::default() };
-        let auth = auth::Config { mode: auth.mode, clients: client };
-        Config { server, log, store, roots: root, service, auth, kubernetes }
+        aws_api.set_default_region(&root);
+        let aws_secret_key_file = aws_api.secret_key_file.take();
+        let auth = auth::Config { mode: auth.mode, clients: client, aws_secret_key_file };
+        Config { server, log, store, roots: root, service, auth, aws_api, kubernetes }
     }
 }
 
 impl From<&Config> for Sections {
     fn from(config: &Config) -> Self {
-        let Config { server, log, store, roots, service, auth, kubernetes } = config.clone();
+        let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes } =
+            config.clone();
         let service::Config { chain, cache, wait: _, max_waiting: _ } = service;
-        let auth::Config { mode, clients } = auth;
+        let auth::Config { mode, clients, aws_secret_key_file } = auth;
+        aws_api.secret_key_file = aws_secret_key_file;
         let data_dir = store.data_dir();
         let root = roots.into_iter().map(|root| root.with_paths(data_dir)).collect();
         let auth = Auth { mode };
-        Self { server, log, root, store, chain, cache, auth, client: clients, kubernetes }
+        let client = clients;
+        Self { server, log, root, store, chain, cache, auth, client, aws_api, kubernetes }
     }
 }

@@ -210,7 +210,7 @@ mod tests {
             (Path::new("/dev/zero"), "a device"),
             (dir.path(), "a directory"),
         ] {
-            let error = read_secret(path).err().expect("refused").to_string();
+            let error = read_secret(path).expect_err("refused").to_string();
             assert!(error.contains(kind), "{error}");
             assert_eq!(read(path).unwrap_err().to_string(), error);
         }

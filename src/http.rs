@@ -28,6 +28,7 @@ mod activity;
 mod answer;
 mod base64;
 mod batch;
+mod beside;
 mod body;
 mod budget;
 mod calls;
@@ -55,6 +56,7 @@ mod strict;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
 use budget::Budget;
 use identity::GuardedService;
@@ -197,6 +199,7 @@ impl Server {
                 has_data,
                 starting: router,
                 started: OnceLock::new(),
+                beside: OnceLock::new(),
             }))
         };
         let (face, operators) =
@@ -247,6 +250,12 @@ pub struct Entrance {
 }
 
 impl Entrance {
+    /// Serves `api` to the same callers. It comes before [`open`](Self::open); a second call
+    /// changes nothing.
+    pub(crate) fn serve_beside(&self, api: Arc<dyn Beside>) {
+        _ = self.face.0.beside.set(api);
+    }
+
     /// From now on `service` gets the requests, also those of connections that are open. A second
     /// call changes nothing.
     pub fn open(&self, service: &Arc<KeyService>) {
@@ -332,6 +341,8 @@ struct Routes {
     /// Answers until there is a service.
     starting: Router,
     started: OnceLock<(Arc<App>, Router)>,
+    /// Another API for the same callers.
+    beside: OnceLock<Arc<dyn Beside>>,
 }
 
 impl Face {

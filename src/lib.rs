@@ -183,7 +183,8 @@ service.stop().await;
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
-//! | `http`, `kubernetes`, `config`, `app` | the server around it |
+//! | `sigv4` | the signatures of AWS |
+//! | `http`, `aws_api`, `kubernetes`, `config`, `app` | the server around it |
 //!
 //! A module imports only modules above or beside it in this table; a test enforces that.
 //!
@@ -206,6 +207,8 @@ pub mod aead;
 pub mod app;
 #[cfg(feature = "server")]
 pub mod auth;
+#[cfg(feature = "server")]
+pub mod aws_api;
 mod backoff;
 mod base64;
 pub mod clock;
@@ -238,6 +241,8 @@ pub mod root;
 pub mod secret;
 #[cfg(feature = "service")]
 pub mod service;
+#[cfg(feature = "server")]
+mod sigv4;
 #[cfg(feature = "service")]
 pub mod store;
 #[cfg(feature = "server")]

@@ -12,6 +12,7 @@ use crate::id::ChainName;
 
 mod callers;
 mod chains;
+mod forwarded;
 mod operations;
 mod process;
 mod register;
@@ -21,6 +22,7 @@ mod traffic;
 
 pub use callers::Callers;
 pub use chains::ChainMetrics;
+pub use forwarded::Forwarded;
 pub use operations::{FAILURES, Operation};
 pub use roots::Roots;
 pub use store::{DekCache, StoreMetrics};
@@ -44,6 +46,8 @@ pub struct Metrics {
     pub traffic: Traffic,
     /// Authentication.
     pub callers: Callers,
+    /// Calls that are forwarded to AWS KMS.
+    pub forwarded: Forwarded,
 }
 
 impl Metrics {
@@ -68,6 +72,7 @@ impl Metrics {
             dek_cache: DekCache::new(&register)?,
             traffic: Traffic::new(&register)?,
             callers: Callers::new(&register)?,
+            forwarded: Forwarded::new(&register)?,
         }))
     }
 

@@ -18,6 +18,7 @@ mod authorities;
 pub mod aws_kms;
 #[cfg(test)]
 mod contract;
+pub(crate) mod forward;
 #[cfg(all(test, not(any(feature = "aws-kms", feature = "pkcs11", feature = "vault-transit"))))]
 mod left_out;
 pub mod local;
@@ -299,6 +300,15 @@ pub async fn open_if(
     Ok(Named { name: name.as_str().into(), root })
 }
 
+/// Opens AWS KMS with the settings of a root of kind `aws-kms`, to forward calls. This makes no
+/// call.
+///
+/// # Errors
+/// [`OpenError`]; roots of other kinds are an error.
+pub(crate) fn open_kms(config: &Config) -> Result<Arc<dyn forward::Kms>, OpenError> {
+    config.provider()?.open_kms().map_err(|detail| config.failed(detail))
+}
+
 /// Creates the key of a root on request. Returns what was done, or how an operator creates the key.
 ///
 /// # Errors
@@ -320,6 +330,11 @@ trait Provider: Sync {
         data_dir: &Path,
         if_missing: IfMissing,
     ) -> Result<Arc<dyn RootKey>, String>;
+
+    /// Opens the service of the root to forward calls to it.
+    fn open_kms(&self) -> Result<Arc<dyn forward::Kms>, String> {
+        Err("only a root of kind aws-kms can forward calls".to_owned())
+    }
 
     /// Creates the root's key, or returns how an operator creates it.
     async fn init(&self, data_dir: &Path) -> Result<String, String>;

@@ -20,7 +20,7 @@ use crate::http::{self, Entrance, Listeners};
 use crate::metrics::Metrics;
 use crate::service::{self, Health, KeyService, Kind, Starting, names_root};
 use crate::store::{self, Store};
-use crate::{kubernetes, root, tls};
+use crate::{aws_api, kubernetes, root, tls};
 
 use super::notify;
 use super::reload::{Load, Reload};
@@ -133,8 +133,23 @@ impl Front {
             let opened = store.patiently(async || kubernetes.lock().await.open(&service).await);
             opened.await?;
         }
+        self.serve_aws_api(&config, &service)?;
         self.entrance.open(&service);
         Ok(service)
+    }
+
+    /// Serves the AWS KMS API, if it is enabled.
+    fn serve_aws_api(&self, config: &Config, service: &Arc<KeyService>) -> anyhow::Result<()> {
+        if !config.aws_api.enabled {
+            return Ok(());
+        }
+        let kms = config.aws_api.kms(&config.roots);
+        let kms = kms.map(|settings| root::open_kms(&settings)).transpose();
+        let kms = kms.map_err(|error| anyhow::anyhow!("aws_api.forward: {}", error.detail))?;
+        let (service, clock) = (Arc::clone(service), Arc::clone(&self.clock) as _);
+        let api = aws_api::Api::new(&config.aws_api, service, self.auth.clone(), clock, kms);
+        self.entrance.serve_beside(api);
+        Ok(())
     }
 
     async fn open_roots(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use reqwest::Url;
 use serde::de::Error as _;
@@ -12,6 +12,7 @@ use crate::human_units;
 use crate::id::ChainName;
 use crate::loopback::is_loopback;
 
+use super::aws;
 use super::key_source::KeySource;
 use super::keys;
 use super::permission::Allow;
@@ -25,6 +26,8 @@ pub struct Config {
     pub mode: Mode,
     /// Each `[[client]]`.
     pub clients: Vec<ClientConfig>,
+    /// `aws_api.secret_key_file`.
+    pub aws_secret_key_file: Option<PathBuf>,
 }
 
 /// `auth.mode`.
@@ -64,6 +67,13 @@ pub struct ClientConfig {
     /// The claims of its JWT, and the issuer's keys.
     #[serde(default)]
     pub jwt: Option<JwtConfig>,
+    /// Its access key ids of AWS; more than one while it is replaced.
+    #[serde(default, deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
+    pub aws_access_key_id: Vec<String>,
+    /// A file with the secret of its one access key id; without it the secret is derived from
+    /// `aws_api.secret_key_file`.
+    #[serde(default)]
+    pub aws_secret_access_key_file: Option<PathBuf>,
     /// Its permissions.
     pub allow: Vec<Allow>,
     /// Maximum number of its requests in flight; unlimited if not set.
@@ -170,6 +180,11 @@ impl Config {
                     (key, format!("{}: {why}", file.display()))
                 })?;
             }
+            let source = client.aws_secret(self.aws_secret_key_file.as_deref());
+            if let (Some(id), Some(source)) = (client.aws_access_key_id.first(), source) {
+                let wrong = |why| (format!("client.{index}.aws_access_key_id"), why);
+                source.read(id).map_err(wrong)?;
+            }
         }
         Ok(())
     }
@@ -181,6 +196,12 @@ impl Config {
             let at =
                 |(key, detail): (&str, &str)| (format!("client.{index}.{key}"), detail.to_owned());
             client.check().map_err(at)?;
+            let has_secret = client.aws_secret(self.aws_secret_key_file.as_deref()).is_some();
+            if !client.aws_access_key_id.is_empty() && !has_secret {
+                let detail = "its secret must be in aws_secret_access_key_file, or be derived from \
+                              aws_api.secret_key_file";
+                return Err(at(("aws_access_key_id", detail)));
+            }
             if !names.insert(&client.name) {
                 return Err(at(("name", "another client has this name")));
             }
@@ -213,9 +234,26 @@ impl ClientConfig {
                 "it is 1 to 63 of a-z 0-9 . _ - and starts with a letter or digit",
             ));
         }
-        let kinds = [!self.tls_san.is_empty(), !self.token_sha256.is_empty(), self.jwt.is_some()];
+        let kinds = [
+            !self.tls_san.is_empty(),
+            !self.token_sha256.is_empty(),
+            self.jwt.is_some(),
+            !self.aws_access_key_id.is_empty(),
+        ];
         if kinds.into_iter().filter(|&given| given).count() != 1 {
-            return Err(("name", "it has exactly one of tls_san, token_sha256 and jwt"));
+            let detail = "it has exactly one of tls_san, token_sha256, jwt and aws_access_key_id";
+            return Err(("name", detail));
+        }
+        let fits = |id: &String| {
+            let is_word = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            is_word && (4..=128).contains(&id.len())
+        };
+        if !self.aws_access_key_id.iter().all(fits) {
+            return Err(("aws_access_key_id", "must be 4 to 128 letters, digits and _"));
+        }
+        if self.aws_secret_access_key_file.is_some() && self.aws_access_key_id.len() != 1 {
+            let detail = "it holds the secret of one aws_access_key_id";
+            return Err(("aws_secret_access_key_file", detail));
         }
         if let Some(jwt) = &self.jwt {
             let texts = [
@@ -244,6 +282,12 @@ impl ClientConfig {
         Ok(())
     }
 
+    /// Where the secrets of its access key ids come from, if it is set.
+    pub(super) fn aws_secret(&self, secret_key_file: Option<&Path>) -> Option<aws::Source> {
+        let own = self.aws_secret_access_key_file.clone().map(aws::Source::File);
+        own.or_else(|| secret_key_file.map(|path| aws::Source::Derived(path.to_owned())))
+    }
+
     /// All its identities, each with the key of its setting.
     fn identities(&self) -> impl Iterator<Item = (&'static str, [String; 3])> {
         let nothing = String::new;
@@ -258,7 +302,10 @@ impl ClientConfig {
                 ("jwt.subject", [subject.clone(), jwt.issuer.clone(), jwt.audience.clone()])
             })
         });
-        sans.chain(tokens).chain(jwts)
+        let access_keys = self.aws_access_key_id.iter();
+        let access_keys =
+            access_keys.map(move |id| ("aws_access_key_id", [id.clone(), nothing(), nothing()]));
+        sans.chain(tokens).chain(jwts).chain(access_keys)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::tls::peer::Peer;
 
 use super::Refusal;
+use super::access_key::AccessKey;
 use super::client::{Client, Usage};
 use super::config::Config;
 use super::jwt::{self, Unverified};
@@ -33,6 +34,7 @@ pub(super) struct Rules {
     clients: Vec<Arc<Client>>,
     sans: HashMap<San, Arc<Client>>,
     tokens: ByDigest<Arc<Client>>,
+    access_keys: HashMap<String, Arc<AccessKey>>,
     issuers: HashMap<String, Issuer>,
     verified: Cache<TokenDigest, Verified>,
 }
@@ -66,6 +68,7 @@ impl Rules {
         let mut sources: Vec<Arc<Source>> =
             before.into_iter().flat_map(|before| before.sources().cloned()).collect();
         let (mut clients, mut sans, mut tokens) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut access_keys = HashMap::new();
         let mut issuers = HashMap::<String, Issuer>::new();
         for settings in &config.clients {
             let client = Arc::new(Client::new(settings, usages.get(&*settings.name).copied()));
@@ -73,6 +76,11 @@ impl Rules {
             sans.extend(settings.tls_san.iter().map(|san| (san.clone(), Arc::clone(&client))));
             tokens
                 .extend(settings.token_sha256.iter().map(|digest| (*digest, Arc::clone(&client))));
+            access_keys.extend(settings.aws_access_key_id.iter().filter_map(|id| {
+                let source = settings.aws_secret(config.aws_secret_key_file.as_deref())?;
+                let key = AccessKey::new(id.clone(), Arc::clone(&client), source);
+                Some((id.clone(), Arc::new(key)))
+            }));
             let Some((jwt, origin)) =
                 settings.jwt.as_ref().and_then(|jwt| Some((jwt, jwt.key_source().ok()?)))
             else {
@@ -93,7 +101,7 @@ impl Rules {
             }
         }
         let (tokens, verified) = (ByDigest::new(tokens), Cache::new(VERIFIED));
-        Self { config, clients, sans, tokens, issuers, verified }
+        Self { config, clients, sans, tokens, access_keys, issuers, verified }
     }
 
     /// The sources of issuer keys.
@@ -116,6 +124,11 @@ impl Rules {
         } else {
             Err(Refusal::Ambiguous)
         }
+    }
+
+    /// The access key of AWS with this id.
+    pub(super) fn access_key(&self, id: &str) -> Option<Arc<AccessKey>> {
+        self.access_keys.get(id).cloned()
     }
 
     /// The client of a token. If newer keys could change a refusal, it includes their source.

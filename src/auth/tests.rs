@@ -40,7 +40,7 @@ fn clients(text: &str) -> Config {
         client: Vec<ClientConfig>,
     }
     let File { client } = toml::from_str(text).unwrap();
-    let config = Config { mode: Mode::Required, clients: client };
+    let config = Config { mode: Mode::Required, clients: client, aws_secret_key_file: None };
     config.check().unwrap();
     config
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::id::RootName;
 use crate::service::MIN_DESTROY_DELAY;
 use crate::tls::ClientCert;
-use crate::{http, root, service, tls};
+use crate::{auth, http, root, service, tls};
 
 use super::Config;
 
@@ -20,6 +20,8 @@ impl Config {
         self.check_auth()?;
         let checked = self.store.check_settings();
         checked.map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
+        let checked = self.aws_api.check();
+        checked.map_err(|(key, detail)| wrong(&format!("aws_api.{key}"), detail))?;
         if let Some(kubernetes) = &self.kubernetes {
             let checked = kubernetes.check();
             checked.map_err(|(key, detail)| wrong(&format!("kubernetes.{key}"), detail))?;
@@ -101,6 +103,13 @@ impl Config {
 
     fn check_auth(&self) -> Result<(), Wrong> {
         self.auth.check().map_err(|(key, detail)| Wrong(key, detail))?;
+        let has_access_key = |client: &auth::ClientConfig| !client.aws_access_key_id.is_empty();
+        if let Some(index) = self.auth.clients.iter().position(has_access_key)
+            && !self.aws_api.enabled
+        {
+            let detail = "access keys are for the AWS KMS API: set aws_api.enabled = true";
+            return Err(wrong(&format!("client.{index}.aws_access_key_id"), detail));
+        }
         let asks = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         match self.auth.clients.iter().position(|client| !client.tls_san.is_empty()) {
             Some(index) if !asks => {

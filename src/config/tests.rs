@@ -103,6 +103,19 @@ owner = "65532:65532"
 allowed_uids = [0, 65532]
 chain = "k8s"
 on_root_outage = "enforce"
+
+[aws_api]
+enabled = true
+account = "111122223333"
+region = "eu-central-1"
+forward = "all"
+forward_cache = "5m"
+secret_key_file = "/run/secrets/aws"
+
+[[aws_api.key]]
+key_id = "1234abcd-12ab-34cd-56ef-1234567890ab"
+aliases = ["alias/orders"]
+chain = "orders"
 "#;
 
 #[test]
@@ -117,6 +130,7 @@ fn nothing_at_all_gives_the_defaults() {
             roots: vec![local("local", None)],
             service: service::Config::default(),
             auth: auth::Config::default(),
+            aws_api: aws_api::Config { region: Some("us-east-1".to_owned()), ..Default::default() },
             kubernetes: None,
         }
     );
@@ -159,6 +173,11 @@ fn the_file_sets_everything() {
     assert_eq!(kubernetes.socket_mode.to_string(), "0660");
     assert_eq!(kubernetes.owner.unwrap().to_string(), "65532:65532");
     assert_eq!(kubernetes.on_root_outage, kubernetes::OnRootOutage::Enforce);
+    let aws_api = &config.aws_api;
+    assert!(aws_api.enabled && aws_api.forward == aws_api::Forward::All);
+    assert_eq!((aws_api.account.as_str(), aws_api.region()), ("111122223333", "eu-central-1"));
+    assert_eq!((aws_api.forward_cache, aws_api.key.len()), (Duration::from_secs(300), 1));
+    assert_eq!(config.auth.aws_secret_key_file.as_deref(), Some(Path::new("/run/secrets/aws")));
     assert_eq!(*suite, Suite::Aes256Gcm);
     let age = 30 * 24 * 60 * 60;
     assert_eq!(limits, Limits { rotate_after_uses: 1000, max_uses: 2000, rotate_after_age: age });
@@ -197,7 +216,7 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
     let [_, old, root::Config::Pkcs11(hsm), third] = &config.roots[..] else { panic!("others") };
     assert_eq!((old, third), (&local("old", Some("/data/new.key")), &local("third", None)));
     assert_eq!(hsm.slot, Some(8));
-    assert_eq!(config.service.chain.names.len(), 3 + 1, "and that of Kubernetes");
+    assert_eq!(config.service.chain.names.len(), 3 + 2, "and those of Kubernetes and of a key");
     assert_eq!(config.service.chain.suite, Suite::Aes128Gcm);
     assert_eq!(config.service.chain.max_uses, 3000);
     assert_eq!(config.service.cache.dek_max_age, Duration::from_secs(120));
@@ -526,7 +545,8 @@ fn what_is_printed_can_be_read_back() {
         let printed = config.to_string();
         let read = load(&printed, NOBODY).unwrap();
         assert_eq!(read.to_string(), printed);
-        let Config { server, log, store, roots, service, auth, kubernetes } = read;
+        let Config { server, log, store, roots, service, auth, aws_api, kubernetes } = read;
+        assert_eq!(aws_api, config.aws_api);
         assert_eq!(kubernetes, config.kubernetes);
         assert_eq!((server, log.level, store), (config.server, config.log.level, config.store));
         assert_eq!((roots.len(), service, auth), (config.roots.len(), config.service, config.auth));
@@ -563,7 +583,9 @@ const OTHERS: [&str; 6] = [
      jwt = { issuer = 'i', audience = 'a', subject = 's', jwks_file = 'x' }\n\
      [[client]]\nname = 'd'\nallow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
      jwt = { issuer = 'j', audience = 'a', subject = 's', jwks_url = 'https://j', \
-     jwks_ca = 'c', jwks_token_file = 't' }",
+     jwks_ca = 'c', jwks_token_file = 't' }\n\
+     [[client]]\nname = 'e'\nallow = [{ chains = ['*'], operations = ['rewrap'] }]\n\
+     aws_access_key_id = 'KPEXAMPLE'\naws_secret_access_key_file = 's'",
 ];
 
 /// The keys that each table takes, as the error about an unknown one lists them, are the keys that
@@ -590,7 +612,7 @@ fn every_setting_is_printed() {
             printed_of.entry(known.collect()).or_default().extend(keys);
         }
     }
-    assert_eq!(printed_of.len(), 20, "{printed_of:#?}");
+    assert_eq!(printed_of.len(), 22, "{printed_of:#?}");
     for (known, printed) in printed_of {
         let known: BTreeSet<_> = known.into_iter().collect();
         assert_eq!(known, printed);
@@ -672,7 +694,10 @@ fn clients_that_can_not_be_used_are_named() {
     let one = |more: &str| format!("[[client]]\nname = 'x'\n{allow}{more}\n");
     let other = |more: &str| one(more).replace("'x'", "'y'");
     for (clients, error) in [
-        (one(""), "client.0.name: it has exactly one of tls_san, token_sha256 and jwt"),
+        (
+            one(""),
+            "client.0.name: it has exactly one of tls_san, token_sha256, jwt and aws_access_key_id",
+        ),
         (one(&format!("{token}\ntls_san = 'a'")), "client.0.name: it has exactly one of"),
         (one("tls_san = '*.example'"), "client.0.tls_san: it is a DNS name, a URI, an IP"),
         (one("tls_san = 'app:8443'"), "client.0.tls_san: it has a port, and names in"),
@@ -692,6 +717,31 @@ fn clients_that_can_not_be_used_are_named() {
         (
             one(&format!("{jwt}jwks_file = 'x' }}").replace("'i'", "''")),
             "client.0.jwt.issuer: it is not empty",
+        ),
+        (
+            one("aws_access_key_id = 'KPX'"),
+            "client.0.aws_access_key_id: must be 4 to 128 letters, digits and _",
+        ),
+        (
+            one("aws_access_key_id = 'KPAA'"),
+            "client.0.aws_access_key_id: its secret must be in aws_secret_access_key_file, or",
+        ),
+        (
+            one("aws_access_key_id = 'KPAA'\naws_secret_access_key_file = 's'"),
+            "client.0.aws_access_key_id: access keys are for the AWS KMS API: set aws_api.enabled",
+        ),
+        (
+            one("aws_access_key_id = ['KPAA', 'KPAB']\naws_secret_access_key_file = 's'"),
+            "client.0.aws_secret_access_key_file: it holds the secret of one aws_access_key_id",
+        ),
+        (
+            one("aws_access_key_id = 'KPAA'\naws_secret_access_key_file = 's'")
+                + &other("aws_access_key_id = 'KPAA'\naws_secret_access_key_file = 't'"),
+            "client.1.aws_access_key_id: another client is known by the same",
+        ),
+        (
+            one("aws_secret_access_key = 'hunter2'"),
+            "client.0.aws_secret_access_key: no such key; expected one of name, ",
         ),
         (one(&token).replace("'x'", "'X'"), "client.0.name: it is 1 to 63"),
         (
@@ -726,4 +776,41 @@ fn clients_that_can_not_be_used_are_named() {
     }
     let error = load(&one(&token), NOBODY).unwrap_err();
     assert!(error.starts_with("auth.mode: there are clients"), "{error}");
+}
+
+#[test]
+fn the_region_of_the_aws_api_is_that_of_the_first_root_in_aws_kms() {
+    let region = |file: &str| load(file, NOBODY).unwrap().aws_api.region().to_owned();
+    let local = "[[root]]\nkind = 'local'\nname = 'a'\n";
+    let kms =
+        |name: &str, rest: &str| format!("[[root]]\nkind = 'aws-kms'\nname = '{name}'\n{rest}\n");
+    let arn = kms("b", "key_id = 'arn:aws:kms:eu-west-3:111122223333:key/a'");
+    let other = kms("c", "key_id = 'alias/a'\nregion = 'eu-west-1'");
+    assert_eq!(region(""), "us-east-1");
+    assert_eq!(region(&format!("{local}{arn}{other}")), "eu-west-3");
+    assert_eq!(region(&format!("{other}{arn}")), "eu-west-1");
+    assert_eq!(region(&format!("{arn}[aws_api]\nregion = 'eu-north-1'")), "eu-north-1");
+}
+
+#[test]
+fn calls_are_forwarded_with_the_settings_of_a_root_in_the_region() {
+    let key = "[[aws_api.key]]\nkey_id = 'a'\nchain = 'orders'\n";
+    let kms = "[[root]]\nkind = 'aws-kms'\nname = 'b'\nkey_id = 'alias/a'\nregion = 'eu-west-1'\n\
+               endpoint = 'https://kms.example'\n";
+    let found = |api: &str| {
+        let config = load(&format!("{kms}[aws_api]\nenabled = true\n{api}"), NOBODY).unwrap();
+        let root::Config::AwsKms(root) = config.aws_api.kms(&config.roots)? else { panic!() };
+        Some((root.region, root.endpoint.is_some()))
+    };
+    let region = |region: &str| Some(region.to_owned());
+    assert_eq!(found(""), None, "no key is mapped");
+    assert_eq!(found(&format!("forward = 'none'\n{key}")), None);
+    assert_eq!(found(key), Some((region("eu-west-1"), true)));
+    assert_eq!(found("forward = 'all'"), Some((region("eu-west-1"), true)));
+    let elsewhere = found(&format!("region = 'eu-west-2'\n{key}"));
+    assert_eq!(elsewhere, Some((region("eu-west-2"), false)));
+    // Its chain is created at the start.
+    let config = load(&format!("[aws_api]\nenabled = true\n{key}"), NOBODY).unwrap();
+    let names = config.service.chain.names.iter().map(ChainName::as_str);
+    assert_eq!(names.collect::<Vec<_>>(), ["orders"]);
 }

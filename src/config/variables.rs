@@ -14,8 +14,8 @@ const FLAGS: [&str; 8] =
     ["ADMIN", "CA", "CERT", "CONFIG", "DEBUGGABLE", "KEY", "SERVER", "TOKEN_FILE"];
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 9] =
-    ["AUTH", "CACHE", "CHAIN", "CLIENT", "KUBERNETES", "LOG", "ROOT", "SERVER", "STORE"];
+const SECTIONS: [&str; 10] =
+    ["AUTH", "AWS_API", "CACHE", "CHAIN", "CLIENT", "KUBERNETES", "LOG", "ROOT", "SERVER", "STORE"];
 
 /// The tables within sections.
 const TABLES: [(&str, &str); 3] = [("CLIENT", "JWT"), ("SERVER", "TLS"), ("STORE", "TLS")];

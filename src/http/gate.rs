@@ -28,7 +28,9 @@ use crate::auth::{Auth, Client, Refusal};
 use crate::loopback::is_loopback_authority;
 use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
+use crate::tls::peer::Peer;
 
+use super::beside::{Call, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::{self, RefusalLog};
 use super::problem::{self, Problem};
@@ -56,7 +58,7 @@ pub(super) struct Gate {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     /// Without it everybody may do everything.
     auth: Option<Arc<Auth>>,
     refusal_log: RefusalLog,
@@ -152,14 +154,19 @@ impl Gate {
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
-        let answered = match (shared.check(&request), &shared.auth) {
+        let beside = face.0.beside.get().filter(|api| api.takes(&request)).cloned();
+        let answered = match (shared.check(&request), &beside, &shared.auth) {
             _ if !framed => {
                 let why = "transfer-encoding must be chunked and nothing else";
                 Err(Error::new(Kind::InvalidRequest, why))
             }
-            (Err(error), _) => Err(error),
-            (Ok(()), None) => guarded(face.answer(request), &shared).await,
-            (Ok(()), Some(auth)) => {
+            (Err(error), ..) => Err(error),
+            (Ok(()), Some(api), _) => {
+                let call = Call::new(request, id_text(&id), Arc::clone(&shared) as _);
+                guarded(api.respond(call), &shared).await
+            }
+            (Ok(()), None, None) => guarded(face.answer(request), &shared).await,
+            (Ok(()), None, Some(auth)) => {
                 // Boxed: where everybody may do everything, requests don't carry it along.
                 let recognised = Recognised { auth, shared: &shared, id: &id, client: &mut client };
                 Box::pin(recognised.answer(face, request)).await
@@ -173,7 +180,11 @@ impl Gate {
             let code = error.map_or("", |error| error.kind().code());
             shared.metrics.traffic.client_failed(client.name(), code);
         }
-        let mut response = answered.unwrap_or_else(|error| failed(&error, &id));
+        let refused = |error: &Error| match &beside {
+            Some(api) => api.refuse(error, id_text(&id)),
+            None => failed(error, &id),
+        };
+        let mut response = answered.unwrap_or_else(|error| refused(&error));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
             if let Some(operation) = operation
                 && !error.is_counted()
@@ -194,11 +205,14 @@ impl Gate {
         let held = match shared.room(&response, many) {
             Err(NoRoom) => {
                 let why = "too many answers are not sent yet";
-                response = failed(&Error::new(Kind::Overloaded, why), &id);
+                response = refused(&Error::new(Kind::Overloaded, why));
                 shared.room(&response, many)?
             }
             Ok(held) => held,
         };
+        if let Some(api) = &beside {
+            api.complete(&mut response, id_text(&id));
+        }
         let headers = response.headers_mut();
         if last {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -295,6 +309,23 @@ fn failed_in_router(error: &Error, id: &HeaderValue, routed: &HeaderMap) -> Resp
 
 fn id_text(id: &HeaderValue) -> &str {
     id.to_str().unwrap_or_default()
+}
+
+impl Gatekeeper for Shared {
+    fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn not_recognised(&self, refusal: Refusal, id: &str, peer: Option<&Peer>) {
+        if let Some(auth) = &self.auth {
+            auth.failed(refusal);
+        }
+        self.refusal_log.caller(refusal, id, peer);
+    }
+
+    fn may_log(&self) -> bool {
+        self.refusal_log.may_log()
+    }
 }
 
 impl Shared {

@@ -120,6 +120,11 @@ impl RefusalLog {
             tracing::debug!(reason, %why, "a caller was not recognised");
         }
     }
+
+    /// Whether one more line may be written at `info`.
+    pub(super) fn may_log(&self) -> bool {
+        self.0.admit().is_some()
+    }
 }
 
 impl GuardedService {

@@ -26,11 +26,12 @@ use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
 
 use super::authorities::{self, Authorities, Ca, is_same};
-use super::{Context, Error, IfMissing, RootKey, sealed};
+use super::{Context, Error, IfMissing, RootKey, forward, sealed};
 
 mod failure;
 mod key_id;
 mod outgoing;
+mod raw;
 
 pub use super::settings::AwsKms as Config;
 
@@ -67,10 +68,6 @@ impl Config {
             return Err("timeout: must be between 100ms and 14s".to_owned());
         }
         Ok(())
-    }
-
-    fn region(&self) -> Option<&str> {
-        self.region.as_deref().or_else(|| key_id::region(&self.key_id))
     }
 
     /// The endpoint, if KEKs are sent to it without TLS and it is another machine.
@@ -275,6 +272,10 @@ impl super::Provider for Config {
     }
 
     async fn open(&self, _: &Path, _: IfMissing) -> Result<Arc<dyn RootKey>, String> {
+        Ok(Arc::new(Root::open(self)?))
+    }
+
+    fn open_kms(&self) -> Result<Arc<dyn forward::Kms>, String> {
         Ok(Arc::new(Root::open(self)?))
     }
 

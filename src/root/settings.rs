@@ -45,6 +45,13 @@ impl AwsKms {
             timeout: five_seconds(),
         }
     }
+
+    /// The region that the settings name, if they name one.
+    #[must_use]
+    pub fn region(&self) -> Option<&str> {
+        let of_arn = || self.key_id.strip_prefix("arn:")?.split(':').nth(2);
+        self.region.as_deref().or_else(of_arn)
+    }
 }
 
 /// One `[[root]]` with `kind = "pkcs11"`.

@@ -4,4 +4,5 @@
 mod chains;
 pub(super) mod kubernetes_key;
 mod listing;
+mod presence;
 pub(super) mod roots;

@@ -3,6 +3,7 @@
 //! Encrypting takes a reserved use from the snapshot and waits only if none is left. Decrypting
 //! waits only for a KEK that is not in memory. This module calls no root itself.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::clock::Monotonic;
@@ -116,11 +117,26 @@ impl KeyService {
         bytes: usize,
         aad: &[u8],
     ) -> Result<DataKey, Error> {
+        self.datakey_within(chain, bytes, 16..=64, aad).await
+    }
+
+    /// As [`datakey`](Self::datakey), with other sizes.
+    ///
+    /// # Errors
+    /// Those of [`encrypt`](Self::encrypt).
+    pub(crate) async fn datakey_within(
+        &self,
+        chain: Option<&str>,
+        bytes: usize,
+        sizes: RangeInclusive<usize>,
+        aad: &[u8],
+    ) -> Result<DataKey, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Datakey, chain).await?;
         let result = async {
-            if !(16..=64).contains(&bytes) {
-                return Err(Error::new(Kind::InvalidRequest, "bytes must be between 16 and 64"));
+            if !sizes.contains(&bytes) {
+                let detail = format!("bytes must be between {} and {}", sizes.start(), sizes.end());
+                return Err(Error::new(Kind::InvalidRequest, detail));
             }
             let plaintext = SecretBytes::random(bytes).map_err(|error| Error::internal(&error))?;
             let (envelope, kek_id) =

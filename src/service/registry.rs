@@ -63,7 +63,7 @@ impl KeyService {
     }
 
     /// Looks in the store for a chain that another process may have created a moment ago.
-    async fn look_up(&self, name: &str) -> Result<Arc<Chain>, Error> {
+    pub(super) async fn look_up(&self, name: &str) -> Result<Arc<Chain>, Error> {
         let name = ChainName::new(name)
             .map_err(|error| Error::new(Kind::InvalidRequest, error.to_string()))?;
         if self.damaged_chains().contains_key(&name) {

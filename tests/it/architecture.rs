@@ -30,6 +30,7 @@ const MODULES: &str = "
     metrics:   id
     pem:       timestamp
     proxy:     loopback
+    sigv4:
     telemetry: human_units
     tls:       clock files pem secret timestamp
 
@@ -37,17 +38,21 @@ const MODULES: &str = "
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
 
+    sigv4:
+
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
     service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
-    auth:      clock error_chain files id loopback metrics pem proxy random service tls human_units
+    auth:      clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
     http:      accept auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
     kubernetes: accept envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
-    config:    auth files http id keychain kubernetes root secret service store telemetry tls human_units
-    app:       auth clock config http id kubernetes metrics root secret service store telemetry tls human_units
+    aws_api:   auth clock envelope http id keychain metrics root secret service sigv4 human_units
+
+    config:    auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
+    app:       auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
     cli:       aead app auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
@@ -60,7 +65,7 @@ const CRATES: &str = "
     aws_smithy_http_client: root
     getrandom:   random
     redb:        store
-    axum:        http app
+    axum:        http aws_api app
     hyper:       http kubernetes app
     hyper_util:  http kubernetes app proxy
     utoipa:      http
@@ -77,7 +82,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept log_throttle root store service tls auth http kubernetes app cli
+    tokio:       accept aws_api log_throttle root store service tls auth http kubernetes app cli
 ";
 
 #[test]

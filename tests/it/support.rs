@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub(crate) mod aws;
 #[expect(dead_code, reason = "the tests of the root itself need the rest")]
 mod bao;
 mod documented;

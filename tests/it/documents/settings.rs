@@ -40,8 +40,14 @@ fn known(documented: &BTreeSet<String>) -> BTreeSet<String> {
             for key in keys.unwrap_or_else(|| panic!("no list for {unknown} {value:?}")) {
                 let shown = format!("{}.{key}", place("N"));
                 // A table is documented by its keys.
+                // A list of tables is documented with their number.
+                let is_list = documented.iter().any(|key| key.starts_with(&format!("{shown}.N.")));
+                let (number, shown) = match is_list {
+                    true => (".0", format!("{shown}.N")),
+                    false => ("", shown),
+                };
                 if documented.iter().any(|key| key.starts_with(&format!("{shown}."))) {
-                    let inner = format!("{}.{key}.no_such_key", place("0"));
+                    let inner = format!("{}.{key}{number}.no_such_key", place("0"));
                     let keys = expected(&[&base[..], &[(&*inner, "1")]].concat()).expect("keys");
                     // The list also has the tag of the table around it.
                     let keys = keys.into_iter().filter(|key| key != "kind");

@@ -1,0 +1,366 @@
+//! The AWS KMS API, used by programs that were written for AWS KMS: nothing but their environment
+//! is changed. A server before moto, which takes the place of AWS KMS, counts the calls. It runs in
+//! the test, whose other threads serve it while the test waits for a program.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::aws_kms::{DECRYPT, ENCRYPT, metric};
+use crate::support::aws::{Program, bytes, environment};
+use crate::support::kms::{Front, Moto, REGION, Way};
+use crate::support::pki::{Pki, client};
+use crate::support::{Service, Setup};
+
+mod clients;
+
+/// Every chain has its first KEK wrapped at the start: `default`, `orders` and `other`.
+const WRAPS: usize = 3;
+
+/// The metric of old ciphertexts that AWS KMS decrypted.
+const FORWARDED: &str = r#"kms_proxy_forwarded_calls_total{operation="Decrypt",outcome="ok"}"#;
+
+/// AWS KMS with the key that programs refer to, and the root of the service. They are two keys.
+struct World {
+    moto: Moto,
+    front: Front,
+    /// The ARN of the key that programs refer to. Its alias is `alias/orders`.
+    key: String,
+    root: String,
+    setup: Setup,
+}
+
+impl World {
+    async fn start() -> Self {
+        let moto = Moto::start();
+        let front = Front::start(Some(&moto)).await;
+        let (key, root) = (moto.create_key().await, moto.create_key().await);
+        let alias = json!({"AliasName": "alias/orders", "TargetKeyId": key});
+        moto.call("CreateAlias", alias).await;
+        Self { moto, front, key, root, setup: Setup::new() }
+    }
+
+    /// The settings of the service, with `api` in `[aws_api]` and `rest` after it.
+    fn setup(&self, api: &str, rest: &str) -> Setup {
+        let config = self.setup.file("kms-proxy.toml");
+        let text = format!(
+            "{rest}\n\
+             [chain]\nnames = ['orders', 'other']\n\
+             [[root]]\nname = 'main'\nkind = 'aws-kms'\nkey_id = '{root}'\nendpoint = '{url}'\n\
+             [aws_api]\nenabled = true\nregion = '{REGION}'\naccount = '123456789012'\n{api}\n\
+             [[aws_api.key]]\nkey_id = '{key}'\naliases = ['alias/orders']\nchain = 'orders'\n",
+            root = self.root,
+            url = self.front.url(),
+            key = self.key,
+        );
+        std::fs::write(&config, text).unwrap();
+        self.setup
+            .clone()
+            .env("KMS_PROXY_CONFIG", config.display())
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-service")
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+    }
+
+    /// A program as it was before: it uses AWS KMS.
+    fn before(&self) -> Program {
+        Program::start(environment(&format!("http://{}", self.moto.address)))
+    }
+
+    /// How often AWS KMS was called since the last time: for a wrap, and for a decrypt.
+    fn calls(&self) -> (usize, usize) {
+        let calls = self.front.take();
+        let of = |target: &str| calls.iter().filter(|call| call.target == target).count();
+        let (wraps, decrypts) = (of(ENCRYPT), of(DECRYPT));
+        assert_eq!(wraps + decrypts, calls.len(), "{calls:?}");
+        (wraps, decrypts)
+    }
+}
+
+/// A program that was switched over to `service`.
+fn after(service: &Service) -> Program {
+    Program::start(environment(&service.url()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_does_with_the_service_what_it_does_with_kms() {
+    let world = World::start().await;
+    let service = world.setup("", "").start().await;
+    let (key, mut program) = (&world.key, after(&service));
+    let key_id = key.rsplit('/').next().unwrap();
+    let alias_arn = key.replace(&format!("key/{key_id}"), "alias/orders");
+
+    let context = json!({"tenant": "7", "": "empty", "ä": "ö"});
+    for name in [key.as_str(), key_id, "alias/orders", &alias_arn] {
+        let args = json!({"KeyId": name, "Plaintext": bytes(b"a"), "EncryptionContext": context});
+        let made = program.call("encrypt", args);
+        assert_eq!(
+            (&made["KeyId"], &made["EncryptionAlgorithm"]),
+            (&json!(key), &json!("SYMMETRIC_DEFAULT"))
+        );
+        let blob = made["CiphertextBlob"].clone();
+        let decrypt = json!({"CiphertextBlob": blob, "EncryptionContext": context});
+        let mut named = decrypt.clone();
+        named["KeyId"] = json!(name);
+        for args in [&decrypt, &named] {
+            let opened = program.call("decrypt", args.clone());
+            assert_eq!((&opened["Plaintext"], &opened["KeyId"]), (&bytes(b"a"), &json!(key)));
+        }
+        for wrong in [json!({}), json!({"tenant": "8", "": "empty", "ä": "ö"})] {
+            let args = json!({"CiphertextBlob": blob, "EncryptionContext": wrong});
+            assert_eq!(program.refused("decrypt", args).0, "InvalidCiphertextException");
+        }
+        named["KeyId"] = json!("other");
+        assert_eq!(program.refused("decrypt", named).0, "IncorrectKeyException");
+    }
+    let args = json!({"KeyId": "alias/nobody", "Plaintext": bytes(b"a")});
+    assert_eq!(program.refused("encrypt", args).0, "NotFoundException");
+
+    for (spec, len) in [(json!({"KeySpec": "AES_128"}), 16), (json!({"NumberOfBytes": 64}), 64)] {
+        let mut args = json!({"KeyId": key, "EncryptionContext": context});
+        args.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let made = program.call("generate_data_key", args.clone());
+        assert_eq!(made["Plaintext"]["hex"].as_str().unwrap().len(), 2 * len);
+        let blob = &made["CiphertextBlob"];
+        let args_of_decrypt = json!({"CiphertextBlob": blob, "EncryptionContext": context});
+        assert_eq!(program.call("decrypt", args_of_decrypt)["Plaintext"], made["Plaintext"]);
+        let made = program.call("generate_data_key_without_plaintext", args);
+        assert!(made.get("Plaintext").is_none() && made["CiphertextBlob"].is_object(), "{made}");
+    }
+    let random = program.call("generate_random", json!({"NumberOfBytes": 24}));
+    assert_eq!(random["Plaintext"]["hex"].as_str().unwrap().len(), 48);
+
+    let made = program.call("encrypt", json!({"KeyId": key, "Plaintext": bytes(b"b")}));
+    let args = json!({
+        "CiphertextBlob": made["CiphertextBlob"],
+        "DestinationKeyId": "alias/other",
+        "DestinationEncryptionContext": context,
+    });
+    let moved = program.call("re_encrypt", args);
+    assert_eq!(moved["SourceKeyId"], json!(key));
+    assert_eq!(moved["KeyId"], json!(format!("arn:aws:kms:{REGION}:123456789012:key/other")));
+    let args = json!({
+        "CiphertextBlob": moved["CiphertextBlob"], "EncryptionContext": context, "KeyId": "other"
+    });
+    assert_eq!(program.call("decrypt", args)["Plaintext"], bytes(b"b"));
+
+    let described = program.call("describe_key", json!({"KeyId": "alias/orders"}));
+    let metadata = &described["KeyMetadata"];
+    assert_eq!((&metadata["Arn"], &metadata["KeyId"]), (&json!(key), &json!(key_id)));
+    assert_eq!((&metadata["KeyState"], &metadata["Enabled"]), (&json!("Enabled"), &json!(true)));
+    let listed = program.call("list_aliases", json!({}));
+    let aliases: Vec<_> = listed["Aliases"].as_array().unwrap().iter().collect();
+    let orders = aliases.iter().find(|alias| alias["AliasName"] == "alias/orders").unwrap();
+    assert_eq!((&orders["TargetKeyId"], &orders["AliasArn"]), (&json!(key_id), &json!(alias_arn)));
+    assert!(aliases.iter().any(|alias| alias["AliasName"] == "alias/other"), "{listed}");
+    // The KEKs were wrapped; nothing else was asked of AWS KMS.
+    assert_eq!(world.calls(), (WRAPS, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_ciphertext_costs_one_call_and_none_while_it_is_cached() {
+    let world = World::start().await;
+    let mut before = world.before();
+    let context = json!({"tenant": "7"});
+    let args = json!({"KeyId": "alias/orders", "KeySpec": "AES_256", "EncryptionContext": context});
+    let old = before.call("generate_data_key", args);
+    let decrypt = json!({"CiphertextBlob": old["CiphertextBlob"], "EncryptionContext": context});
+
+    let service = world.setup("", "").start().await;
+    let mut program = after(&service);
+    let mut named = decrypt.clone();
+    named["KeyId"] = json!("alias/orders");
+    world.calls();
+    for (count, args) in [(1, &decrypt), (2, &named)] {
+        let opened = program.call("decrypt", args.clone());
+        assert_eq!(
+            (&opened["Plaintext"], &opened["KeyId"]),
+            (&old["Plaintext"], &json!(world.key))
+        );
+        assert_eq!(world.calls(), (0, 1));
+        assert_eq!(metric(&service, FORWARDED).await, count);
+    }
+    let wrong = json!({"CiphertextBlob": old["CiphertextBlob"]});
+    assert_eq!(program.refused("decrypt", wrong).0, "InvalidCiphertextException");
+    // Another key of AWS KMS is none of the programs': the service could decrypt it, they may not.
+    let args = json!({"KeyId": world.root, "Plaintext": bytes(b"a")});
+    let foreign = before.call("encrypt", args)["CiphertextBlob"].clone();
+    let (code, _) = program.refused("decrypt", json!({"CiphertextBlob": foreign}));
+    assert_eq!(code, "AccessDeniedException");
+    service.stop().await;
+
+    let service = world.setup("forward_cache = '1h'", "").start().await;
+    let mut program = after(&service);
+    world.calls();
+    for _ in 0..3 {
+        assert_eq!(program.call("decrypt", decrypt.clone())["Plaintext"], old["Plaintext"]);
+    }
+    assert_eq!((world.calls().1, metric(&service, FORWARDED).await), (1, 1));
+    // Moved once, it needs AWS KMS no more.
+    let args = json!({
+        "CiphertextBlob": old["CiphertextBlob"], "SourceEncryptionContext": context,
+        "DestinationKeyId": "alias/orders", "DestinationEncryptionContext": context,
+    });
+    let moved = program.call("re_encrypt", args);
+    assert_eq!(moved["SourceKeyId"], json!(world.key));
+    service.stop().await;
+    let service = world.setup("forward = 'none'", "").start().await;
+    let mut program = after(&service);
+    world.calls();
+    let args = json!({"CiphertextBlob": moved["CiphertextBlob"], "EncryptionContext": context});
+    assert_eq!(program.call("decrypt", args)["Plaintext"], old["Plaintext"]);
+    assert_eq!(program.refused("decrypt", decrypt).0, "InvalidCiphertextException");
+    // It may unwrap KEKs of its own, one for each chain, after the start.
+    assert!(world.calls().1 <= WRAPS);
+    assert!(!service.metrics().await.contains("kms_proxy_forwarded_calls_total{"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_kms_everything_but_uncached_old_ciphertexts_is_served() {
+    let world = World::start().await;
+    let mut before = world.before();
+    let mut old = |plaintext: &[u8]| {
+        let args = json!({"KeyId": "alias/orders", "Plaintext": bytes(plaintext)});
+        before.call("encrypt", args)["CiphertextBlob"].clone()
+    };
+    let (cached, uncached) = (old(b"cached"), old(b"uncached"));
+    let service = world.setup("forward_cache = '1h'", "").start().await;
+    let mut program = after(&service);
+    program.call("decrypt", json!({"CiphertextBlob": cached}));
+    let args = json!({"KeyId": "alias/orders", "Plaintext": bytes(b"new")});
+    let new = program.call("encrypt", args.clone());
+
+    world.front.set(Way::Close);
+    for (blob, plaintext) in [(&cached, b"cached".as_slice()), (&new["CiphertextBlob"], b"new")] {
+        let opened = program.call("decrypt", json!({"CiphertextBlob": blob}));
+        assert_eq!(opened["Plaintext"], bytes(plaintext));
+    }
+    program.call("encrypt", args);
+    program.call("generate_data_key", json!({"KeyId": world.key, "KeySpec": "AES_256"}));
+    program.call("describe_key", json!({"KeyId": world.key}));
+    let (code, message) = program.refused("decrypt", json!({"CiphertextBlob": uncached}));
+    assert_eq!(code, "DependencyTimeoutException", "{message}");
+    world.front.set(Way::Through);
+    let opened = program.call("decrypt", json!({"CiphertextBlob": uncached}));
+    assert_eq!(opened["Plaintext"], bytes(b"uncached"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_calls_of_boto3_cause_no_call_of_kms() {
+    const COUNT: usize = 10_000;
+    let world = World::start().await;
+    let service = world.setup("", "").start().await;
+    let mut program = after(&service);
+    let load = json!({"load": COUNT, "threads": 4, "key": "alias/orders"});
+    assert_eq!(world.calls(), (WRAPS, 0));
+    let done = program.good(&load);
+    assert_eq!((&done["made"], &done["wrong"]), (&json!(COUNT), &json!(0)), "{done}");
+    assert_eq!(world.calls(), (0, 0));
+    assert_eq!(metric(&service, FORWARDED).await, 0);
+}
+
+/// A service with two clients that sign: `app` may do everything with `orders`, and
+/// `reader` may only decrypt.
+struct Secured {
+    world: World,
+    service: Service,
+    ca: PathBuf,
+}
+
+const APP: (&str, &str) = ("KPAPP", "secret-of-the-app-with-40-characters-000");
+const READER: (&str, &str) = ("KPREADER", "secret-of-the-reader-with-40-characters-");
+
+impl Secured {
+    async fn start(with_tls: bool) -> Self {
+        let world = World::start().await;
+        let pki = Pki::new(world.setup.file("pki"));
+        let (cert, server_key) = pki.server(&["localhost", "127.0.0.1"]);
+        let mut clients = String::new();
+        for (name, (id, secret), operations) in [
+            ("app", APP, "['encrypt', 'decrypt', 'datakey', 'read']"),
+            ("reader", READER, "['decrypt']"),
+        ] {
+            let file = world.setup.file(name);
+            std::fs::write(&file, format!("{secret}\n")).unwrap();
+            clients += &format!(
+                "[[client]]\nname = '{name}'\naws_access_key_id = '{id}'\n\
+                 aws_secret_access_key_file = '{}'\n\
+                 allow = [{{ chains = ['orders'], operations = {operations} }}]\n",
+                file.display()
+            );
+        }
+        let tls = format!(
+            "[server.tls]\ncert = '{}'\nkey = '{}'\n",
+            cert.display(),
+            server_key.display()
+        );
+        let tls = if with_tls { tls.as_str() } else { "" };
+        let rest = format!("[auth]\nmode = 'required'\n{tls}{clients}");
+        let mut service = world.setup("", &rest).start().await;
+        if with_tls {
+            service.call_with(client(&pki.ca(), None).build().unwrap());
+        }
+        Self { world, service, ca: pki.ca() }
+    }
+
+    /// The variables of a program with the credentials of a client.
+    fn environment(&self, (id, secret): (&str, &str)) -> Vec<(&'static str, String)> {
+        let mut environment = environment(&self.service.url());
+        let ca = self.ca.display().to_string();
+        environment.extend([
+            ("AWS_CA_BUNDLE", ca),
+            ("AWS_ACCESS_KEY_ID", id.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", secret.to_owned()),
+        ]);
+        environment
+    }
+
+    fn program(&self, credentials: (&str, &str)) -> Program {
+        Program::start(self.environment(credentials))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_signs_over_tls_and_sees_why_it_is_refused() {
+    let secured = Secured::start(true).await;
+    let mut app = secured.program(APP);
+    let context = json!({"tenant": "7"});
+    let encrypt = json!({
+        "KeyId": secured.world.key, "Plaintext": bytes(b"a"), "EncryptionContext": context
+    });
+    let blob = app.call("encrypt", encrypt.clone())["CiphertextBlob"].clone();
+    let decrypt = json!({"CiphertextBlob": blob, "EncryptionContext": context});
+    let mut reader = secured.program(READER);
+    for program in [&mut app, &mut reader] {
+        assert_eq!(program.call("decrypt", decrypt.clone())["Plaintext"], bytes(b"a"));
+    }
+    app.call("generate_data_key", json!({"KeyId": "alias/orders", "KeySpec": "AES_256"}));
+    app.call("describe_key", json!({"KeyId": "alias/orders"}));
+
+    let (code, message) = reader.refused("encrypt", encrypt.clone());
+    assert_eq!(code, "AccessDeniedException");
+    for word in ["reader", "kms:Encrypt", &secured.world.key] {
+        assert!(message.contains(word), "{message}");
+    }
+    let other = json!({"KeyId": "other", "Plaintext": bytes(b"a")});
+    assert_eq!(app.refused("encrypt", other).0, "AccessDeniedException");
+
+    let refused = |credentials: (&str, &str), more: &[(&'static str, &str)]| -> (String, String) {
+        let mut environment = secured.environment(credentials);
+        environment.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        Program::start(environment).refused("encrypt", encrypt.clone())
+    };
+    let (code, message) = refused((APP.0, READER.1), &[]);
+    assert_eq!(code, "InvalidSignatureException");
+    assert!(!message.contains(READER.1) && !message.contains(APP.1), "{message}");
+    assert_eq!(refused(("KPNOBODY", APP.1), &[]).0, "UnrecognizedClientException");
+    let region = [("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1")];
+    let (code, message) = refused(APP, &region);
+    assert!(code == "InvalidSignatureException" && message.contains(REGION), "{code}: {message}");
+    let session = [("AWS_SESSION_TOKEN", "token-of-a-role")];
+    assert_eq!(refused(APP, &session).0, "UnrecognizedClientException");
+    // Nothing was refused only once, or forwarded.
+    assert_eq!(secured.world.calls(), (WRAPS, 0));
+    let log = secured.service.log();
+    assert!(!log.contains(APP.1) && !log.contains(READER.1), "{log}");
+}

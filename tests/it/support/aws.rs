@@ -1,0 +1,96 @@
+//! A program that uses AWS KMS: boto3 and the AWS Encryption SDK in Python, and the command line.
+//! `tests/aws/client.py` describes the commands. Everything it knows of the service is in its
+//! environment.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::kms::REGION;
+use super::root;
+use super::tools::{printed, test_env};
+
+/// The variables of a program that uses the KMS at `url`.
+pub(crate) fn environment(url: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ENDPOINT_URL_KMS", url.to_owned()),
+        ("AWS_REGION", REGION.to_owned()),
+        ("AWS_DEFAULT_REGION", REGION.to_owned()),
+        ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+        ("AWS_CONFIG_FILE", "/dev/null".to_owned()),
+        ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null".to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        // A failure is reported by the first response.
+        ("AWS_MAX_ATTEMPTS", "1".to_owned()),
+    ]
+}
+
+/// The program. Dropping it kills the process.
+pub(crate) struct Program {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Program {
+    pub(crate) fn start(environment: Vec<(&'static str, String)>) -> Self {
+        let mut command = Command::new(test_env("python"));
+        command.arg(root().join("tests/aws/client.py"));
+        command.env_clear().envs(environment).env("PYTHONDONTWRITEBYTECODE", "1");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdin, stdout }
+    }
+
+    /// The response to a command; a failed call is a response too.
+    pub(crate) fn tell(&mut self, command: &Value) -> Value {
+        writeln!(self.stdin, "{command}").unwrap();
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{command}: {line:?} ({error}); run `make test-env`"))
+    }
+
+    /// The response to a command, which must not fail.
+    pub(crate) fn good(&mut self, command: &Value) -> Value {
+        let answer = self.tell(command);
+        assert_eq!(answer.get("error"), None, "{command}: {answer}");
+        answer
+    }
+
+    /// A call of boto3 that must not fail, such as `encrypt`.
+    pub(crate) fn call(&mut self, operation: &str, args: Value) -> Value {
+        self.good(&json!({"call": operation, "args": args}))
+    }
+
+    /// The code and the message of a call of boto3 that must fail.
+    pub(crate) fn refused(&mut self, operation: &str, args: Value) -> (String, String) {
+        let answer = self.tell(&json!({"call": operation, "args": args}));
+        let text = |key: &str| answer[key].as_str().unwrap_or_else(|| panic!("{answer}"));
+        (text("error").to_owned(), text("message").to_owned())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// What `aws kms` prints, as JSON; it must not fail.
+pub(crate) fn aws_kms(environment: &[(&'static str, String)], args: &[&str]) -> Value {
+    let mut command = Command::new(test_env("aws"));
+    command.args(["kms", "--output", "json"]).args(args);
+    command.env_clear().envs(environment.iter().cloned()).stdin(Stdio::null());
+    serde_json::from_str(&printed(command.output().unwrap())).unwrap()
+}
+
+/// Bytes as the program reads and writes them.
+pub(crate) fn bytes(bytes: &[u8]) -> Value {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({"hex": hex})
+}
