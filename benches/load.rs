@@ -3,7 +3,8 @@
 //! The real binary and a server of bare handlers run side by side; one client thread with 32
 //! connections drives them in turns, in many short windows, and the medians are compared. The
 //! handlers form a ladder, so that the table tells where the time goes: JSON, base64,
-//! cryptography, and all the rest of a real service. Then HTTPS next to plain HTTP, and handshakes.
+//! cryptography, and all the rest of a real service. Then HTTPS next to plain HTTP, and handshakes,
+//! and the AWS KMS API next to `/v1/encrypt`.
 
 #![expect(clippy::indexing_slicing, reason = "a benchmark may end in a panic")]
 
@@ -19,6 +20,8 @@ use kms_proxy::{id::ChainName, id::Suite, keychain::KeyChain};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
+#[path = "load/aws.rs"]
+mod aws;
 #[allow(dead_code, reason = "others need the rest of it")]
 #[path = "load/driver.rs"]
 mod driver;
@@ -45,11 +48,15 @@ fn main() -> anyhow::Result<()> {
         return tokio::runtime::Runtime::new()?.block_on(bare_server());
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        // `cargo bench --bench load -- --https` does the second part alone.
-        if !arguments.iter().any(|argument| argument == "--https") {
+        // `cargo bench --bench load -- --https` does the second part alone, `-- --aws` the third.
+        let asks = |part: &str| arguments.iter().any(|argument| argument == part);
+        if !asks("--https") && !asks("--aws") {
             compare().await?;
         }
-        https::compare().await
+        if !asks("--aws") {
+            https::compare().await?;
+        }
+        if asks("--https") { Ok(()) } else { aws::compare().await }
     })
 }
 

@@ -29,6 +29,11 @@ impl Drop for Server {
     }
 }
 
+/// Whether a variable is one of AWS, not a setting.
+fn is_of_aws(key: &str) -> bool {
+    key.starts_with("AWS_") && !key.starts_with("AWS_API__")
+}
+
 /// Starts the real binary with `settings` beside the defaults.
 pub(crate) async fn kms_proxy(
     directory: &std::path::Path,
@@ -39,7 +44,7 @@ pub(crate) async fn kms_proxy(
     let child = Command::new(env!("CARGO_BIN_EXE_kms-proxy"))
         .args(["serve", "--listen", &address.to_string(), "--data-dir"])
         .arg(directory)
-        .envs(settings.iter().map(|(key, value)| match key.starts_with("AWS_") {
+        .envs(settings.iter().map(|(key, value)| match is_of_aws(key) {
             true => ((*key).to_owned(), value),
             false => (format!("KMS_PROXY__{key}"), value),
         }))
