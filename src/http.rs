@@ -1,7 +1,7 @@
-//! The HTTP face: routes, and the settings of `[server]`.
+//! The HTTP API: routes, and the settings of `[server]`.
 //!
-//! It turns requests into typed calls of the [`KeyService`] and its answers into JSON or raw
-//! bytes. It knows no key, no store and no root. [`serve`] runs it; [`openapi`] describes it.
+//! It converts requests to typed calls of the [`KeyService`], and results to JSON or raw bytes. It
+//! knows no key, no store and no root. [`serve`] runs it; [`openapi`] describes it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -60,15 +60,15 @@ pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
 use budget::Budget;
 use identity::GuardedService;
-use server::Door;
+use server::Endpoint;
 
 /// `[server]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where it listens.
+    /// The address that it listens on.
     pub listen: SocketAddr,
-    /// Where health and metrics are served alone; without it they are served on `listen`.
+    /// The address of health and metrics; `listen` serves them if this is not set.
     pub admin_listen: Option<SocketAddr>,
     /// Allows plain HTTP without auth beyond loopback.
     pub insecure: bool,
@@ -80,7 +80,7 @@ pub struct Config {
     pub request_timeout: Duration,
     /// Concurrent connections, on each listener.
     pub max_connections: usize,
-    /// Concurrent requests that wait for something.
+    /// Maximum number of concurrent requests that wait for something.
     pub max_requests: usize,
     /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
     #[serde(deserialize_with = "human_units::size::deserialize_some")]
@@ -131,7 +131,7 @@ impl Config {
 /// inline KEK with the wraps of several roots.
 const ENVELOPE_ROOM: usize = 16 * 1024;
 
-/// What the handlers share.
+/// State that the handlers share.
 struct App {
     access: GuardedService,
     registry: Registry,
@@ -140,11 +140,11 @@ struct App {
     tls: Option<Arc<tls::Server>>,
 }
 
-/// Where a service is served.
+/// The listeners of a service.
 pub struct Listeners {
     /// For callers.
     pub public: TcpListener,
-    /// HTTPS on it; without it plain HTTP.
+    /// Serves HTTPS; plain HTTP if not set.
     pub tls: Option<Arc<tls::Server>>,
     /// For health and metrics alone, by plain HTTP.
     pub admin: Option<TcpListener>,
@@ -169,10 +169,10 @@ pub async fn serve(
     server.serve(shutdown).await
 }
 
-/// Listeners, and what is behind them.
+/// Listeners and their handlers.
 pub struct Server {
     config: Config,
-    doors: Vec<Door>,
+    endpoints: Vec<Endpoint>,
     entrance: Entrance,
 }
 
@@ -190,9 +190,9 @@ impl Server {
     ) -> Self {
         let Listeners { public, tls, admin } = listeners;
         let budget = Budget::new(config.body_memory());
-        let face = |auth: Option<&Arc<Auth>>, has_data| {
+        let handler = |auth: Option<&Arc<Auth>>, has_data| {
             let router = starting::router(Arc::clone(&starting), auth.is_none());
-            Face(Arc::new(Routes {
+            Handler(Arc::new(Routes {
                 auth: auth.cloned(),
                 metrics: Arc::clone(&metrics),
                 budget: budget.clone(),
@@ -202,30 +202,34 @@ impl Server {
                 beside: OnceLock::new(),
             }))
         };
-        let (face, operators) =
-            (face(auth.as_ref(), true), admin.map(|it| (it, face(None, false))));
+        let (handler, operators) =
+            (handler(auth.as_ref(), true), admin.map(|it| (it, handler(None, false))));
         let entrance = Entrance {
-            face: face.clone(),
-            operators: operators.as_ref().map(|(_, face)| face.clone()),
+            handler: handler.clone(),
+            operators: operators.as_ref().map(|(_, handler)| handler.clone()),
             auth,
             registry,
             max_body: config.max_body,
             budget,
             tls: tls.clone(),
         };
-        let mut doors = vec![Door { listener: public, tls, face }];
-        doors.extend(operators.map(|(listener, face)| Door { listener, tls: None, face }));
-        Self { config, doors, entrance }
+        let mut endpoints = vec![Endpoint { listener: public, tls, handler }];
+        endpoints.extend(operators.map(|(listener, handler)| Endpoint {
+            listener,
+            tls: None,
+            handler,
+        }));
+        Self { config, endpoints, entrance }
     }
 
-    /// What lets requests in.
+    /// Lets requests in.
     #[must_use]
     pub fn entrance(&self) -> Entrance {
         self.entrance.clone()
     }
 
-    /// Serves until `shutdown` ends. Then no connection is taken any more, what is in flight is
-    /// finished, within `Config::shutdown_grace` at most, and idle connections are closed.
+    /// Serves until `shutdown` ends. Then it accepts no connection, completes the requests in
+    /// flight within `Config::shutdown_grace`, and closes idle connections.
     ///
     /// # Errors
     /// When a listener has no address.
@@ -233,15 +237,15 @@ impl Server {
         self,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> std::io::Result<()> {
-        server::run(&self.config, self.doors, shutdown).await
+        server::run(&self.config, self.endpoints, shutdown).await
     }
 }
 
 /// Lets requests in once there is a service for them.
 #[derive(Clone)]
 pub struct Entrance {
-    face: Face,
-    operators: Option<Face>,
+    handler: Handler,
+    operators: Option<Handler>,
     auth: Option<Arc<Auth>>,
     registry: Registry,
     max_body: usize,
@@ -253,7 +257,7 @@ impl Entrance {
     /// Serves `api` to the same callers. It comes before [`open`](Self::open); a second call
     /// changes nothing.
     pub(crate) fn serve_beside(&self, api: Arc<dyn Beside>) {
-        _ = self.face.0.beside.set(api);
+        _ = self.handler.0.beside.set(api);
     }
 
     /// From now on `service` gets the requests, also those of connections that are open. A second
@@ -269,13 +273,13 @@ impl Entrance {
         let data = data_routes().with_state(Arc::clone(&app));
         let all = match &self.operators {
             None => merge(data, operator_routes().with_state(Arc::clone(&app))),
-            Some(face) => {
+            Some(handler) => {
                 let router = Router::from(operator_routes().with_state(Arc::clone(&operators)));
-                face.open(operators, router.fallback(problem::not_found_for_operators));
+                handler.open(operators, router.fallback(problem::not_found_for_operators));
                 merge(data, OpenApiRouter::new())
             }
         };
-        self.face.open(app, all);
+        self.handler.open(app, all);
     }
 }
 
@@ -289,7 +293,7 @@ pub fn openapi() -> String {
     text
 }
 
-/// What callers use.
+/// The routes of callers.
 fn data_routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(encrypt::encrypt))
@@ -310,7 +314,7 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(roots::remove))
 }
 
-/// What probes and Prometheus use.
+/// The routes of probes and Prometheus.
 fn operator_routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health::healthz))
@@ -327,25 +331,25 @@ fn merge(data: OpenApiRouter, operators: OpenApiRouter) -> Router {
     Router::from(data.merge(operators)).merge(documented).fallback(problem::not_found)
 }
 
-/// Where the requests of a listener go.
+/// Handles the requests of a listener.
 #[derive(Clone)]
-struct Face(Arc<Routes>);
+struct Handler(Arc<Routes>);
 
 struct Routes {
-    /// Who recognises callers, where they have to be.
+    /// Identifies callers, if they must be known.
     auth: Option<Arc<Auth>>,
     metrics: Arc<Metrics>,
     budget: Budget,
-    /// Whether callers use it, some of whose calls go straight to their handlers.
+    /// Whether it serves calls on data, some of which bypass the router.
     has_data: bool,
-    /// Answers until there is a service.
+    /// Responds until there is a service.
     starting: Router,
     started: OnceLock<(Arc<App>, Router)>,
     /// Another API for the same callers.
     beside: OnceLock<Arc<dyn Beside>>,
 }
 
-impl Face {
+impl Handler {
     fn open(&self, app: Arc<App>, router: Router) {
         let router = router.method_not_allowed_fallback(problem::method_not_allowed);
         _ = self.0.started.set((app, router));
@@ -355,13 +359,13 @@ impl Face {
         self.0.started.get().is_none()
     }
 
-    /// Whether the service is about to end.
+    /// Whether the service is shutting down.
     fn is_draining(&self) -> bool {
         self.0.started.get().is_some_and(|(app, _)| app.access.is_draining())
     }
 
-    /// Answers a request. The two calls that nearly all requests are do not go through the router:
-    /// its way costs about as much as sealing a short message. Boxed, since a large future is
+    /// Responds to a request. Encrypt and decrypt, which nearly all requests are, bypass the
+    /// router, since routing costs about as much as sealing a short message. Boxed, since a large future is
     /// copied from layer to layer.
     async fn answer(self, request: Request) -> Response {
         let started = self.0.started.get();
@@ -386,7 +390,7 @@ impl Face {
 }
 
 impl App {
-    /// How much of a body is read.
+    /// The limit of a body.
     fn body(&self) -> Limit<'_> {
         Limit { len: self.max_body, budget: &self.budget }
     }

@@ -1,5 +1,5 @@
-//! What happens on a connection: its requests and unsent answers, and when it is over because
-//! nothing does, or because its client does not take what it asked for.
+//! The activity of a connection: its requests and unsent responses, and when it must be closed
+//! because it is idle or its client does not read responses.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,35 +15,35 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// The same where the time-out is short: this part of it.
 const LOOKS: u32 = 5;
 
-/// A client has this long to take an answer, and the time that the answer takes at [`MIN_PACE`].
+/// A client has this long to read a response, plus the time that it takes at [`MIN_PACE`].
 const TAKE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes a second.
+/// Bytes per second.
 const MIN_PACE: u32 = 64 << 10;
 
-/// Why a connection is over.
+/// Why a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Over {
-    /// Nothing happens.
+    /// It is idle.
     Idle,
-    /// An answer is not taken.
+    /// The client does not read a response.
     NotTaken,
 }
 
-/// The requests of a connection, and the answers that it has not sent yet.
+/// The requests of a connection and its unsent responses.
 pub(super) struct Activity {
     idle_timeout: Duration,
     began: AtomicU64,
     ended: AtomicU64,
     /// Bytes of the last head, whose buffer HTTP/1.1 keeps.
     head: AtomicUsize,
-    /// Answers that are not sent, but for small ones of HTTP/1.1: a socket's buffer holds these.
+    /// Unsent responses, except small ones over HTTP/1.1, which fit in the buffer of the socket.
     unsent: Mutex<Unsent>,
 }
 
-/// Answers that a client has not taken yet.
+/// Responses that a client has not read yet.
 #[derive(Default)]
 struct Unsent {
-    /// How many there ever were.
+    /// The number of all responses so far.
     count: u64,
     /// The number of each, its bytes, and until when it is to be taken.
     answers: Vec<(u64, usize, Instant)>,
@@ -111,7 +111,7 @@ impl Activity {
         number
     }
 
-    /// Forgets the answer `number`: it is sent, or the connection has ended.
+    /// Forgets the response `number`: it is sent, or the connection has ended.
     pub(super) fn sent(&self, number: u64) {
         let mut unsent = self.unsent();
         let place = unsent.answers.iter().position(|(other, ..)| *other == number);
@@ -120,7 +120,7 @@ impl Activity {
         }
     }
 
-    /// How many answers are not sent.
+    /// The number of unsent responses.
     #[cfg(test)]
     pub(super) fn owed(&self) -> usize {
         self.unsent().answers.len()

@@ -1,8 +1,8 @@
-//! Answers as they go out: small JSON objects written by hand into one buffer, or raw bytes.
+//! Responses: small JSON objects written into one buffer, or raw bytes.
 //!
-//! Base64, hex and chain names need no escaping, so the answers of the data calls are written
-//! several times faster than a serializer does it. What they are written into holds plaintexts; to
-//! wipe it, as it grows and at its end, is the allocator's part, as it is of all buffers of HTTP.
+//! Base64, hex and chain names need no escaping, so this writes the responses of the data calls
+//! several times faster than a serializer. The buffer contains plaintexts. The allocator wipes it,
+//! like all buffers of HTTP, when it grows and when it is freed.
 
 use axum::body::Body;
 use axum::response::Response;

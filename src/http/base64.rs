@@ -1,6 +1,5 @@
-//! What is wrong with text that is not standard base64: a reason and a position, never a character.
-//!
-//! It must not know what the text is for: it may be a secret.
+//! Describes why text is not standard base64: a reason and a position, never a character, since the
+//! text may be a secret.
 
 /// Why `text` is not standard base64 with padding. Positions count characters from 1.
 pub(super) fn fault(text: &[u8]) -> String {

@@ -1,7 +1,7 @@
-//! `POST /v1/batch/...`: many items in one request, each answering for itself.
+//! `POST /v1/batch/...`: many items in one request, each with its own result.
 //!
-//! The answer is 200 when the request itself was well-formed; an item that fails has its error in
-//! its place.
+//! The status is 200 if the request itself is well-formed. An item that fails has an error as its
+//! result.
 
 use std::sync::Arc;
 
@@ -24,9 +24,9 @@ use super::problem::{Problem, ProblemBody};
 use super::rewrap::{RewrapRequest, RewrapResponse};
 use super::strict::Strict;
 
-/// The most items of a batch.
+/// Maximum number of items in a batch.
 const MAX_ITEMS: usize = 10_000;
-/// Items after which a batch lets other requests run: about 50 us of small ones.
+/// Number of items after which a batch yields to other requests: about 50 us of small items.
 const ITEMS_AT_A_STRETCH: usize = 64;
 
 /// Many items for one chain.
@@ -154,10 +154,10 @@ async fn run<'a, C: DataCall + Deserialize<'a>>(
         return Err(body::invalid(format!("items: there must be 1 to {MAX_ITEMS} of them")).into());
     }
     let chain = batch.chain.as_ref().map(Text::as_str);
-    // No item names another chain, so all are allowed or none is.
+    // Items name no chain, so all are allowed or none is.
     let service = app.access.enter(caller, C::OPERATION, chain)?;
     let mut out = Vec::new();
-    // Many batches grow side by side, long before one is sent.
+    // Many batches grow concurrently, long before one is sent.
     let mut room = app.budget.take(0);
     out.extend_from_slice(b"{\"results\":[");
     for (index, Strict(item)) in batch.items.iter().enumerate() {
@@ -184,7 +184,7 @@ async fn run<'a, C: DataCall + Deserialize<'a>>(
     Ok(answer::written(out))
 }
 
-/// Counts the error of an item, and writes it in the place of a result.
+/// Counts the error of an item, and writes it as the result.
 fn fail(app: &App, operation: Operation, error: &Error, out: &mut Vec<u8>) {
     app.access.count(operation, error);
     let detail = error.detail().to_owned();

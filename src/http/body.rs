@@ -23,12 +23,12 @@ use super::budget::{Budget, Held};
 use super::media::{self, AAD_HEADER, CHAIN_HEADER, Media, one};
 use super::strict::Strict;
 
-/// How much of a body is read.
+/// The limits of a body.
 #[derive(Clone, Copy)]
 pub(super) struct Limit<'a> {
     /// Bytes.
     pub(super) len: usize,
-    /// Where the room for it comes from.
+    /// The budget that it is charged to.
     pub(super) budget: &'a Budget,
 }
 
@@ -42,7 +42,7 @@ pub(super) async fn read_json(request: Request, limit: Limit<'_>) -> Result<Byte
     }
 }
 
-/// Reads a whole body of at most `limit.len` bytes. One that came in one piece is not copied.
+/// Reads a body of at most `limit.len` bytes. A body that arrives in one piece is not copied.
 pub(super) async fn read(mut body: Body, limit: Limit<'_>) -> Result<Bytes, Error> {
     let declared = http_body::Body::size_hint(&body).exact();
     if declared.is_some_and(|len| len > limit.len as u64) {
@@ -67,14 +67,14 @@ pub(super) async fn read(mut body: Body, limit: Limit<'_>) -> Result<Bytes, Erro
     Ok(Bytes::from_owner(whole))
 }
 
-/// A body that came in pieces.
+/// A body that arrived in pieces.
 #[derive(Default)]
 struct Whole {
     bytes: Vec<u8>,
     held: Option<Held>,
 }
 
-/// The least room that a body in pieces gets.
+/// The smallest buffer of a body in pieces.
 const FIRST_ROOM: usize = 64 << 10;
 
 impl Whole {
@@ -83,7 +83,7 @@ impl Whole {
     fn push(&mut self, data: &[u8], expected: usize, budget: &Budget) -> bool {
         let len = self.bytes.len().saturating_add(data.len());
         if len > self.bytes.capacity() {
-            // Each time four times as much: room comes to those who send, and little is copied.
+            // The buffer grows fourfold: only senders get memory, and little is copied.
             let room = len.saturating_mul(4).max(FIRST_ROOM).min(expected).max(len);
             let has_room = match &mut self.held {
                 Some(held) => held.grow(room),
@@ -127,7 +127,7 @@ fn too_large(limit: usize) -> Error {
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map(|Strict(value)| value).map_err(|error| {
-        // Only a wrong body is worth the search for the place.
+        // The position is determined only for an invalid body.
         let mut json = serde_json::Deserializer::from_slice(body);
         let place = serde_path_to_error::deserialize::<_, Strict<T>>(&mut json).err();
         let path = place.map(|error| error.path().to_string()).unwrap_or_default();
@@ -135,7 +135,7 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> 
     })
 }
 
-/// What is wrong with a JSON body, and where. Of the body itself it shows a field's name at most.
+/// Describes what is wrong with a JSON body, and where. It quotes at most a field's name.
 fn explain(error: &serde_json::Error, path: &str, body: &[u8]) -> String {
     if let [0xef, 0xbb, 0xbf, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..] = body {
         return "the body starts with a byte order mark: send JSON as UTF-8 without one".to_owned();
@@ -159,10 +159,10 @@ fn explain(error: &serde_json::Error, path: &str, body: &[u8]) -> String {
     }
 }
 
-/// The name in a complaint about an unknown field, and what follows it: "`, expected ...".
+/// The name in an error about an unknown field, and the rest of the error: "`, expected ...".
 fn unknown_field(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix("unknown field `")?;
-    // The name may hold anything, so the end is looked for from behind.
+    // The name may contain anything, so the end is searched from the right.
     let end = match text.strip_suffix("`, there are no fields") {
         Some(name) => name.len(),
         None => text.rfind("`, expected ")?,
@@ -170,7 +170,7 @@ fn unknown_field(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// Any other complaint: the field that it names itself, and the part of it that holds no value.
+/// Any other error: the field that it names, and the part of it that contains no value.
 fn known_field(text: &str) -> (&str, String) {
     if text.starts_with("missing field") {
         return ("", text.to_owned());
@@ -188,7 +188,7 @@ fn known_field(text: &str) -> (&str, String) {
     ("", format!("expected {expected}"))
 }
 
-/// What may be repeated of a name from a body: 64 letters, digits and `_-.[]`.
+/// The part of a name that an error may quote: up to 64 letters, digits and `_-.[]`.
 fn shown(name: &str) -> String {
     let fits = |c: &char| c.is_ascii_alphanumeric() || "_-.[]".contains(*c);
     let mut shown: String = name.chars().take_while(fits).take(64).collect();
@@ -208,8 +208,7 @@ impl Text<'_> {
     }
 }
 
-/// A string of base64 that is still encoded. It is not checked to be UTF-8 first: what is not is no
-/// base64 either.
+/// A base64 string that is not decoded yet. UTF-8 is not checked, since base64 is ASCII.
 pub(super) struct Encoded<'a>(Cow<'a, [u8]>);
 
 impl Encoded<'_> {
@@ -220,7 +219,7 @@ impl Encoded<'_> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Encoded<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// JSON has no bytes: what comes is a string's.
+        /// JSON has no bytes: they come from a string.
         struct Bytes;
 
         impl<'de> Visitor<'de> for Bytes {

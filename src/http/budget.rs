@@ -1,7 +1,7 @@
-//! The memory that bodies and answers may take together, over all connections.
+//! The memory budget of bodies and responses, over all connections.
 //!
-//! It is taken piece by piece as a body comes in, so that nobody gets room by announcing a large
-//! one. When it is spent a request is refused before memory grows.
+//! A body is charged as it arrives, so announcing a large body reserves nothing. If the budget is
+//! used up, a request is refused before memory grows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,7 +33,7 @@ impl Budget {
         held.grow_in_half(len).then_some(held)
     }
 
-    /// Whether more than a quarter of it is taken: what can be given back should be.
+    /// Whether more than a quarter of it is used: then buffers should be released.
     pub(super) fn is_scarce(&self) -> bool {
         self.0.taken.load(Ordering::Relaxed) > self.0.limit / 4
     }

@@ -1,8 +1,7 @@
-//! What the document says of each call beyond its types: the codes that it can end with, and
-//! examples.
+//! The error codes and examples of each call in the OpenAPI document.
 //!
-//! It knows the calls by the ids of their operations. The tests of the running service compare
-//! every error that they see with this table.
+//! Calls are identified by their operation ids. The tests of the running service compare every
+//! error that they see with this table.
 
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -20,7 +19,7 @@ mod examples;
 
 const PROBLEM: &str = "application/problem+json";
 
-/// What the gate can say to anybody, and every call to who is not the right one.
+/// Of every call: errors of the gate, and of callers without permission.
 const ANY: &[Kind] = &[
     Kind::InvalidRequest,
     Kind::Unauthenticated,
@@ -28,7 +27,7 @@ const ANY: &[Kind] = &[
     Kind::Overloaded,
     Kind::Internal,
 ];
-/// The same of the calls that anybody may make.
+/// The same for calls without authentication.
 const PROBE: &[Kind] = &[Kind::InvalidRequest, Kind::Forbidden, Kind::Overloaded, Kind::Internal];
 /// Of calls with a body.
 const BODY: &[Kind] = &[Kind::PayloadTooLarge, Kind::UnsupportedMediaType];

@@ -1,4 +1,4 @@
-//! `/v1/chains`: the key chains and their KEKs, listed, made and changed.
+//! `/v1/chains`: lists, creates and changes key chains and their KEKs.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use super::problem::{Problem, ProblemBody};
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
-/// Which part of a list.
+/// The page of a list.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]

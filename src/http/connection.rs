@@ -1,7 +1,7 @@
-//! One connection, from its first byte to its last: HTTP/1.1, or HTTP/2 where TLS agreed on it.
+//! Serves one connection: HTTP/1.1, or HTTP/2 if TLS negotiated it.
 //!
-//! It sees to it that a connection ends which does nothing, or whose client does not take what it
-//! asked for. Deadlines of requests are the gate's.
+//! It closes a connection that is idle, or whose client does not read its responses. The gate has
+//! the deadlines of requests.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -29,19 +29,19 @@ use super::budget::Held;
 use super::gate::{Gate, NoRoom, size};
 use super::heads::{Counted, FREE, MAX_FIELDS, MAX_HEAD};
 
-/// How long an idle connection may take to end when it was told to.
+/// How long an idle connection may take to close.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes that are read of a body which nobody wants any more, and how long that may take.
+/// Maximum number of bytes that are read of an abandoned body, and the time for that.
 const REST: usize = 16 << 20;
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Concurrent requests on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
-/// What a client may send in a stream, and in all of a connection, before we have read it.
+/// Flow-control windows in bytes: of a stream, and of a connection.
 const WINDOW: u32 = 256 << 10;
 
-/// Serves `stream` until it ends, or `stop` says that it should.
+/// Serves `stream` until it ends, or `stop` becomes true.
 pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     is_http_2: bool,
@@ -58,7 +58,7 @@ pub(super) async fn serve(
         if let Some(peer) = &peer {
             request.extensions_mut().insert(Arc::clone(peer));
         }
-        // HTTP/2 keeps no buffer of a head.
+        // HTTP/2 does not keep the buffer of a head.
         let head = if is_http_2 { 0 } else { size(&request) };
         // Now, and not when the future is polled: what is read next is no head any more.
         activity.note_head(head);
@@ -76,7 +76,7 @@ pub(super) async fn serve(
             let request =
                 request.map(|body| Body::new(Coming { body: Some(body), expects, coming }));
             let (mut answer, held) = gate.pass(request).await?;
-            // The connection would keep the room of its head, which others need.
+            // An open connection would keep the memory of its head, which others need.
             if head > FREE && budget.is_scarce() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -95,7 +95,7 @@ pub(super) async fn serve(
         drive(builder.serve_connection(io, service), &seen, stop).await
     } else {
         let mut builder = http1::Builder::new();
-        // hyper's own timer would be set again for each request.
+        // The timer of hyper would be reset for each request.
         builder.header_read_timeout(None).max_header_size(MAX_HEAD).max_buf_size(MAX_HEAD);
         drive(builder.serve_connection(io, service), &seen, stop).await
     }
@@ -136,15 +136,15 @@ where
     }
 }
 
-/// The body of a request. What is left of it when the request is answered is still read, for a
-/// while, and thrown away: a client that is cut off while it sends may never see the answer.
+/// The body of a request. After the response, the rest of the body is still read for a while and
+/// discarded: a client that is cut off while it sends may never see the response.
 struct Coming {
     /// Taken when it is dropped.
     body: Option<Incoming>,
     /// The client of HTTP/1.1 waits for a word before it sends the body, and gets none after the
     /// answer.
     expects: bool,
-    /// The body is under way until nothing of it is read any more.
+    /// The body is in flight until it is no longer read.
     coming: Option<UnderWay>,
 }
 
@@ -201,8 +201,8 @@ async fn discard(mut body: Incoming) {
     }
 }
 
-/// The body of an answer. One that counts holds its part of the budget until the last byte has been
-/// handed to the socket.
+/// The body of a response. If it counts, it holds its part of the budget until the last byte is
+/// written to the socket.
 struct Outgoing {
     body: Body,
     owed: Option<Arc<Owed>>,
@@ -258,7 +258,7 @@ impl http_body::Body for Outgoing {
     }
 }
 
-/// A part of an answer, which is owed as long as hyper has it.
+/// A part of a response, which is unsent as long as hyper has it.
 struct Piece(Bytes, #[expect(dead_code, reason = "it is held")] Arc<Owed>);
 
 impl AsRef<[u8]> for Piece {

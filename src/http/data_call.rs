@@ -1,5 +1,5 @@
-//! The path of a call on data: its body is read and parsed, its caller checked, and what it made
-//! written. Each call implements only what differs: [`DataCall`], [`Made`] and [`RawMade`].
+//! The steps of a call on data: read and parse the body, check the caller, run the call, write the
+//! result. Each call implements only what differs: [`DataCall`], [`Made`] and [`RawMade`].
 
 use axum::extract::Request;
 use axum::response::Response;
@@ -32,13 +32,13 @@ pub(super) trait DataCall {
     async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Self::Made, Error>;
 }
 
-/// What a call makes.
+/// The result of a call.
 pub(super) trait Made {
     /// Writes it, as a JSON object, to the end of `out`.
     fn write(&self, out: &mut Vec<u8>);
 }
 
-/// What a call makes whose response may also be raw bytes.
+/// The result of a call whose response may also be raw bytes.
 pub(super) trait RawMade: Made {
     /// The raw response.
     fn raw(self) -> Response;
@@ -56,7 +56,7 @@ pub(super) async fn run<'a, C: DataCall + Deserialize<'a>>(
     call.run(service, chain).await
 }
 
-/// What was made, as JSON.
+/// The result as JSON.
 pub(super) fn json(made: &impl Made) -> Response {
     let mut out = Vec::new();
     made.write(&mut out);
@@ -94,7 +94,7 @@ impl Received {
         Ok((service, chain, aad))
     }
 
-    /// What was made, as the caller wants it.
+    /// The result in the form that the caller accepts.
     pub(super) fn respond(&self, made: impl RawMade) -> Response {
         match self.wanted {
             Media::Json => json(&made),

@@ -1,5 +1,5 @@
-//! `/openapi.json` and `/docs`: the document made from the code, and a page that shows it with
-//! nothing fetched from elsewhere.
+//! `/openapi.json` and `/docs`: the document generated from the code, and a page that shows it and
+//! fetches nothing from elsewhere.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -19,7 +19,7 @@ use crate::service::error::{Error, Kind};
 use super::problem::{Problem, ProblemBody};
 use super::{answer, calls};
 
-/// Every error that there is, by status; [`calls`] leaves of them what a call can end with.
+/// All errors by status; [`calls`] keeps those that a call can return.
 impl IntoResponses for ProblemBody<'_> {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         let mut kinds = BTreeMap::<u16, Vec<Kind>>::new();
@@ -35,7 +35,7 @@ impl IntoResponses for ProblemBody<'_> {
 const BEARER: &str = "bearer";
 const CERTIFICATE: &str = "certificate";
 
-/// Adds to the routes' own parts of the document what all of them share.
+/// Adds the parts of the document that all routes share.
 pub(super) fn complete(mut api: OpenApi) -> OpenApi {
     api.info = InfoBuilder::new()
         .title("kms-proxy")
@@ -100,7 +100,7 @@ pub(super) async fn index() -> Result<Response, Problem> {
     page("")
 }
 
-/// A file of the page. It changes with the binary alone.
+/// A file of the page. It changes only with the binary.
 pub(super) async fn file(Path(file): Path<String>) -> Result<Response, Problem> {
     let mut response = page(&file)?;
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));

@@ -1,8 +1,8 @@
-//! What every request passes, in one step: its id, the checks against web pages, who it is from,
-//! its deadline, a guard against panics, and its line in the log.
+//! The gate that every request passes: it assigns an id, checks for requests from web pages,
+//! identifies the caller, applies the deadline, catches panics, and writes the log line.
 //!
-//! One step, since a stack of layers costs more than the cryptography. Body limits are the
-//! handlers', which know what they read; metrics are the service's.
+//! It is one step, since a stack of layers costs more than the cryptography. The handlers limit
+//! bodies, and the service counts operations.
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,32 +34,32 @@ use super::beside::{Call, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::{self, RefusalLog};
 use super::problem::{self, Problem};
-use super::{Config, Face};
+use super::{Config, Handler};
 
 /// The request's id, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest id that is taken over from a caller.
+/// The longest request id that is accepted from a caller.
 const MAX_REQUEST_ID: usize = 64;
-/// The largest answer of HTTP/1.1 that is not counted: a socket's buffer holds it.
+/// The largest response over HTTP/1.1 that is not counted: it fits in the buffer of a socket.
 const SMALL_ANSWER: u64 = 16 << 10;
-/// What an answer of HTTP/2 takes beside its body while it waits for a client to take it, and what
-/// a request's head may take before it counts: a connection has many of them concurrently.
+/// The memory of a response over HTTP/2 beside its body until the client reads it, and the size of
+/// a head from which it counts: a connection has many of them concurrently.
 const STREAM: usize = 4 << 10;
 
-/// There is no room even to say so: the request is not answered, and HTTP/2 resets its stream.
+/// There is no memory for an error response: HTTP/2 resets the stream.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no room for an answer")]
 pub(super) struct NoRoom;
 
-/// The gate before a face. Cheap to clone.
+/// The gate before a handler. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Gate {
-    face: Face,
+    handler: Handler,
     shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
-    /// Without it everybody may do everything.
+    /// If not set, every caller may do everything.
     auth: Option<Arc<Auth>>,
     refusal_log: RefusalLog,
     timeout: Duration,
@@ -67,7 +67,7 @@ pub(super) struct Shared {
     /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
     /// reach it through a name that it controls (DNS rebinding).
     loopback: bool,
-    /// What the `Origin` of a page of our own starts with.
+    /// The prefix of the `Origin` of the service's own pages.
     scheme: &'static str,
     /// Limits the requests that wait for something concurrently.
     waiting: Semaphore,
@@ -75,30 +75,30 @@ pub(super) struct Shared {
     metrics: Arc<Metrics>,
     in_flight: IntGauge,
     connections: IntGauge,
-    /// Ids that are made here: a random number for the process, and a count.
+    /// Generated ids: a random number for the process, and a counter.
     process: [u8; 4],
     count: AtomicU64,
 }
 
 impl Gate {
-    pub(super) fn new(face: Face, config: &Config, listen: SocketAddr, is_tls: bool) -> Self {
+    pub(super) fn new(handler: Handler, config: &Config, listen: SocketAddr, is_tls: bool) -> Self {
         let mut process = [0; 4];
         // An id without it is less unique, and no less useful.
         let _ = crate::random::fill(&mut process);
-        let metrics = Arc::clone(&face.0.metrics);
-        let listener = if face.0.has_data { "public" } else { "admin" };
+        let metrics = Arc::clone(&handler.0.metrics);
+        let listener = if handler.0.has_data { "public" } else { "admin" };
         let (in_flight, connections) = metrics.traffic.listener(listener);
         let shared = Shared {
-            auth: face.0.auth.clone(),
+            auth: handler.0.auth.clone(),
             refusal_log: RefusalLog::default(),
             timeout: config.request_timeout,
             idle_timeout: config.idle_timeout,
             loopback: listen.ip().is_loopback(),
             scheme: if is_tls { "https://" } else { "http://" },
             waiting: Semaphore::new(config.max_requests),
-            // Metrics are read also when callers have spent theirs.
-            budget: match face.0.has_data {
-                true => face.0.budget.clone(),
+            // Metrics must be readable when callers have used up their budget.
+            budget: match handler.0.has_data {
+                true => handler.0.budget.clone(),
                 false => Budget::new(config.body_memory()),
             },
             metrics,
@@ -107,7 +107,7 @@ impl Gate {
             process,
             count: AtomicU64::new(0),
         };
-        Self { face, shared: Arc::new(shared) }
+        Self { handler, shared: Arc::new(shared) }
     }
 
     /// How long a connection stays open between two requests.
@@ -133,7 +133,7 @@ impl Gate {
         self.shared.refusal_log.handshake(why);
     }
 
-    /// Answers a request. An answer that counts comes with its length and its part of the budget.
+    /// Handles a request. A response that counts has its length and its part of the budget.
     ///
     /// # Errors
     /// [`NoRoom`], on HTTP/2 alone.
@@ -141,12 +141,12 @@ impl Gate {
         self,
         request: Request,
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
-        let Self { face, shared } = self;
+        let Self { handler, shared } = self;
         let _in_flight = Counted::new(&shared.in_flight);
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
-        // HTTP/2 has its own way to say that a connection ends.
-        let last = !many && (face.is_draining() || !framed);
+        // HTTP/2 announces the end of a connection by GOAWAY.
+        let last = !many && (handler.is_draining() || !framed);
         let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
         let id = shared.request_id(request.headers());
@@ -154,7 +154,7 @@ impl Gate {
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
-        let beside = face.0.beside.get().filter(|api| api.takes(&request)).cloned();
+        let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
         let answered = match (shared.check(&request), &beside, &shared.auth) {
             _ if !framed => {
                 let why = "transfer-encoding must be chunked and nothing else";
@@ -165,11 +165,11 @@ impl Gate {
                 let call = Call::new(request, id_text(&id), Arc::clone(&shared) as _);
                 guarded(api.respond(call), &shared).await
             }
-            (Ok(()), None, None) => guarded(face.answer(request), &shared).await,
+            (Ok(()), None, None) => guarded(handler.answer(request), &shared).await,
             (Ok(()), None, Some(auth)) => {
-                // Boxed: where everybody may do everything, requests don't carry it along.
+                // Boxed, so that requests without authentication don't carry this future.
                 let recognised = Recognised { auth, shared: &shared, id: &id, client: &mut client };
-                Box::pin(recognised.answer(face, request)).await
+                Box::pin(recognised.answer(handler, request)).await
             }
         };
         if let Some(client) = &client {
@@ -235,7 +235,7 @@ fn is_framed(headers: &HeaderMap) -> bool {
     }
 }
 
-/// What a failure of a call counts as.
+/// The outcome that a failed call is counted as.
 fn operation(method: &Method, path: &str) -> Option<Operation> {
     let call = path.strip_prefix("/v1/")?;
     Some(match call.strip_prefix("batch/").unwrap_or(call) {
@@ -257,7 +257,7 @@ pub(super) fn size<B>(request: &http::Request<B>) -> usize {
     lines.fold(path, usize::saturating_add)
 }
 
-/// A request where clients alone are served.
+/// A request to a service that serves only clients.
 struct Recognised<'a> {
     auth: &'a Auth,
     shared: &'a Shared,
@@ -267,14 +267,14 @@ struct Recognised<'a> {
 }
 
 impl Recognised<'_> {
-    /// Answers it as its client may have it. Probes are nobody.
-    async fn answer(self, face: Face, mut request: Request) -> Result<Response, Error> {
+    /// Handles it with the permissions of its client. Probes need none.
+    async fn answer(self, handler: Handler, mut request: Request) -> Result<Response, Error> {
         let shown = identity::shown(request.headers(), request.extensions());
         let client = match self.auth.identify(shown).await {
             Ok(client) => client,
             // Until the service has started every request gets the same answer.
-            Err(_) if face.is_starting() || identity::is_open(request.uri().path()) => {
-                return guarded(face.answer(request), self.shared).await;
+            Err(_) if handler.is_starting() || identity::is_open(request.uri().path()) => {
+                return guarded(handler.answer(request), self.shared).await;
             }
             Err(refusal) => {
                 self.auth.failed(refusal);
@@ -286,7 +286,7 @@ impl Recognised<'_> {
         self.shared.metrics.traffic.client_called(client.name());
         let _place = client.enter()?;
         request.extensions_mut().insert(Arc::clone(client));
-        client.lookups().scope(guarded(face.answer(request), self.shared)).await
+        client.lookups().scope(guarded(handler.answer(request), self.shared)).await
     }
 }
 
@@ -339,7 +339,7 @@ impl Shared {
         Ok(Some((held, len)))
     }
 
-    /// The caller's id if it is a decent one, else a new one.
+    /// The id that the caller sent, if it is valid, or a new one.
     fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
         if let Some(given) = headers.get(REQUEST_ID) {
             let bytes = given.as_bytes();
@@ -348,7 +348,7 @@ impl Shared {
                 return given.clone();
             }
         }
-        // 32 bits of either: enough to tell the requests of a log apart.
+        // 32 bits of each: enough to distinguish the requests of a log.
         let [.., a, b, c, d] = self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         let [e, f, g, h] = self.process;
         let mut digits = [0; 16];
@@ -357,7 +357,7 @@ impl Shared {
         id.unwrap_or(HeaderValue::from_static("none"))
     }
 
-    /// Refuses what a web page in a browser on this machine could send.
+    /// Refuses requests that a web page in a browser on this machine could send.
     fn check(&self, request: &Request) -> Result<(), Error> {
         let (headers, uri) = (request.headers(), request.uri());
         if is_simple_probe(request) {
@@ -409,8 +409,8 @@ fn is_simple_probe(request: &Request) -> bool {
         && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
 }
 
-/// Runs a call until it ends, panics or has taken too long. The timer starts, and a place among
-/// those that wait is taken, when the call first waits: most never do.
+/// Runs a call until it ends, panics or exceeds its deadline. The timer starts, and the call takes
+/// one of the places for waiting calls, when it first waits: most calls never do.
 async fn guarded(call: impl Future<Output = Response>, shared: &Shared) -> Result<Response, Error> {
     let mut call = pin!(call);
     let mut place = None;

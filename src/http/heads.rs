@@ -1,5 +1,5 @@
-//! The memory of heads of requests that are not complete yet: they count against the budget, and
-//! get half of it at most.
+//! The memory of incomplete heads of requests: it counts against the budget, and may use up to half
+//! of it.
 //!
 //! hyper buffers a head of HTTP/1.1 until it is whole, so what is read between two requests is
 //! counted as it is read. Bodies are counted by those who read them. A connection of HTTP/2 has one
@@ -18,8 +18,8 @@ use crate::http2_frames::{Frames, Part};
 use super::activity::Activity;
 use super::budget::{Budget, Held};
 
-/// The largest head of a request in bytes: room for 64 KiB of AAD in base64, and then some. It is
-/// also the largest piece of one read from the socket.
+/// The largest head of a request in bytes: enough for 64 KiB of AAD in base64. It is also the
+/// maximum number of bytes of one read from the socket.
 pub(super) const MAX_HEAD: usize = 128 << 10;
 /// Header fields that a request may have. hyper has the same limit for HTTP/1.1, and none for
 /// HTTP/2, where a field that is one byte on the wire takes a hundred in memory.
@@ -47,7 +47,7 @@ pub(super) struct Counted<S> {
     unfinished: Option<Unfinished>,
     /// How many requests had begun when the bytes below were read.
     began: u64,
-    /// Bytes since then; more than a head may have are not kept by anybody.
+    /// Bytes since then; nothing keeps more than the largest head.
     bytes: usize,
     held: Option<Held>,
 }
@@ -58,8 +58,8 @@ impl<S> Counted<S> {
         Self { stream, activity, budget, unfinished, began: 0, bytes: 0, held: None }
     }
 
-    /// Takes room for what was read before, unless that was a whole head; now it is known. Called
-    /// before more is read.
+    /// Charges the bytes of the last read, unless they were a complete head, which is known now.
+    /// Called before the next read.
     ///
     /// # Errors
     /// When there is no room.

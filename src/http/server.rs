@@ -1,5 +1,5 @@
-//! Listeners: taking connections, a bound on them, handshakes, and an end that finishes what is in
-//! flight. What happens on a connection is `connection`'s.
+//! Listeners: accepts connections up to a limit, does handshakes, and completes the requests in
+//! flight at shutdown. [`connection`] serves each connection.
 
 use std::io;
 use std::sync::Arc;
@@ -10,26 +10,26 @@ use tokio::sync::{Semaphore, watch};
 use crate::{accept, tls};
 
 use super::gate::Gate;
-use super::{Config, Face, connection};
+use super::{Config, Handler, connection};
 
-/// Where connections come from, and where their requests go.
-pub(super) struct Door {
+/// A listener and the handler of its requests.
+pub(super) struct Endpoint {
     pub(super) listener: TcpListener,
     pub(super) tls: Option<Arc<tls::Server>>,
-    pub(super) face: Face,
+    pub(super) handler: Handler,
 }
 
-/// Serves each door until `shutdown` ends, then finishes what is in flight.
+/// Serves each endpoint until `shutdown` ends, then finishes what is in flight.
 pub(super) async fn run(
     config: &Config,
-    doors: Vec<Door>,
+    endpoints: Vec<Endpoint>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // Each connection has a receiver: when all are gone, all is done.
+    // Each connection has a receiver: when all are dropped, every connection has ended.
     let stop = watch::Sender::new(false);
-    for Door { listener, tls, face } in doors {
-        let gate = Gate::new(face, config, listener.local_addr()?, tls.is_some());
-        // One bound for each listener: probes are answered when callers have all that is theirs.
+    for Endpoint { listener, tls, handler } in endpoints {
+        let gate = Gate::new(handler, config, listener.local_addr()?, tls.is_some());
+        // Each listener has its own limit, so callers cannot block probes.
         let connections = Arc::new(Semaphore::new(config.max_connections));
         tokio::spawn(take(listener, tls, gate, connections, stop.subscribe()));
     }
@@ -41,7 +41,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Takes connections until `stop` says so.
+/// Accepts connections until `stop` becomes true.
 async fn take(
     listener: TcpListener,
     tls: Option<Arc<tls::Server>>,
@@ -64,14 +64,14 @@ async fn take(
     }
 }
 
-/// Serves one connection. A client that goes away, or speaks something else, is no news.
+/// Serves one connection. A client that disconnects or uses another protocol is not logged.
 async fn serve(
     stream: TcpStream,
     tls: Option<Arc<tls::Server>>,
     gate: Gate,
     mut stop: watch::Receiver<bool>,
 ) {
-    // Answers are written whole; waiting for more to send helps nobody.
+    // Responses are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
     let ended = match tls {
         None => connection::serve(stream, false, None, gate, &mut stop).await,

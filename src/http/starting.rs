@@ -1,4 +1,4 @@
-//! What is answered until there is a service: probes, and 503 to every other request.
+//! The responses until there is a service: probes, and 503 to every other request.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::service::{Health, Readiness, Starting};
 use super::health;
 use super::problem::Problem;
 
-/// What the handlers share.
+/// State that the handlers share.
 #[derive(Clone)]
 struct Shared {
     starting: Arc<Starting>,
-    /// Whether details are for everybody, and not only for clients who may read all chains.
+    /// Whether every caller may see details, not only clients that may read all chains.
     is_open: bool,
 }
 

@@ -1,4 +1,4 @@
-//! JSON objects that are objects: serde's structs are content with an array of their fields, too.
+//! Accepts only JSON objects for structs: serde also accepts an array of the fields.
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -1,4 +1,4 @@
-//! The HTTP face on the memory store and a root of the tests' own, over real connections.
+//! The HTTP API on the memory store and a test root, over real connections.
 
 use std::collections::BTreeSet;
 
