@@ -365,8 +365,8 @@ impl Handler {
     }
 
     /// Responds to a request. Encrypt and decrypt, which nearly all requests are, bypass the
-    /// router, since routing costs about as much as sealing a short message. Boxed, since a large future is
-    /// copied from layer to layer.
+    /// router, since routing costs about as much as sealing a short message. Boxed, since a large
+    /// future is copied from layer to layer.
     async fn answer(self, request: Request) -> Response {
         let started = self.0.started.get();
         if let Some((app, _)) = started
