@@ -3,7 +3,7 @@
 set -eu
 : "${SERVERS:=http://kms-proxy-0:8080 http://kms-proxy-1:8080}"
 : "${PAUSE:=0.2}"
-# 0: for ever.
+# 0: no limit.
 : "${ROUNDS:=0}"
 
 post() {

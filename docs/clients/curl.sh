@@ -1,6 +1,6 @@
 #!/bin/sh
 # Encrypts and decrypts with curl alone: raw bytes in, raw bytes out. Each call is a connection: for
-# many at once there are the batch calls.
+# many values, use the batch calls.
 set -eu
 server=${KMS_PROXY_SERVER:-http://127.0.0.1:8080}
 dir=$(mktemp -d)

@@ -123,14 +123,18 @@ fn offences<'a>(text: &str, words: &[(&'a str, &str)]) -> Vec<(usize, &'a str)> 
     found
 }
 
-/// What people read: the code, and the documents.
+/// What people read: the code, the documents, and the files of deployments.
 fn pages() -> Vec<PathBuf> {
-    let (mut pages, mut directories) = (Vec::new(), vec![root().join("src"), root().join("docs")]);
+    let mut pages: Vec<_> =
+        ["Makefile", "docker-compose.yml", ".ci/run"].map(|file| root().join(file)).into();
+    let directories = ["src", "docs", "helm", "deploy", "tests/deploy"];
+    let mut directories: Vec<_> = directories.map(|name| root().join(name)).into();
     directories.push(root().to_path_buf());
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
-            let is_page = path.extension().is_some_and(|it| it == "rs" || it == "md");
+            let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+            let is_page = ["rs", "md", "yaml", "tpl", "txt", "sh", "service"].contains(&kind);
             if path.is_dir() && directory != root() {
                 directories.push(path);
             } else if is_page && !path.is_dir() {

@@ -53,7 +53,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (printf "%s-data" (include "kms-proxy.fullname" .)) .Values.persistence.existingClaim -}}
 {{- end -}}
 
-{{- /* Whether more than one process may run at once. */ -}}
+{{- /* Whether more than one process may run concurrently. */ -}}
 {{- define "kms-proxy.isReplicated" -}}
 {{- if or (eq .Values.kind "DaemonSet") .Values.autoscaling.enabled (gt (int .Values.replicas) 1) -}}true{{- end -}}
 {{- end -}}
