@@ -383,3 +383,40 @@ async fn a_store_that_disappeared_is_refused_until_it_is_restored_or_given_up() 
     let made = [service.encrypt("default", "AAAA").await];
     decrypt_all(&service, &made).await;
 }
+
+/// The rule of the documents: a backup in the second half of a KEK's lifetime holds the next KEK.
+#[tokio::test]
+async fn a_backup_in_the_second_half_of_a_kek_opens_what_the_next_one_encrypts() {
+    let setup = Setup::new()
+        .set("CHAIN__ROTATE_AFTER_USES", 200)
+        .set("CHAIN__MAX_USES", 400)
+        .set("CHAIN__ROTATE_AFTER_AGE", "30d");
+    let service = setup.start().await;
+    let mut sealed = Vec::new();
+    let standby = until("a standby, from half of the uses on", async || {
+        sealed.push(service.encrypt("default", "AAAA").await);
+        let (_, chain) = service.get("/v1/chains/default").await;
+        chain["standby"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(sealed.iter().all(|one| one.kek_id() != standby));
+    service.stop().await;
+    let file = setup.file("backup");
+    copy(&dir(&setup), &backup(&file));
+
+    let service = setup.start().await;
+    until("values of the next KEK", async || {
+        sealed.push(service.encrypt("default", "AAAA").await);
+        (sealed.last().unwrap().kek_id() == standby).then_some(())
+    })
+    .await;
+    service.stop().await;
+
+    // The store is lost, but for its root key.
+    for name in ["store.redb", "store.lock"] {
+        std::fs::remove_file(setup.data().join(name)).unwrap();
+    }
+    copy(&backup(&file), &dir(&setup));
+    let service = setup.start().await;
+    decrypt_all(&service, &sealed).await;
+}

@@ -39,7 +39,7 @@ impl LookupQuota {
         if self.0.take(now) {
             return Ok(());
         }
-        let why = "this client looks up more KEKs and chains that are not in memory than it may";
+        let why = "this client has used up its look-ups of this minute";
         Err(Error::new(Kind::Overloaded, why).retry_after(self.0.every()))
     }
 }
