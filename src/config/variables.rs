@@ -72,10 +72,16 @@ fn suggestion(rest: &str) -> Option<String> {
     if let Some(flag) = nearest(&rest, &FLAGS) {
         return Some(format!("{OURS}{flag}"));
     }
-    let mut words = rest.split('_').filter(|word| !word.is_empty()).peekable();
-    let section = nearest(words.next()?, &SECTIONS)?;
+    let words: Vec<_> = rest.split('_').filter(|word| !word.is_empty()).collect();
+    // The name of a section may have two words.
+    let section = |len: usize| Some((nearest(&words.get(..len)?.join("_"), &SECTIONS)?, len));
+    let (section, len) = section(1).or_else(|| section(2))?;
+    let mut words = words.iter().copied().skip(len).peekable();
     let mut parts = vec![section.to_owned()];
-    if matches!(section, "ROOT" | "CLIENT") {
+    if section == "AWS_API" && words.clone().count() > 1 {
+        parts.extend(words.next_if_eq(&"KEY").map(str::to_owned));
+    }
+    if matches!(section, "ROOT" | "CLIENT") || parts.len() > 1 {
         let is_index = |word: &&str| word.bytes().all(|b| b.is_ascii_digit());
         parts.push(words.next_if(is_index).unwrap_or("0").to_owned());
     }
