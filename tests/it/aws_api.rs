@@ -182,7 +182,7 @@ async fn an_old_ciphertext_costs_one_call_and_none_while_it_is_cached() {
     }
     let wrong = json!({"CiphertextBlob": old["CiphertextBlob"]});
     assert_eq!(program.refused("decrypt", wrong).0, "InvalidCiphertextException");
-    // Another key of AWS KMS is none of the programs': the service could decrypt it, they may not.
+    // Programs may not use another key of AWS KMS, which the service could decrypt with.
     let args = json!({"KeyId": world.root, "Plaintext": bytes(b"a")});
     let foreign = before.call("encrypt", args)["CiphertextBlob"].clone();
     let (code, _) = program.refused("decrypt", json!({"CiphertextBlob": foreign}));
