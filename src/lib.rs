@@ -205,6 +205,8 @@ mod accept;
 pub mod aead;
 #[cfg(feature = "server")]
 pub mod app;
+#[cfg(feature = "service")]
+pub mod archive;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]
