@@ -1,12 +1,18 @@
-//! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate.
+//! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate, and of the
+//! AEADs of AWS-LC.
 //!
 //! It seals and opens in place and knows nothing about KEKs, DEKs or envelopes. A key that is used
-//! often is a [`Cipher`] with the caller's random nonces; a key that is used once needs no nonce.
+//! often is a [`Cipher`] with the caller's random nonces; a key that is used once needs no nonce; a
+//! [`BulkCipher`] is for many long messages. Which implementation seals a message does not change a
+//! bit of the result.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes128Gcm, Aes256Gcm};
 
 use crate::secret::{Exposed, KeyBytes};
+
+#[cfg_attr(not(feature = "aws-lc"), path = "aead/portable.rs")]
+mod long;
 
 /// The size of a nonce in bytes.
 pub const NONCE_LEN: usize = 12;
@@ -99,6 +105,9 @@ pub(crate) fn seal_once_unswept(
     aad: &[u8],
     buffer: &mut [u8],
 ) -> Result<[u8; TAG_LEN], Failed> {
+    if buffer.len() >= long::FROM {
+        return long::Key::new(key)?.seal(&ZERO, aad, buffer);
+    }
     let tag = match key.exposed() {
         Exposed::Aes128(key) => {
             Aes128Gcm::new(key.into()).encrypt_inout_detached(&ZERO.into(), aad, buffer.into())
@@ -110,7 +119,7 @@ pub(crate) fn seal_once_unswept(
     tag.map(Into::into).map_err(|_| Failed)
 }
 
-/// Opens what [`seal_once`] sealed. On failure, `buffer` is unchanged.
+/// Opens what [`seal_once`] sealed. On failure, `buffer` contains no plaintext.
 ///
 /// # Errors
 /// [`Failed`] if anything differs from what was sealed.
@@ -121,6 +130,9 @@ pub fn open_once(
     buffer: &mut [u8],
     tag: &[u8; TAG_LEN],
 ) -> Result<(), Failed> {
+    if buffer.len() >= long::FROM {
+        return swept(|| long::Key::new(key)?.open(&ZERO, aad, buffer, tag));
+    }
     let opened = swept(|| match key.exposed() {
         Exposed::Aes128(key) => Aes128Gcm::new(key.into()).decrypt_inout_detached(
             &ZERO.into(),
@@ -136,6 +148,46 @@ pub fn open_once(
         ),
     });
     opened.map_err(|_| Failed)
+}
+
+/// A key with its schedule, for many messages of some KiB each.
+pub struct BulkCipher(long::Key);
+
+impl BulkCipher {
+    /// Prepares `key`.
+    ///
+    /// # Errors
+    /// [`Failed`] if there is no memory for it.
+    pub fn new(key: &KeyBytes) -> Result<Self, Failed> {
+        swept(|| long::Key::new(key)).map(Self)
+    }
+
+    /// Seals `buffer` in place and returns the tag.
+    ///
+    /// # Errors
+    /// [`Failed`] when `buffer` has more than 2^36 - 32 bytes.
+    pub fn seal(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Failed> {
+        swept(|| self.0.seal(nonce, aad, buffer))
+    }
+
+    /// Opens `buffer` in place. On failure, `buffer` contains no plaintext.
+    ///
+    /// # Errors
+    /// [`Failed`] if anything differs from what was sealed.
+    pub fn open(
+        &self,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        buffer: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<(), Failed> {
+        swept(|| self.0.open(nonce, aad, buffer, tag))
+    }
 }
 
 /// How much of the stack is overwritten. A message passes over the stack in pieces of up to 1 KiB,
@@ -165,6 +217,9 @@ const ZERO: [u8; NONCE_LEN] = [0; NONCE_LEN];
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn hex(text: &str) -> Vec<u8> {
@@ -204,6 +259,42 @@ mod tests {
             let before = buffer.clone();
             assert_eq!(cipher.open(&nonce, &aad, &mut buffer, &tag), Err(Failed));
             assert_eq!(buffer, before, "a failed open leaves the buffer alone");
+        }
+    }
+
+    proptest! {
+        /// Whichever implementation seals a message, the other one opens it: at each length around
+        /// the one from which the implementation changes.
+        #[test]
+        fn the_implementations_agree(
+            key in prop_oneof![vec(any::<u8>(), 16), vec(any::<u8>(), 32)],
+            aad in vec(any::<u8>(), 0..100),
+            message in vec(any::<u8>(), 0..3000),
+            bit in 0_usize..8,
+        ) {
+            let key = KeyBytes::from_slice(&key).unwrap();
+            let (small, bulk) = (Cipher::new(&key), BulkCipher::new(&key).unwrap());
+            let (mut one, mut two, mut three) = (message.clone(), message.clone(), message.clone());
+            let tag = small.seal(&ZERO, &aad, &mut one).unwrap();
+            prop_assert_eq!(bulk.seal(&ZERO, &aad, &mut two).unwrap(), tag);
+            prop_assert_eq!(seal_once(&key, &aad, &mut three).unwrap(), tag);
+            prop_assert!(one == two && two == three);
+
+            open_once(&key, &aad, &mut one, &tag).unwrap();
+            bulk.open(&ZERO, &aad, &mut two, &tag).unwrap();
+            small.open(&ZERO, &aad, &mut three, &tag).unwrap();
+            prop_assert!(one == message && two == message && three == message);
+
+            let sealed = seal_once(&key, &aad, &mut one).map(|tag| (one, tag)).unwrap();
+            let mut wrong = sealed.1;
+            wrong[0] ^= 1 << bit;
+            for open in [open_once, |key: &KeyBytes, aad: &[u8], buffer: &mut [u8], tag: &_| {
+                BulkCipher::new(key).unwrap().open(&ZERO, aad, buffer, tag)
+            }] {
+                let mut buffer = sealed.0.clone();
+                prop_assert_eq!(open(&key, &aad, &mut buffer, &wrong), Err(Failed));
+                prop_assert!(message.len() < 16 || buffer != message, "no plaintext remains");
+            }
         }
     }
 }

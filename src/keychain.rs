@@ -288,7 +288,7 @@ impl KeyChain {
             Envelope::parse(&buffer).map_err(|_| DecryptError::Invalid)?.payload.len();
         let start = buffer.len() - payload_len;
         let payload = buffer.get_mut(start..).unwrap_or_default();
-        // When it fails, the payload is as it was: there is nothing to wipe.
+        // When it fails, the buffer contains no plaintext: there is nothing to wipe.
         let len = dek.open(&self.name, payload, aad)?;
         Ok(Opened::new(buffer, start..start + len))
     }

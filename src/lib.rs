@@ -36,6 +36,7 @@
 //!
 //! | feature | adds |
 //! | --- | --- |
+//! | `aws-lc` | AES-GCM of AWS-LC for messages of 1 KiB and more; needs a C compiler |
 //! | `aws-kms` | roots in AWS KMS |
 //! | `pkcs11` | roots in an HSM, through its PKCS#11 module |
 //! | `vault-transit` | roots in the transit engine of Vault or OpenBao |

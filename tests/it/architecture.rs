@@ -60,6 +60,7 @@ const MODULES: &str = "
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
+    aws_lc_rs:   aead
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root
