@@ -215,6 +215,7 @@ pub mod aws_api;
 mod backoff;
 mod base64;
 pub mod clock;
+pub mod cobblestone;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod envelope;

@@ -34,6 +34,7 @@ const MODULES: &str = "
     telemetry: human_units
     tls:       clock files pem secret timestamp
 
+    cobblestone: aead id random secret
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
     archive:   store
