@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::metrics::{Metrics, Operation as Permission};
 use crate::root;
 use crate::root::forward::{self as kms, Response};
+use crate::single_flight::SingleFlight;
 
 use super::config::Config;
 pub(super) use super::config::Forward;
@@ -27,18 +28,16 @@ use super::text::Text;
 use super::{Answer, Api};
 
 mod cache;
-mod flights;
 mod refusal;
 
 use cache::Cache;
-use flights::Flights;
 
 /// Concurrent calls of KMS: at 10 ms each they are 6,400 a second, more than half of the quota of
 /// an account.
 const MAX_CALLS: usize = 64;
 
-/// Calls in flight and calls that wait for their turn. A call that has begun to wait is made even
-/// if its caller has left, so without a bound a slow KMS would collect them.
+/// Calls in flight and calls that wait for their turn: without a bound a slow KMS would collect
+/// them.
 const MAX_WAITING: usize = 1_024;
 
 /// A digest of a ciphertext and its encryption context.
@@ -64,9 +63,9 @@ impl Foreign {
 /// Forwards calls.
 pub(super) struct Forwarder {
     mode: Forward,
-    kms: Arc<Kms>,
+    kms: Kms,
     cache: Arc<Cache>,
-    flights: Flights<[u8; 32], Result<Arc<Foreign>, Error>>,
+    calls: SingleFlight<[u8; 32], Result<Arc<Foreign>, Error>>,
 }
 
 /// KMS, with a bound on calls.
@@ -112,9 +111,9 @@ impl Forwarder {
         let kms = Kms { service, calls, places, metrics };
         Self {
             mode: config.forward,
-            kms: Arc::new(kms),
+            kms,
             cache: Cache::start(config.forward_cache, clock),
-            flights: Flights::default(),
+            calls: SingleFlight::default(),
         }
     }
 
@@ -169,19 +168,22 @@ impl Forwarder {
         // A call with another key is another call: KMS checks the key.
         let mut hash = Sha256::new_with_prefix(digest);
         hash.update(key_id.unwrap_or_default());
-        let (kms, cache) = (Arc::clone(&self.kms), Arc::clone(&self.cache));
-        let key_id = key_id.map(str::to_owned);
-        let call = async move {
-            let opened = kms.decrypt(body).await;
+        let call = async {
+            let opened = self.kms.decrypt(body).await;
             opened.map_err(|refusal| {
                 if refusal.is_of_key {
-                    cache.forget(refusal.key.as_deref().or(key_id.as_deref()));
+                    self.cache.forget(refusal.key.as_deref().or(key_id));
                 }
                 refusal.error
             })
         };
-        let ended = self.flights.join(hash.finalize().into(), call).await;
-        ended.unwrap_or_else(|| Err(Error::new(Code::Internal, "a call of KMS did not end")))
+        self.calls.join(&hash.finalize().into(), call, |_| true).await
+    }
+
+    /// How many callers wait for KMS to decrypt.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.calls.callers()
     }
 }
 
