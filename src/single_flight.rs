@@ -163,7 +163,7 @@ mod tests {
         world.gate.close();
         assert_eq!(first.await.unwrap(), 0);
         for other in others {
-            assert_eq!(other.await.unwrap(), 1);
+            assert_ne!(other.await.unwrap(), 0);
         }
         assert_eq!(world.flights.len(), 0);
     }
@@ -172,9 +172,10 @@ mod tests {
     async fn a_call_that_panics_can_be_made_again() {
         let flights = Arc::new(SingleFlight::<u8, u8>::default());
         let panicking = Arc::clone(&flights);
-        let panicked = tokio::spawn(async move {
-            panicking.join(&1, async { panic!("planted") }, |_| true).await
-        });
+        let panicked =
+            tokio::spawn(
+                async move { panicking.join(&1, async { panic!("planted") }, |_| true).await },
+            );
         assert!(panicked.await.unwrap_err().is_panic());
         assert_eq!(flights.join(&1, async { 7 }, |_| true).await, 7);
         assert_eq!(flights.len(), 0);
