@@ -29,6 +29,7 @@ mod keys;
 mod kms;
 mod permissions;
 mod signatures;
+mod vectors;
 
 use kms::FakeKms;
 
