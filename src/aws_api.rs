@@ -130,7 +130,7 @@ impl Api {
 #[async_trait]
 impl Beside for Api {
     fn takes(&self, request: &Request) -> bool {
-        request.method() == Method::POST && request.uri().path() == "/"
+        request.method() == Method::POST && request.uri().path().bytes().all(|b| b == b'/')
     }
 
     async fn respond(&self, call: Call) -> Response {

@@ -248,6 +248,8 @@ pub mod service;
 #[cfg(feature = "server")]
 mod sigv4;
 #[cfg(feature = "service")]
+mod single_flight;
+#[cfg(feature = "service")]
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;

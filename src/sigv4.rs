@@ -217,6 +217,7 @@ impl<'a> Authorization<'a> {
 
 /// The key that signs one day's requests for one scope. Wiped on drop.
 #[derive(Clone)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
 pub(crate) struct SigningKey(Zeroizing<[u8; 32]>);
 
 impl SigningKey {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::Mutex;
 
 use crate::clock::{Clock, Monotonic};
 use crate::sigv4::{Scope, SigningKey};
@@ -14,24 +15,61 @@ use super::client::Client;
 /// How long a signing key is used before the file of its secret is read again.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
+/// How long after a failure the file is read again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// An access key id of a client.
 pub(crate) struct AccessKey {
     id: String,
     client: Arc<Client>,
     source: Source,
-    /// The signing key of the day of the last request.
-    day: ArcSwapOption<Day>,
+    held: ArcSwapOption<Held>,
+    /// Taken to read the file of the secret.
+    reading: Mutex<()>,
+    /// How often the secret was read.
+    #[cfg(test)]
+    reads: std::sync::atomic::AtomicUsize,
 }
 
+/// What came of reading the secret.
+struct Held {
+    read_at: Monotonic,
+    /// The signing keys of the last two days: around midnight requests have either date.
+    days: Vec<Day>,
+    /// Why the file could not be read the last time.
+    error: Option<String>,
+}
+
+#[derive(Clone)]
 struct Day {
     day: String,
-    read_at: Monotonic,
     key: SigningKey,
+}
+
+impl Held {
+    /// What is known of a day, unless the file must be read.
+    fn answer(&self, day: &str, now: Monotonic) -> Option<Result<SigningKey, String>> {
+        let age = now.since(self.read_at);
+        let known = self.days.iter().find(|known| known.day == day);
+        match (known, &self.error) {
+            (Some(known), _) if age < MAX_AGE => Some(Ok(known.key.clone())),
+            (None, Some(error)) if age < RETRY => Some(Err(error.clone())),
+            _ => None,
+        }
+    }
 }
 
 impl AccessKey {
     pub(super) fn new(id: String, client: Arc<Client>, source: Source) -> Self {
-        Self { id, client, source, day: ArcSwapOption::empty() }
+        Self {
+            id,
+            client,
+            source,
+            held: ArcSwapOption::empty(),
+            reading: Mutex::default(),
+            #[cfg(test)]
+            reads: std::sync::atomic::AtomicUsize::default(),
+        }
     }
 
     /// The client that it belongs to.
@@ -40,7 +78,7 @@ impl AccessKey {
     }
 
     /// The key of `day`, such as `20150830`, for requests of one scope. The secret's file is read
-    /// again every 30 seconds; while it cannot be read, the key of the same day is still used.
+    /// again every 30 seconds; while it cannot be read, the keys that are known are still used.
     ///
     /// # Errors
     /// What is wrong with the file of the secret.
@@ -50,29 +88,152 @@ impl AccessKey {
         scope: Scope<'_>,
         clock: &dyn Clock,
     ) -> Result<SigningKey, String> {
-        let now = clock.now();
-        let held = self.day.load_full().filter(|held| held.day == day);
-        if let Some(held) = held.as_ref().filter(|held| now.since(held.read_at) < MAX_AGE) {
-            return Ok(held.key.clone());
+        let answer = || self.held.load().as_ref()?.answer(day, clock.now());
+        if let Some(answer) = answer() {
+            return answer;
         }
+        let _reading = self.reading.lock().await;
+        if let Some(answer) = answer() {
+            return answer;
+        }
+        let held = self.read(day, scope, clock.now()).await;
+        let key = held.days.iter().find(|known| known.day == day).map(|known| known.key.clone());
+        let error = held.error.clone().unwrap_or_default();
+        self.held.store(Some(Arc::new(held)));
+        key.ok_or(error)
+    }
+
+    /// Reads the secret, for `day` and the latest other day.
+    async fn read(self: &Arc<Self>, day: &str, scope: Scope<'_>, now: Monotonic) -> Held {
+        #[cfg(test)]
+        self.reads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let this = Arc::clone(self);
         // A disk may be slow. A panic is reported where it happens.
         let read = tokio::task::spawn_blocking(move || this.source.read(&this.id)).await;
-        let key = match (read.unwrap_or_else(|error| Err(error.to_string())), held) {
-            (Ok(secret), _) => SigningKey::derive(secret.expose(), day, scope),
-            (Err(error), Some(held)) => {
-                let access_key_id = &self.id;
-                tracing::warn!(
-                    access_key_id,
-                    error,
-                    "the secret access key cannot be read; the one before stays in use"
-                );
-                held.key.clone()
+        let known = self.held.load().as_ref().map(|held| held.days.clone()).unwrap_or_default();
+        match read.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(secret) => {
+                let others = known.iter().map(|known| &*known.day).filter(|other| *other != day);
+                let days = [Some(day), others.max()].into_iter().flatten();
+                let days = days.map(|day| Day {
+                    day: day.to_owned(),
+                    key: SigningKey::derive(secret.expose(), day, scope),
+                });
+                Held { read_at: now, days: days.collect(), error: None }
             }
-            (Err(error), None) => return Err(error),
-        };
-        let held = Day { day: day.to_owned(), read_at: now, key: key.clone() };
-        self.day.store(Some(Arc::new(held)));
-        Ok(key)
+            Err(error) => {
+                if !known.is_empty() {
+                    let access_key_id = &self.id;
+                    tracing::warn!(
+                        access_key_id,
+                        error,
+                        "the secret access key cannot be read; the one before stays in use"
+                    );
+                }
+                Held { read_at: now, days: known, error: Some(error) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::auth::{Auth, ClientConfig, Config, Mode};
+    use crate::clock::ManualClock;
+    use crate::metrics::Metrics;
+
+    const SCOPE: Scope<'_> = Scope { region: "eu-central-1", service: "kms" };
+    const SECRETS: [&str; 2] =
+        ["secret-of-the-first-with-40-characters-0", "secret-of-the-next-with-40-characters-00"];
+
+    /// The access key of a client whose secret is in `file`.
+    async fn access_key(file: &Path, clock: &Arc<ManualClock>) -> Arc<AccessKey> {
+        let client = format!(
+            "name = 'a'\naws_access_key_id = 'KPA1'\naws_secret_access_key_file = '{}'\n\
+             allow = [{{ chains = ['*'], operations = ['read'] }}]",
+            file.display()
+        );
+        let client: ClientConfig = toml::from_str(&client).unwrap();
+        let config =
+            Config { mode: Mode::Required, clients: vec![client], aws_secret_key_file: None };
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let auth = Auth::start(config, Arc::clone(clock) as _, metrics).await.unwrap();
+        auth.access_key("KPA1").unwrap()
+    }
+
+    fn key(secret: &str, day: &str) -> SigningKey {
+        SigningKey::derive(secret.as_bytes(), day, SCOPE)
+    }
+
+    #[tokio::test]
+    async fn at_midnight_the_keys_of_both_days_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, clock) = (dir.path().join("secret"), Arc::new(ManualClock::new()));
+        std::fs::write(&file, SECRETS[0]).unwrap();
+        let access_key = access_key(&file, &clock).await;
+        for _ in 0..10 {
+            for day in ["20251231", "20260101"] {
+                let signing = access_key.signing_key(day, SCOPE, &*clock).await.unwrap();
+                assert!(signing == key(SECRETS[0], day), "{day}");
+            }
+        }
+        assert_eq!(access_key.reads.load(SeqCst), 2);
+        // A new secret counts for both after 30 seconds, and is read once.
+        std::fs::write(&file, SECRETS[1]).unwrap();
+        clock.advance(MAX_AGE);
+        for day in ["20251231", "20260101", "20251231"] {
+            let signing = access_key.signing_key(day, SCOPE, &*clock).await.unwrap();
+            assert!(signing == key(SECRETS[1], day), "{day}");
+        }
+        assert_eq!(access_key.reads.load(SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn concurrent_requests_read_the_secret_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, clock) = (dir.path().join("secret"), Arc::new(ManualClock::new()));
+        std::fs::write(&file, SECRETS[0]).unwrap();
+        let access_key = access_key(&file, &clock).await;
+        let ask = || access_key.signing_key("20260101", SCOPE, &*clock);
+        for expected in [1, 2] {
+            let (a, b, c) = tokio::join!(ask(), ask(), ask());
+            for signing in [a, b, c] {
+                assert!(signing.unwrap() == key(SECRETS[0], "20260101"));
+            }
+            assert_eq!(access_key.reads.load(SeqCst), expected);
+            clock.advance(MAX_AGE);
+        }
+    }
+
+    #[tokio::test]
+    async fn while_the_secret_cannot_be_read_the_keys_that_are_known_are_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, clock) = (dir.path().join("secret"), Arc::new(ManualClock::new()));
+        std::fs::write(&file, SECRETS[0]).unwrap();
+        let access_key = access_key(&file, &clock).await;
+        access_key.signing_key("20260101", SCOPE, &*clock).await.unwrap();
+        std::fs::remove_file(&file).unwrap();
+        clock.advance(MAX_AGE);
+        for _ in 0..3 {
+            let signing = access_key.signing_key("20260101", SCOPE, &*clock).await.unwrap();
+            assert!(signing == key(SECRETS[0], "20260101"));
+        }
+        assert_eq!(access_key.reads.load(SeqCst), 2, "it is tried again after 30 seconds");
+        for _ in 0..3 {
+            let error = access_key.signing_key("20260102", SCOPE, &*clock).await.err().unwrap();
+            assert!(error.contains("secret"), "{error}");
+        }
+        assert_eq!(access_key.reads.load(SeqCst), 2, "callers cannot have it repeated at will");
+        std::fs::write(&file, SECRETS[1]).unwrap();
+        clock.advance(RETRY);
+        let signing = access_key.signing_key("20260102", SCOPE, &*clock).await.unwrap();
+        assert!(signing == key(SECRETS[1], "20260102"));
+        assert_eq!(access_key.reads.load(SeqCst), 3);
     }
 }

@@ -257,11 +257,10 @@ impl Api {
             let arn = self.check_foreign(caller, operation, &named, &kept)?;
             return Ok(Decrypted { plaintext: Source::Foreign(kept), arn });
         }
-        let refusals = self.forwarder.refusals();
-        let opened = self.forwarder.decrypt(blob, context, kms_key, &digest).await?;
-        let arn = self.check_foreign(caller, operation, &named, &opened)?;
-        self.forwarder.keep(digest, &opened, refusals);
-        Ok(Decrypted { plaintext: Source::Foreign(opened), arn })
+        let fresh = self.forwarder.decrypt(blob, context, kms_key, &digest).await?;
+        let arn = self.check_foreign(caller, operation, &named, &fresh.opened)?;
+        self.forwarder.keep(digest, &fresh);
+        Ok(Decrypted { plaintext: Source::Foreign(fresh.opened), arn })
     }
 
     /// The key that a caller names for a ciphertext of KMS, which they may decrypt with.
@@ -332,8 +331,8 @@ impl Api {
             None if self.forwarder.mode() == Forward::All => {
                 caller.check_all(name, Permission::Decrypt)?;
             }
-            // No setting says that callers may use it.
-            None => return Err(caller.denied(name, used)),
+            // No setting says that callers may use it. Its ARN is for the log alone.
+            None => return Err(caller.denied_as(name, used, "a key of AWS KMS without a chain")),
         }
         match named {
             Named::Mapped(key) => Ok(Arc::clone(&key.arn)),

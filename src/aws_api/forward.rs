@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::metrics::{Metrics, Operation as Permission};
 use crate::root;
 use crate::root::forward::{self as kms, Response};
+use crate::single_flight::SingleFlight;
 
 use super::config::Config;
 pub(super) use super::config::Forward;
@@ -27,18 +28,16 @@ use super::text::Text;
 use super::{Answer, Api};
 
 mod cache;
-mod flights;
 mod refusal;
 
 use cache::Cache;
-use flights::Flights;
 
 /// Concurrent calls of KMS: at 10 ms each they are 6,400 a second, more than half of the quota of
 /// an account.
 const MAX_CALLS: usize = 64;
 
-/// Calls in flight and calls that wait for their turn. A call that has begun to wait is made even
-/// if its caller has left, so without a bound a slow KMS would collect them.
+/// Calls in flight and calls that wait for their turn: without a bound a slow KMS would collect
+/// them.
 const MAX_WAITING: usize = 1_024;
 
 /// A digest of a ciphertext and its encryption context.
@@ -61,12 +60,20 @@ impl Foreign {
     }
 }
 
+/// A response of KMS to a call that was made now.
+#[derive(Clone)]
+pub(super) struct Fresh {
+    pub(super) opened: Arc<Foreign>,
+    /// The number of refusals of keys when the call began.
+    refusals: u64,
+}
+
 /// Forwards calls.
 pub(super) struct Forwarder {
     mode: Forward,
-    kms: Arc<Kms>,
+    kms: Kms,
     cache: Arc<Cache>,
-    flights: Flights<[u8; 32], Result<Arc<Foreign>, Error>>,
+    calls: SingleFlight<[u8; 32], Result<Fresh, Error>>,
 }
 
 /// KMS, with a bound on calls.
@@ -112,9 +119,9 @@ impl Forwarder {
         let kms = Kms { service, calls, places, metrics };
         Self {
             mode: config.forward,
-            kms: Arc::new(kms),
+            kms,
             cache: Cache::start(config.forward_cache, clock),
-            flights: Flights::default(),
+            calls: SingleFlight::default(),
         }
     }
 
@@ -141,15 +148,10 @@ impl Forwarder {
         self.cache.find(digest)
     }
 
-    /// The number of refusals of keys so far; see [`keep`](Self::keep).
-    pub(super) fn refusals(&self) -> u64 {
-        self.cache.refusals()
-    }
-
     /// Keeps what KMS returned, for a caller who may have it, unless KMS has refused a key since
-    /// there were `refusals` refusals: the response may be older than that.
-    pub(super) fn keep(&self, digest: Digest, opened: &Arc<Foreign>, refusals: u64) {
-        self.cache.keep(digest, opened, refusals);
+    /// the call began: the response may be older than that.
+    pub(super) fn keep(&self, digest: Digest, fresh: &Fresh) {
+        self.cache.keep(digest, &fresh.opened, fresh.refusals);
     }
 
     /// Has KMS decrypt a ciphertext. Whether the caller may have what comes back is not checked.
@@ -159,7 +161,7 @@ impl Forwarder {
         context: &Context<'_>,
         key_id: Option<&str>,
         digest: &Digest,
-    ) -> Result<Arc<Foreign>, Error> {
+    ) -> Result<Fresh, Error> {
         let call = DecryptCall {
             ciphertext_blob: base64_simd::STANDARD.encode_to_string(blob),
             encryption_context: context.pairs(),
@@ -169,19 +171,24 @@ impl Forwarder {
         // A call with another key is another call: KMS checks the key.
         let mut hash = Sha256::new_with_prefix(digest);
         hash.update(key_id.unwrap_or_default());
-        let (kms, cache) = (Arc::clone(&self.kms), Arc::clone(&self.cache));
-        let key_id = key_id.map(str::to_owned);
-        let call = async move {
-            let opened = kms.decrypt(body).await;
-            opened.map_err(|refusal| {
+        let call = async {
+            // Whoever joins this call later gets a response that is as old as the call.
+            let refusals = self.cache.refusals();
+            let opened = self.kms.decrypt(body).await.map_err(|refusal| {
                 if refusal.is_of_key {
-                    cache.forget(refusal.key.as_deref().or(key_id.as_deref()));
+                    self.cache.forget(refusal.key.as_deref().or(key_id));
                 }
                 refusal.error
-            })
+            });
+            opened.map(|opened| Fresh { opened, refusals })
         };
-        let ended = self.flights.join(hash.finalize().into(), call).await;
-        ended.unwrap_or_else(|| Err(Error::new(Code::Internal, "a call of KMS did not end")))
+        self.calls.join(&hash.finalize().into(), call, |_| true).await
+    }
+
+    /// How many callers wait for KMS to decrypt.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.calls.callers()
     }
 }
 
@@ -211,20 +218,33 @@ impl Kms {
         let Some(service) = &self.service else {
             return Err(root::Error::Denied("nothing is forwarded".to_owned()));
         };
-        let called = match self.places.try_acquire() {
+        match self.places.try_acquire() {
             Ok(_place) => {
                 let _turn = self.calls.acquire().await;
-                service.call(operation, body).await
+                let mut count = Count { metrics: &self.metrics, operation, outcome: "abandoned" };
+                let called = service.call(operation, body).await;
+                count.outcome = match &called {
+                    Ok(answer) if answer.status == 200 => "ok",
+                    Ok(answer) => refusal::outcome(&answer.body),
+                    Err(_) => "unavailable",
+                };
+                called
             }
             Err(_) => Err(root::Error::Away("too many calls wait for AWS KMS".to_owned())),
-        };
-        let outcome = match &called {
-            Ok(answer) if answer.status == 200 => "ok",
-            Ok(answer) => refusal::outcome(&answer.body),
-            Err(_) => "unavailable",
-        };
-        self.metrics.forwarded.called(operation, outcome);
-        called
+        }
+    }
+}
+
+/// Counts a call when it is over, also if nobody waits for its end.
+struct Count<'a> {
+    metrics: &'a Metrics,
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        self.metrics.forwarded.called(self.operation, self.outcome);
     }
 }
 
@@ -248,17 +268,18 @@ impl Api {
     ) -> Result<Answer, Error> {
         let look: Look<'_> = request::parse(&body)?;
         let Other { name, permission, instead } = operation;
-        let key_id = look.any_key_id()?;
-        let key = match key_id {
-            Some(key_id) => self.find(key_id).await,
-            None => None,
-        };
-        if let Some(key) = key {
+        let named = look.names()?;
+        let (mut is_ours, mut exists) = (false, false);
+        for key_id in &named {
+            let Some(key) = self.find(key_id).await else { continue };
             caller.check(name, permission, &key)?;
-            self.must_exist(&key).await?;
-        } else if self.forwarder.mode == Forward::All {
+            is_ours = true;
+            exists |= self.service.may_exist(&key.chain).await;
+        }
+        if !is_ours && self.forwarder.mode == Forward::All {
             return self.forward(caller, name, permission, &body).await;
-        } else if key_id.is_some() {
+        }
+        if !exists && !named.is_empty() {
             return Err(Error::unknown_key());
         }
         let message = format!("kms-proxy does not serve {name}: {instead}");

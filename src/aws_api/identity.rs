@@ -74,6 +74,11 @@ impl Caller {
 
     /// The error of a call that the caller may not make, which is logged.
     pub(super) fn denied(&self, operation: &str, key: &str) -> Error {
+        self.denied_as(operation, key, key)
+    }
+
+    /// The same for a key that the caller knows as `shown`.
+    pub(super) fn denied_as(&self, operation: &str, key: &str, shown: &str) -> Error {
         let (client, request_id) = (self.name(), self.stranger.request_id());
         if self.stranger.may_log() {
             tracing::info!(request_id, client, operation, key, "access to a key was denied");
@@ -81,7 +86,7 @@ impl Caller {
             tracing::debug!(request_id, client, operation, key, "access to a key was denied");
         }
         let message = format!(
-            "User: {client} is not authorized to perform: kms:{operation} on resource: {key}"
+            "User: {client} is not authorized to perform: kms:{operation} on resource: {shown}"
         );
         Error::new(Code::AccessDenied, message)
     }
@@ -122,13 +127,14 @@ impl Api {
     async fn verify(&self, parts: &Parts, body: &[u8]) -> Result<Arc<Client>, (Refusal, Error)> {
         let Some(auth) = &self.auth else { return Err((Refusal::Nothing, unrecognized())) };
         let refused = |refusal| self.explain(refusal);
-        if parts.uri.query().is_some() {
+        if parts.uri.query().is_some_and(|query| !query.is_empty()) {
             let detail = "the URL must have no query: a presigned request is not supported";
             return Err(refused(sigv4::Refusal::Incomplete(detail)));
         }
         let request = Request {
             method: parts.method.as_str(),
-            path: parts.uri.path(),
+            // Signers write several slashes as one, and this API has no other path.
+            path: "/",
             query: "",
             headers: &parts.headers,
             authority: parts.uri.authority().map(http::uri::Authority::as_str),

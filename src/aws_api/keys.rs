@@ -121,7 +121,7 @@ impl Api {
     async fn list_aliases(&self, caller: &Caller, body: &[u8]) -> Result<Answer, Error> {
         let look: Look<'_> = request::parse(body)?;
         let operation = Served::ListAliases.name();
-        let (chains, of_key) = match look.any_key_id()? {
+        let (chains, of_key) = match look.optional_key_id()? {
             None => {
                 caller.check_some(operation, Permission::Read)?;
                 (self.service.chain_names(), None)

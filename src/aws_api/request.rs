@@ -106,6 +106,8 @@ pub(super) struct Look<'a> {
     #[serde(borrow)]
     target_key_id: Option<Text<'a>>,
     #[serde(borrow)]
+    alias_name: Option<Text<'a>>,
+    #[serde(borrow)]
     marker: Option<Text<'a>>,
     limit: Option<u64>,
     #[serde(borrow)]
@@ -118,6 +120,11 @@ pub(super) struct Look<'a> {
 /// SerializationException.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     let body = if body.is_empty() { b"{}" } else { body };
+    let first = body.trim_ascii_start().first();
+    // serde would take an array for the members in their order.
+    if first == Some(&b'[') {
+        return Err(Error::new(Code::Serialization, "the body must be a JSON object"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         let message = match error.is_data() {
@@ -232,9 +239,20 @@ impl Look<'_> {
         required_key("keyId", self.key_id.as_ref())
     }
 
-    /// The key that the caller names, if they name one, under either of its two names.
-    pub(super) fn any_key_id(&self) -> Result<Option<&str>, Error> {
-        optional_key("keyId", self.key_id.as_ref().or(self.target_key_id.as_ref()))
+    /// The key that the caller names, if they name one.
+    pub(super) fn optional_key_id(&self) -> Result<Option<&str>, Error> {
+        optional_key("keyId", self.key_id.as_ref())
+    }
+
+    /// Every key and alias that the caller names.
+    pub(super) fn names(&self) -> Result<Vec<&str>, Error> {
+        let names = [
+            ("keyId", &self.key_id),
+            ("targetKeyId", &self.target_key_id),
+            ("aliasName", &self.alias_name),
+        ];
+        let names = names.map(|(member, name)| optional_key(member, name.as_ref()).transpose());
+        names.into_iter().flatten().collect()
     }
 
     pub(super) fn marker(&self) -> Result<Option<&str>, Error> {
@@ -350,6 +368,9 @@ mod tests {
             "{",
             "[]",
             "1",
+            "null",
+            r#"["a","aGVsbG8=",{},null,null]"#,
+            r#" ["a","aGVsbG8=",{},null,null]"#,
             "\u{feff}{}",
             r#"{"KeyId":1}"#,
             r#"{"KeyId":"a","Plaintext":[1]}"#,

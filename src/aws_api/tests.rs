@@ -29,6 +29,7 @@ mod keys;
 mod kms;
 mod permissions;
 mod signatures;
+mod vectors;
 
 use kms::FakeKms;
 
@@ -89,6 +90,7 @@ impl Setup {
 struct Server {
     url: String,
     client: Client,
+    api: Arc<Api>,
     kms: Arc<FakeKms>,
     service: Arc<KeyService>,
     store: Arc<memory::Store>,
@@ -165,12 +167,13 @@ impl Server {
             Arc::clone(service.metrics()),
             Arc::default(),
         );
-        server.entrance().serve_beside(api);
+        server.entrance().serve_beside(Arc::clone(&api) as _);
         server.entrance().open(&service);
         tokio::spawn(server.serve(std::future::pending()));
         Self {
             url: format!("{scheme}://{address}"),
             client: client.no_proxy().build().unwrap(),
+            api,
             kms,
             service,
             store,
@@ -218,6 +221,13 @@ impl Server {
         let answer = self.call(operation, body).await;
         assert_eq!(answer.status, 200, "{operation}: {}", answer.body);
         answer.body
+    }
+
+    /// Waits until this many callers wait for KMS to decrypt.
+    async fn until_waiting(&self, count: usize) {
+        while self.api.forwarder.waiting() != count {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// The error of a call.

@@ -9,8 +9,10 @@ pub struct Forwarded(IntCounterVec);
 
 impl Forwarded {
     /// How a call ends: the label `outcome`. KMS found the ciphertext invalid (`invalid`), refused
-    /// the call otherwise (`denied`), or did not do it (`throttled`, `unavailable`).
-    pub const OUTCOMES: [&'static str; 5] = ["ok", "invalid", "denied", "throttled", "unavailable"];
+    /// the call otherwise (`denied`), or did not do it (`throttled`, `unavailable`); or nobody waited
+    /// for the end (`abandoned`).
+    pub const OUTCOMES: [&'static str; 6] =
+        ["ok", "invalid", "denied", "throttled", "unavailable", "abandoned"];
 
     pub(super) fn new(register: &Register<'_>) -> Result<Self, prometheus::Error> {
         Ok(Self(register.counter_vec(

@@ -17,6 +17,7 @@ use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
 use crate::root::{self, Context};
 use crate::secret::KeyBytes;
+use crate::single_flight::SingleFlight;
 use crate::store::record;
 
 use super::error::{Error, Kind};
@@ -26,13 +27,11 @@ mod evidence;
 mod inline;
 mod missing;
 mod roots;
-mod single_flight;
 
 use inline::Inline;
 use missing::Missing;
 use roots::Roots;
 pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState, Trust};
-use single_flight::SingleFlight;
 
 /// How many KEKs may be unwrapped concurrently.
 pub(super) const CONCURRENT_UNWRAPS: usize = 16;
@@ -76,7 +75,7 @@ pub(super) struct Keyring {
     records: Cache<CacheKey, Arc<record::Kek>>,
     /// When a root last unwrapped each KEK.
     checked: Cache<CacheKey, Monotonic>,
-    calls: SingleFlight<CacheKey>,
+    calls: SingleFlight<CacheKey, Result<Arc<Kek>, Error>>,
     failures: Cache<CacheKey, Failure>,
     unwraps: Semaphore,
     inline: Inline,
@@ -237,7 +236,7 @@ impl Keyring {
             self.cache.insert(key.clone(), Arc::clone(&kek));
             Ok(kek)
         };
-        self.calls.join(&key, open).await
+        self.calls.join(&key, open, is_for_all).await
     }
 
     /// The remembered error for `key`, if it could not be unwrapped a moment ago.
@@ -391,6 +390,12 @@ pub(super) fn check(key: KeyBytes, context: &Context<'_>) -> Result<KeyBytes, ro
     } else {
         Err(root::Error::Wrong("it unwraps to a key with another id".to_owned()))
     }
+}
+
+/// Whether the result of a shared call is one for all requests: that one of them has used up its
+/// quota concerns no other.
+fn is_for_all(result: &Result<Arc<Kek>, Error>) -> bool {
+    !result.as_ref().is_err_and(|error| error.kind() == Kind::Overloaded)
 }
 
 fn unavailable(detail: impl Into<Cow<'static, str>>) -> Error {

@@ -127,17 +127,45 @@ def from_text(text: str) -> bytes:
     return data
 
 
+def context_aad(context: dict[str, str]) -> bytes:
+    """The AAD of an encryption context of the AWS KMS API."""
+    aad = b"kms-proxy aws context v1"
+    for key, value in sorted((key.encode(), value.encode()) for key, value in context.items()):
+        require(len(key) < 65_536 and len(value) < 65_536, "a text of the encryption context is too long")
+        aad += u16(len(key)) + key + u16(len(value)) + value
+    return aad
+
+
+def split_blob(blob: bytes) -> tuple[str, bytes]:
+    """The chain and the envelope of a ciphertext of the AWS KMS API."""
+    reader = Reader(blob)
+    require(reader.take(4) == b"\x92\x6b\x29\xaf", "not a ciphertext of kms-proxy")
+    require(reader.number(1) == 1, "unknown format of the head")
+    name = reader.take(reader.number(1))
+    require(name.isascii(), "not a chain's name")
+    return name.decode("ascii"), reader.take(reader.left())
+
+
+def open_vector(vector: dict, keks: dict[bytes, bytes]) -> bytes:
+    if "blob" not in vector:
+        return decrypt(from_hex(vector["envelope"]), vector["chain"], keks, from_hex(vector["aad"]))
+    chain, envelope = split_blob(from_hex(vector["blob"]))
+    return decrypt(envelope, chain, keks, context_aad(vector["context"]))
+
+
 def check(vector: dict) -> str | None:
     """What is wrong with a vector, or with this reader."""
     kek, valid = from_hex(vector["kek"]), vector["valid"]
     try:
-        opened = decrypt(from_hex(vector["envelope"]), vector["chain"], {kek_id(kek): kek}, from_hex(vector["aad"]))
+        opened = open_vector(vector, {kek_id(kek): kek})
     except Refused as refused:
         return f"refused: {refused}" if valid else None
     if not valid:
         return "opened"
     if opened != from_hex(vector["plaintext"]):
         return "opened to another plaintext"
+    if "blob" in vector:
+        return None if context_aad(vector["context"]) == from_hex(vector["aad"]) else "its context has another AAD"
     return None if (vector["suite"], len(kek)) in SUITES.values() else "its suite is not its KEK's"
 
 

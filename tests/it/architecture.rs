@@ -31,6 +31,7 @@ const MODULES: &str = "
     pem:       timestamp
     proxy:     loopback
     sigv4:
+    single_flight:
     telemetry: human_units
     tls:       clock files pem secret timestamp
 
@@ -40,18 +41,16 @@ const MODULES: &str = "
     archive:   store
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
 
-    sigv4:
-
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
-    service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
+    service:   backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
 
     auth:      clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
     http:      accept auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
     kubernetes: accept envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
-    aws_api:   auth clock envelope http id keychain metrics root secret service sigv4 human_units
+    aws_api:   auth base64 clock envelope http id keychain metrics root secret service sigv4 single_flight human_units
 
     config:    auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
@@ -85,7 +84,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept aws_api log_throttle root store service tls auth http kubernetes app cli
+    tokio:       accept aws_api log_throttle root single_flight store service tls auth http kubernetes app cli
 ";
 
 #[test]

@@ -1,13 +1,11 @@
 //! The AWS KMS API, used by programs that were written for AWS KMS: nothing but their environment
-//! is changed. A server before moto, which takes the place of AWS KMS, counts the calls. It runs in
+//! is changed. Each uses it over HTTP and over TLS. A server before moto, which takes the place of AWS KMS, counts the calls. It runs in
 //! the test, whose other threads serve it while the test waits for a program.
-
-use std::path::PathBuf;
 
 use serde_json::json;
 
 use crate::aws_kms::{DECRYPT, ENCRYPT, metric};
-use crate::support::aws::{Program, bytes, environment};
+use crate::support::aws::{Language, Program, bytes, environment};
 use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::pki::{Pki, client};
 use crate::support::{Service, Setup};
@@ -20,6 +18,17 @@ const WRAPS: usize = 3;
 /// The metric of old ciphertexts that AWS KMS decrypted.
 const FORWARDED: &str = r#"kms_proxy_forwarded_calls_total{operation="Decrypt",outcome="ok"}"#;
 
+/// How programs reach the service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wire {
+    Http,
+    Tls,
+}
+
+impl Wire {
+    const ALL: [Self; 2] = [Self::Http, Self::Tls];
+}
+
 /// AWS KMS with the key that programs refer to, and the root of the service. They are two keys.
 struct World {
     moto: Moto,
@@ -28,6 +37,7 @@ struct World {
     key: String,
     root: String,
     setup: Setup,
+    pki: Pki,
 }
 
 impl World {
@@ -37,7 +47,9 @@ impl World {
         let (key, root) = (moto.create_key().await, moto.create_key().await);
         let alias = json!({"AliasName": "alias/orders", "TargetKeyId": key});
         moto.call("CreateAlias", alias).await;
-        Self { moto, front, key, root, setup: Setup::new() }
+        let setup = Setup::new();
+        let pki = Pki::new(setup.file("pki"));
+        Self { moto, front, key, root, setup, pki }
     }
 
     /// The settings of the service, with `api` in `[aws_api]` and `rest` after it.
@@ -62,9 +74,35 @@ impl World {
             .env("AWS_EC2_METADATA_DISABLED", "true")
     }
 
+    /// The service, with `api` in `[aws_api]` and `rest` before it.
+    async fn serve(&self, api: &str, rest: &str, wire: Wire) -> Service {
+        let (cert, key) = self.pki.server(&["localhost", "127.0.0.1"]);
+        let (cert, key) = (cert.display(), key.display());
+        let tls = format!("[server.tls]\ncert = '{cert}'\nkey = '{key}'\n");
+        let tls = if wire == Wire::Tls { tls.as_str() } else { "" };
+        let mut service = self.setup(api, &format!("{tls}{rest}")).start().await;
+        if wire == Wire::Tls {
+            service.call_with(client(&self.pki.ca(), None).build().unwrap());
+        }
+        service
+    }
+
+    /// The variables of a program that was switched over to `service`.
+    fn environment(&self, service: &Service) -> Vec<(&'static str, String)> {
+        let (mut environment, ca) =
+            (environment(&service.url()), self.pki.ca().display().to_string());
+        environment.extend([("AWS_CA_BUNDLE", ca.clone()), ("NODE_EXTRA_CA_CERTS", ca)]);
+        environment
+    }
+
     /// A program as it was before: it uses AWS KMS.
-    fn before(&self) -> Program {
-        Program::start(environment(&format!("http://{}", self.moto.address)))
+    fn before(&self, language: Language) -> Program {
+        Program::start(language, environment(&format!("http://{}", self.moto.address)))
+    }
+
+    /// A program that was switched over to `service`.
+    fn after(&self, language: Language, service: &Service) -> Program {
+        Program::start(language, self.environment(service))
     }
 
     /// How often AWS KMS was called since the last time: for a wrap, and for a decrypt.
@@ -77,16 +115,21 @@ impl World {
     }
 }
 
-/// A program that was switched over to `service`.
-fn after(service: &Service) -> Program {
-    Program::start(environment(&service.url()))
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_and_node_js_do_with_the_service_what_they_do_with_kms() {
+    for wire in Wire::ALL {
+        let world = World::start().await;
+        let service = world.serve("", "", wire).await;
+        for language in Language::ALL {
+            do_everything(&world, &mut world.after(language, &service));
+        }
+        // The KEKs were wrapped; nothing else was asked of AWS KMS.
+        assert_eq!(world.calls(), (WRAPS, 0), "{wire:?}");
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn boto3_does_with_the_service_what_it_does_with_kms() {
-    let world = World::start().await;
-    let service = world.setup("", "").start().await;
-    let (key, mut program) = (&world.key, after(&service));
+fn do_everything(world: &World, program: &mut Program) {
+    let key = &world.key;
     let key_id = key.rsplit('/').next().unwrap();
     let alias_arn = key.replace(&format!("key/{key_id}"), "alias/orders");
 
@@ -153,21 +196,31 @@ async fn boto3_does_with_the_service_what_it_does_with_kms() {
     let orders = aliases.iter().find(|alias| alias["AliasName"] == "alias/orders").unwrap();
     assert_eq!((&orders["TargetKeyId"], &orders["AliasArn"]), (&json!(key_id), &json!(alias_arn)));
     assert!(aliases.iter().any(|alias| alias["AliasName"] == "alias/other"), "{listed}");
-    // The KEKs were wrapped; nothing else was asked of AWS KMS.
-    assert_eq!(world.calls(), (WRAPS, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_ciphertext_costs_one_call_and_none_while_it_is_cached() {
+    let all = [
+        (Wire::Http, Language::Python),
+        (Wire::Tls, Language::Python),
+        (Wire::Http, Language::Node),
+        (Wire::Tls, Language::Node),
+    ];
+    for (wire, language) in all {
+        read_an_old_ciphertext(wire, language).await;
+    }
+}
+
+async fn read_an_old_ciphertext(wire: Wire, language: Language) {
     let world = World::start().await;
-    let mut before = world.before();
+    let mut before = world.before(language);
     let context = json!({"tenant": "7"});
     let args = json!({"KeyId": "alias/orders", "KeySpec": "AES_256", "EncryptionContext": context});
     let old = before.call("generate_data_key", args);
     let decrypt = json!({"CiphertextBlob": old["CiphertextBlob"], "EncryptionContext": context});
 
-    let service = world.setup("", "").start().await;
-    let mut program = after(&service);
+    let service = world.serve("", "", wire).await;
+    let mut program = world.after(language, &service);
     let mut named = decrypt.clone();
     named["KeyId"] = json!("alias/orders");
     world.calls();
@@ -189,8 +242,8 @@ async fn an_old_ciphertext_costs_one_call_and_none_while_it_is_cached() {
     assert_eq!(code, "AccessDeniedException");
     service.stop().await;
 
-    let service = world.setup("forward_cache = '1h'", "").start().await;
-    let mut program = after(&service);
+    let service = world.serve("forward_cache = '1h'", "", wire).await;
+    let mut program = world.after(language, &service);
     world.calls();
     for _ in 0..3 {
         assert_eq!(program.call("decrypt", decrypt.clone())["Plaintext"], old["Plaintext"]);
@@ -204,8 +257,8 @@ async fn an_old_ciphertext_costs_one_call_and_none_while_it_is_cached() {
     let moved = program.call("re_encrypt", args);
     assert_eq!(moved["SourceKeyId"], json!(world.key));
     service.stop().await;
-    let service = world.setup("forward = 'none'", "").start().await;
-    let mut program = after(&service);
+    let service = world.serve("forward = 'none'", "", wire).await;
+    let mut program = world.after(language, &service);
     world.calls();
     let args = json!({"CiphertextBlob": moved["CiphertextBlob"], "EncryptionContext": context});
     assert_eq!(program.call("decrypt", args)["Plaintext"], old["Plaintext"]);
@@ -218,14 +271,14 @@ async fn an_old_ciphertext_costs_one_call_and_none_while_it_is_cached() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_kms_everything_but_uncached_old_ciphertexts_is_served() {
     let world = World::start().await;
-    let mut before = world.before();
+    let mut before = world.before(Language::Python);
     let mut old = |plaintext: &[u8]| {
         let args = json!({"KeyId": "alias/orders", "Plaintext": bytes(plaintext)});
         before.call("encrypt", args)["CiphertextBlob"].clone()
     };
     let (cached, uncached) = (old(b"cached"), old(b"uncached"));
-    let service = world.setup("forward_cache = '1h'", "").start().await;
-    let mut program = after(&service);
+    let service = world.serve("forward_cache = '1h'", "", Wire::Http).await;
+    let mut program = world.after(Language::Python, &service);
     program.call("decrypt", json!({"CiphertextBlob": cached}));
     let args = json!({"KeyId": "alias/orders", "Plaintext": bytes(b"new")});
     let new = program.call("encrypt", args.clone());
@@ -249,8 +302,8 @@ async fn without_kms_everything_but_uncached_old_ciphertexts_is_served() {
 async fn twenty_thousand_calls_of_boto3_cause_no_call_of_kms() {
     const COUNT: usize = 10_000;
     let world = World::start().await;
-    let service = world.setup("", "").start().await;
-    let mut program = after(&service);
+    let service = world.serve("", "", Wire::Http).await;
+    let mut program = world.after(Language::Python, &service);
     let load = json!({"load": COUNT, "threads": 4, "key": "alias/orders"});
     assert_eq!(world.calls(), (WRAPS, 0));
     let done = program.good(&load);
@@ -264,17 +317,14 @@ async fn twenty_thousand_calls_of_boto3_cause_no_call_of_kms() {
 struct Secured {
     world: World,
     service: Service,
-    ca: PathBuf,
 }
 
 const APP: (&str, &str) = ("KPAPP", "secret-of-the-app-with-40-characters-000");
 const READER: (&str, &str) = ("KPREADER", "secret-of-the-reader-with-40-characters-");
 
 impl Secured {
-    async fn start(with_tls: bool) -> Self {
+    async fn start(wire: Wire) -> Self {
         let world = World::start().await;
-        let pki = Pki::new(world.setup.file("pki"));
-        let (cert, server_key) = pki.server(&["localhost", "127.0.0.1"]);
         let mut clients = String::new();
         for (name, (id, secret), operations) in [
             ("app", APP, "['encrypt', 'decrypt', 'datakey', 'read']"),
@@ -289,48 +339,49 @@ impl Secured {
                 file.display()
             );
         }
-        let tls = format!(
-            "[server.tls]\ncert = '{}'\nkey = '{}'\n",
-            cert.display(),
-            server_key.display()
-        );
-        let tls = if with_tls { tls.as_str() } else { "" };
-        let rest = format!("[auth]\nmode = 'required'\n{tls}{clients}");
-        let mut service = world.setup("", &rest).start().await;
-        if with_tls {
-            service.call_with(client(&pki.ca(), None).build().unwrap());
-        }
-        Self { world, service, ca: pki.ca() }
+        let rest = format!("[auth]\nmode = 'required'\n{clients}");
+        let service = world.serve("", &rest, wire).await;
+        Self { world, service }
     }
 
     /// The variables of a program with the credentials of a client.
     fn environment(&self, (id, secret): (&str, &str)) -> Vec<(&'static str, String)> {
-        let mut environment = environment(&self.service.url());
-        let ca = self.ca.display().to_string();
+        let mut environment = self.world.environment(&self.service);
         environment.extend([
-            ("AWS_CA_BUNDLE", ca),
             ("AWS_ACCESS_KEY_ID", id.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", secret.to_owned()),
         ]);
         environment
     }
 
-    fn program(&self, credentials: (&str, &str)) -> Program {
-        Program::start(self.environment(credentials))
+    fn program(&self, language: Language, credentials: (&str, &str)) -> Program {
+        Program::start(language, self.environment(credentials))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn boto3_signs_over_tls_and_sees_why_it_is_refused() {
-    let secured = Secured::start(true).await;
-    let mut app = secured.program(APP);
+async fn boto3_and_node_js_sign_and_see_why_they_are_refused() {
+    for wire in Wire::ALL {
+        let secured = Secured::start(wire).await;
+        for language in Language::ALL {
+            sign(&secured, language);
+        }
+        // Nothing was refused only once, or forwarded.
+        assert_eq!(secured.world.calls(), (WRAPS, 0), "{wire:?}");
+        let log = secured.service.log();
+        assert!(!log.contains(APP.1) && !log.contains(READER.1), "{log}");
+    }
+}
+
+fn sign(secured: &Secured, language: Language) {
+    let mut app = secured.program(language, APP);
     let context = json!({"tenant": "7"});
     let encrypt = json!({
         "KeyId": secured.world.key, "Plaintext": bytes(b"a"), "EncryptionContext": context
     });
     let blob = app.call("encrypt", encrypt.clone())["CiphertextBlob"].clone();
     let decrypt = json!({"CiphertextBlob": blob, "EncryptionContext": context});
-    let mut reader = secured.program(READER);
+    let mut reader = secured.program(language, READER);
     for program in [&mut app, &mut reader] {
         assert_eq!(program.call("decrypt", decrypt.clone())["Plaintext"], bytes(b"a"));
     }
@@ -348,7 +399,7 @@ async fn boto3_signs_over_tls_and_sees_why_it_is_refused() {
     let refused = |credentials: (&str, &str), more: &[(&'static str, &str)]| -> (String, String) {
         let mut environment = secured.environment(credentials);
         environment.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        Program::start(environment).refused("encrypt", encrypt.clone())
+        Program::start(language, environment).refused("encrypt", encrypt.clone())
     };
     let (code, message) = refused((APP.0, READER.1), &[]);
     assert_eq!(code, "InvalidSignatureException");
@@ -359,8 +410,4 @@ async fn boto3_signs_over_tls_and_sees_why_it_is_refused() {
     assert!(code == "InvalidSignatureException" && message.contains(REGION), "{code}: {message}");
     let session = [("AWS_SESSION_TOKEN", "token-of-a-role")];
     assert_eq!(refused(APP, &session).0, "UnrecognizedClientException");
-    // Nothing was refused only once, or forwarded.
-    assert_eq!(secured.world.calls(), (WRAPS, 0));
-    let log = secured.service.log();
-    assert!(!log.contains(APP.1) && !log.contains(READER.1), "{log}");
 }

@@ -276,7 +276,92 @@ def long_aad() -> Vectors:
     return v
 
 
+def context_aad(context: dict[str, str]) -> bytes:
+    pairs = sorted((key.encode(), value.encode()) for key, value in context.items())
+    return b"kms-proxy aws context v1" + b"".join(u16(len(text)) + text for pair in pairs for text in pair)
+
+
+MAGIC = bytes.fromhex("926b29af")
+
+
+def head(chain: bytes) -> bytes:
+    return MAGIC + b"\x01" + bytes([len(chain)]) + chain
+
+
+class Blobs(Vectors):
+    """Ciphertexts of the AWS KMS API, and the AADs of their encryption contexts."""
+
+    def blob(self, comment: str, context: dict, m: Message, valid: bool = True, blob: bytes | None = None) -> None:
+        self.list.append({
+            "comment": comment,
+            "context": context,
+            "kek": m.kek.hex(),
+            "aad": m.aad.hex(),
+            "plaintext": m.plaintext.hex() if valid else "",
+            "blob": (head(m.chain) + m.envelope() if blob is None else blob).hex(),
+            "valid": valid,
+        })  # fmt: skip
+
+
+def blobs() -> Blobs:
+    v = Blobs()
+    contexts = {
+        "no pair": {},
+        "one pair": {"tenant": "7"},
+        "an empty key and an empty value": {"": ""},
+        "pairs that are not given in order": {"b": "2", "a": "1", "ab": "3", "B": "4"},
+        "keys in the order of their bytes, not of UTF-16": {"\uffff": "1", "\U00010000": "2", "ä": "ö", "z": "3"},
+        "characters that JSON escapes": {'a"\\': "\n\u0000\u2028"},
+        "a value of 300 bytes": {"a": "x" * 300},
+    }
+    for kind, m in kinds():
+        for name, context in contexts.items():
+            v.blob(f"{kind}: {name}", context, replace(m, aad=context_aad(context)))
+        for chain in (b"0", b"a.b_c-9" * 9):
+            of_chain = Message(suite=m.suite, version=m.version, chain=chain, aad=context_aad({}))
+            v.blob(f"{kind}: chain of {len(chain)} bytes", {}, of_chain)
+    pairs = {"a": "1", "b": "2"}
+    m = Message(aad=context_aad(pairs))
+    for name, context in {
+        "a pair is missing": {"a": "1"},
+        "a pair more": {**pairs, "c": "3"},
+        "values are exchanged": {"a": "2", "b": "1"},
+        "the boundary of key and value is moved": {"a1": "", "b": "2"},
+        "no pair": {},
+    }.items():
+        v.blob(f"another context: {name}", context, m, False)
+    envelope, name = m.envelope(), m.chain
+    for comment, blob in {
+        "empty": b"",
+        "the envelope without a head": envelope,
+        "another magic": bytes([MAGIC[0] ^ 1]) + head(name)[1:] + envelope,
+        "a head of format 0": MAGIC + b"\x00" + head(name)[5:] + envelope,
+        "a head of format 2": MAGIC + b"\x02" + head(name)[5:] + envelope,
+        "another chain": head(b"orderz") + envelope,
+        "a shorter name": MAGIC + b"\x01\x05" + name + envelope,
+        "a longer name": MAGIC + b"\x01\x07" + name + envelope,
+        "no name": MAGIC + b"\x01\x00" + envelope,
+        "a name in upper case": head(b"ORDERS") + envelope,
+        "the head alone": head(name),
+        "a byte less": head(name) + envelope[:-1],
+        "a byte more": head(name) + envelope + b"\x00",
+        "the text form of the envelope": head(name) + b"kp:" + base64.b64encode(envelope),
+    }.items():
+        v.blob(f"damaged: {comment}", pairs, m, False, blob)
+    prefix, ones = context_aad({}), {"a": "1"}
+    one, other = context_aad(ones)[len(prefix) :], context_aad({"b": "2"})[len(prefix) :]
+    for comment, aad in {
+        "pairs in another order": prefix + other + one,
+        "no prefix": one + other,
+        "no lengths": prefix + b"a1b2",
+    }.items():
+        v.blob(f"sealed with {comment}", pairs, replace(m, aad=aad), False)
+    return v
+
+
 if __name__ == "__main__":
     directory = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
     for name, vectors in {"opens": opening(), "tampered": tampered(), "wrong": wrong(), "long-aad": long_aad()}.items():
         vectors.write(directory / f"{name}.json")
+    (directory / "aws").mkdir(exist_ok=True)
+    blobs().write(directory / "aws" / "blobs.json")

@@ -104,6 +104,18 @@ async fn requests_that_are_not_calls_of_kms_are_refused() {
         assert_eq!(answer.code(), code, "{:?}", request.headers);
         assert!(answer.headers.contains_key("x-amzn-requestid"));
     }
+    // The path may have more slashes, and the query may be empty, as at AWS.
+    for path in ["//", "///", "/?", "//?"] {
+        let request = Request { path: path.to_owned(), ..good.clone() };
+        let answer = server.send(request).await;
+        assert_eq!(answer.code(), "", "{path}");
+        assert_eq!(answer.headers["content-type"], "application/x-amz-json-1.1", "{path}");
+    }
+    for path in ["/a", "//a", "/v1"] {
+        let request = Request { path: path.to_owned(), ..good.clone() };
+        let answer = server.send(request).await;
+        assert_eq!(answer.status, 404, "{path}: {answer:?}");
+    }
     // A charset may follow the media type.
     let request = good.set("content-type", "application/x-amz-json-1.1; charset=utf-8");
     assert_eq!(server.send(request).await.code(), "");

@@ -125,6 +125,13 @@ async fn kms_proxy_is_no_confused_deputy() {
                     } else {
                         assert_eq!(answer.code(), code, "{what}: {answer:?}");
                     }
+                    // What KMS reported of a key that is not configured is not told.
+                    assert!(
+                        answer.status == 200
+                            || key_id == Some(UNMAPPED)
+                            || !answer.message().contains(UNMAPPED),
+                        "{what}: {answer:?}"
+                    );
                     assert!(
                         answer.status == 200 || !answer.body.to_string().contains(&base64("old")),
                         "{what}"
@@ -203,16 +210,64 @@ async fn identical_concurrent_calls_share_one() {
             tokio::spawn(async move { server.ok("Decrypt", body).await })
         })
         .collect();
-    // All of them have arrived when all are in flight.
-    let in_flight = "kms_proxy_requests_in_flight{listener=\"public\"}";
-    while server.metric(in_flight) < 20 || server.kms.count() < 2 {
-        tokio::task::yield_now().await;
-    }
+    server.until_waiting(20).await;
     server.kms.open(true);
     for call in calls {
         assert_eq!(bytes(&call.await.unwrap()["Plaintext"]), b"old");
     }
     assert_eq!(server.kms.count(), 2);
+}
+
+/// The call began before the refusal, and a caller joined it after the refusal.
+#[tokio::test]
+async fn a_response_that_is_older_than_a_refusal_of_its_key_is_not_kept() {
+    let server = Arc::new(Setup::new().set("forward_cache = '1h'").start().await);
+    server.kms.hold(&old(ORDERS)["CiphertextBlob"]);
+    let decrypt = |server: &Arc<Server>| {
+        let server = Arc::clone(server);
+        tokio::spawn(async move { server.ok("Decrypt", old(ORDERS)).await })
+    };
+    let first = decrypt(&server);
+    server.until_waiting(1).await;
+    server.kms.fail(Some(Failure::Error("DisabledException", format!("{ORDERS} is disabled."))));
+    let other = json!({"CiphertextBlob": blob(ORDERS, &json!({}), b"other")});
+    assert_eq!(server.error("Decrypt", other).await, "DisabledException");
+    server.kms.fail(None);
+    let second = decrypt(&server);
+    server.until_waiting(2).await;
+    server.kms.open(true);
+    for call in [first, second] {
+        assert_eq!(bytes(&call.await.unwrap()["Plaintext"]), b"old");
+    }
+    assert_eq!(server.kms.count(), 2, "both got the response of the one call");
+    for _ in 0..2 {
+        server.ok("Decrypt", old(ORDERS)).await;
+    }
+    assert_eq!(server.kms.count(), 3, "only the response after the refusal is kept");
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_any_more_is_counted() {
+    let server = Setup::new().start().await;
+    server.kms.open(false);
+    let body = old(ORDERS);
+    let call = server.call("Decrypt", body);
+    let waiting = async {
+        server.until_waiting(1).await;
+        while server.kms.count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = call => panic!("{answer:?}"),
+        () = waiting => {}
+    }
+    // The connection ends with the call.
+    server.until_waiting(0).await;
+    assert_eq!(forwarded(&server, "abandoned"), 1);
+    server.kms.open(true);
+    server.ok("Decrypt", old(ORDERS)).await;
+    assert_eq!((forwarded(&server, "ok"), forwarded(&server, "abandoned")), (1, 1));
 }
 
 #[tokio::test]
@@ -329,6 +384,33 @@ async fn other_keys_and_operations_are_forwarded_on_request_alone() {
         let sign = server.call_as("KPALL", "Sign", json!({"KeyId": ORDERS})).await;
         assert_eq!(sign.code(), "UnsupportedOperationException");
     }
+}
+
+/// The names of mapped keys and of chains are set in the configuration: at KMS they could only be
+/// given to other keys.
+#[tokio::test]
+async fn an_alias_that_is_configured_is_neither_made_nor_moved_nor_deleted_at_kms() {
+    let setup = Setup::new().set("forward = 'all'").access_key("KPALL", ALL);
+    let server = setup.access_key("KPORDERS", ON_ORDERS).start().await;
+    for alias in ["alias/orders", "alias/plain"] {
+        for (operation, body) in [
+            ("DeleteAlias", json!({"AliasName": alias})),
+            ("UpdateAlias", json!({"AliasName": alias, "TargetKeyId": UNMAPPED})),
+            ("CreateAlias", json!({"AliasName": alias, "TargetKeyId": UNMAPPED})),
+            ("CreateAlias", json!({"AliasName": "alias/new", "TargetKeyId": ORDERS})),
+            ("UpdateAlias", json!({"AliasName": "alias/new", "TargetKeyId": "plain"})),
+        ] {
+            let answer = server.call_as("KPALL", operation, body.clone()).await;
+            assert_eq!(answer.code(), "UnsupportedOperationException", "{operation} {body}");
+            assert!(answer.message().contains("[[aws_api.key]]"), "{answer:?}");
+            let code = server.call_as("KPORDERS", operation, body.clone()).await.code();
+            assert_eq!(code, "AccessDeniedException", "{operation} {body}");
+        }
+    }
+    assert_eq!(server.kms.count(), 0);
+    let body = json!({"AliasName": "alias/new", "TargetKeyId": UNMAPPED});
+    assert_eq!(server.call_as("KPALL", "CreateAlias", body).await.code(), "");
+    assert_eq!(server.kms.count(), 1);
 }
 
 #[tokio::test]

@@ -14,7 +14,15 @@ use crate::root::forward::{Kms, Response};
 pub(super) struct FakeKms {
     calls: Mutex<Vec<(String, Value)>>,
     failure: Mutex<Option<Failure>>,
-    is_open: watch::Sender<bool>,
+    held: watch::Sender<Held>,
+}
+
+/// The calls that wait.
+enum Held {
+    Nothing,
+    All,
+    /// Those with this ciphertext.
+    Blob(Value),
 }
 
 #[derive(Clone)]
@@ -29,8 +37,8 @@ pub(super) enum Failure {
 
 impl Default for FakeKms {
     fn default() -> Self {
-        let is_open = watch::Sender::new(true);
-        Self { calls: Mutex::default(), failure: Mutex::default(), is_open }
+        let held = watch::Sender::new(Held::Nothing);
+        Self { calls: Mutex::default(), failure: Mutex::default(), held }
     }
 }
 
@@ -58,7 +66,12 @@ impl FakeKms {
 
     /// Whether calls end, or wait.
     pub(super) fn open(&self, is_open: bool) {
-        self.is_open.send_replace(is_open);
+        self.held.send_replace(if is_open { Held::Nothing } else { Held::All });
+    }
+
+    /// Calls with this ciphertext wait until all are let through.
+    pub(super) fn hold(&self, blob: &Value) {
+        self.held.send_replace(Held::Blob(blob.clone()));
     }
 
     fn respond(&self, operation: &str, body: &Value) -> Result<(u16, String), Error> {
@@ -96,7 +109,12 @@ impl Kms for FakeKms {
     async fn call(&self, operation: &str, body: Zeroizing<Vec<u8>>) -> Result<Response, Error> {
         let body: Value = serde_json::from_slice(&body).unwrap();
         self.calls.lock().unwrap().push((operation.to_owned(), body.clone()));
-        self.is_open.subscribe().wait_for(|is_open| *is_open).await.unwrap();
+        let is_let_through = |held: &Held| match held {
+            Held::Nothing => true,
+            Held::All => false,
+            Held::Blob(blob) => body["CiphertextBlob"] != *blob,
+        };
+        self.held.subscribe().wait_for(is_let_through).await.unwrap();
         let (status, text) = self.respond(operation, &body)?;
         Ok(Response { status, body: Zeroizing::new(text.into_bytes()) })
     }

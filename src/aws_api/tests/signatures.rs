@@ -34,6 +34,11 @@ async fn a_signed_request_is_accepted_however_its_signer_writes_it() {
         let answer = server.send(request.signed(KEY)).await;
         assert_eq!(answer.code(), "", "{what}: {answer:?}");
     }
+    // A signer writes the path with one slash, whatever it sends, and an empty query as none.
+    for path in ["//", "/?", "//?"] {
+        let signed = Request { path: path.to_owned(), ..request.clone().signed(KEY) };
+        assert_eq!(server.send(signed).await.code(), "", "{path}");
+    }
     for skew in [-299, 299] {
         let signed = request.clone().signed_at(KEY, KMS, now.saturating_add_signed(skew));
         assert_eq!(server.send(signed).await.code(), "", "{skew} seconds");
@@ -197,6 +202,10 @@ async fn a_secret_that_cannot_be_read_is_an_error_that_is_retried() {
     assert_eq!((answer.status, &*answer.code()), (503, "DependencyTimeoutException"));
     assert!(!answer.message().contains(dir.to_str().unwrap()), "{answer:?}");
     std::fs::write(dir.join("secret"), SECRET).unwrap();
+    // The failure counts for a second.
+    while server.send(unsigned(&server).signed(KEY)).await.status == 503 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     assert_eq!(server.send(unsigned(&server).signed(KEY)).await.code(), "");
     // While it is held, the file may be away.
     std::fs::remove_file(dir.join("secret")).unwrap();

@@ -22,12 +22,12 @@ use crate::root::{self, Context, MAX_WRAP_LEN};
 use crate::service::error::{Error, Kind};
 use crate::service::limits::lookup_quota::charge;
 use crate::service::limits::rate_limiter::RateLimiter;
+use crate::single_flight::SingleFlight;
 use crate::store::record::Wrap;
 
 use super::roots::Wrapped;
-use super::single_flight::SingleFlight;
 use super::{AWAY_FOR, CacheKey, FAILURES, Failure, Keyring, Opening, REFUSED_FOR};
-use super::{check, unavailable};
+use super::{check, is_for_all, unavailable};
 
 /// Concurrent root calls for inline KEKs, beside those for the KEKs of the chains.
 const CONCURRENT: usize = 8;
@@ -47,7 +47,7 @@ type Digest = [u8; 32];
 /// The inline KEKs in memory, and the limits on calls for others.
 pub(super) struct Inline {
     opened: Cache<CacheKey, Arc<Opened>>,
-    calls: SingleFlight<Digest>,
+    calls: SingleFlight<Digest, Result<Arc<Kek>, Error>>,
     failures: Cache<Digest, Failure>,
     unwraps: Semaphore,
     /// One call at a time of roots that derive a key for it: no more than one forged record is ever
@@ -143,7 +143,7 @@ impl Keyring {
             let _permit = unwraps.acquire().await.map_err(|_| unavailable("stopping"))?;
             self.open_inline(chain, id, wrapped, digest).await
         };
-        self.inline.calls.join(&digest, open).await
+        self.inline.calls.join(&digest, open, is_for_all).await
     }
 
     /// The wraps of an inline record by roots that are configured here.

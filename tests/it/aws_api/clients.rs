@@ -6,10 +6,13 @@ use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::DataKeySpec;
+use aws_smithy_http_client::Builder as HttpClient;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use serde_json::{Value, json};
 
-use super::{APP, READER, Secured, WRAPS, World, after};
-use crate::support::aws::{aws_kms, bytes};
+use super::{APP, READER, Secured, WRAPS, Wire, World};
+use crate::support::aws::{Language, aws_kms, bytes};
 use crate::support::kms::REGION;
 
 /// A file with the bytes of base64 text, as the command line reads them.
@@ -21,7 +24,12 @@ fn fileb(path: &Path, base64: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_of_aws_does_with_the_service_what_it_does_with_kms() {
-    let secured = Secured::start(true).await;
+    for wire in Wire::ALL {
+        use_the_command_line(&Secured::start(wire).await);
+    }
+}
+
+fn use_the_command_line(secured: &Secured) {
     let (world, program) = (&secured.world, secured.environment(APP));
     let aws = |args: &[&str]| aws_kms(&program, args);
     let (file, context) = (world.setup.file("blob"), ["--encryption-context", "tenant=7"]);
@@ -58,6 +66,12 @@ async fn the_command_line_of_aws_does_with_the_service_what_it_does_with_kms() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_the_aws_encryption_sdk_are_read_after_the_switch_and_new_ones_cost_no_call() {
+    for wire in Wire::ALL {
+        use_the_encryption_sdk(wire).await;
+    }
+}
+
+async fn use_the_encryption_sdk(wire: Wire) {
     let world = World::start().await;
     let key = json!(world.key);
     let write = |plaintext: &str, provider: &Value| json!({"write": bytes(plaintext.as_bytes()), "provider": provider});
@@ -66,14 +80,14 @@ async fn messages_of_the_aws_encryption_sdk_are_read_after_the_switch_and_new_on
     // Before the switch a message may be for the key of another program too.
     let both = json!({"keyrings": [key, world.root]});
     let single = json!({"keyrings": [key]});
-    let mut before = world.before();
+    let mut before = world.before(Language::Python);
     let old: Vec<_> = [("strict", &strict), ("both", &both)]
         .map(|(text, provider)| (text, before.good(&write(text, provider))["message"].clone()))
         .into();
     drop(before);
 
-    let service = world.setup("", "").start().await;
-    let mut program = after(&service);
+    let service = world.serve("", "", wire).await;
+    let mut program = world.after(Language::Python, &service);
     world.calls();
     for (text, message) in &old {
         for provider in [&strict, &discovery, &single] {
@@ -109,18 +123,30 @@ async fn messages_of_the_aws_encryption_sdk_are_read_after_the_switch_and_new_on
 /// The SDK for Rust with the credentials of a client, as `aws_config` makes it from the environment.
 fn rust_sdk(secured: &Secured, (id, secret): (&str, &str)) -> aws_sdk_kms::Client {
     let credentials = Credentials::new(id, secret, None, None, "test");
+    // It reads no AWS_CA_BUNDLE: a program that has an authority of its own gives it to the client.
+    let ca = std::fs::read(secured.world.pki.ca()).unwrap();
+    let trusted = TrustStore::empty().with_pem_certificate(ca);
+    let tls = TlsContext::builder().with_trust_store(trusted).build().unwrap();
+    let provider = Provider::Rustls(CryptoMode::AwsLc);
+    let https = HttpClient::new().tls_provider(provider).tls_context(tls).build_https();
     let config = aws_sdk_kms::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(REGION))
         .endpoint_url(secured.service.url())
-        .credentials_provider(credentials);
+        .credentials_provider(credentials)
+        .http_client(https);
     aws_sdk_kms::Client::from_conf(config.build())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sdk_for_rust_does_with_the_service_what_it_does_with_kms() {
-    let secured = Secured::start(false).await;
-    let kms = rust_sdk(&secured, APP);
+    for wire in Wire::ALL {
+        use_the_sdk_for_rust(&Secured::start(wire).await).await;
+    }
+}
+
+async fn use_the_sdk_for_rust(secured: &Secured) {
+    let kms = rust_sdk(secured, APP);
     let encrypt = kms.encrypt().key_id("alias/orders").plaintext(Blob::new(b"hello"));
     let made = encrypt.encryption_context("tenant", "7").send().await.unwrap();
     assert_eq!(made.key_id(), Some(secured.world.key.as_str()));
@@ -143,10 +169,10 @@ async fn the_sdk_for_rust_does_with_the_service_what_it_does_with_kms() {
     let metadata = described.key_metadata().unwrap();
     assert!(metadata.enabled() && metadata.creation_date().is_some(), "{metadata:?}");
 
-    let denied = rust_sdk(&secured, READER).encrypt().key_id("alias/orders");
+    let denied = rust_sdk(secured, READER).encrypt().key_id("alias/orders");
     let denied = denied.plaintext(Blob::new(b"hello")).send().await.unwrap_err();
     assert_eq!(denied.code(), Some("AccessDeniedException"), "{denied:?}");
-    let unsigned = rust_sdk(&secured, (APP.0, READER.1)).describe_key().key_id("alias/orders");
+    let unsigned = rust_sdk(secured, (APP.0, READER.1)).describe_key().key_id("alias/orders");
     let unsigned = unsigned.send().await.unwrap_err();
     assert_eq!(unsigned.code(), Some("InvalidSignatureException"), "{unsigned:?}");
     assert_eq!(secured.world.calls(), (WRAPS, 0));

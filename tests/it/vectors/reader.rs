@@ -18,7 +18,8 @@ fn the_writer_makes_these_vectors_again() {
     let fresh = tempfile::tempdir().unwrap();
     let output = python().arg(root().join("tests/vectors/make.py")).arg(fresh.path()).output();
     assert_success(&output.unwrap());
-    let (ours, theirs) = (files(&root().join("tests/vectors")), files(fresh.path()));
+    let all = |directory: &Path| [files(directory), files(&directory.join("aws"))].concat();
+    let (ours, theirs) = (all(&root().join("tests/vectors")), all(fresh.path()));
     assert_eq!(names(&ours), names(&theirs));
     for (ours, theirs) in ours.iter().zip(&theirs) {
         let same = std::fs::read(ours).unwrap() == std::fs::read(theirs).unwrap();
@@ -38,6 +39,14 @@ async fn the_reader_in_python_agrees_on_the_vectors_and_on_fresh_envelopes() {
     let opened = all.iter().filter(|vector| vector.valid).count();
     let expected = format!("{opened} vectors opened, {} refused\n", all.len() - opened);
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+/// `src/aws_api/tests/vectors.rs` reads the same file.
+#[test]
+fn the_reader_in_python_agrees_on_the_blobs_of_the_aws_kms_api() {
+    let output = check(&files(&root().join("tests/vectors/aws")));
+    assert_success(&output);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "36 vectors opened, 22 refused\n");
 }
 
 #[tokio::test]
