@@ -100,6 +100,12 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`].
     async fn commit(&self, txn: Txn) -> Result<Committed, Error>;
 
+    /// How often the store was seen to go back to an earlier state, where it notices that itself.
+    /// The call that shows it counts before it returns; [`News::Restored`] follows.
+    fn restores(&self) -> u64 {
+        0
+    }
+
     /// Follows what other processes write; `None` if no other process can write while this store is
     /// open.
     fn watch(&self) -> Option<Box<dyn Watch>> {

@@ -154,6 +154,10 @@ impl Store for MonitoredStore {
         self.call("commit", Access::Write, self.store.commit(txn)).await
     }
 
+    fn restores(&self) -> u64 {
+        self.store.restores()
+    }
+
     fn watch(&self) -> Option<Box<dyn Watch>> {
         self.store.watch()
     }

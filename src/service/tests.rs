@@ -27,6 +27,7 @@ mod names;
 mod replicas;
 mod restores;
 mod root_check;
+mod root_users;
 mod roots;
 mod simulation;
 mod states;

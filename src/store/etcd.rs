@@ -192,6 +192,10 @@ impl super::Store for Store {
         Ok(Committed::Applied(revision(at)))
     }
 
+    fn restores(&self) -> u64 {
+        self.members.history.count()
+    }
+
     fn watch(&self) -> Option<Box<dyn super::Watch>> {
         let (members, prefix) = (Arc::clone(&self.members), Arc::clone(&self.prefix));
         Some(Box::new(watch::Watch::start(members, prefix)))

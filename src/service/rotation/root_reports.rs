@@ -25,6 +25,8 @@ pub(in crate::service) struct Reports {
     pub(super) differing: BTreeSet<Arc<str>>,
     /// When this process last found that the store went back to an earlier state.
     rolled_back: Option<Monotonic>,
+    /// How often the store itself had noticed that.
+    restores: u64,
     /// When the reports of other processes were last read.
     pub(super) read: Option<Monotonic>,
     /// Each of these reports by its key, with the time at which this process first saw it.
@@ -36,6 +38,14 @@ impl Reports {
     pub(super) fn rolled_back(&mut self, now: Monotonic) {
         self.stored = None;
         self.rolled_back = Some(now);
+    }
+
+    /// The store noticed so many rollbacks so far.
+    pub(super) fn store_went_back(&mut self, restores: u64, now: Monotonic) {
+        if restores != self.restores {
+            self.restores = restores;
+            self.rolled_back(now);
+        }
     }
 
     /// How long other processes may need to report again after a rollback of the store.
@@ -54,8 +64,8 @@ impl Reports {
     }
 
     /// Forgets the reports that are not among those that were just read.
-    pub(super) fn keep(&mut self, read: &[Entry]) {
-        let keys: HashSet<_> = read.iter().map(|entry| &*entry.key).collect();
+    pub(super) fn keep<'a>(&mut self, read: impl Iterator<Item = &'a str>) {
+        let keys: HashSet<_> = read.collect();
         self.seen.retain(|key, _| keys.contains(&**key));
     }
 }

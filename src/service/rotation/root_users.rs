@@ -94,31 +94,52 @@ async fn report(core: &Core, differing: &BTreeSet<Arc<str>>) -> Result<(), store
 /// Removes the reports that do not count any more.
 async fn clean(core: &Core) -> Result<(), store::Error> {
     // Also those of roots that this process does not have: one of them may be removed here next.
-    let entries = reports(core, record::ROOTS).await?;
-    let own = core.keyring.roots.iter().next().map(|state| &state.named.name);
-    if let Some(own) = own
-        && core.store.get(&record::root_user_key(own, core.owner)).await?.is_none()
+    let others = own_checked(core).await?.into_iter().filter(|(_, owner, _)| *owner != core.owner);
+    let others: Vec<_> = others.collect();
+    let mut gone = Vec::new();
     {
-        core.root_reports.lock().stored = None;
+        let (mut reports, now) = (core.root_reports.lock(), core.clock.now());
+        reports.keep(others.iter().map(|(.., entry)| &*entry.key));
+        gone.extend(others.into_iter().filter(|(.., entry)| !reports.counts(entry, now)));
     }
-    core.root_reports.lock().keep(&entries);
-    for entry in entries {
-        if !core.root_reports.lock().counts(&entry, core.clock.now()) {
-            let compares = vec![Compare::Unchanged(entry.key.clone(), entry.revision)];
-            let txn = Txn { compares, deletes: vec![entry.key.clone()], puts: Vec::new() };
-            let _ = core.store.commit(txn).await?;
-        }
+    for (.., Entry { key, revision, .. }) in gone {
+        let compares = vec![Compare::Unchanged(key.clone(), revision)];
+        let txn = Txn { compares, deletes: vec![key], puts: Vec::new() };
+        let _ = core.store.commit(txn).await?;
     }
     Ok(())
 }
 
-/// The reports of other processes under `prefix`.
-async fn reports(core: &Core, prefix: &str) -> Result<Vec<Entry>, store::Error> {
-    let mut entries = core.store.list(prefix, None, MOST).await?;
-    let is_of_another =
-        |key: &str| record::root_user(key).is_some_and(|(_, owner)| owner != core.owner);
-    entries.retain(|entry| is_of_another(&entry.key));
+/// All reports. If those of this process are not among them, or if the store noticed it itself, the
+/// store went back to an earlier state.
+async fn own_checked(core: &Core) -> Result<Vec<(String, u64, Entry)>, store::Error> {
+    let was_stored = core.root_reports.lock().stored.is_some();
+    let entries = list(core, record::ROOTS).await?;
+    let is_own = |entry: &&(String, u64, Entry)| entry.1 == core.owner;
+    let own: Vec<_> = entries.iter().filter(is_own).map(|(root, ..)| &**root).collect();
+    let is_complete = core.keyring.roots.iter().all(|it| own.contains(&&*it.named.name));
+    if was_stored && !is_complete {
+        note_rollback(core);
+    }
+    core.root_reports.lock().store_went_back(core.store.restores(), core.clock.now());
     Ok(entries)
+}
+
+/// The reports under `prefix`, each with its root and its process.
+async fn list(core: &Core, prefix: &str) -> Result<Vec<(String, u64, Entry)>, store::Error> {
+    let entries = core.store.list(prefix, None, MOST).await?;
+    let of = |entry: Entry| {
+        let (root, owner) = record::root_user(&entry.key)?;
+        Some((root.to_owned(), owner, entry))
+    };
+    Ok(entries.into_iter().filter_map(of).collect())
+}
+
+/// The reports of other processes under `prefix`.
+async fn reports(core: &Core, prefix: &str) -> Result<Vec<(String, u64, Entry)>, store::Error> {
+    let mut reports = list(core, prefix).await?;
+    reports.retain(|(_, owner, _)| *owner != core.owner);
+    Ok(reports)
 }
 
 /// Refuses to erase the wraps of `removed` while another process has it configured, or has another
@@ -134,6 +155,8 @@ pub(in crate::service) async fn may_remove(
     if !core.shared {
         return Ok(());
     }
+    let failed = |error| core.store_error(chain, error);
+    let mut entries = own_checked(core).await.map_err(failed)?;
     if let Some(left) = core.root_reports.lock().unsettled(core.clock.now()) {
         let detail = format!(
             "the store went back to an earlier state, and the replicas report their roots again: \
@@ -142,74 +165,87 @@ pub(in crate::service) async fn may_remove(
         );
         return Err(Error::new(Kind::Conflict, detail));
     }
-    let remaining = core.keyring.roots.iter().map(|state| &*state.named.name);
-    for root in remaining.chain([removed]) {
-        let failed = |error| core.store_error(chain, error);
-        for entry in reports(core, &record::root_users_prefix(root)).await.map_err(failed)? {
-            if !core.root_reports.lock().counts(&entry, core.clock.now()) {
-                continue;
-            }
-            let user = RootUser::decode(&entry.key, &entry.value).map_err(failed)?;
-            let at = rfc3339(user.reported_at);
-            let detail = if user.differs && root != removed {
-                format!(
-                    "another replica reported at {at} that its root {root} has another key than \
-                     this one's: correct that replica's configuration first"
-                )
-            } else if !user.differs && root == removed {
-                format!(
-                    "another replica reported at {at} that it has root {root} configured: take it \
-                     out of the configuration of every replica first"
-                )
-            } else {
-                continue;
-            };
-            let detail = format!("{detail}. A report that is not repeated counts for 15 minutes");
-            return Err(Error::new(Kind::Conflict, detail));
+    // A root that remains and has another key is the mistake to correct first.
+    entries.sort_by_key(|(root, ..)| root == removed);
+    for (root, owner, entry) in entries {
+        let is_removed = root == removed;
+        if owner == core.owner
+            || !(is_removed || core.keyring.roots.is_configured(&root))
+            || !core.root_reports.lock().counts(&entry, core.clock.now())
+        {
+            continue;
         }
+        let user = RootUser::decode(&entry.key, &entry.value).map_err(failed)?;
+        let at = rfc3339(user.reported_at);
+        let detail = match (is_removed, user.differs) {
+            (false, true) => format!(
+                "another replica reported at {at} that its root {root} has another key than this \
+                 one's: correct that replica's configuration first"
+            ),
+            (true, false) => format!(
+                "another replica reported at {at} that it has root {root} configured: take it out \
+                 of the configuration of every replica first"
+            ),
+            _ => continue,
+        };
+        let detail = format!("{detail}. A report that is not repeated counts for 15 minutes");
+        return Err(Error::new(Kind::Conflict, detail));
     }
     Ok(())
 }
 
-/// Refuses to replace a KEK by one that only the roots in `names` open, if at least half of the
-/// processes report that they have none of these: they could not encrypt any more. A process whose
-/// roots all have other keys than the rest does not count.
+/// The roots that each other process has configured, without those that have another key there.
+#[derive(Default)]
+pub(in crate::service) struct Others(BTreeMap<u64, Vec<String>>);
+
+/// Reads the roots of the other processes. A process whose roots all have other keys than the rest
+/// does not count.
 ///
 /// # Errors
-/// [`Kind::RootUnavailable`], [`Kind::StoreUnavailable`].
-pub(in crate::service) async fn most_open(
-    core: &Core,
-    chain: &ChainName,
-    names: &BTreeSet<&str>,
-) -> Result<(), Error> {
+/// [`Kind::StoreUnavailable`].
+pub(in crate::service) async fn others(core: &Core, chain: &ChainName) -> Result<Others, Error> {
+    let mut others = Others::default();
     if !core.shared {
-        return Ok(());
+        return Ok(others);
     }
     let failed = |error| core.store_error(chain, error);
-    let mut others: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for entry in reports(core, record::ROOTS).await.map_err(failed)? {
-        let Some((root, owner)) = record::root_user(&entry.key) else { continue };
+    for (root, owner, entry) in reports(core, record::ROOTS).await.map_err(failed)? {
         let user = RootUser::decode(&entry.key, &entry.value).map_err(failed)?;
         if !user.differs && core.root_reports.lock().counts(&entry, core.clock.now()) {
-            others.entry(owner).or_default().push(root.to_owned());
+            others.0.entry(owner).or_default().push(root);
         }
     }
-    let opens = |roots: &Vec<String>| roots.iter().any(|root| names.contains(&**root));
-    let open = 1 + others.values().filter(|roots| opens(roots)).count();
-    match others.values().find(|roots| !opens(roots)) {
-        Some(roots) if open <= others.len() + 1 - open => {
-            let advice = format!(
-                "{} of {} replicas would not open a new KEK, such as one whose roots are {}: \
-                 configure the same roots on every replica. A report of a replica that was killed \
-                 counts for 15 minutes. A forced rotation ignores the reports",
-                others.len() + 1 - open,
-                others.len() + 1,
-                roots.join(", ")
-            );
-            let detail = "other replicas would not open a new KEK";
-            Err(Error::new(Kind::RootUnavailable, detail).with_advice(advice))
+    Ok(others)
+}
+
+impl Others {
+    /// Refuses to replace a KEK by one that only the roots in `names` open, if at least half of
+    /// the processes report that they have none of these: they could not encrypt any more.
+    ///
+    /// # Errors
+    /// [`Kind::RootUnavailable`].
+    pub(in crate::service) fn most_open<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Error> {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        let opens = |roots: &&Vec<String>| roots.iter().any(|root| names.contains(&**root));
+        let all = self.0.len() + 1;
+        let open = 1 + self.0.values().filter(opens).count();
+        match self.0.values().find(|roots| !opens(roots)) {
+            Some(roots) if open <= all - open => {
+                let advice = format!(
+                    "{} of {all} replicas would not open a new KEK, such as one whose roots are \
+                     {}: configure the same roots on every replica. A report of a replica that was \
+                     killed counts for 15 minutes. A forced rotation ignores the reports",
+                    all - open,
+                    roots.join(", ")
+                );
+                let detail = "other replicas would not open a new KEK";
+                Err(Error::new(Kind::RootUnavailable, detail).with_advice(advice))
+            }
+            _ => Ok(()),
         }
-        _ => Ok(()),
     }
 }
 
@@ -224,6 +260,7 @@ pub(in crate::service) async fn forget(core: &Core, root: &str) -> Result<(), st
     }
     let check = core.store.get(&record::root_check_key(root)).await?;
     let reports = reports(core, &record::root_users_prefix(root)).await?;
+    let reports = reports.into_iter().map(|(.., entry)| entry);
     let deletes: Vec<_> = check.into_iter().chain(reports).map(|entry| entry.key).collect();
     if deletes.is_empty() {
         return Ok(());

@@ -19,6 +19,7 @@ use crate::service::types::Rotated;
 use crate::store::records::Held;
 
 use super::retry::RetryAt;
+use super::root_users::Others;
 use super::{continuity, root_check, root_users};
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
@@ -189,18 +190,17 @@ async fn make_claimed(
     };
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
-    let replaces = trust == Trust::Proven && !held.is_empty();
-    if replaces {
-        let names = allowed.proven.iter().chain(&allowed.new).map(|name| &**name);
-        root_users::most_open(core, &chain.name, &names.collect()).await?;
-    }
+    let others = match trust == Trust::Proven && !held.is_empty() {
+        true => root_users::others(core, &chain.name).await?,
+        false => Others::default(),
+    };
+    // Before the wraps, so that a refusal costs no root call.
+    others.most_open(allowed.proven.iter().chain(&allowed.new).map(|name| &**name))?;
     let wraps = roots.wrap(&chain.name, &kek, &allowed).await?;
     let made = (kek.id(), suite);
     let wraps = root_check::agreed(core, &chain.name, made, wraps, (&allowed, trust)).await?;
-    if replaces {
-        let names = wraps.iter().map(|wrap| &*wrap.root);
-        root_users::most_open(core, &chain.name, &names.collect()).await?;
-    }
+    // A root may not have answered.
+    others.most_open(wraps.iter().map(|wrap| &*wrap.root))?;
     let stored = record::Kek {
         suite,
         state: State::Standby,

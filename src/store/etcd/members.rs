@@ -384,6 +384,11 @@ impl History {
         self.restored.send_replace(seen.restores);
     }
 
+    /// The number of restores that were detected.
+    pub(super) fn count(&self) -> u64 {
+        self.seen.lock().restores
+    }
+
     /// Receives a value for each restore.
     pub(super) fn restores(&self) -> watch::Receiver<u64> {
         self.restored.subscribe()

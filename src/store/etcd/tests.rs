@@ -208,6 +208,8 @@ async fn a_restored_snapshot_is_noticed() {
     etcd.restore(&file);
     etcd.healthy().await;
     assert_eq!(value(&store, "a").await, Some("1".into()));
+    // It counts before the call returns that shows it.
+    assert_eq!(store.restores(), 1);
     told(&mut *watch, |news| *news == News::Restored).await;
     until_told(&store, &mut *watch).await;
 }

@@ -64,7 +64,7 @@ impl Net {
     }
 
     /// Receives a value for each restore that the store reports.
-    pub(super) fn restores(&self) -> watch::Receiver<u64> {
+    pub(super) fn told_restores(&self) -> watch::Receiver<u64> {
         self.seen.lock().unwrap().restores.subscribe()
     }
 
@@ -276,6 +276,10 @@ impl Store for Net {
             );
         }
         committed
+    }
+
+    fn restores(&self) -> u64 {
+        *self.told_restores().borrow()
     }
 
     fn watch(&self) -> Option<Box<dyn Watch>> {

@@ -50,7 +50,7 @@ impl Watch for Slow {
 impl Slow {
     pub(super) fn new(inner: Box<dyn Watch>, net: Net) -> Self {
         let rng = net.rng.fork();
-        let restores = net.restores();
+        let restores = net.told_restores();
         Self { inner, net, rng, queue: VecDeque::new(), restores }
     }
 
