@@ -37,8 +37,10 @@ pub const UNSHARED_USES: u64 = 1 << 22;
 pub struct KeyChain {
     name: ChainName,
     primary: Option<(Arc<Kek>, Arc<Budget>)>,
-    /// The headers that embed the primary, for chains with inline KEKs.
+    /// The headers that embed the primary.
     inline: Option<Arc<InlineKek>>,
+    /// Where new envelopes find their KEK.
+    placement: KekPlacement,
     /// All KEKs that are held here, the primary among them.
     keks: HashMap<KekId, Arc<Kek>>,
     refused: HashMap<KekId, Refusal>,
@@ -56,7 +58,14 @@ impl KeyChain {
     /// A chain without a KEK.
     #[must_use]
     pub(crate) fn empty(name: ChainName) -> Self {
-        Self { name, primary: None, inline: None, keks: HashMap::new(), refused: HashMap::new() }
+        Self {
+            name,
+            primary: None,
+            inline: None,
+            placement: KekPlacement::Stored,
+            keks: HashMap::new(),
+            refused: HashMap::new(),
+        }
     }
 
     /// A chain of its own with a fresh primary, known to this process alone and good for
@@ -104,6 +113,17 @@ impl KeyChain {
     #[must_use]
     pub(crate) fn inline(&self) -> Option<&InlineKek> {
         self.inline.as_deref()
+    }
+
+    /// Sets where new envelopes find their KEK.
+    pub(crate) fn set_placement(&mut self, placement: KekPlacement) {
+        self.placement = placement;
+    }
+
+    /// Where new envelopes find their KEK.
+    #[must_use]
+    pub(crate) fn placement(&self) -> KekPlacement {
+        self.placement
     }
 
     /// Holds `kek` for decryption.
@@ -194,7 +214,7 @@ impl KeyChain {
     pub(crate) fn take(&self, now: Monotonic) -> Option<Permit<'_>> {
         let (kek, budget) = self.primary.as_ref()?;
         let void_at = budget.take(now)?;
-        Some(Permit { kek, inline: self.inline(), placement: KekPlacement::Stored, void_at })
+        Some(Permit { kek, inline: self.inline(), placement: self.placement, void_at })
     }
 
     /// Encrypts `plaintext`, which only this chain with the same `aad` decrypts.
@@ -240,7 +260,7 @@ impl KeyChain {
         let parsed =
             Envelope::parse_header_or_whole(envelope).map_err(|_| DecryptError::Invalid)?;
         let dek = self.open_dek(&parsed)?;
-        if self.is_current(&parsed, KekPlacement::Stored) {
+        if self.is_current(&parsed, self.placement) {
             return Ok(envelope.to_vec());
         }
         let one = self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?;
@@ -327,7 +347,7 @@ impl Permit<'_> {
         self.void_at
     }
 
-    /// The same use for an envelope with its KEK placed elsewhere; it is version 1 otherwise.
+    /// The same use for an envelope with its KEK placed elsewhere than the chain places it.
     pub fn placed(self, placement: KekPlacement) -> Self {
         Self { placement, ..self }
     }

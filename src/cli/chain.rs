@@ -16,9 +16,9 @@ use super::{Failure, Result};
 pub(super) enum Command {
     /// List the chains that the caller may read
     List(ListArgs),
-    /// Create a chain; omitted limits take the defaults of the service
+    /// Create a chain; omitted settings take the defaults of the service
     Create(CreateArgs),
-    /// Change the limits of a chain; omitted ones stay
+    /// Change the settings of a chain; omitted ones stay
     Set(SetArgs),
 }
 
@@ -36,8 +36,12 @@ pub(super) struct ListArgs {
 The exit code is 1 if the chain exists: `kms-proxy chain set` changes it. A client needs the \
 operations `read` and `manage` on the chain.
 
-Example:
-  kms-proxy chain create orders --suite aes-256-gcm --rotate-after-age 30d")]
+With --inline, envelopes embed the wrapped KEK: they open without the store, with the roots and a \
+chain of this name.
+
+Examples:
+  kms-proxy chain create orders --suite aes-256-gcm --rotate-after-age 30d
+  kms-proxy chain create orders --inline")]
 pub(super) struct CreateArgs {
     /// The chain's name
     #[arg(value_name = "NAME")]
@@ -46,7 +50,7 @@ pub(super) struct CreateArgs {
     #[arg(long)]
     suite: Option<Suite>,
     #[command(flatten)]
-    limits: LimitArgs,
+    settings: SettingArgs,
     #[command(flatten)]
     client: client::Args,
 }
@@ -56,21 +60,24 @@ pub(super) struct CreateArgs {
 The exit code is 1 if the chain does not exist. A client needs the operations `read` and `manage` \
 on the chain.
 
-Example:
-  kms-proxy chain set orders --rotate-after-uses 1000000")]
+Envelopes that exist do not change with --inline: `kms-proxy rewrap` gives them the new form.
+
+Examples:
+  kms-proxy chain set orders --rotate-after-uses 1000000
+  kms-proxy chain set orders --inline=false")]
 pub(super) struct SetArgs {
     /// The chain's name
     #[arg(value_name = "NAME")]
     chain: ChainName,
     #[command(flatten)]
-    limits: LimitArgs,
+    settings: SettingArgs,
     #[command(flatten)]
     client: client::Args,
 }
 
-/// The limits of a chain.
+/// The settings of a chain that can change.
 #[derive(clap::Args, Serialize)]
-struct LimitArgs {
+struct SettingArgs {
     /// Uses of a KEK after which it is rotated
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,12 +90,20 @@ struct LimitArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     #[serde(serialize_with = "seconds", skip_serializing_if = "Option::is_none")]
     rotate_after_age: Option<Duration>,
+    /// Whether new envelopes embed the wrapped KEK, which the store has as well
+    #[arg(
+        long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inline: Option<bool>,
 }
 
-impl LimitArgs {
+impl SettingArgs {
     fn is_empty(&self) -> bool {
-        let Self { rotate_after_uses, max_uses, rotate_after_age } = self;
-        rotate_after_uses.is_none() && max_uses.is_none() && rotate_after_age.is_none()
+        let Self { rotate_after_uses, max_uses, rotate_after_age, inline } = self;
+        let no_limit = rotate_after_uses.is_none() && max_uses.is_none();
+        no_limit && rotate_after_age.is_none() && inline.is_none()
     }
 }
 
@@ -105,29 +120,31 @@ struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     suite: Option<&'static str>,
     #[serde(flatten)]
-    limits: LimitArgs,
+    others: SettingArgs,
 }
 
 /// Runs `command`.
 pub(super) async fn run(command: Command) -> Result {
     match command {
         Command::List(args) => list(args).await,
-        Command::Create(CreateArgs { chain, suite, limits, client }) => {
+        Command::Create(CreateArgs { chain, suite, settings, client }) => {
             let client = Client::new(client)?;
             if is_there(&client, &chain).await? {
                 return Err(Failure::refused(format!(
-                    "the chain {chain} exists already; `kms-proxy chain set` changes its limits"
+                    "the chain {chain} exists already; `kms-proxy chain set` changes its settings"
                 )));
             }
-            let settings = Settings { suite: suite.map(Suite::as_str), limits };
+            let settings = Settings { suite: suite.map(Suite::as_str), others: settings };
             if put(&client, &chain, &settings).await? != StatusCode::CREATED {
-                eprint("another caller created the chain first; its limits were changed to these");
+                eprint(
+                    "another caller created the chain first; its settings were changed to these",
+                );
             }
             Ok(())
         }
-        Command::Set(SetArgs { chain, limits, client }) => {
-            if limits.is_empty() {
-                let wanted = "give --rotate-after-uses, --max-uses or --rotate-after-age";
+        Command::Set(SetArgs { chain, settings, client }) => {
+            if settings.is_empty() {
+                let wanted = "give --rotate-after-uses, --max-uses, --rotate-after-age or --inline";
                 return Err(Failure::Usage(wanted.to_owned()));
             }
             let client = Client::new(client)?;
@@ -137,7 +154,7 @@ pub(super) async fn run(command: Command) -> Result {
                     "the chain {chain} does not exist; `kms-proxy chain create` creates it"
                 )));
             }
-            put(&client, &chain, &Settings { suite: None, limits }).await.map(drop)
+            put(&client, &chain, &Settings { suite: None, others: settings }).await.map(drop)
         }
     }
 }

@@ -77,6 +77,9 @@ pub(super) struct Chain {
     rotate_after_uses: u64,
     max_uses: u64,
     rotate_after_age: u64,
+    /// A service of an earlier version does not report it.
+    #[serde(default)]
+    inline: bool,
 }
 
 /// Makes a new primary KEK.
@@ -176,8 +179,17 @@ fn check_table(readiness: &Readiness) -> String {
 }
 
 pub(super) fn chain_table(chains: &[Chain]) -> String {
-    let header =
-        ["CHAIN", "SUITE", "KEKS", "ROTATE AT", "MAX USES", "MAX AGE", "PRIMARY", "STANDBY"];
+    let header = [
+        "CHAIN",
+        "SUITE",
+        "KEKS",
+        "ROTATE AT",
+        "MAX USES",
+        "MAX AGE",
+        "INLINE",
+        "PRIMARY",
+        "STANDBY",
+    ];
     let rows = chains.iter().map(|chain| {
         let or_dash = |id: &Option<String>| id.clone().unwrap_or_else(|| "-".to_owned());
         let age = std::time::Duration::from_secs(chain.rotate_after_age);
@@ -188,6 +200,7 @@ pub(super) fn chain_table(chains: &[Chain]) -> String {
             chain.rotate_after_uses.to_string(),
             chain.max_uses.to_string(),
             kms_proxy::human_units::duration::format(age),
+            if chain.inline { "yes" } else { "no" }.to_owned(),
             or_dash(&chain.primary),
             or_dash(&chain.standby),
         ]
@@ -235,8 +248,8 @@ root:main  degraded  away
         let chain = r#"{"chain":"a","suite":"aes-128-gcm","primary":"01","standby":null,"keks":12,
             "rotate_after_uses":5,"max_uses":10,"rotate_after_age":7776000,"later":true}"#;
         let expected = "\
-CHAIN  SUITE        KEKS  ROTATE AT  MAX USES  MAX AGE  PRIMARY  STANDBY
-a      aes-128-gcm  12    5          10        90d      01       -
+CHAIN  SUITE        KEKS  ROTATE AT  MAX USES  MAX AGE  INLINE  PRIMARY  STANDBY
+a      aes-128-gcm  12    5          10        90d      no      01       -
 ";
         assert_eq!(chain_table(&[serde_json::from_str(chain).unwrap()]), expected);
     }

@@ -78,6 +78,10 @@ pub(super) struct ChainBody {
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
     #[schema(example = 7_776_000)]
     rotate_after_age: u64,
+    /// Whether new envelopes embed the wrapped KEK (version 2). Unless the service has no store,
+    /// the KEK is in the store as well.
+    #[schema(example = false)]
+    inline: bool,
 }
 
 impl From<ChainInfo> for ChainBody {
@@ -91,6 +95,7 @@ impl From<ChainInfo> for ChainBody {
             rotate_after_uses: info.limits.rotate_after_uses,
             max_uses: info.limits.max_uses,
             rotate_after_age: info.limits.rotate_after_age,
+            inline: info.inline,
         }
     }
 }
@@ -139,6 +144,10 @@ pub(super) struct ChainSettingsBody<'a> {
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
     #[schema(minimum = 60, maximum = 3_153_600_000_u64, example = 7_776_000, required = false)]
     rotate_after_age: Option<u64>,
+    /// Whether new envelopes embed the wrapped KEK, which the store has as well: they are of
+    /// version 2, and open without the store. Envelopes that exist do not change.
+    #[schema(example = false, required = false)]
+    inline: Option<bool>,
 }
 
 /// Lists the key chains.
@@ -189,13 +198,13 @@ pub(super) async fn read(
     })?)
 }
 
-/// Makes a key chain, or changes the limits of one.
+/// Makes a key chain, or changes the settings of one.
 #[utoipa::path(put, path = "/v1/chains/{name}", operation_id = "put_chain", tag = "keys",
     params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         description = "The chain's name.")),
     request_body = ChainSettingsBody,
     responses(
-        (status = 200, description = "It was there; its limits are as asked.", body = ChainBody),
+        (status = 200, description = "It was there; its settings are as asked.", body = ChainBody),
         (status = 201, description = "It was made.", body = ChainBody),
         ProblemBody,
     ))]
@@ -215,6 +224,7 @@ pub(super) async fn put(
         rotate_after_uses: settings.rotate_after_uses,
         max_uses: settings.max_uses,
         rotate_after_age: settings.rotate_after_age,
+        inline: settings.inline,
     };
     let (created, chain) = service.put_chain(&name, settings).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };

@@ -32,7 +32,8 @@ pub(super) struct RewrapRequest<'a> {
         example = "default", required = false)]
     chain: Option<Text<'a>>,
     /// Whether to embed the wrapped KEK: the result is of version 2, and opens wherever one of its
-    /// roots and the chain's name are configured. Without a store (`inline`) it always is.
+    /// roots and the chain's name are configured. In a chain that is set to `inline`, and without a
+    /// store, it always is.
     #[serde(default)]
     #[schema(required = false)]
     inline: bool,

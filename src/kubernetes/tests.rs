@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use prometheus::Registry;
 
 use super::plugin::Plugin;
-use super::proto::{DecryptRequest, EncryptRequest, StatusRequest};
+use super::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use super::*;
 use crate::clock::ManualClock;
 use crate::id::ChainName;
@@ -96,6 +96,41 @@ async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
     assert!(error.message().starts_with("root_unavailable: "), "{error}");
     assert_eq!(decrypt().await.unwrap().plaintext, vec![7; 32], "the first call opened the KEK");
     assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok");
+}
+
+#[tokio::test]
+async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_store() {
+    let (service, plugin) = start(&Arc::default(), Duration::ZERO).await;
+    let inline = |inline| service::ChainSettings { inline: Some(inline), ..Default::default() };
+    let encrypt = async || {
+        let request = EncryptRequest { plaintext: vec![7; 946], uid: String::new() };
+        let made = Arc::clone(&plugin).encrypt(request).await.unwrap();
+        assert_eq!(made.ciphertext.len(), 1024, "the most that kube-apiserver accepts");
+        made
+    };
+    let decrypt = async |plugin: &Arc<Plugin>, made: &EncryptResponse| {
+        let request = DecryptRequest {
+            ciphertext: made.ciphertext.clone(),
+            key_id: made.key_id.clone(),
+            annotations: made.annotations.clone(),
+            ..DecryptRequest::default()
+        };
+        Arc::clone(plugin).decrypt(request).await.map(|opened| opened.plaintext.clone())
+    };
+    let before = encrypt().await;
+    service.put_chain("kubernetes", inline(true)).await.unwrap();
+    let during = encrypt().await;
+    service.put_chain("kubernetes", inline(false)).await.unwrap();
+    let after = encrypt().await;
+    let count = |made: &EncryptResponse| made.annotations.len();
+    assert_eq!([&before, &during, &after].map(count), [0, 1, 0]);
+    assert!([&during, &after].iter().all(|made| made.key_id == before.key_id), "nothing is stale");
+    let (_fresh, without_store) = start(&Arc::default(), Duration::ZERO).await;
+    // The inline one last: once its KEK is in memory, it opens the others as well.
+    for made in [&before, &after, &during] {
+        assert_eq!(decrypt(&plugin, made).await.unwrap(), [7; 946]);
+        assert_eq!(decrypt(&without_store, made).await.is_ok(), count(made) == 1);
+    }
 }
 
 /// kube-apiserver continues to write for three minutes after the last successful Status.

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
-use crate::id::ChainName;
+use crate::id::{ChainName, Suite};
 use crate::keychain::KekPlacement;
 use crate::keychain::dek_cache::DekCache;
 use crate::metrics::Metrics;
@@ -142,7 +142,7 @@ impl Core {
     }
 
     /// The head of a chain as it is made.
-    pub(super) fn new_head(&self, suite: crate::id::Suite, limits: Limits) -> Head {
+    pub(super) fn new_head(&self, suite: Suite, limits: Limits, inline: bool) -> Head {
         Head {
             suite,
             limits,
@@ -152,12 +152,14 @@ impl Core {
             roots_generation: 1,
             named_root: None,
             repair: None,
+            inline,
         }
     }
 
     /// Creates the named chains that are missing, and loads all chains.
     async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
-        let head = self.new_head(self.config.chain.suite, self.config.chain.limits());
+        let chain = &self.config.chain;
+        let head = self.new_head(chain.suite, chain.limits(), chain.inline);
         for name in self.named_chains() {
             records::create(&*self.store, &name, &head).await.map_err(|error| {
                 let why = error.to_string();

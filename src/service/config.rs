@@ -49,6 +49,8 @@ pub struct ChainConfig {
     /// [`Limits::rotate_after_age`] of new chains, in whole seconds.
     #[serde(with = "human_units::duration")]
     pub rotate_after_age: Duration,
+    /// Whether envelopes of new chains embed the wrapped KEK, which the store has as well.
+    pub inline: bool,
     /// How long a KEK must be disabled before it can be destroyed: 24 h by default, and never less
     /// than [`MIN_DESTROY_DELAY`](super::MIN_DESTROY_DELAY).
     #[serde(with = "human_units::duration")]
@@ -68,6 +70,7 @@ impl ChainConfig {
             rotate_after_uses,
             max_uses,
             rotate_after_age: Duration::from_secs(rotate_after_age),
+            inline: false,
             destroy_delay: Duration::from_secs(24 * 60 * 60),
             max_chains: 10_000,
         }

@@ -32,8 +32,8 @@ pub(super) const CONCURRENT_LOOKUPS: usize = 64;
 pub(super) struct Core {
     pub(super) config: Config,
     pub(super) store: Arc<MonitoredStore>,
-    /// Where the KEKs of new envelopes are placed: inline if the store does not outlive the
-    /// process.
+    /// Where the KEKs of new envelopes are placed, unless a chain is set to `inline`: inline if the
+    /// store does not outlive the process.
     pub(super) placement: KekPlacement,
     pub(super) keyring: Keyring,
     pub(super) deks: DekCache,

@@ -78,12 +78,12 @@ impl KeyService {
         chain: Option<&str>,
         envelope: Vec<u8>,
     ) -> Result<Rewrapped, Error> {
-        self.rewrap_to(self.core.placement, chain, envelope).await
+        self.rewrap_to(None, chain, envelope).await
     }
 
     /// As [`rewrap`](Self::rewrap), with an inline KEK: the result has version 2, and any service
-    /// with a chain of this name and one of the roots can decrypt it. With a store of kind
-    /// `inline`, every rewrap does this.
+    /// with a chain of this name and one of the roots can decrypt it. In a chain that is set to
+    /// `inline`, and with a store of this kind, every rewrap does this.
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
@@ -92,12 +92,13 @@ impl KeyService {
         chain: Option<&str>,
         envelope: Vec<u8>,
     ) -> Result<Rewrapped, Error> {
-        self.rewrap_to(KekPlacement::Inline, chain, envelope).await
+        self.rewrap_to(Some(KekPlacement::Inline), chain, envelope).await
     }
 
+    /// Without a `placement`, the one of the chain.
     async fn rewrap_to(
         &self,
-        placement: KekPlacement,
+        placement: Option<KekPlacement>,
         chain: Option<&str>,
         envelope: Vec<u8>,
     ) -> Result<Rewrapped, Error> {
@@ -154,8 +155,7 @@ impl KeyService {
         aad: &[u8],
         now: Monotonic,
     ) -> Result<(Sealed, KekId), Error> {
-        let placement = self.core.placement;
-        self.spend_use(chain, now, |one| one.placed(placement).seal(plaintext, aad)).await
+        self.spend_use(chain, now, |one| one.seal(plaintext, aad)).await
     }
 
     /// Spends one use, and waits for one if none is left. Returns the result with the id of its
@@ -214,7 +214,7 @@ impl KeyService {
         &self,
         chain: &Chain,
         envelope: Vec<u8>,
-        placement: KekPlacement,
+        placement: Option<KekPlacement>,
         now: Monotonic,
     ) -> Result<Rewrapped, Error> {
         let parsed =
@@ -222,6 +222,7 @@ impl KeyService {
         let previous_kek_id = parsed.header.kek_id;
         let (snapshot, dek) = self.open_dek(chain, &parsed, now).await?;
         let chain_name = chain.name.clone();
+        let placement = placement.unwrap_or_else(|| snapshot.placement());
         if snapshot.is_current(&parsed, placement) {
             return Ok(Rewrapped {
                 envelope,

@@ -184,14 +184,19 @@ impl Ledger {
         }
     }
 
-    /// Changes the limits. Compares: head and the primary's uses unchanged.
-    pub(super) async fn set_limits(&mut self, limits: Limits) -> Result<bool, Error> {
+    /// Changes the limits, and whether envelopes embed the KEK. Compares: head and the primary's
+    /// uses unchanged.
+    pub(super) async fn set_settings(
+        &mut self,
+        limits: Limits,
+        inline: bool,
+    ) -> Result<bool, Error> {
         let mut txn = Txn::default();
         if let Some(primary) = &self.primary {
             let key = record::uses_key(&self.chain, primary.id);
             txn = txn.unchanged(key, primary.uses.revision);
         }
-        self.put_head(Head { limits, ..self.head.record.clone() }, txn).await
+        self.put_head(Head { limits, inline, ..self.head.record.clone() }, txn).await
     }
 
     /// Stores that the set of roots changed, with the root that the key id names, if that changed,

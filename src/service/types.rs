@@ -77,6 +77,8 @@ pub struct ChainInfo {
     pub keks: u64,
     /// When KEKs are replaced.
     pub limits: Limits,
+    /// Whether new envelopes embed the wrapped KEK.
+    pub inline: bool,
 }
 
 /// A description of a KEK. Times are seconds since the Unix epoch.
@@ -155,6 +157,8 @@ pub struct ChainSettings {
     pub max_uses: Option<u64>,
     /// See [`Limits::rotate_after_age`], in seconds.
     pub rotate_after_age: Option<u64>,
+    /// Whether new envelopes embed the wrapped KEK, which the store has as well.
+    pub inline: Option<bool>,
 }
 
 /// A change of a KEK's state.

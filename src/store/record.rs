@@ -89,6 +89,10 @@ pub struct Head {
     /// rollback later can see that the chain is already repaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repair: Option<u64>,
+    /// Whether new envelopes embed the wrapped KEK as well. Versions that do not know the field
+    /// read heads without it only, so it is written only where it is set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inline: bool,
 }
 
 /// The root that the keys of a chain are named after, for clients that must notice when the roots

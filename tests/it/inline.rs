@@ -14,6 +14,8 @@ use crate::pkcs11::Hsm;
 use crate::support::kms::{Front, Moto, Way};
 use crate::support::{Sealed, Service, Setup, decrypt_all, root, run};
 
+mod chains;
+
 const HELLO: &str = "aGVsbG8=";
 
 /// A process without a store, whose root is `key_id` behind `front`.

@@ -231,3 +231,22 @@ async fn the_longest_plaintext_has_a_blob_that_decrypts() {
     let opened = server.ok("Decrypt", json!({"CiphertextBlob": made["CiphertextBlob"]})).await;
     assert_eq!(bytes(&opened["Plaintext"]), [7; 4096]);
 }
+
+#[tokio::test]
+async fn the_blobs_of_an_inline_chain_open_after_the_store_is_lost() {
+    let server = Setup::new().start().await;
+    let inline = ChainSettings { inline: Some(true), ..ChainSettings::default() };
+    server.service.put_chain("orders", inline).await.unwrap();
+    let body = json!({"KeyId": "alias/orders", "Plaintext": base64([7; 4096])});
+    let made = server.ok("Encrypt", body).await;
+    assert!(bytes(&made["CiphertextBlob"]).len() <= 6144);
+    let body = json!({"KeyId": "alias/orders", "KeySpec": "AES_256"});
+    let key = server.ok("GenerateDataKey", body).await;
+
+    // Another service, which shares nothing with it but the root.
+    let fresh = Setup::new().start().await;
+    for (blob, plaintext) in [(&made, base64([7; 4096])), (&key, key["Plaintext"].to_string())] {
+        let opened = fresh.ok("Decrypt", json!({"CiphertextBlob": blob["CiphertextBlob"]})).await;
+        assert_eq!(opened["Plaintext"], plaintext.trim_matches('"'));
+    }
+}

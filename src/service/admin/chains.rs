@@ -21,7 +21,7 @@ const MAX_ROTATE_AFTER_AGE: u64 = 36_500 * 24 * 60 * 60;
 const TRIES: usize = 4;
 
 impl KeyService {
-    /// Creates a chain, or changes the limits of an existing one. Returns whether it was created. A
+    /// Creates a chain, or changes the settings of an existing one. Returns whether it was created. A
     /// new chain gets its first KEK at its first use. A creation is charged as a look-up.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl KeyService {
             Err(error) => return Err(self.count(Operation::Manage, "", error)),
         };
         let result = async {
-            self.change_limits(&chain, settings).await?;
+            self.change_settings(&chain, settings).await?;
             Ok((false, self.info(&chain).await?))
         };
         let result = result.await;
@@ -155,7 +155,9 @@ impl KeyService {
             return Err(Error::new(Kind::Conflict, detail));
         }
         let limits = merge(config.chain.limits(), settings)?;
-        let head = self.core.new_head(settings.suite.unwrap_or(config.chain.suite), limits);
+        let suite = settings.suite.unwrap_or(config.chain.suite);
+        let inline = settings.inline.unwrap_or(config.chain.inline);
+        let head = self.core.new_head(suite, limits, inline);
         let failed = |error| self.core.store_error(&name, error);
         let created = records::create(&*self.core.store, &name, &head).await.map_err(failed)?;
         let Some(chain) = self.core.load(&name).await.map_err(failed)? else {
@@ -165,7 +167,7 @@ impl KeyService {
         Ok((self.adopt(chain), created))
     }
 
-    async fn change_limits(&self, chain: &Chain, settings: ChainSettings) -> Result<(), Error> {
+    async fn change_settings(&self, chain: &Chain, settings: ChainSettings) -> Result<(), Error> {
         let failed = |error| self.core.store_error(&chain.name, error);
         for _ in 0..TRIES {
             let mut reserver = chain.reservations.lock().await;
@@ -189,7 +191,11 @@ impl KeyService {
                     ),
                 ));
             }
-            if limits == head.limits || ledger.set_limits(limits).await.map_err(failed)? {
+            let inline = settings.inline.unwrap_or(head.inline);
+            let is_set = (limits, inline) == (head.limits, head.inline);
+            if is_set || ledger.set_settings(limits, inline).await.map_err(failed)? {
+                // The next envelope has the new form.
+                reserver.publish_inline(&self.core, chain);
                 chain.need_uses.notify_one();
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! What operators read about chains and their KEKs, as in `/v1/chains`. It changes nothing.
 
 use crate::id::{ChainName, KekId};
+use crate::keychain::KekPlacement;
 use crate::metrics::Operation;
 use crate::store::record::{self, Kek, Record, Uses};
 use crate::store::records;
@@ -150,6 +151,7 @@ impl KeyService {
             standby: head.standby,
             keks: keks.map_err(|error| self.core.store_error(&chain.name, error))?,
             limits: head.limits,
+            inline: head.inline || self.core.placement == KekPlacement::Inline,
         })
     }
 }

@@ -153,6 +153,7 @@ mod tests {
             roots_generation: 1,
             named_root: None,
             repair: None,
+            inline: false,
         };
         put(store, record::head_key(chain), head.encode().unwrap()).await;
         ids

@@ -9,7 +9,7 @@ use crate::envelope::InlineRecord;
 use crate::keychain::budget::{BLOCK_LIFE, Budget};
 use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{self, Primary, Reason, Step, Thresholds};
-use crate::keychain::{InlineKek, KeyChain};
+use crate::keychain::{InlineKek, KekPlacement, KeyChain};
 use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
@@ -51,7 +51,7 @@ impl Reservations {
             self.report(core, chain);
             self.catch_up(core, chain);
             key_id::keep(core, chain, &mut self.ledger).await?;
-            self.publish_wraps(chain);
+            self.publish_inline(core, chain);
             let snapshot = chain.snapshot();
             let now = core.clock.now();
             let left = snapshot.budget().map_or(0, |budget| budget.left(now));
@@ -134,21 +134,30 @@ impl Reservations {
         }
     }
 
-    /// Publishes the inline record of the primary, if its wraps changed.
-    fn publish_wraps(&self, chain: &Chain) {
+    /// Publishes the inline record of the primary, if its wraps changed, and whether new envelopes
+    /// embed it.
+    pub(in crate::service) fn publish_inline(&self, core: &Core, chain: &Chain) {
         let snapshot = chain.snapshot();
         let (Some(held), Some(id)) = (&self.ledger.primary, snapshot.primary_id()) else { return };
         let record = record_of(&held.kek.record);
         let known = snapshot.inline().map(InlineKek::record);
-        if held.id == id && record.to_bytes().as_deref() != known {
+        let placement = self.placement(core);
+        let is_known = snapshot.placement() == placement && record.to_bytes().as_deref() == known;
+        if held.id == id && !is_known {
             let inline = snapshot.kek(id).and_then(|kek| inline_kek(kek, &record));
             let inline = inline.map(Arc::new);
             chain.publish(|next| {
                 if next.primary_id() == Some(id) {
                     next.set_inline(inline.clone());
+                    next.set_placement(placement);
                 }
             });
         }
+    }
+
+    /// Where new envelopes of the chain find their KEK.
+    fn placement(&self, core: &Core) -> KekPlacement {
+        if self.ledger.head.record.inline { KekPlacement::Inline } else { core.placement }
     }
 
     /// Publishes the stored state: `kek` encrypts from now on, the others only decrypt.
@@ -156,6 +165,7 @@ impl Reservations {
         let budget = Arc::new(budget);
         let record = self.ledger.primary.as_ref().map(|held| record_of(&held.kek.record));
         let inline = record.and_then(|record| inline_kek(&kek, &record)).map(Arc::new);
+        let placement = self.placement(core);
         let standby = self.ledger.standby.as_ref().map(|held| held.id);
         let old: Vec<_> = chain
             .snapshot()
@@ -169,6 +179,7 @@ impl Reservations {
         chain.publish(|next| {
             next.set_primary(Arc::clone(&kek), Arc::clone(&budget));
             next.set_inline(inline.clone());
+            next.set_placement(placement);
             for old in &old {
                 next.release(old.id());
             }

@@ -6,6 +6,7 @@ use crate::keychain::kek::Kek;
 use crate::store::inline;
 
 mod forged;
+mod setting;
 
 type Roots<'a> = &'a [(&'a str, &'a Arc<TestRoot>)];
 

@@ -85,6 +85,7 @@ impl World {
             roots_generation: 1,
             named_root: None,
             repair: None,
+            inline: false,
         };
         self.put(record::head_key(&self.chain), head.encode().unwrap()).await;
     }

@@ -21,6 +21,7 @@ async fn store() -> memory::Store {
             roots_generation: 1,
             named_root: None,
             repair: None,
+            inline: false,
         };
         let kek = Kek {
             suite,

@@ -205,6 +205,7 @@ mod tests {
             roots_generation: 1,
             named_root: None,
             repair: None,
+            inline: false,
         };
         assert_eq!(copied_head(&at(3, Some(id)), Primaries::Keep), at(3, Some(id)));
         assert_eq!(copied_head(&at(3, Some(id)), Primaries::Retire), at(4, None));

@@ -124,7 +124,7 @@ impl Sim {
             55..60 => self.rewrap(one),
             60..65 => self.rotate(one),
             65..75 => self.change_state(one),
-            75..80 => self.change_limits(one),
+            75..80 => self.change_settings(one),
             80..85 => {
                 let until = Instant::now() + rng.up_to(Duration::from_secs(120));
                 self.processes[one].net.cut(until);
@@ -314,11 +314,12 @@ impl Sim {
         self.call(one, move |client| async move { client.change(id, change).await });
     }
 
-    fn change_limits(&mut self, one: usize) {
+    fn change_settings(&mut self, one: usize) {
         let max_uses = 40 + self.rng.below(400);
         let settings = ChainSettings {
             rotate_after_uses: Some(max_uses / 2),
             max_uses: Some(max_uses),
+            inline: Some(max_uses % 3 == 0),
             ..ChainSettings::default()
         };
         self.call(one, move |client| async move {

@@ -68,6 +68,7 @@ impl History {
                 roots_generation: 1,
                 named_root: None,
                 repair: None,
+                inline: false,
             };
             self.put(record::head_key(chain), &head).await;
         }
