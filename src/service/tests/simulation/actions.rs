@@ -319,7 +319,7 @@ impl Sim {
         let settings = ChainSettings {
             rotate_after_uses: Some(max_uses / 2),
             max_uses: Some(max_uses),
-            inline: Some(max_uses % 3 == 0),
+            inline: Some(max_uses.is_multiple_of(3)),
             ..ChainSettings::default()
         };
         self.call(one, move |client| async move {
