@@ -1,10 +1,10 @@
-//! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate, and of the
-//! AEADs of AWS-LC.
+//! AES-GCM (NIST SP 800-38D) under a prepared key: the only caller of the `aes-gcm` crate, and of
+//! the AEADs of AWS-LC.
 //!
 //! It seals and opens in place and knows nothing about KEKs, DEKs or envelopes. A key that is used
-//! often is a [`Cipher`] with the caller's random nonces; a key that is used once needs no nonce; a
-//! [`BulkCipher`] is for many long messages. Which implementation seals a message does not change a
-//! bit of the result.
+//! often is a [`Cipher`] with the caller's random nonces; a key that is used once needs no nonce;
+//! a [`BulkCipher`] is for many long messages. Which implementation seals a message does not
+//! change a bit of the result.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes128Gcm, Aes256Gcm};

@@ -1,9 +1,9 @@
-//! Archives keep a copy of every wrapped KEK outside of the store, so that the loss of the store loses
-//! no data.
+//! Archives keep a copy of every wrapped KEK outside of the store, so that the loss of the store
+//! loses no data.
 //!
-//! This file owns the contract of an archive: objects under keys, with conditional writes. An archive
-//! contains wrapped keys only, and knows nothing about roots, chains in memory or when an object has
-//! to be written.
+//! This file owns the contract of an archive: objects under keys, with conditional writes. An
+//! archive contains wrapped keys only, and knows nothing about roots, chains in memory or when an
+//! object has to be written.
 
 use async_trait::async_trait;
 
@@ -42,8 +42,8 @@ pub enum Written {
 
 /// An archive of objects.
 ///
-/// Notes for implementors: bound every wait for the outside world. A write must be durable before it
-/// is acknowledged, and readers see it completely or not at all. Keys consist of the characters
+/// Notes for implementors: bound every wait for the outside world. A write must be durable before
+/// it is acknowledged, and readers see it completely or not at all. Keys consist of the characters
 /// `a-z0-9._-` and `/`.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
@@ -56,11 +56,12 @@ pub trait Archive: Send + Sync + 'static {
     /// Writes the object at `key` if `condition` holds.
     ///
     /// # Errors
-    /// [`Error`]. After [`Error::Unavailable`] the object may have been written, or be written later.
+    /// [`Error`]. After [`Error::Unavailable`] the object may have been written, or be written
+    /// later.
     async fn put(&self, key: &str, bytes: Vec<u8>, condition: Condition) -> Result<Written, Error>;
 
-    /// The first `limit` keys, in the order of their bytes, that start with `prefix` and come after
-    /// `after`.
+    /// The first `limit` keys, in the order of their bytes, that start with `prefix` and come
+    /// after `after`.
     ///
     /// # Errors
     /// [`Error`].

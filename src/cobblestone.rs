@@ -1,10 +1,10 @@
-//! Cobblestone, the chunked encryption of C2SP (<https://c2sp.org/chunked-encryption>, version 1): a
-//! message of up to 4 PiB under one input key, in constant memory, with random access.
+//! Cobblestone, the chunked encryption of C2SP (<https://c2sp.org/chunked-encryption>, version 1):
+//! a message of up to 4 PiB under one input key, in constant memory, with random access.
 //!
-//! HKDF-Expand with SHA-512 derives a key, a base nonce and a commitment from the input key, a salt and
-//! a context. The ciphertext is salt, commitment, and AES-GCM chunks of 16 KiB, of which the last one
-//! is shorter. This file owns the derivation and single chunks; [`Sealer`] and [`Opener`] cut a message
-//! into chunks. Nothing here knows about envelopes or key chains.
+//! HKDF-Expand with SHA-512 derives a key, a base nonce and a commitment from the input key, a
+//! salt and a context. The ciphertext is salt, commitment, and AES-GCM chunks of 16 KiB, of which
+//! the last one is shorter. This file owns the derivation and single chunks; [`Sealer`] and
+//! [`Opener`] cut a message into chunks. Nothing here knows about envelopes or key chains.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha512;
@@ -47,8 +47,8 @@ pub enum SealError {
     Randomness(#[from] random::Unavailable),
 }
 
-/// The ciphertext does not open: a wrong key or context, or bytes that were changed, removed or added.
-/// Which one is not reported.
+/// The ciphertext does not open: a wrong key or context, or bytes that were changed, removed or
+/// added. Which one is not reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("authentication failed")]
 pub struct Invalid;
@@ -60,8 +60,8 @@ pub struct MessageKey {
 }
 
 impl MessageKey {
-    /// The key of a new message, with a random salt. `input_key` must be uniformly random; with random
-    /// salts it is good for the number of messages that the specification lists.
+    /// The key of a new message, with a random salt. `input_key` must be uniformly random; with
+    /// random salts it is good for the number of messages that the specification lists.
     ///
     /// # Errors
     /// [`SealError::Randomness`].
@@ -94,8 +94,9 @@ impl MessageKey {
         if bool::from(expected.ct_eq(commitment)) { Ok(key) } else { Err(Invalid) }
     }
 
-    /// Seals the chunk `index` in place, and returns its tag. Chunks may be sealed in any order, each
-    /// of them once; all but the last one have [`CHUNK_LEN`] bytes, and the last one has fewer.
+    /// Seals the chunk `index` in place, and returns its tag. Chunks may be sealed in any order,
+    /// each of them once; all but the last one have [`CHUNK_LEN`] bytes, and the last one has
+    /// fewer.
     ///
     /// # Errors
     /// [`SealError::TooLong`].
@@ -105,7 +106,8 @@ impl MessageKey {
     }
 
     /// Opens the chunk `index`, ciphertext and tag, in place, and returns the plaintext. If it is
-    /// shorter than [`CHUNK_LEN`], it is the last chunk. On failure, `sealed` contains no plaintext.
+    /// shorter than [`CHUNK_LEN`], it is the last chunk. On failure, `sealed` contains no
+    /// plaintext.
     ///
     /// # Errors
     /// [`Invalid`].
@@ -136,9 +138,9 @@ impl MessageKey {
     }
 }
 
-/// Key, base nonce and commitment: HKDF-Expand (RFC 5869 section 2.3) with HMAC-SHA-512 of `"c2sp.org/
-/// chunked-encryption@v1+" || aead || 0x00 || salt || context`. The input key is the PRK. It is
-/// shorter than what RFC 5869 recommends, as the specification demands.
+/// Key, base nonce and commitment: HKDF-Expand (RFC 5869 section 2.3) with HMAC-SHA-512 of
+/// `"c2sp.org/ chunked-encryption@v1+" || aead || 0x00 || salt || context`. The input key is the
+/// PRK. It is shorter than what RFC 5869 recommends, as the specification demands.
 fn derive(
     input_key: &KeyBytes,
     salt: &[u8; SALT_LEN],

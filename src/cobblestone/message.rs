@@ -1,5 +1,5 @@
-//! Cuts a message into chunks: [`Sealer`] and [`Opener`] take pieces of any size, and give whole chunks
-//! in buffers of their own. Each holds one chunk.
+//! Cuts a message into chunks: [`Sealer`] and [`Opener`] take pieces of any size, and give whole
+//! chunks in buffers of their own. Each holds one chunk.
 
 use std::mem;
 
@@ -9,8 +9,8 @@ use crate::aead::TAG_LEN;
 
 use super::{CHUNK_LEN, Invalid, MessageKey, SEALED_CHUNK_LEN, SealError};
 
-/// Seals a message that arrives in pieces. The plaintext that waits for the end of its chunk is wiped
-/// on drop.
+/// Seals a message that arrives in pieces. The plaintext that waits for the end of its chunk is
+/// wiped on drop.
 pub struct Sealer {
     key: MessageKey,
     index: u64,

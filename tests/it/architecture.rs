@@ -25,7 +25,7 @@ const MODULES: &str = "
     human_units:
     backoff:   random
     secret:    id random
-    aead:      secret
+    aead:      id secret
     files:     random secret
     metrics:   id
     pem:       timestamp
@@ -38,7 +38,7 @@ const MODULES: &str = "
     cobblestone: aead id random secret
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
-    archive:   store
+    archive:
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
 
     keychain:  aead clock envelope id random secret
@@ -60,7 +60,7 @@ const MODULES: &str = "
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
-    aws_lc_rs:   aead
+    aws_lc_rs:   aead pem tls
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root

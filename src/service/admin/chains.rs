@@ -21,8 +21,9 @@ const MAX_ROTATE_AFTER_AGE: u64 = 36_500 * 24 * 60 * 60;
 const TRIES: usize = 4;
 
 impl KeyService {
-    /// Creates a chain, or changes the settings of an existing one. Returns whether it was created. A
-    /// new chain gets its first KEK at its first use. A creation is charged as a look-up.
+    /// Creates a chain, or changes the settings of an existing one. Returns whether it was
+    /// created. A new chain gets its first KEK at its first use. A creation is charged as a
+    /// look-up.
     ///
     /// # Errors
     /// [`Kind::InvalidRequest`] for an invalid name or limits, [`Kind::Conflict`] for another
@@ -206,8 +207,8 @@ impl KeyService {
     /// Disables, enables or destroys a KEK.
     ///
     /// # Errors
-    /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] if its state does not allow
-    /// the change and if nothing is stored, [`Kind::StoreUnavailable`].
+    /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] if its state does not
+    /// allow the change and if nothing is stored, [`Kind::StoreUnavailable`].
     pub async fn change_kek(
         &self,
         chain: &str,
