@@ -105,7 +105,7 @@ pub(crate) fn seal_once_unswept(
     aad: &[u8],
     buffer: &mut [u8],
 ) -> Result<[u8; TAG_LEN], Failed> {
-    if buffer.len() >= long::FROM {
+    if long::takes(buffer.len()) {
         return long::Key::new(key)?.seal(&ZERO, aad, buffer);
     }
     let tag = match key.exposed() {
@@ -130,7 +130,7 @@ pub fn open_once(
     buffer: &mut [u8],
     tag: &[u8; TAG_LEN],
 ) -> Result<(), Failed> {
-    if buffer.len() >= long::FROM {
+    if long::takes(buffer.len()) {
         return swept(|| long::Key::new(key)?.open(&ZERO, aad, buffer, tag));
     }
     let opened = swept(|| match key.exposed() {

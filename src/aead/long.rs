@@ -10,8 +10,10 @@ use crate::secret::KeyBytes;
 
 use super::{Failed, NONCE_LEN, TAG_LEN};
 
-/// The size in bytes from which a message is sealed here. Below 1 KiB the two are about equal.
-pub(super) const FROM: usize = 1024;
+/// Whether a message of `len` bytes is sealed here: below 1 KiB the two are about equally fast.
+pub(super) const fn takes(len: usize) -> bool {
+    len >= 1024
+}
 
 /// A prepared key. AWS-LC wipes it when it is dropped.
 pub(super) struct Key(LessSafeKey);
