@@ -32,6 +32,7 @@ pub(crate) mod random;
 mod service;
 pub(crate) mod tools;
 pub(crate) mod tunnel;
+mod watchdog;
 
 pub(crate) use bao::Bao;
 pub(crate) use service::{Service, read_until, talk};
@@ -52,6 +53,7 @@ pub(crate) struct Setup {
 impl Setup {
     /// An empty data directory and no setting but a free port.
     pub(crate) fn new() -> Self {
+        watchdog::watch();
         Self { dir: Arc::new(tempfile::tempdir().unwrap()), variables: Vec::new() }
     }
 
@@ -145,6 +147,7 @@ impl Setup {
 /// Runs a command of the binary with `input` on stdin.
 pub(crate) fn run(args: &[&str], input: &[u8]) -> Output {
     use std::io::Write;
+    watchdog::watch();
     let mut command = Command::new(BINARY);
     command.args(args).env_clear();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -165,6 +168,7 @@ pub(crate) fn tell(line: &str) {
 
 /// The repository.
 pub(crate) fn root() -> &'static Path {
+    watchdog::watch();
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
