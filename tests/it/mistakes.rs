@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Sealed, Service, Setup, decrypt_all, pages, run, until};
 
+mod clocks;
+mod removals;
 mod replicas;
 mod roots;
 

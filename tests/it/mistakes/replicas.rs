@@ -19,7 +19,7 @@ use super::{
     without_advice,
 };
 
-fn on(etcd: &Etcd) -> Setup {
+pub(super) fn on(etcd: &Etcd) -> Setup {
     Setup::new().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url())
 }
 
