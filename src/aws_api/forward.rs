@@ -172,7 +172,7 @@ impl Forwarder {
         let mut hash = Sha256::new_with_prefix(digest);
         hash.update(key_id.unwrap_or_default());
         let call = async {
-            // Whoever joins this call later gets a response that is as old as the call.
+            // A caller that joins this call later gets a response that is as old as the call.
             let refusals = self.cache.refusals();
             let opened = self.kms.decrypt(body).await.map_err(|refusal| {
                 if refusal.is_of_key {
