@@ -9,7 +9,7 @@ pub struct Forwarded(IntCounterVec);
 
 impl Forwarded {
     /// How a call ends: the label `outcome`. KMS found the ciphertext invalid (`invalid`), refused
-    /// the call otherwise (`denied`), or did not do it (`throttled`, `unavailable`); or nobody
+    /// the call otherwise (`denied`), or did not do it (`throttled`, `unavailable`); or no caller
     /// waited for the end (`abandoned`).
     pub const OUTCOMES: [&'static str; 6] =
         ["ok", "invalid", "denied", "throttled", "unavailable", "abandoned"];

@@ -28,7 +28,7 @@ mod inline;
 mod missing;
 mod roots;
 
-use inline::Inline;
+use inline::{Inline, is_for_all};
 use missing::Missing;
 use roots::Roots;
 pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState, Trust};
@@ -390,12 +390,6 @@ pub(super) fn check(key: KeyBytes, context: &Context<'_>) -> Result<KeyBytes, ro
     } else {
         Err(root::Error::Wrong("it unwraps to a key with another id".to_owned()))
     }
-}
-
-/// Whether the result of a shared call is one for all requests: that one of them has used up its
-/// quota concerns no other.
-fn is_for_all(result: &Result<Arc<Kek>, Error>) -> bool {
-    !result.as_ref().is_err_and(|error| error.kind() == Kind::Overloaded)
 }
 
 fn unavailable(detail: impl Into<Cow<'static, str>>) -> Error {

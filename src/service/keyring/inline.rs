@@ -27,7 +27,7 @@ use crate::store::record::Wrap;
 
 use super::roots::Wrapped;
 use super::{AWAY_FOR, CacheKey, FAILURES, Failure, Keyring, Opening, REFUSED_FOR};
-use super::{check, is_for_all, unavailable};
+use super::{check, unavailable};
 
 /// Concurrent root calls for inline KEKs, beside those for the KEKs of the chains.
 const CONCURRENT: usize = 8;
@@ -102,6 +102,12 @@ impl Inline {
         let full = || Arc::new(RateLimiter::new(FAILED_CALLS, FAILED_CALLS_EVERY));
         Arc::clone(chains.entry(chain.clone()).or_insert_with(full))
     }
+}
+
+/// Whether the result of a shared call is one for all requests: that one of them has used up its
+/// quota concerns no other.
+pub(super) fn is_for_all(result: &Result<Arc<Kek>, Error>) -> bool {
+    !result.as_ref().is_err_and(|error| error.kind() == Kind::Overloaded)
 }
 
 /// Why no root opened a record.
