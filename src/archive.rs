@@ -7,6 +7,15 @@
 
 use async_trait::async_trait;
 
+pub mod memory;
+pub mod object;
+pub mod settings;
+
+#[cfg(test)]
+pub(crate) mod contract;
+
+pub use settings::{Config, OnFailure, Policy, Require};
+
 /// The version of an object, as the archive names it: an entity tag, or a digest of the object.
 /// Two versions are equal only if the bytes are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,15 +45,16 @@ pub enum Condition {
 pub enum Written {
     /// The object was written, and has this version.
     Applied(Version),
-    /// The condition did not hold. Nothing was written.
+    /// The condition did not hold. Read the object again before the next attempt: a kind that
+    /// retries within a call can find what its own first attempt has written.
     Conflict,
 }
 
 /// An archive of objects.
 ///
 /// Notes for implementors: bound every wait for the outside world. A write must be durable before it
-/// is acknowledged, and readers see it completely or not at all. Keys consist of the characters
-/// `a-z0-9._-` and `/`.
+/// is acknowledged, and readers see it completely or not at all. Keys consist of names with `/`
+/// between them; a name consists of the characters `a-z0-9._-` and starts with a letter or digit.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
     /// The object at `key`.
@@ -60,7 +70,7 @@ pub trait Archive: Send + Sync + 'static {
     async fn put(&self, key: &str, bytes: Vec<u8>, condition: Condition) -> Result<Written, Error>;
 
     /// The first `limit` keys, in the order of their bytes, that start with `prefix` and come after
-    /// `after`.
+    /// `after`. The prefix is empty or ends with `/`: cloud stores list by whole names only.
     ///
     /// # Errors
     /// [`Error`].

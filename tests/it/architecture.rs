@@ -36,8 +36,8 @@ const MODULES: &str = "
 
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
-    archive:   store
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
+    archive:   error_chain files id loopback proxy random store human_units
 
     sigv4:
 
