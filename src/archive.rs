@@ -7,6 +7,7 @@
 
 use async_trait::async_trait;
 
+pub mod dir;
 pub mod memory;
 pub mod object;
 pub mod settings;

@@ -30,8 +30,13 @@ pub enum Config {
 pub struct Dir {
     /// The archive's name in metrics, logs and commands.
     pub name: String,
-    /// The directory. It is created with mode 0700 if it is missing; its parent must exist.
+    /// The directory. It contains a file `kms-proxy-archive`, so that an unmounted disk is not taken
+    /// for an empty archive.
     pub path: PathBuf,
+    /// Whether the directory and that file are created if they are missing: only where the disk
+    /// cannot be missing.
+    #[serde(default)]
+    pub create: bool,
     /// How long one call may take: 10 s by default.
     #[serde(default = "ten_seconds", with = "human_units::duration")]
     pub timeout: Duration,
