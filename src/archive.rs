@@ -5,6 +5,8 @@
 //! contains wrapped keys only, and knows nothing about roots, chains in memory or when an object has
 //! to be written.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 pub mod dir;
@@ -84,6 +86,15 @@ pub trait Archive: Send + Sync + 'static {
 
     /// The kind of archive as the configuration names it, such as `s3`.
     fn kind(&self) -> &'static str;
+}
+
+/// An archive and its name.
+#[derive(Clone)]
+pub struct Named {
+    /// The name in metrics, logs and commands.
+    pub name: Arc<str>,
+    /// The archive.
+    pub archive: Arc<dyn Archive>,
 }
 
 /// Why a call failed: the cases that a caller can act on.

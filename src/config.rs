@@ -250,7 +250,7 @@ impl From<&Config> for Sections {
     fn from(config: &Config) -> Self {
         let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes } =
             config.clone();
-        let service::Config { chain, cache, wait: _, max_waiting: _ } = service;
+        let service::Config { chain, cache, archive_policy: _, wait: _, max_waiting: _ } = service;
         let auth::Config { mode, clients, aws_secret_key_file } = auth;
         aws_api.secret_key_file = aws_secret_key_file;
         let data_dir = store.data_dir();

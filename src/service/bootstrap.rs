@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::archive;
 use crate::clock::Clock;
 use crate::id::ChainName;
 use crate::keychain::KekPlacement;
@@ -20,6 +21,7 @@ use crate::root;
 use crate::store::record::{Head, Limits};
 use crate::store::{self, Store, records};
 
+use super::archive::archives::Archives;
 use super::chain::Chain;
 use super::core::{CONCURRENT_LOOKUPS, Core};
 use super::error::Error;
@@ -49,6 +51,18 @@ impl KeyService {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
+        Self::start_archived(config, store, Vec::new(), roots, clock, metrics).await
+    }
+
+    /// As [`start`](Self::start), with archives. Archives may be unavailable.
+    pub(crate) async fn start_archived(
+        config: Config,
+        store: Arc<dyn Store>,
+        archives: Vec<archive::Named>,
+        roots: Vec<root::Named>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, Error> {
         let mut owner = [0; 8];
         crate::random::fill(&mut owner).map_err(|error| Error::internal(&error))?;
         let shared = store.watch().is_some();
@@ -63,6 +77,7 @@ impl KeyService {
                 Arc::clone(&clock),
                 Arc::clone(&metrics),
             ),
+            archives: Archives::new(archives, config.archive_policy, &metrics),
             deks: DekCache::new(config.cache.dek_entries, config.cache.dek_max_age),
             unknown: Unknown::new(),
             unknown_chains: Unknown::new(),
@@ -100,7 +115,7 @@ impl KeyService {
             service.spawn(chain);
         }
         let others = service.follow().into_iter().chain([service.keep_up()]);
-        service.tasks.lock().extend(others);
+        service.tasks.lock().extend(others.chain(service.archive()));
         service.make_ready(named).await;
         root_users::look_after(&service.core).await;
         Ok(service)
@@ -156,9 +171,13 @@ impl Core {
     }
 
     /// Creates the named chains that are missing, and loads all chains.
-    async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
+    async fn load_chains(self: &Arc<Self>) -> Result<(Chains, HashMap<ChainName, String>), Error> {
         let head = self.new_head(self.config.chain.suite, self.config.chain.limits());
         for name in self.named_chains() {
+            if let Err(error) = self.look_in_archives(&name).await {
+                tracing::warn!(chain = %name, %error, "it is not known whether the archives have \
+                    settings of the chain: it gets those of the configuration if the store lacks it");
+            }
             records::create(&*self.store, &name, &head).await.map_err(|error| {
                 let why = error.to_string();
                 self.store_error(&name, error).with_advice(why)
@@ -184,6 +203,18 @@ impl Core {
             }
         }
         Ok((chains, damaged))
+    }
+
+    /// Founds a chain again that the store lacks and the archives have.
+    async fn look_in_archives(self: &Arc<Self>, name: &ChainName) -> Result<(), Error> {
+        if self.archives.is_empty() {
+            return Ok(());
+        }
+        match records::read_head(&*self.store, name).await {
+            Ok(None) => self.found_archived(name).await.map(drop),
+            // What follows reports an error.
+            Ok(Some(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// Loads one chain; `None` if it is not stored.

@@ -43,7 +43,7 @@ const MODULES: &str = "
 
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
-    service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
+    service:   archive backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
     auth:      clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
