@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::archive::object::Wraps;
 use crate::id::{ChainName, KekId};
 use crate::service::KeyService;
 use crate::service::chain::Chain;
@@ -33,6 +34,8 @@ pub(in crate::service) async fn kek(
         tracing::warn!(chain = %chain.name, kek_id = %id, state = state.as_str(), "the store \
             lacked a KEK, which is restored from an archive");
     }
+    // An archive that did not answer may have a tombstone.
+    core.archives.want(&chain.name, Some(id), Wraps::Join);
     core.unknown.remove(&(chain.name.clone(), id));
     Ok(())
 }

@@ -127,7 +127,13 @@ async fn archive(service: &Arc<KeyService>, one: &One, item: Item, due: Due) -> 
         synced => synced,
     };
     match synced {
-        Ok(Synced::Same | Synced::NotStored) => one.done(&item, due),
+        Ok(Synced::Same) => one.done(&item, due),
+        Ok(Synced::NotStored) => {
+            // If the chain waits for it, its records are out of date.
+            chain.iter().for_each(|chain| chain.staleness.outdate());
+            one.done(&item, due);
+            return Round::More;
+        }
         // The chain is repaired first.
         Ok(Synced::Destroyed) => one.note_stuck(item, core.clock.now()),
         Err(Failed::Record(detail)) => {
