@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+#[cfg(feature = "archive-cloud")]
+pub mod cloud;
 pub mod dir;
 pub mod memory;
 pub mod object;
@@ -88,15 +90,6 @@ pub trait Archive: Send + Sync + 'static {
     fn kind(&self) -> &'static str;
 }
 
-/// An archive and its name.
-#[derive(Clone)]
-pub struct Named {
-    /// The name in metrics, logs and commands.
-    pub name: Arc<str>,
-    /// The archive.
-    pub archive: Arc<dyn Archive>,
-}
-
 /// Why a call failed: the cases that a caller can act on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -106,4 +99,49 @@ pub enum Error {
     /// The archive refuses access. An operator has to act.
     #[error("the archive denies access: {0}")]
     Denied(String),
+}
+
+/// An archive, and its name in the configuration.
+#[derive(Clone)]
+pub struct Named {
+    /// Its name, for metrics, logs and commands.
+    pub name: Arc<str>,
+    /// The archive.
+    pub archive: Arc<dyn Archive>,
+}
+
+impl std::fmt::Debug for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.archive.kind())
+    }
+}
+
+/// An archive that could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("archive {name}: {detail}")]
+pub struct OpenError {
+    /// Its name.
+    pub name: String,
+    /// What is wrong, for the operator; without secrets.
+    pub detail: String,
+}
+
+/// Opens a configured archive. This makes no call, so an archive that is unavailable stops no
+/// process.
+///
+/// # Errors
+/// [`OpenError`]: wrong settings, or credentials in the environment that can't be used.
+pub fn open(config: &Config) -> Result<Named, OpenError> {
+    let wrong = |detail| OpenError { name: config.name().to_owned(), detail };
+    config.check().map_err(|(key, detail)| wrong(format!("{key}: {detail}")))?;
+    let archive: Arc<dyn Archive> = match config {
+        Config::Dir(dir) => Arc::new(dir::Archive::new(dir)),
+        #[cfg(feature = "archive-cloud")]
+        Config::S3(_) | Config::Gcs(_) | Config::Azure(_) => {
+            Arc::new(cloud::Archive::new(config).map_err(wrong)?)
+        }
+        #[allow(unreachable_patterns, reason = "reachable where the feature is off")]
+        _ => return Err(wrong(settings::LEFT_OUT.to_owned())),
+    };
+    Ok(Named { name: config.name().into(), archive })
 }

@@ -3,12 +3,14 @@
 //!
 //! Plain data: each kind uses its own settings.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::human_units;
+use crate::id::ChainName as ArchiveName;
+use crate::loopback::is_loopback_authority;
 
 /// One `[[archive]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +128,139 @@ impl Config {
             Self::Azure(_) => "azure",
         }
     }
+
+    /// How long one call may take.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        match self {
+            Self::Dir(Dir { timeout, .. })
+            | Self::S3(S3 { timeout, .. })
+            | Self::Gcs(Gcs { timeout, .. })
+            | Self::Azure(Azure { timeout, .. }) => *timeout,
+        }
+    }
+
+    /// The parts of the URL; `None` for a directory, and for a URL that [`check`](Self::check)
+    /// refuses.
+    pub(super) fn url(&self) -> Option<Url<'_>> {
+        let (text, scheme) = match self {
+            Self::Dir(_) => return None,
+            Self::S3(s3) => (&s3.url, "s3://"),
+            Self::Gcs(gcs) => (&gcs.url, "gs://"),
+            Self::Azure(azure) => (&azure.url, "az://"),
+        };
+        let rest = text.strip_prefix(scheme)?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.bytes().all(is_plain);
+        let is_good = is_name(bucket) && (prefix.is_empty() || prefix.split('/').all(is_name));
+        is_good.then_some(Url { text, bucket, prefix })
+    }
+
+    /// The URL of the server, if one is set.
+    pub(super) fn endpoint(&self) -> Option<&str> {
+        match self {
+            Self::Dir(_) => None,
+            Self::S3(S3 { endpoint, .. })
+            | Self::Gcs(Gcs { endpoint, .. })
+            | Self::Azure(Azure { endpoint, .. }) => endpoint.as_deref(),
+        }
+    }
+
+    /// The file of authorities, if one is set.
+    pub(super) fn ca(&self) -> Option<&Path> {
+        match self {
+            Self::Dir(_) => None,
+            Self::S3(S3 { ca, .. }) | Self::Gcs(Gcs { ca, .. }) | Self::Azure(Azure { ca, .. }) => {
+                ca.as_deref()
+            }
+        }
+    }
+
+    /// Whether objects are sent without TLS, to this machine.
+    pub(super) fn is_plain(&self) -> bool {
+        self.endpoint().is_some_and(|endpoint| endpoint.starts_with("http://"))
+    }
+
+    /// Checks the settings without a call, and whether their kind is part of this build.
+    ///
+    /// # Errors
+    /// The key within `[[archive]]`, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let wrong = |key, detail: &str| Err((key, detail.to_owned()));
+        if ArchiveName::new(self.name()).is_err() {
+            return wrong(
+                "name",
+                "an archive's name is 1 to 63 of a-z 0-9 . _ - and starts with a letter or digit",
+            );
+        }
+        if !(SHORTEST..=LONGEST).contains(&self.timeout()) {
+            return wrong("timeout", "must be between 100ms and 1m");
+        }
+        match self {
+            Self::Dir(_) => Ok(()),
+            #[cfg(feature = "archive-cloud")]
+            Self::S3(_) | Self::Gcs(_) | Self::Azure(_) => self.check_cloud(),
+            #[allow(unreachable_patterns, reason = "reachable where the feature is off")]
+            _ => wrong("kind", LEFT_OUT),
+        }
+    }
+
+    fn check_cloud(&self) -> Result<(), (&'static str, String)> {
+        let wrong = |key, detail: &str| Err((key, detail.to_owned()));
+        if self.url().is_none() {
+            return wrong(
+                "url",
+                match self {
+                    Self::Gcs(_) => "must be gs://BUCKET or gs://BUCKET/PREFIX",
+                    Self::Azure(_) => "must be az://CONTAINER or az://CONTAINER/PREFIX",
+                    Self::Dir(_) | Self::S3(_) => "must be s3://BUCKET or s3://BUCKET/PREFIX",
+                },
+            );
+        }
+        match self.endpoint().map(is_endpoint) {
+            Some(false) => wrong(
+                "endpoint",
+                "must be a URL such as https://s3.example.com:9000; http:// is only for a loopback \
+                 address",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The parts of `SCHEME://BUCKET/PREFIX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Url<'a> {
+    pub(super) text: &'a str,
+    pub(super) bucket: &'a str,
+    /// Without a `/` at either end.
+    pub(super) prefix: &'a str,
+}
+
+/// A shorter time would be a mistake in the unit.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// A longer time would block a rotation.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The error for a kind that is not part of this build.
+pub(super) const LEFT_OUT: &str = "archives of kind s3, gcs and azure are not part of this build: \
+                                   they need the Cargo feature archive-cloud";
+
+/// Whether this is the URL of a server: without user, path or query.
+fn is_endpoint(url: &str) -> bool {
+    let (authority, is_tls) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+        (Some(rest), _) => (rest, true),
+        (None, Some(rest)) => (rest, false),
+        (None, None) => return false,
+    };
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]/_".contains(&byte);
+    let is_good = !authority.is_empty() && authority.bytes().all(is_plain);
+    let host = authority.split('/').next().unwrap_or_default();
+    is_good && (is_tls || is_loopback_authority(host))
 }
 
 /// `[archive_policy]`.
@@ -181,6 +316,49 @@ mod tests {
             assert!(error.contains("path"), "{error}");
         }
         assert!(parse("kind = 'tape'\nname = 'x'").unwrap_err().contains("`dir`, `s3`"));
+    }
+
+    #[test]
+    fn settings_are_checked_without_a_call() {
+        let checked = |text: &str| {
+            let config = parse(text).unwrap();
+            config.check().map_err(|(key, _)| key)
+        };
+        let dir = "kind = 'dir'\npath = '/mnt/nas'\n";
+        assert_eq!(checked(&format!("{dir}name = 'nas'")), Ok(()));
+        assert_eq!(checked(&format!("{dir}name = 'The NAS'")), Err("name"));
+        assert_eq!(checked(&format!("{dir}name = 'nas'\ntimeout = '10m'")), Err("timeout"));
+        for (url, prefix) in
+            [("s3://b", ""), ("s3://b/", ""), ("s3://b/a/c", "a/c"), ("s3://b.c/a_1/", "a_1")]
+        {
+            let config = parse(&format!("kind = 's3'\nname = 'x'\nurl = '{url}'")).unwrap();
+            assert_eq!((config.check(), config.url().unwrap().prefix), (Ok(()), prefix), "{url}");
+        }
+        for bad in [
+            "b",
+            "gs://b",
+            "s3://",
+            "s3:///a",
+            "s3://b//a",
+            "s3://b/../a",
+            "s3://u:p@b",
+            "s3://b?x",
+        ] {
+            assert_eq!(checked(&format!("kind = 's3'\nname = 'x'\nurl = '{bad}'")), Err("url"));
+        }
+        for (endpoint, expected) in [
+            ("https://s3.example.com", Ok(())),
+            ("https://s3.example.com:9000/", Ok(())),
+            ("http://127.0.0.1:9000", Ok(())),
+            ("http://localhost:9000", Ok(())),
+            ("http://s3.example.com", Err("endpoint")),
+            ("https://user:password@s3.example.com", Err("endpoint")),
+            ("s3.example.com", Err("endpoint")),
+            ("https://", Err("endpoint")),
+        ] {
+            let s3 = format!("kind = 's3'\nname = 'x'\nurl = 's3://b'\nendpoint = '{endpoint}'");
+            assert_eq!(checked(&s3), expected, "{endpoint}");
+        }
     }
 
     #[test]

@@ -39,11 +39,8 @@ use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 impl KeyService {
-    /// Starts a service on `store` and `roots`, the preferred root first. When it returns,
-    /// `default` and the chains that `config` names are ready, or are retried in the background.
-    ///
-    /// # Errors
-    /// When the store does not answer. Roots may be unavailable.
+    /// Starts a service without archives.
+    #[cfg(test)]
     pub(crate) async fn start(
         config: Config,
         store: Arc<dyn Store>,
@@ -54,7 +51,12 @@ impl KeyService {
         Self::start_archived(config, store, Vec::new(), roots, clock, metrics).await
     }
 
-    /// As [`start`](Self::start), with archives. Archives may be unavailable.
+    /// Starts a service on `store`, `archives` and `roots`, the preferred root first. When it
+    /// returns, `default` and the chains that `config` names are ready, or are retried in the
+    /// background.
+    ///
+    /// # Errors
+    /// When the store does not answer. Roots and archives may be unavailable.
     pub(crate) async fn start_archived(
         config: Config,
         store: Arc<dyn Store>,
