@@ -206,6 +206,11 @@ impl One {
         of_chain.has_settings && matches!(of_chain.keks.get(&id), Some(Kept::Held(_)))
     }
 
+    /// The same for a record that is due.
+    pub(super) fn holds_item(&self, (chain, id): &Item) -> bool {
+        id.map_or_else(|| self.has_settings(chain), |id| self.holds(chain, id))
+    }
+
     /// Whether the archive is known to have an object of a KEK.
     pub(super) fn lists(&self, chain: &ChainName, id: KekId) -> bool {
         self.known().chains.get(chain).is_some_and(|of_chain| of_chain.keks.contains_key(&id))

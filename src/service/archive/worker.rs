@@ -122,12 +122,20 @@ async fn round(service: &Arc<KeyService>, one: &Arc<One>) -> Round {
 async fn archive(service: &Arc<KeyService>, one: &One, item: Item, due: Due) -> Round {
     let core = &service.core;
     let chain = service.chains.load().get(&item.0).cloned();
+    let was_held = one.holds_item(&item);
     let synced = match sync::item(core, one, &item, due.wraps).await {
         Ok(Synced::Destroyed) => bury(core, chain.as_deref(), &item).await,
         synced => synced,
     };
     match synced {
-        Ok(Synced::Same) => one.done(&item, due),
+        Ok(Synced::Same) => {
+            one.done(&item, due);
+            // Otherwise nothing has changed for the chain, and its task would ask again and again.
+            if was_held || !one.holds_item(&item) {
+                chain.iter().for_each(|chain| chain.staleness.outdate());
+                return Round::More;
+            }
+        }
         Ok(Synced::NotStored) => {
             // If the chain waits for it, its records are out of date.
             chain.iter().for_each(|chain| chain.staleness.outdate());

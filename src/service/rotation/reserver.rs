@@ -90,14 +90,18 @@ impl Reservations {
                 return Ok(());
             }
             if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {
-                self.check_archived(core, chain, &snapshot)?;
+                if self.awaits_archives(core, chain, &snapshot)? {
+                    return Ok(());
+                }
                 // A root must wrap or unwrap it first.
                 chain.need_kek.notify_one();
                 return chain.rotator_error(Kind::RootUnavailable);
             }
             match self.next_block_size(core, chain, &snapshot) {
                 0 => {
-                    self.check_archived(core, chain, &snapshot)?;
+                    if self.awaits_archives(core, chain, &snapshot)? {
+                        return Ok(());
+                    }
                     return chain.rotator_error(Kind::KekExhausted);
                 }
                 size => self.reserve(core, chain, &snapshot, size).await?,
@@ -138,12 +142,20 @@ impl Reservations {
         }
     }
 
-    /// An error if no use is left because the archives do not hold the standby.
-    fn check_archived(&self, core: &Core, chain: &Chain, snapshot: &KeyChain) -> Result<(), Error> {
+    /// Whether requests wait only for the archives to hold the standby; an error if they can't.
+    fn awaits_archives(
+        &self,
+        core: &Core,
+        chain: &Chain,
+        snapshot: &KeyChain,
+    ) -> Result<bool, Error> {
         let standby = self.ledger.standby.as_ref().filter(|it| snapshot.kek(it.id).is_some());
-        match standby.filter(|_| self.holds_primary(snapshot)) {
-            None => Ok(()),
-            Some(standby) => core.archives.obstacle(&chain.name, standby.id).map_or(Ok(()), Err),
+        let Some(standby) = standby.filter(|_| self.holds_primary(snapshot)) else {
+            return Ok(false);
+        };
+        match core.archives.obstacle(&chain.name, standby.id) {
+            Some(error) => Err(error),
+            None => Ok(core.archives.permit(&chain.name, standby.id).is_none()),
         }
     }
 
