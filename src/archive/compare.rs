@@ -84,7 +84,10 @@ async fn compare_chain(
     let stored = head(store, chain).await?;
     let archived = read_chain(named, chain).await;
     let detail = match (stored, archived) {
-        (Err(problem), _) | (_, Err(problem)) => return Ok(report.differences.push(problem)),
+        (Err(problem), _) | (_, Err(problem)) => {
+            report.differences.push(problem);
+            return Ok(());
+        }
         (Ok(None), Ok(_)) => "the chain is not in the store",
         (Ok(Some(_)), Ok(None)) => "the chain is not in the archive",
         (Ok(Some(head)), Ok(Some(archived))) => {

@@ -37,7 +37,7 @@ Example:
 
 #[derive(clap::Args)]
 #[command(after_help = RECOVER)]
-pub(super) struct RecoverArgs {
+pub(in crate::cli) struct RecoverArgs {
     /// The configuration, in TOML [default: none, and every setting at its default]
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
     config: Option<PathBuf>,
@@ -45,7 +45,7 @@ pub(super) struct RecoverArgs {
 
 #[derive(clap::Args)]
 #[command(after_help = COMPARE)]
-pub(super) struct CompareArgs {
+pub(in crate::cli) struct CompareArgs {
     /// The configuration, in TOML [default: none, and every setting at its default]
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
     config: Option<PathBuf>,
