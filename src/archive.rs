@@ -11,9 +11,11 @@ use async_trait::async_trait;
 
 #[cfg(feature = "archive-cloud")]
 pub mod cloud;
+pub mod compare;
 pub mod dir;
 pub mod memory;
 pub mod object;
+pub mod recover;
 pub mod settings;
 
 #[cfg(test)]
