@@ -201,7 +201,7 @@ async fn a_lost_store_loses_no_envelope_and_no_chain() {
     for (envelope, old) in &envelopes {
         world.decrypt(envelope).await.unwrap();
         assert_eq!(world.stored(*old).await.unwrap().state, State::Retired);
-        assert_eq!(world.service.metrics().archives.restored.get() > 0, true);
+        assert!(world.service.metrics().archives.restored.get() > 0);
     }
     let orders = orders.envelope.as_slice().to_vec();
     let opened = world.service.decrypt(Some("orders"), orders, b"").await.unwrap();
