@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
-use crate::{auth, aws_api, files, http, kubernetes, root, service, store, telemetry};
+use crate::{archive, auth, aws_api, files, http, kubernetes, root, service, store, telemetry};
 
 mod check;
 mod source;
@@ -39,6 +39,8 @@ pub struct Config {
     pub log: telemetry::Config,
     /// `[store]`.
     pub store: store::Config,
+    /// Each `[[archive]]`; none by default.
+    pub archives: Vec<archive::Config>,
     /// Each `[[root]]`, the preferred one first; at least one.
     pub roots: Vec<root::Config>,
     /// `[chain]`, `[cache]`, and the wait of `[server]`.
@@ -199,6 +201,10 @@ struct Sections {
     store: store::Config,
     #[serde(deserialize_with = "tagged::roots")]
     root: Vec<root::Config>,
+    #[serde(default, deserialize_with = "tagged::archives", skip_serializing_if = "Vec::is_empty")]
+    archive: Vec<archive::Config>,
+    #[serde(default)]
+    archive_policy: archive::Policy,
     #[serde(default)]
     chain: service::ChainConfig,
     #[serde(default)]
@@ -223,7 +229,7 @@ impl Sections {
     /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
         let Self { mut server, log, mut store, root, mut chain, cache, .. } = self;
-        let Self { auth, client, mut aws_api, kubernetes, .. } = self;
+        let Self { auth, client, mut aws_api, kubernetes, archive, archive_policy, .. } = self;
         server.listen = flags.listen.unwrap_or(server.listen);
         if let Some(data_dir) = &flags.data_dir {
             store.set_data_dir(data_dir.clone());
@@ -238,25 +244,40 @@ impl Sections {
             }
         }
         let wait = server.request_timeout;
-        let service = service::Config { chain, cache, wait, ..Default::default() };
+        let service = service::Config { chain, cache, archive_policy, wait, ..Default::default() };
         aws_api.set_default_region(&root);
         let aws_secret_key_file = aws_api.secret_key_file.take();
         let auth = auth::Config { mode: auth.mode, clients: client, aws_secret_key_file };
-        Config { server, log, store, roots: root, service, auth, aws_api, kubernetes }
+        let (roots, archives) = (root, archive);
+        Config { server, log, store, archives, roots, service, auth, aws_api, kubernetes }
     }
 }
 
 impl From<&Config> for Sections {
     fn from(config: &Config) -> Self {
-        let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes } =
+        let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes, .. } =
             config.clone();
-        let service::Config { chain, cache, wait: _, max_waiting: _ } = service;
+        let archive = config.archives.clone();
+        let service::Config { chain, cache, archive_policy, wait: _, max_waiting: _ } = service;
         let auth::Config { mode, clients, aws_secret_key_file } = auth;
         aws_api.secret_key_file = aws_secret_key_file;
         let data_dir = store.data_dir();
         let root = roots.into_iter().map(|root| root.with_paths(data_dir)).collect();
         let auth = Auth { mode };
         let client = clients;
-        Self { server, log, root, store, chain, cache, auth, client, aws_api, kubernetes }
+        Self {
+            server,
+            log,
+            root,
+            store,
+            archive,
+            archive_policy,
+            chain,
+            cache,
+            auth,
+            client,
+            aws_api,
+            kubernetes,
+        }
     }
 }

@@ -42,6 +42,7 @@
 //! | `vault-transit` | roots in the transit engine of Vault or OpenBao |
 //! | `service` | `KeyService`: chains in a `file`, `inline` or `memory` store, rotation, limits |
 //! | `etcd` | `service`, and the etcd store; needs `protoc`, see below |
+//! | `archive-cloud` | `service`, and archives in S3, Google Cloud Storage and Azure |
 //! | `kubernetes` | `service`, and the KMS v2 plugin of Kubernetes |
 //! | `server` | `kubernetes`, and the program: HTTP, TLS, identities, configuration, command line |
 //!
@@ -180,6 +181,7 @@ service.stop().await;
 //! | [`root`] | the contract of a root key, and one file for each provider |
 //! | [`export`] | a chain written under a root and read back |
 //! | `store` | the contract of a store, the records in it, and one file for each kind |
+//! | `archive` | copies of wrapped KEKs outside of the store, and one file for each kind |
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |

@@ -10,6 +10,7 @@ pub use prometheus::Registry;
 
 use crate::id::ChainName;
 
+mod archives;
 mod callers;
 mod chains;
 mod forwarded;
@@ -20,6 +21,7 @@ mod roots;
 mod store;
 mod traffic;
 
+pub use archives::Archives;
 pub use callers::Callers;
 pub use chains::ChainMetrics;
 pub use forwarded::Forwarded;
@@ -40,6 +42,8 @@ pub struct Metrics {
     pub roots: Roots,
     /// The store.
     pub store: StoreMetrics,
+    /// Archives.
+    pub archives: Archives,
     /// The DEK cache.
     pub dek_cache: DekCache,
     /// Requests, connections and clients.
@@ -69,6 +73,7 @@ impl Metrics {
             chains: Chains::new(&register)?,
             roots: Roots::new(&register)?,
             store: StoreMetrics::new(&register)?,
+            archives: Archives::new(&register)?,
             dek_cache: DekCache::new(&register)?,
             traffic: Traffic::new(&register)?,
             callers: Callers::new(&register)?,

@@ -19,6 +19,7 @@ use crate::id::ChainName;
 use crate::metrics::{Metrics, Operation};
 
 mod admin;
+mod archive;
 mod bootstrap;
 mod builder;
 mod chain;

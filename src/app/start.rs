@@ -20,7 +20,7 @@ use crate::http::{self, Entrance, Listeners};
 use crate::metrics::Metrics;
 use crate::service::{self, Health, KeyService, Kind, Starting, names_root};
 use crate::store::{self, Store};
-use crate::{aws_api, kubernetes, root, tls};
+use crate::{archive, aws_api, kubernetes, root, tls};
 
 use super::notify;
 use super::reload::{Load, Reload};
@@ -121,11 +121,14 @@ impl Front {
         if let Some(auth) = &self.auth {
             auth.settled().await;
         }
+        let archives: Vec<_> =
+            config.archives.iter().map(archive::open).collect::<Result<_, _>>()?;
         let started = store.patiently(async || {
             let (config, store, roots) =
                 (config.service.clone(), Arc::clone(&store.store), roots.clone());
-            let clock = Arc::clone(&self.clock) as _;
-            KeyService::start(config, store, roots, clock, Arc::clone(&self.metrics)).await
+            let (archives, clock) = (archives.clone(), Arc::clone(&self.clock) as _);
+            let metrics = Arc::clone(&self.metrics);
+            KeyService::start_archived(config, store, archives, roots, clock, metrics).await
         });
         let service = started.await?;
         if let Some(kubernetes) = &mut self.kubernetes {

@@ -165,7 +165,7 @@ impl From<ServiceError> for Error {
             Kind::KekDisabled => Code::Disabled,
             Kind::Overloaded => Code::Throttling,
             Kind::Internal => Code::Internal,
-            Kind::KekExhausted => Code::KeyUnavailable,
+            Kind::KekExhausted | Kind::ArchiveUnavailable => Code::KeyUnavailable,
             Kind::RootUnavailable | Kind::StoreUnavailable => Code::DependencyTimeout,
         };
         Self { is_counted: true, ..Self::new(code, error.detail().to_owned()) }
@@ -183,7 +183,7 @@ mod tests {
             Kind::InvalidCiphertext | Kind::UnknownKek => "InvalidCiphertextException",
             Kind::KekDisabled => "DisabledException",
             Kind::Overloaded => "ThrottlingException",
-            Kind::KekExhausted => "KeyUnavailableException",
+            Kind::KekExhausted | Kind::ArchiveUnavailable => "KeyUnavailableException",
             Kind::RootUnavailable | Kind::StoreUnavailable => "DependencyTimeoutException",
             Kind::Internal => "KMSInternalException",
             Kind::InvalidRequest | Kind::PayloadTooLarge => "ValidationException",

@@ -1,4 +1,5 @@
-//! `store copy`, `store verify` and `store restored`. They open a store directly: while its service
+//! `store copy`, `store verify`, `store restored`, `store recover` and `store compare`. They open a
+//! store directly: while its service
 //! is stopped, or beside running services if it can be shared.
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use super::progress::Progress;
 use super::stdio::{eprint, print, require_stdout};
 use super::{Failure, Result};
 
+mod archive;
 mod place;
 
 use place::Place;
@@ -29,6 +31,10 @@ pub(super) enum Command {
     Verify(VerifyArgs),
     /// Retire every primary and standby, after an old copy of a store was restored
     Restored(RestoredArgs),
+    /// Fill an empty store from the archives of the configuration
+    Recover(archive::RecoverArgs),
+    /// List the differences between the store and its archives
+    Compare(archive::CompareArgs),
 }
 
 const COPY: &str = "\
@@ -53,18 +59,19 @@ Examples:
   kms-proxy store copy --from config:old.toml --to config:new.toml --chain orders";
 
 const VERIFY: &str = "\
-WHERE is config:FILE, dir:DIR or backup:FILE, as for `store copy`; by default it is the store of \
-the configuration. The roots are always those of the configuration: --config, else that of \
-config:FILE, else the environment. The key of a `local` root is its key_file; if that is not set, \
-root.key in the data directory of the configuration, or in DIR for `dir:DIR` without a \
-configuration.
+WHERE is config:FILE, dir:DIR or backup:FILE, as for `store copy`, or archive:NAME, an archive of \
+the configuration; by default it is the store of the configuration. The roots are always those of \
+the configuration: --config, else that of config:FILE, else the environment. The key of a `local` \
+root is its key_file; if that is not set, root.key in the data directory of the configuration, or \
+in DIR for `dir:DIR` without a configuration.
 
 It makes one root call per wrap, and changes nothing. A KEK that a configured root has not wrapped \
 is not a problem as long as another root opens it: `kms-proxy root status` counts those.
 
 Examples:
   kms-proxy store verify --config kms-proxy.toml
-  kms-proxy store verify backup:/backups/2026-11-24 --config kms-proxy.toml";
+  kms-proxy store verify backup:/backups/2026-11-24 --config kms-proxy.toml
+  kms-proxy store verify archive:nas --config kms-proxy.toml";
 
 const RESTORED: &str = "\
 The counts of uses in an old copy of a store are too low. After it was restored, and before any \
@@ -122,6 +129,8 @@ pub(super) async fn run(command: Command) -> Result {
         Command::Copy(args) => copy(args).await,
         Command::Verify(args) => verify(args).await,
         Command::Restored(args) => restored(args).await,
+        Command::Recover(args) => archive::recover(args).await,
+        Command::Compare(args) => archive::compare(args).await,
     }
 }
 
@@ -195,7 +204,14 @@ async fn copy(args: CopyArgs) -> Result {
 
 async fn verify(args: VerifyArgs) -> Result {
     let VerifyArgs { place, config } = args;
+    let mut damaged = Vec::new();
     let (config, store) = match place {
+        Some(Place::Archive(name)) => {
+            let config = place::load(config)?;
+            let (store, problems) = archive::read(&config, &name).await?;
+            damaged = problems;
+            (config, store)
+        }
         None => {
             let config = place::load(config)?;
             let store = place::open(&config.store).await?;
@@ -221,14 +237,14 @@ async fn verify(args: VerifyArgs) -> Result {
             .show(|| format!("{}, {}", count(report.chains, "chain"), count(report.keks, "KEK")));
     });
     let report = report.await.map_err(|error| Failure::refused(error.to_string()))?;
-    for problem in &report.problems {
-        eprint(&problem.to_string());
-    }
     let verify::Report { chains, keks, opened, problems } = report;
+    let all =
+        damaged.iter().map(Problem::to_string).chain(problems.iter().map(ToString::to_string));
+    let wrong = all.inspect(|problem| eprint(problem)).count();
     let (chains, keks) = (count(chains, "chain"), count(keks, "KEK"));
-    let (opened, wrong) = (count(opened, "wrap"), count(problems.len(), "problem"));
-    print(format!("{chains}, {keks}, {opened} opened, {wrong}\n").as_bytes())?;
-    if problems.is_empty() { Ok(()) } else { Err(Failure::Silent) }
+    let (opened, problems) = (count(opened, "wrap"), count(wrong, "problem"));
+    print(format!("{chains}, {keks}, {opened} opened, {problems}\n").as_bytes())?;
+    if wrong == 0 { Ok(()) } else { Err(Failure::Silent) }
 }
 
 /// The configured roots. No key is created: with a new key nothing could be verified.

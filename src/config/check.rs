@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::id::RootName;
 use crate::service::MIN_DESTROY_DELAY;
 use crate::tls::ClientCert;
-use crate::{auth, http, root, service, tls};
+use crate::{archive, auth, http, root, service, store, tls};
 
 use super::Config;
 
@@ -17,6 +17,7 @@ impl Config {
     pub(super) fn check(&self) -> Result<(), Wrong> {
         self.check_server()?;
         self.check_roots()?;
+        self.check_archives()?;
         self.check_auth()?;
         let checked = self.store.check_settings();
         checked.map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
@@ -131,6 +132,25 @@ impl Config {
             None if names.is_empty() => Err(wrong("root", "there must be one")),
             None => Ok(()),
         }
+    }
+}
+
+impl Config {
+    fn check_archives(&self) -> Result<(), Wrong> {
+        for (index, archive) in self.archives.iter().enumerate() {
+            let checked = archive.check();
+            checked.map_err(|(key, detail)| wrong(&format!("archive.{index}.{key}"), &detail))?;
+        }
+        let names: Vec<_> = self.archives.iter().map(archive::Config::name).collect();
+        if let Some(index) = first_repeated(&names) {
+            return Err(wrong(&format!("archive.{index}.name"), "another archive has this name"));
+        }
+        if !names.is_empty() && matches!(self.store, store::Config::Inline(_)) {
+            let detail =
+                "store.kind is \"inline\": nothing is stored, so there is nothing to archive";
+            return Err(wrong("archive", detail));
+        }
+        Ok(())
     }
 }
 

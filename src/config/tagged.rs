@@ -1,11 +1,12 @@
-//! `[store]` and `[[root]]`: tables whose key `kind` selects the settings that they take.
+//! `[store]`, `[[root]]` and `[[archive]]`: tables whose key `kind` selects the settings that they
+//! take.
 //!
 //! serde's internally tagged enums buffer the table before they know its kind, so an error does not
 //! know the key of the wrong setting. [`Tree`](super::tree::Tree) takes the kind out first.
 
 use serde::{Deserialize, Deserializer};
 
-use crate::{root, store};
+use crate::{archive, root, store};
 
 /// The serde name of an enum that is selected by the key `kind`.
 pub(super) const TAGGED: &str = "kind";
@@ -28,6 +29,15 @@ enum Root {
     VaultTransit(root::settings::VaultTransit),
 }
 
+#[derive(Deserialize)]
+#[serde(rename = "kind", rename_all = "kebab-case")]
+enum Archive {
+    Dir(archive::settings::Dir),
+    S3(archive::settings::S3),
+    Gcs(archive::settings::Gcs),
+    Azure(archive::settings::Azure),
+}
+
 /// The `[store]`.
 pub(super) fn store<'de, D: Deserializer<'de>>(table: D) -> Result<store::Config, D::Error> {
     Ok(match Store::deserialize(table)? {
@@ -47,4 +57,17 @@ pub(super) fn roots<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<root::Conf
         Root::VaultTransit(config) => root::Config::VaultTransit(config),
     });
     Ok(roots.collect())
+}
+
+/// Each `[[archive]]`.
+pub(super) fn archives<'de, D: Deserializer<'de>>(
+    list: D,
+) -> Result<Vec<archive::Config>, D::Error> {
+    let archives = Vec::<Archive>::deserialize(list)?.into_iter().map(|archive| match archive {
+        Archive::Dir(config) => archive::Config::Dir(config),
+        Archive::S3(config) => archive::Config::S3(config),
+        Archive::Gcs(config) => archive::Config::Gcs(config),
+        Archive::Azure(config) => archive::Config::Azure(config),
+    });
+    Ok(archives.collect())
 }

@@ -78,6 +78,17 @@ pin_file = "/run/secrets/pin"
 gcm_iv = "token"
 timeout = "1s"
 
+[[archive]]
+kind = "dir"
+name = "nas"
+path = "/mnt/nas/kms-proxy"
+create = true
+timeout = "3s"
+
+[archive_policy]
+require = "any"
+on_failure = "continue"
+
 [chain]
 names = ["orders", "invoices"]
 suite = "aes-256-gcm"
@@ -127,6 +138,7 @@ fn nothing_at_all_gives_the_defaults() {
             server: http::Config::default(),
             log: telemetry::Config::default(),
             store: store::Config::default(),
+            archives: Vec::new(),
             roots: vec![local("local", None)],
             service: service::Config::default(),
             auth: auth::Config::default(),
@@ -350,6 +362,34 @@ fn errors_name_the_key_and_what_is_expected() {
             "root.0.key: no such key; expected one of kind, name, key_file",
         ),
         ("[chain]\nnames = 'a'", "chain.names: expected a list"),
+        ("archive = 1", "archive: expected a list"),
+        (
+            "[[archive]]\nkind = 'tape'\nname = 'a'",
+            "archive.0.kind: expected dir or s3 or gcs or azure",
+        ),
+        ("[[archive]]\nkind = 'dir'\nname = 'a'", "archive.0.path: it is missing"),
+        (
+            "[[archive]]\nkind = 'dir'\nname = 'A'\npath = 'p'",
+            "archive.0.name: an archive's name is 1 to 63 of a-z",
+        ),
+        (
+            "[[archive]]\nkind = 's3'\nname = 'a'\nurl = 'https://b'",
+            "archive.0.url: must be s3://BUCKET",
+        ),
+        (
+            "[[archive]]\nkind = 's3'\nname = 'a'\nurl = 's3://b'\nendpoint = 'http://e'",
+            "archive.0.endpoint: must be a URL",
+        ),
+        (
+            "[[archive]]\nkind = 'dir'\nname = 'a'\npath = 'p'\n\
+             [[archive]]\nkind = 'dir'\nname = 'a'\npath = 'q'",
+            "archive.1.name: another archive has this name",
+        ),
+        (
+            "[store]\nkind = 'inline'\n[[archive]]\nkind = 'dir'\nname = 'a'\npath = 'p'",
+            "archive: store.kind is \"inline\": nothing is stored, so there is nothing to archive",
+        ),
+        ("[archive_policy]\nrequire = 'most'", "archive_policy.require: expected all or any"),
         ("[chain]\nnames = ['a', 'B']", "chain.names.1: a chain name is 1 to 63"),
         ("[chain]\nnames = ['a', 'b', 'a']", "chain.names.2: this name is already in the list"),
         ("[chain]\nsuite = 'aes'", "chain.suite: expected aes-128-gcm or aes-256-gcm"),
@@ -545,7 +585,9 @@ fn what_is_printed_can_be_read_back() {
         let printed = config.to_string();
         let read = load(&printed, NOBODY).unwrap();
         assert_eq!(read.to_string(), printed);
-        let Config { server, log, store, roots, service, auth, aws_api, kubernetes } = read;
+        let Config { server, log, store, roots, service, auth, aws_api, kubernetes, .. } = read;
+        assert_eq!(read.archives, config.archives);
+        assert_eq!(service.archive_policy, config.service.archive_policy);
         assert_eq!(aws_api, config.aws_api);
         assert_eq!(kubernetes, config.kubernetes);
         assert_eq!((server, log.level, store), (config.server, config.log.level, config.store));
@@ -562,7 +604,7 @@ fn what_is_printed_can_be_read_back() {
 }
 
 /// The settings that [`FULL`] has no room for: other kinds of stores, roots and clients.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     "[store]\nkind = 'etcd'\nendpoints = ['https://e']\nprefix = '/p'\nusername = 'u'\n\
      password_file = 'p'\ntls = { ca = 'a', cert = 'c', key = 'k' }\ntimeout = '3s'\n\
      data_dir = '/keys'",
@@ -573,6 +615,11 @@ const OTHERS: [&str; 6] = [
     "[[root]]\nkind = 'vault-transit'\nname = 'a'\naddress = 'https://v'\nkey = 'k'\n\
      mount = 'm'\nnamespace = 'n'\nca = 'c'\ntoken_file = 't'\nrole_id = 'r'\n\
      secret_id_file = 's'\nauth_mount = 'b'\ntimeout = '1500ms'",
+    "[[archive]]\nkind = 's3'\nname = 'a'\nurl = 's3://b'\nregion = 'r'\n\
+     endpoint = 'https://e'\nca = 'c'\ntimeout = '1s'\n\
+     [[archive]]\nkind = 'gcs'\nname = 'b'\nurl = 'gs://b'\nendpoint = 'https://e'\nca = 'c'\n\
+     [[archive]]\nkind = 'azure'\nname = 'c'\nurl = 'az://b'\naccount = 'a'\n\
+     endpoint = 'https://e'\nca = 'c'",
     "[server.tls]\ncert = 'c'\nkey = 'k'\nclient_ca = 'a'\n[auth]\nmode = 'required'\n\
      [[client]]\nname = 'a'\ntls_san = 'a.example'\nmax_in_flight = 7\nlookups_per_minute = 8\n\
      allow = [{ chains = ['orders-*'], operations = ['read', 'encrypt'] }]\n\
@@ -612,7 +659,7 @@ fn every_setting_is_printed() {
             printed_of.entry(known.collect()).or_default().extend(keys);
         }
     }
-    assert_eq!(printed_of.len(), 22, "{printed_of:#?}");
+    assert_eq!(printed_of.len(), 27, "{printed_of:#?}");
     for (known, printed) in printed_of {
         let known: BTreeSet<_> = known.into_iter().collect();
         assert_eq!(known, printed);

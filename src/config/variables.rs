@@ -14,8 +14,20 @@ const FLAGS: [&str; 8] =
     ["ADMIN", "CA", "CERT", "CONFIG", "DEBUGGABLE", "KEY", "SERVER", "TOKEN_FILE"];
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 10] =
-    ["AUTH", "AWS_API", "CACHE", "CHAIN", "CLIENT", "KUBERNETES", "LOG", "ROOT", "SERVER", "STORE"];
+const SECTIONS: [&str; 12] = [
+    "ARCHIVE",
+    "ARCHIVE_POLICY",
+    "AUTH",
+    "AWS_API",
+    "CACHE",
+    "CHAIN",
+    "CLIENT",
+    "KUBERNETES",
+    "LOG",
+    "ROOT",
+    "SERVER",
+    "STORE",
+];
 
 /// The tables within sections.
 const TABLES: [(&str, &str); 3] = [("CLIENT", "JWT"), ("SERVER", "TLS"), ("STORE", "TLS")];
@@ -75,13 +87,16 @@ fn suggestion(rest: &str) -> Option<String> {
     let words: Vec<_> = rest.split('_').filter(|word| !word.is_empty()).collect();
     // The name of a section may have two words.
     let section = |len: usize| Some((nearest(&words.get(..len)?.join("_"), &SECTIONS)?, len));
-    let (section, len) = section(1).or_else(|| section(2))?;
+    let is_whole =
+        |(name, _): &(&str, usize)| words.get(..2).is_some_and(|it| it.join("_") == *name);
+    let (section, len) =
+        section(2).filter(is_whole).or_else(|| section(1)).or_else(|| section(2))?;
     let mut words = words.iter().copied().skip(len).peekable();
     let mut parts = vec![section.to_owned()];
     if section == "AWS_API" && words.clone().count() > 1 {
         parts.extend(words.next_if_eq(&"KEY").map(str::to_owned));
     }
-    if matches!(section, "ROOT" | "CLIENT") || parts.len() > 1 {
+    if matches!(section, "ARCHIVE" | "CLIENT" | "ROOT") || parts.len() > 1 {
         let is_index = |word: &&str| word.bytes().all(|b| b.is_ascii_digit());
         parts.push(words.next_if(is_index).unwrap_or("0").to_owned());
     }

@@ -115,7 +115,12 @@ fn copy_new(path: &Path, other: &Path) -> io::Result<()> {
 
 /// Makes names in the directory of `path` durable, as far as its file system supports that.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    match File::open(parent(path))?.sync_all() {
+    sync_dir(&File::open(parent(path))?)
+}
+
+/// The same for an open directory.
+pub(crate) fn sync_dir(directory: &File) -> io::Result<()> {
+    match directory.sync_all() {
         Err(error) if is_unsupported(&error) => Ok(()),
         other => other,
     }

@@ -34,7 +34,7 @@ const BODY: &[Kind] = &[Kind::PayloadTooLarge, Kind::UnsupportedMediaType];
 /// Of calls that need no store, while the service is starting.
 const START: &[Kind] = &[Kind::StoreUnavailable];
 /// Of calls on a chain.
-const CHAIN: &[Kind] = &[Kind::UnknownChain, Kind::StoreUnavailable];
+const CHAIN: &[Kind] = &[Kind::UnknownChain, Kind::StoreUnavailable, Kind::ArchiveUnavailable];
 /// Of calls with a name in their path: an empty one makes another path of it.
 const PATH: &[Kind] = &[Kind::NotFound];
 /// Of calls that need a use of the primary.
@@ -59,7 +59,9 @@ fn codes(operation: &str) -> Option<&'static [&'static [Kind]]> {
         "list_chains" => &[ANY, &[Kind::StoreUnavailable]],
         "read_chain" | "missing_keks" => &[ANY, PATH, CHAIN],
         "delete_chain" => &[ANY, PATH, CHAIN, &[Kind::Conflict]],
-        "put_chain" => &[ANY, PATH, BODY, &[Kind::Conflict, Kind::StoreUnavailable]],
+        "put_chain" => {
+            &[ANY, PATH, BODY, &[Kind::Conflict, Kind::StoreUnavailable, Kind::ArchiveUnavailable]]
+        }
         "disable_kek" | "enable_kek" | "destroy_kek" => &[ANY, PATH, BODY, CHAIN, KEK],
         "rewrap_root" | "remove_root" => &[ANY, PATH, BODY, CHAIN, WRAP],
         "healthz" | "readyz" => &[PROBE],

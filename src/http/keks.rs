@@ -52,6 +52,11 @@ pub(super) struct KekBody {
     /// The names of the roots that wrapped it.
     #[schema(example = json!(["main", "dr"]))]
     roots: Vec<String>,
+    /// After `destroy`, and only if there are any: archives that did not answer and still have its
+    /// wraps. The service erases them later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!([]))]
+    still_archived_in: Vec<String>,
 }
 
 impl From<KekInfo> for KekBody {
@@ -66,6 +71,7 @@ impl From<KekInfo> for KekBody {
             uses_reserved: info.uses_reserved,
             exposed: info.exposed,
             roots: info.roots,
+            still_archived_in: info.still_archived_in,
         }
     }
 }

@@ -66,14 +66,27 @@ pub const AGE_ROTATIONS_APART: Duration = Duration::from_secs(60 * 60);
 pub enum Step {
     /// Make a KEK, have it wrapped, and store it as standby.
     MakeStandby,
+    /// Have the archives hold the standby.
+    ArchiveStandby,
     /// Make the standby primary.
     Promote(Reason),
+}
+
+/// The KEK that will encrypt next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// The chain has no standby.
+    None,
+    /// It is stored, and the required archives do not hold it.
+    NotArchived,
+    /// It may be promoted.
+    Ready,
 }
 
 /// The next step for a chain, if one is due. A standby is made when the primary is past half of its
 /// uses or of its age, so an idle chain costs nothing and a promotion waits for no root.
 #[must_use]
-pub fn plan(thresholds: &Thresholds, primary: Option<&Primary>, has_standby: bool) -> Option<Step> {
+pub fn plan(thresholds: &Thresholds, primary: Option<&Primary>, standby: Standby) -> Option<Step> {
     let apart = AGE_ROTATIONS_APART.min(thresholds.rotate_after_age / 2);
     let due = match primary {
         None => Some(Reason::First),
@@ -85,10 +98,12 @@ pub fn plan(thresholds: &Thresholds, primary: Option<&Primary>, has_standby: boo
         }
         Some(_) => None,
     };
-    match (due, has_standby, primary) {
-        (Some(reason), true, _) => Some(Step::Promote(reason)),
-        (Some(_), false, _) => Some(Step::MakeStandby),
-        (None, false, Some(primary))
+    match (due, standby, primary) {
+        (Some(reason), Standby::Ready, _) => Some(Step::Promote(reason)),
+        // Immediately, since it may be needed soon.
+        (_, Standby::NotArchived, _) => Some(Step::ArchiveStandby),
+        (Some(_), Standby::None, _) => Some(Step::MakeStandby),
+        (None, Standby::None, Some(primary))
             if primary.reserved.saturating_sub(primary.unspent)
                 > thresholds.rotate_after_uses / 2
                 || primary.age > thresholds.rotate_after_age / 2 =>
@@ -125,8 +140,9 @@ mod tests {
         Thresholds { rotate_after_uses: 100, max_uses: 200, rotate_after_age: DAY };
 
     fn next(reserved: u64, age: Duration, has_standby: bool) -> Option<Step> {
+        let standby = if has_standby { Standby::Ready } else { Standby::None };
         let known_for = AGE_ROTATIONS_APART;
-        plan(&LIMITS, Some(&Primary { reserved, unspent: 0, age, known_for }), has_standby)
+        plan(&LIMITS, Some(&Primary { reserved, unspent: 0, age, known_for }), standby)
     }
 
     #[test]
@@ -144,15 +160,15 @@ mod tests {
     fn uses_that_are_only_reserved_do_not_count_towards_a_standby() {
         let zero = Duration::ZERO;
         let primary = |unspent| Primary { reserved: 60, unspent, age: zero, known_for: zero };
-        assert_eq!(plan(&LIMITS, Some(&primary(10)), false), None);
-        assert_eq!(plan(&LIMITS, Some(&primary(9)), false), Some(Step::MakeStandby));
+        assert_eq!(plan(&LIMITS, Some(&primary(10)), Standby::None), None);
+        assert_eq!(plan(&LIMITS, Some(&primary(9)), Standby::None), Some(Step::MakeStandby));
     }
 
     #[test]
     fn a_primary_that_seems_old_is_rotated_by_age_once_an_hour() {
         let step = |known_for| {
             let primary = Primary { reserved: 0, unspent: 0, age: 91 * DAY, known_for };
-            plan(&LIMITS, Some(&primary), true)
+            plan(&LIMITS, Some(&primary), Standby::Ready)
         };
         assert_eq!(step(Duration::ZERO), None);
         assert_eq!(step(AGE_ROTATIONS_APART - Duration::from_secs(1)), None);
@@ -160,13 +176,24 @@ mod tests {
         let fast = Thresholds { rotate_after_age: Duration::from_secs(60), ..LIMITS };
         let known_for = Duration::from_secs(30);
         let primary = Primary { reserved: 0, unspent: 0, age: DAY, known_for };
-        assert_eq!(plan(&fast, Some(&primary), true), Some(Step::Promote(Reason::Age)));
+        assert_eq!(plan(&fast, Some(&primary), Standby::Ready), Some(Step::Promote(Reason::Age)));
+    }
+
+    #[test]
+    fn a_standby_that_is_not_archived_is_never_promoted() {
+        for reserved in [0, 51, 100, 200] {
+            let primary = Primary { reserved, unspent: 0, age: 91 * DAY, known_for: DAY };
+            for primary in [None, Some(&primary)] {
+                let step = plan(&LIMITS, primary, Standby::NotArchived);
+                assert_eq!(step, Some(Step::ArchiveStandby), "{primary:?}");
+            }
+        }
     }
 
     #[test]
     fn a_chain_without_a_primary_gets_one() {
-        assert_eq!(plan(&LIMITS, None, false), Some(Step::MakeStandby));
-        assert_eq!(plan(&LIMITS, None, true), Some(Step::Promote(Reason::First)));
+        assert_eq!(plan(&LIMITS, None, Standby::None), Some(Step::MakeStandby));
+        assert_eq!(plan(&LIMITS, None, Standby::Ready), Some(Step::Promote(Reason::First)));
     }
 
     #[test]

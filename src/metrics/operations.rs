@@ -60,7 +60,7 @@ impl Operation {
 }
 
 /// The outcomes of operations besides `ok`: the codes of errors.
-pub const FAILURES: [&str; 17] = [
+pub const FAILURES: [&str; 18] = [
     "invalid_request",
     "invalid_ciphertext",
     "unknown_kek",
@@ -78,6 +78,7 @@ pub const FAILURES: [&str; 17] = [
     "kek_exhausted",
     "root_unavailable",
     "store_unavailable",
+    "archive_unavailable",
 ];
 
 /// Failures that an operator is alerted of, by the operations that end with them. Their counters
@@ -85,9 +86,19 @@ pub const FAILURES: [&str; 17] = [
 const FROM_THE_START: [(&[Operation], &[&str]); 3] = [
     (
         &[Operation::Encrypt, Operation::Datakey, Operation::Rewrap],
-        &["kek_exhausted", "root_unavailable", "store_unavailable", "overloaded", "internal"],
+        &[
+            "kek_exhausted",
+            "root_unavailable",
+            "store_unavailable",
+            "archive_unavailable",
+            "overloaded",
+            "internal",
+        ],
     ),
-    (&[Operation::Decrypt], &["root_unavailable", "store_unavailable", "overloaded", "internal"]),
+    (
+        &[Operation::Decrypt],
+        &["root_unavailable", "store_unavailable", "archive_unavailable", "overloaded", "internal"],
+    ),
     (
         &[Operation::Decrypt, Operation::Rewrap],
         &["invalid_ciphertext", "unknown_kek", "kek_disabled"],

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::archive;
 use crate::clock::Clock;
 use crate::id::{ChainName, Suite};
 use crate::keychain::KekPlacement;
@@ -20,6 +21,7 @@ use crate::root;
 use crate::store::record::{Head, Limits};
 use crate::store::{self, Store, records};
 
+use super::archive::archives::Archives;
 use super::chain::Chain;
 use super::core::{CONCURRENT_LOOKUPS, Core};
 use super::error::Error;
@@ -37,14 +39,28 @@ use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 impl KeyService {
-    /// Starts a service on `store` and `roots`, the preferred root first. When it returns,
-    /// `default` and the chains that `config` names are ready, or are retried in the background.
-    ///
-    /// # Errors
-    /// When the store does not answer. Roots may be unavailable.
+    /// Starts a service without archives.
+    #[cfg(test)]
     pub(crate) async fn start(
         config: Config,
         store: Arc<dyn Store>,
+        roots: Vec<root::Named>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, Error> {
+        Self::start_archived(config, store, Vec::new(), roots, clock, metrics).await
+    }
+
+    /// Starts a service on `store`, `archives` and `roots`, the preferred root first. When it
+    /// returns, `default` and the chains that `config` names are ready, or are retried in the
+    /// background.
+    ///
+    /// # Errors
+    /// When the store does not answer. Roots and archives may be unavailable.
+    pub(crate) async fn start_archived(
+        config: Config,
+        store: Arc<dyn Store>,
+        archives: Vec<archive::Named>,
         roots: Vec<root::Named>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
@@ -63,6 +79,7 @@ impl KeyService {
                 Arc::clone(&clock),
                 Arc::clone(&metrics),
             ),
+            archives: Archives::new(archives, config.archive_policy, &metrics),
             deks: DekCache::new(config.cache.dek_entries, config.cache.dek_max_age),
             unknown: Unknown::new(),
             unknown_chains: Unknown::new(),
@@ -100,7 +117,7 @@ impl KeyService {
             service.spawn(chain);
         }
         let others = service.follow().into_iter().chain([service.keep_up()]);
-        service.tasks.lock().extend(others);
+        service.tasks.lock().extend(others.chain(service.archive()));
         service.make_ready(named).await;
         root_users::look_after(&service.core).await;
         Ok(service)
@@ -157,10 +174,15 @@ impl Core {
     }
 
     /// Creates the named chains that are missing, and loads all chains.
-    async fn load_chains(&self) -> Result<(Chains, HashMap<ChainName, String>), Error> {
+    async fn load_chains(self: &Arc<Self>) -> Result<(Chains, HashMap<ChainName, String>), Error> {
         let chain = &self.config.chain;
         let head = self.new_head(chain.suite, chain.limits(), chain.inline);
         for name in self.named_chains() {
+            if let Err(error) = self.look_in_archives(&name).await {
+                tracing::warn!(chain = %name, %error, "no archive could say whether it has \
+                    settings of the chain; those of the \
+                    configuration count if the store has none");
+            }
             records::create(&*self.store, &name, &head).await.map_err(|error| {
                 let why = error.to_string();
                 self.store_error(&name, error).with_advice(why)
@@ -186,6 +208,18 @@ impl Core {
             }
         }
         Ok((chains, damaged))
+    }
+
+    /// Founds a chain again that the store lacks and the archives have.
+    async fn look_in_archives(self: &Arc<Self>, name: &ChainName) -> Result<(), Error> {
+        if self.archives.is_empty() {
+            return Ok(());
+        }
+        match records::read_head(&*self.store, name).await {
+            Ok(None) => self.found_archived(name).await.map(drop),
+            // What follows reports an error.
+            Ok(Some(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// Loads one chain; `None` if it is not stored.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::archive::{self, Archive};
 use crate::clock::{Clock, SystemClock};
 use crate::id::ChainName;
 use crate::metrics::{Metrics, Registry};
@@ -17,6 +18,7 @@ use super::{Config, Error, KeyService};
 pub struct Builder {
     config: Config,
     store: Arc<dyn Store>,
+    archives: Vec<archive::Named>,
     roots: Vec<root::Named>,
     clock: Arc<dyn Clock>,
     registry: Registry,
@@ -29,6 +31,7 @@ impl KeyService {
         Builder {
             config: Config::default(),
             store: Arc::new(memory::Store::new()),
+            archives: Vec::new(),
             roots: Vec::new(),
             clock: Arc::new(SystemClock::new()),
             registry: Registry::new(),
@@ -73,6 +76,12 @@ impl Builder {
         self
     }
 
+    /// Adds an archive, which holds each KEK before it encrypts. See [`Config::archive_policy`].
+    pub fn archive(mut self, name: &str, archive: Arc<dyn Archive>) -> Self {
+        self.archives.push(archive::Named { name: name.into(), archive });
+        self
+    }
+
     /// Takes the time from `clock`.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
@@ -92,7 +101,8 @@ impl Builder {
     /// When the store does not answer, or `registry` refuses the metrics. Roots may be unavailable.
     pub async fn start(self) -> Result<Arc<KeyService>, Error> {
         let metrics = Metrics::new(&self.registry).map_err(|error| Error::internal(&error))?;
-        KeyService::start(self.config, self.store, self.roots, self.clock, metrics).await
+        let Self { config, store, archives, roots, clock, .. } = self;
+        KeyService::start_archived(config, store, archives, roots, clock, metrics).await
     }
 }
 

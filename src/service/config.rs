@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive;
 use crate::human_units;
 use crate::id::{ChainName, Suite};
 use crate::store::record::Limits;
@@ -17,6 +18,8 @@ pub struct Config {
     pub chain: ChainConfig,
     /// What is kept in memory.
     pub cache: CacheConfig,
+    /// How many archives must hold a KEK before it encrypts.
+    pub archive_policy: archive::Policy,
     /// How long a request waits for an empty budget to be filled: `server.request_timeout`.
     pub wait: Duration,
     /// The number of requests that may wait for that concurrently.
@@ -28,6 +31,7 @@ impl Default for Config {
         Self {
             chain: ChainConfig::default(),
             cache: CacheConfig::default(),
+            archive_policy: archive::Policy::default(),
             wait: Duration::from_secs(10),
             max_waiting: 20_000,
         }

@@ -17,6 +17,7 @@ use crate::store::record::{self, Head, Kek, Part, Record as _, Uses};
 use crate::store::{self, Store as _};
 
 use super::Config;
+use super::archive::archives::Archives;
 use super::error::{Error, Kind};
 use super::keyring::Keyring;
 use super::limits::rate_limiter::RateLimiter;
@@ -36,6 +37,7 @@ pub(super) struct Core {
     /// store does not outlive the process.
     pub(super) placement: KekPlacement,
     pub(super) keyring: Keyring,
+    pub(super) archives: Archives,
     pub(super) deks: DekCache,
     pub(super) unknown: Unknown<(ChainName, KekId)>,
     pub(super) unknown_chains: Unknown<ChainName>,

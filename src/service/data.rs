@@ -6,6 +6,8 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::clock::Monotonic;
 use crate::envelope::{Envelope, Version};
 use crate::id::KekId;
@@ -16,6 +18,7 @@ use crate::metrics::Operation;
 use crate::secret::SecretBytes;
 use crate::store::{record, records};
 
+use super::archive::{find, restore};
 use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
@@ -264,10 +267,18 @@ impl KeyService {
         let kek = match held {
             Some(kek) => kek,
             None => {
-                let stored = keyring.get(&chain.name, id, self.fetch(chain, id, now)).await;
+                let archived = Mutex::new(None);
+                let fetch = self.fetch(chain, id, now, &archived);
+                let stored = keyring.get(&chain.name, id, fetch).await;
+                if let Some(record) = archived.into_inner().filter(|_| stored.is_ok()) {
+                    // If this fails, it is found in the archive again.
+                    let _ = restore::kek(&self.core, chain, id, record).await;
+                }
                 let kek = match (stored, header.version) {
                     // The stored record takes precedence over the inline one.
-                    (Err(error), Version::Inline(record)) if error.kind() == Kind::UnknownKek => {
+                    (Err(error), Version::Inline(record))
+                        if matches!(error.kind(), Kind::UnknownKek | Kind::ArchiveUnavailable) =>
+                    {
                         keyring.inline(&chain.name, header.suite, id, record).await?
                     }
                     (stored, _) => stored.inspect_err(|error| {
@@ -290,8 +301,15 @@ impl KeyService {
         Ok((snapshot, deks.insert(&chain.name, header, dek, now)))
     }
 
-    /// Reads the record of a KEK that is not in memory.
-    async fn fetch(&self, chain: &Chain, id: KekId, now: Monotonic) -> Result<record::Kek, Error> {
+    /// Reads the record of a KEK that is not in memory. One from an archive is also put into
+    /// `archived`.
+    async fn fetch(
+        &self,
+        chain: &Chain,
+        id: KekId,
+        now: Monotonic,
+        archived: &Mutex<Option<record::Kek>>,
+    ) -> Result<record::Kek, Error> {
         let unknown = || decrypt_error(DecryptError::UnknownKek(id));
         let name = (chain.name.clone(), id);
         if self.core.unknown.contains(&name, now) {
@@ -303,8 +321,20 @@ impl KeyService {
             records::read::<record::Kek>(&*self.core.store, &record::kek_key(&chain.name, id))
                 .await;
         let Some(read) = read.map_err(|error| self.core.store_error(&chain.name, error))? else {
-            self.core.unknown.insert(name, now);
-            return Err(unknown());
+            let Some(kek) = find::kek(&self.core, &chain.name, id).await? else {
+                self.core.unknown.insert(name, now);
+                return Err(unknown());
+            };
+            if find::is_live(&kek) {
+                *archived.lock() = Some(kek.clone());
+                return Ok(kek);
+            }
+            let state = kek.state;
+            let restored = restore::kek(&self.core, chain, id, kek).await;
+            restored.map_err(|error| self.core.store_error(&chain.name, error))?;
+            kek_lifecycle::follow(&self.core, chain, id, state);
+            let refusal = kek_lifecycle::refusal(state).ok_or_else(unknown)?;
+            return Err(decrypt_error(DecryptError::Refused(id, refusal)));
         };
         self.core.keyring.note_known(&chain.name, id);
         if kek_lifecycle::refusal(read.record.state).is_none() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::archive::object::Wraps;
 use crate::id::KekId;
 use crate::keychain::Refusal;
 use crate::store::record::{self, Kek, Part, Record};
@@ -69,6 +70,7 @@ impl KeyService {
             };
             if let Part::Kek(id) = part {
                 self.core.unknown.remove(&(name.clone(), id));
+                self.core.archives.want(&name, Some(id), Wraps::Join);
                 if self.is_held(&chain, id) {
                     kek_lifecycle::learn(&self.core, &chain, id).await?;
                 }

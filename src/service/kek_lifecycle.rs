@@ -160,7 +160,7 @@ async fn read(
 }
 
 /// Applies `state` in memory.
-fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
+pub(super) fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
     let refusal = refusal(state);
     chain.publish(|snapshot| snapshot.refuse(id, refusal));
     if refusal.is_some() {

@@ -11,6 +11,7 @@ impl KeyService {
     pub fn refresh_metrics(&self) {
         let deks = &self.core.deks;
         self.core.metrics.dek_cache.holds(deks.len(), deks.evicted());
+        self.core.archives.report();
         let missing: Vec<_> =
             self.chains.load().values().map(|chain| chain.missing_wraps.load_full()).collect();
         self.core.keyring.roots.report_missing(missing.iter().map(|chain| chain.as_slice()));
@@ -31,6 +32,7 @@ impl KeyService {
     pub fn readiness(&self) -> Readiness {
         let mut checks = vec![self.core.store.check()];
         checks.extend(self.core.keyring.roots.checks());
+        checks.extend(self.core.archives.checks());
         checks.extend(self.damaged_chains().iter().map(|(chain, detail)| Check {
             name: format!("chain:{chain}"),
             health: Health::Degraded,

@@ -70,7 +70,8 @@ impl KeyService {
             return Err(Error::new(Kind::Internal, "the stored record of this chain is damaged"));
         }
         let unknown = || Error::new(Kind::UnknownChain, "there is no chain of this name");
-        if !self.core.shared || self.core.unknown_chains.contains(&name, self.core.clock.now()) {
+        let can_be_elsewhere = self.core.shared || !self.core.archives.is_empty();
+        if !can_be_elsewhere || self.core.unknown_chains.contains(&name, self.core.clock.now()) {
             return Err(unknown());
         }
         lookup_quota::charge(self.core.clock.now())?;
@@ -78,6 +79,9 @@ impl KeyService {
         match self.load_chain(&name).await {
             Ok(Some(chain)) => Ok(chain),
             Ok(None) => {
+                if let Some(chain) = self.found_again(&name).await? {
+                    return Ok(chain);
+                }
                 self.core.unknown_chains.insert(name, self.core.clock.now());
                 Err(unknown())
             }

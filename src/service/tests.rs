@@ -20,6 +20,7 @@ use crate::store::records;
 use crate::store::{self, Store};
 
 mod api;
+mod archive;
 mod continuity;
 mod inline;
 mod manage;

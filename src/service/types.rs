@@ -102,6 +102,8 @@ pub struct KekInfo {
     pub exposed: bool,
     /// The names of the roots that wrapped it.
     pub roots: Vec<String>,
+    /// After a destruction: the archives that could not be written, and still have its wraps.
+    pub still_archived_in: Vec<String>,
 }
 
 /// Why a requested KEK can't be used.
@@ -206,7 +208,7 @@ pub enum Health {
 /// One check of readiness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// `store`, `root:{name}`, `chain:{name}`, `kubernetes` or `service`.
+    /// `store`, `root:{name}`, `archive:{name}`, `chain:{name}`, `kubernetes` or `service`.
     pub name: String,
     /// Its result.
     pub health: Health,

@@ -11,6 +11,7 @@ use crate::id::{ChainName, KekId, Suite};
 use super::Error;
 
 mod keys;
+mod life;
 
 pub use keys::{
     CHAINS, Part, ROOTS, claim_key, head_key, kek_key, keks_prefix, parse_key, root_check_key,

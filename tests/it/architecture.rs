@@ -38,12 +38,12 @@ const MODULES: &str = "
     cobblestone: aead id random secret
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
-    archive:
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
+    archive:   error_chain files id loopback pem proxy random store human_units
 
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
-    service:   backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
+    service:   archive backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
 
     auth:      clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
@@ -52,9 +52,9 @@ const MODULES: &str = "
 
     aws_api:   auth base64 clock envelope http id keychain metrics root secret service sigv4 single_flight human_units
 
-    config:    auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
-    app:       auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
+    config:    archive auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
+    app:       archive auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
+    cli:       aead app archive auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
@@ -72,7 +72,8 @@ const CRATES: &str = "
     hyper_util:  http kubernetes app proxy
     utoipa:      http
     utoipa_axum: http
-    reqwest:     root auth cli
+    reqwest:     root archive auth cli
+    object_store: archive
     clap:        cli config
     anyhow:      app cli
     prometheus:  metrics http app
@@ -84,7 +85,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept aws_api log_throttle root single_flight store service tls auth http kubernetes app cli
+    tokio:       accept archive aws_api log_throttle root single_flight store service tls auth http kubernetes app cli
 ";
 
 #[test]

@@ -148,17 +148,21 @@ async fn send_largest(
     let mut refused = 0;
     loop {
         let mut stream = target.connect().await;
-        let sent = async {
-            stream.write_all(head.as_bytes()).await?;
-            stream.write_all(half).await?;
-            if refused == 0 {
-                // All of them are half sent at once.
-                together.wait().await;
-            }
-            stream.write_all(rest).await?;
-            stream.flush().await
-        };
-        let sent = sent.await;
+        let mut sent = stream.write_all(head.as_bytes()).await;
+        if sent.is_ok() {
+            sent = stream.write_all(half).await;
+        }
+        if refused == 0 {
+            // All of them are half sent at once. One that is refused already waits as well, since
+            // the others wait for it.
+            together.wait().await;
+        }
+        if sent.is_ok() {
+            sent = stream.write_all(rest).await;
+        }
+        if sent.is_ok() {
+            sent = stream.flush().await;
+        }
         match answer(&mut stream).await {
             Ok((200, length)) if sent.is_ok() => {
                 assert!(length > LARGEST);

@@ -8,6 +8,8 @@ mod api;
 #[cfg(test)]
 mod architecture;
 #[cfg(test)]
+mod archive;
+#[cfg(test)]
 mod aws_api;
 #[cfg(test)]
 mod aws_kms;

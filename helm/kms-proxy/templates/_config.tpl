@@ -20,7 +20,7 @@
 {{- $plugin := dict "socket" (printf "unix:///run/kms-proxy/%s" .Values.plugin.socket) "chain" .Values.plugin.chain -}}
 {{- $_ := set $config "kubernetes" (mergeOverwrite $plugin (default dict $config.kubernetes)) -}}
 {{- end -}}
-{{- range $section := list "server" "log" "store" "root" "chain" "cache" "auth" "client" "aws_api" "kubernetes" -}}
+{{- range $section := list "server" "log" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "aws_api" "kubernetes" -}}
 {{- $value := get $config $section -}}
 {{- if kindIs "slice" $value -}}
 {{- range $item := $value }}
@@ -84,6 +84,9 @@
 {{- if and (eq $root.kind "local") (ne $store "file") (not $root.key_file) -}}
 {{- fail (printf "config.root: %s is a local root, and each pod would make a key of its own; name a key_file of secretMounts, or another kind" $root.name) -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.config.archive (eq $store "inline") -}}
+{{- fail "config.archive: the store inline stores nothing, so there is nothing to archive" -}}
 {{- end -}}
 {{- if and .Values.tls.enabled (not .Values.tls.existingSecret) (not .Values.tls.certManager.enabled) -}}
 {{- fail "tls.enabled needs tls.existingSecret or tls.certManager.enabled" -}}

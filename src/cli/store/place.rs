@@ -1,4 +1,4 @@
-//! The locations of records: a configured store, the directory of a store, or a backup.
+//! The locations of records: a configured store, the directory of a store, a backup or an archive.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,6 +22,8 @@ pub(super) enum Place {
     Backup(PathBuf),
     /// `backup:-`: a backup on stdout.
     Stream,
+    /// `archive:NAME`: an archive of the configuration.
+    Archive(String),
 }
 
 impl FromStr for Place {
@@ -34,7 +36,8 @@ impl FromStr for Place {
             Some(("dir", dir)) if !dir.is_empty() => Ok(Self::Dir(dir.into())),
             Some(("backup", "-")) => Ok(Self::Stream),
             Some(("backup", file)) if !file.is_empty() => Ok(Self::Backup(file.into())),
-            _ => Err("must be config:FILE, dir:DIR or backup:FILE"),
+            Some(("archive", name)) if !name.is_empty() => Ok(Self::Archive(name.to_owned())),
+            _ => Err("must be config:FILE, dir:DIR, backup:FILE or archive:NAME"),
         }
     }
 }
@@ -50,6 +53,13 @@ impl Place {
             }
             Self::Dir(dir) => Some(store::Config::File(store::file::Config { path: dir.clone() })),
             Self::Backup(_) | Self::Stream => None,
+            Self::Archive(_) => {
+                return Err(Failure::Usage(
+                    "archive:NAME works only with `store verify`; `store recover` fills a store \
+                     from the archives"
+                        .to_owned(),
+                ));
+            }
         })
     }
 
@@ -127,10 +137,20 @@ mod tests {
             ("backup:b", Place::Backup("b".into())),
             ("backup:-", Place::Stream),
             ("backup:./-", Place::Backup("./-".into())),
+            ("archive:nas", Place::Archive("nas".to_owned())),
         ] {
             assert_eq!(text.parse(), Ok(place));
         }
-        for bad in ["", "a.toml", "dir", "dir:", "backup:", "Config:a", "etcd:http://localhost"] {
+        for bad in [
+            "",
+            "a.toml",
+            "dir",
+            "dir:",
+            "backup:",
+            "archive:",
+            "Config:a",
+            "etcd:http://localhost",
+        ] {
             assert!(bad.parse::<Place>().is_err(), "{bad}");
         }
     }

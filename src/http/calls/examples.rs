@@ -158,6 +158,7 @@ pub(super) fn problem(kind: Kind) -> Value {
         Kind::KekExhausted => "no use of the primary KEK is left, and no new KEK could be made",
         Kind::RootUnavailable => "the root is away",
         Kind::StoreUnavailable => "the store is unavailable",
+        Kind::ArchiveUnavailable => "the archives do not hold the next KEK of the chain yet",
     };
     problem_of(&Error::new(kind, detail))
 }

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::archive::object::Wraps;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 use crate::store::Store;
-use crate::store::record::{self, Limits};
+use crate::store::record::{self, Limits, State};
 
 use crate::service::chain::Chain;
 use crate::service::error::{Error, Kind};
 use crate::service::limits::lookup_quota;
 use crate::service::types::{ChainInfo, ChainSettings, Change, KekInfo};
-use crate::service::{KeyService, kek_lifecycle, tasks};
+use crate::service::{KeyService, archive, kek_lifecycle, tasks};
 use crate::store::records;
 
 /// 100 years, as in the configuration: a larger value is a mistake in the unit.
@@ -105,6 +106,11 @@ impl KeyService {
                     format!("the chain has {keks} KEKs; only a chain without any is deleted");
                 return Err(Error::new(Kind::Conflict, detail));
             }
+            if archive::find::has_keks(&self.core, &chain.name).await? {
+                let detail = "the archives have KEKs of this chain; only a chain without any is \
+                    deleted";
+                return Err(Error::new(Kind::Conflict, detail));
+            }
             if ledger.delete().await.map_err(failed)? {
                 tracing::warn!(chain = %chain.name, "an operator deleted a chain without KEKs");
                 chain.is_deleted.store(true, Ordering::Relaxed);
@@ -155,6 +161,9 @@ impl KeyService {
             let detail = format!("there are {chains} chains, and chain.max_chains allows no more");
             return Err(Error::new(Kind::Conflict, detail));
         }
+        if let Some(chain) = self.found_again(&name).await? {
+            return Ok((chain, false));
+        }
         let limits = merge(config.chain.limits(), settings)?;
         let suite = settings.suite.unwrap_or(config.chain.suite);
         let inline = settings.inline.unwrap_or(config.chain.inline);
@@ -197,6 +206,7 @@ impl KeyService {
             if is_set || ledger.set_settings(limits, inline).await.map_err(failed)? {
                 // The next envelope has the new form.
                 reserver.publish_inline(&self.core, chain);
+                self.core.archives.want(&chain.name, None, Wraps::Join);
                 chain.need_uses.notify_one();
                 return Ok(());
             }
@@ -221,11 +231,21 @@ impl KeyService {
             let (core, chain) = (Arc::clone(&self.core), Arc::clone(&chain));
             async move {
                 core.needs_store("a KEK can't be disabled, enabled or destroyed")?;
-                kek_lifecycle::change(&core, &chain, id, change).await
+                let kek = kek_lifecycle::change(&core, &chain, id, change).await?;
+                let left = archive::sync::everywhere(&core, &chain.name, id).await;
+                if kek.state == State::Destroyed && !left.is_empty() {
+                    let archives = left.join(", ");
+                    tracing::error!(chain = %chain.name, kek_id = %id, archives, "archives still \
+                        have the wraps of a KEK that was destroyed; they are tried again");
+                }
+                Ok((kek, left))
             }
         };
         let result = match tasks::run_to_end(work).await {
-            Ok(kek) => self.kek_info(&chain, id, kek).await,
+            Ok((kek, left)) => self.kek_info(&chain, id, kek).await.map(|info| {
+                let is_destroyed = info.state == State::Destroyed;
+                KekInfo { still_archived_in: if is_destroyed { left } else { Vec::new() }, ..info }
+            }),
             Err(error) => Err(error),
         };
         self.finish(Operation::Manage, &chain, started, result)

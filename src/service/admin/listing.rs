@@ -167,6 +167,7 @@ fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>) -> KekInfo {
         uses_reserved: uses.map_or(0, |uses| uses.reserved),
         exposed: kek.exposed,
         roots: kek.wraps.into_iter().map(|wrap| wrap.root).collect(),
+        still_archived_in: Vec::new(),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::metrics::Operation;
 use crate::store::record::{self, Kek, Record, State};
 use crate::store::{Error as StoreError, Store as _};
 
+use crate::archive::object::Wraps;
+use crate::service::archive::sync;
 use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
@@ -73,7 +75,7 @@ impl KeyService {
 }
 
 async fn change_page(
-    core: &Core,
+    core: &Arc<Core>,
     chain: &Chain,
     root: &str,
     change: RootChange,
@@ -128,7 +130,10 @@ async fn change_page(
         // For most KEKs nothing is to be done, which the listed record shows.
         let done = Kek::decode(&entry.key, &entry.value)
             .is_ok_and(|kek| is_done(core, &kek, root, change));
-        if !done {
+        if done {
+            // After an interruption the archives may still have the earlier wraps.
+            core.archives.want(&chain.name, Some(id), Wraps::Replace);
+        } else {
             match change_one(core, chain, id, root, change).await {
                 Ok(changed) => progress.changed += u64::from(changed),
                 Err(Failed::All(error)) => return Err(error),
@@ -255,6 +260,7 @@ async fn change_one(
         if records::put_kek(&*core.store, &chain.name, id, &read, &next).await.map_err(failed)? {
             core.keyring.remember(&chain.name, id, &next);
             chain.staleness.outdate();
+            core.archives.want(&chain.name, Some(id), Wraps::Replace);
             match change {
                 RootChange::Rewrap => {
                     tracing::info!(chain = %chain.name, kek_id = %id, root, "a KEK got a wrap");
@@ -324,7 +330,7 @@ async fn complete_claimed(core: &Core, chain: &Chain) {
 /// Replaces the primary and the standby if `removed`, which is not configured any more, has wrapped
 /// them, or if a `local` root ever did and none is configured. A KEK without another wrap is not
 /// replaced, since no remaining root unwraps it.
-async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<(), Error> {
+async fn replace_wrapped(core: &Arc<Core>, chain: &Chain, removed: &str) -> Result<(), Error> {
     let _rotator = chain.rotator.lock().await;
     let has_local = core.keyring.roots.has_local();
     for _ in 0..TRIES {
@@ -350,6 +356,10 @@ async fn replace_wrapped(core: &Core, chain: &Chain, removed: &str) -> Result<()
             }
             (Some((_, true)), Some(_)) => {
                 rotator::supply_standby(core, chain, None, Trust::Proven).await?;
+                let standby = chain.reservations.lock().await.ledger.head.record.standby;
+                if let Some(id) = standby {
+                    sync::ensure(core, &chain.name, id).await?;
+                }
                 let mut reserver = chain.reservations.lock().await;
                 reserver.promote(core, chain, Reason::Root).await?;
             }

@@ -1,6 +1,7 @@
 //! The transactions of a rotation: a new standby, its promotion, and blocks of uses of the primary.
 
 use crate::id::KekId;
+use crate::service::archive::permit::Permit;
 use crate::store::record::{self, Kek, Record, State, Uses};
 use crate::store::records::{Held, Versioned};
 use crate::store::{Error, Txn};
@@ -59,13 +60,16 @@ impl Ledger {
     }
 
     /// Makes the standby primary and reserves its first block, so that no request waits for that.
-    /// Compares: head, standby, its uses and the old primary unchanged.
+    /// Only with the permission of the archives. Compares: head, standby, its uses and the old
+    /// primary unchanged.
     pub(in crate::service) async fn promote(
         &mut self,
+        permit: &Permit,
         now: u64,
         block: u64,
     ) -> Result<bool, Error> {
-        let Some(mut next) = self.standby.clone() else { return Ok(false) };
+        let standby = self.standby.clone().filter(|standby| standby.id == permit.id());
+        let Some(mut next) = standby else { return Ok(false) };
         let mut head = self.head.record.clone();
         head.primary = Some(next.id);
         head.standby = None;

@@ -44,6 +44,7 @@ pub(in crate::service) async fn recover(
             bury(core, chain, ledger, id).await?;
         }
     }
+    core.archives.sweep_soon();
     chain.metrics.store_rollbacks.inc();
     core.rollbacks.add(retired, restored, core.clock.now());
     tracing::info!(chain = %chain.name, retired, restored, "a chain was repaired after a rollback \

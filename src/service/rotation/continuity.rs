@@ -5,8 +5,8 @@
 //! corrected. So before a root wraps a KEK, it must unwrap one that was wrapped in its name. The
 //! result is remembered for `cache.kek_max_age`, so a rotation rarely costs an additional call.
 //!
-//! For a chain without KEKs, the other chains of the store are examined. A store without KEKs
-//! accepts any root: that is a first start.
+//! For a chain without KEKs, the archives and the other chains of the store are examined. Only if
+//! neither has a KEK, any root is accepted: that is a first start.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::root;
 use crate::store::record::{self, Kek, Record};
 use crate::store::{self, Store};
 
+use crate::service::archive::find;
 use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
@@ -57,7 +58,7 @@ pub(in crate::service) async fn allowed(
         // Every KEK that is stored here was made by this process.
         return Ok(roots.all_allowed());
     }
-    let mut keks = Keks::new(chain, held);
+    let mut keks = Keks { asks_archives: true, ..Keks::new(chain, held) };
     let mut allowed = Allowed::default();
     for state in roots.iter() {
         let verdict = match judge(core, state, &mut keks).await? {
@@ -108,6 +109,20 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
             is_first &= keks.is_empty(core).await?;
             if !is_first && undecided.iter().all(|(_, verdict)| *verdict != Verdict::Unused) {
                 break;
+            }
+        }
+    }
+    if is_first && !undecided.is_empty() {
+        for (other, id, kek) in find::sample(core, None).await? {
+            is_first = false;
+            let mut keks = Keks { listed: Some(vec![(id, kek)]), ..Keks::new(&other, &[]) };
+            for (state, verdict) in &mut undecided {
+                if matches!(verdict, Verdict::Unused | Verdict::Silent) {
+                    *verdict = match judge(core, state, &mut keks).await? {
+                        Verdict::Unused => verdict.clone(),
+                        seen => seen,
+                    };
+                }
             }
         }
     }
@@ -222,11 +237,13 @@ struct Keks<'a> {
     chain: &'a ChainName,
     held: &'a [(KekId, Kek)],
     listed: Option<Vec<(KekId, Kek)>>,
+    /// Whether archived KEKs count if the store has none.
+    asks_archives: bool,
 }
 
 impl<'a> Keks<'a> {
     fn new(chain: &'a ChainName, held: &'a [(KekId, Kek)]) -> Self {
-        Self { chain, held, listed: None }
+        Self { chain, held, listed: None, asks_archives: false }
     }
 
     /// The wraps by `root` among KEKs that are known, the newest first; else among all.
@@ -269,6 +286,12 @@ impl<'a> Keks<'a> {
                     }
                     _ => break,
                 }
+            }
+            let is_alive = |(_, kek): &(KekId, Kek)| !kek.wraps.is_empty();
+            if self.asks_archives && !keks.iter().any(is_alive) {
+                // The store may have been lost.
+                let archived = find::sample(core, Some(self.chain)).await?;
+                keks.extend(archived.into_iter().map(|(_, id, kek)| (id, kek)));
             }
             self.listed = Some(keks);
         }

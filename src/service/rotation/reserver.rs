@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::envelope::InlineRecord;
 use crate::keychain::budget::{BLOCK_LIFE, Budget};
 use crate::keychain::kek::Kek;
-use crate::keychain::rotation::{self, Primary, Reason, Step, Thresholds};
+use crate::keychain::rotation::{self, Primary, Reason, Standby, Step, Thresholds};
 use crate::keychain::{InlineKek, KekPlacement, KeyChain};
 use crate::service::chain::Chain;
 use crate::service::core::Core;
@@ -68,6 +68,17 @@ impl Reservations {
                     self.promote(core, chain, reason).await?;
                     continue;
                 }
+                Some(Step::ArchiveStandby) => {
+                    if let Some(id) = self.ledger.head.record.standby {
+                        core.archives.want_first(&chain.name, id);
+                    }
+                    if self.lacks_standby(&snapshot)
+                        || !self.holds_primary(&snapshot)
+                        || self.is_doubtful(core, chain, &snapshot)
+                    {
+                        chain.need_kek.notify_one();
+                    }
+                }
                 Some(_) => chain.need_kek.notify_one(),
                 None if self.is_doubtful(core, chain, &snapshot) => chain.need_kek.notify_one(),
                 // Another process created it. It is unwrapped now, so that a promotion needs no
@@ -79,12 +90,20 @@ impl Reservations {
                 return Ok(());
             }
             if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {
+                if self.awaits_archives(core, chain, &snapshot)? {
+                    return Ok(());
+                }
                 // A root must wrap or unwrap it first.
                 chain.need_kek.notify_one();
                 return chain.rotator_error(Kind::RootUnavailable);
             }
             match self.next_block_size(core, chain, &snapshot) {
-                0 => return chain.rotator_error(Kind::KekExhausted),
+                0 => {
+                    if self.awaits_archives(core, chain, &snapshot)? {
+                        return Ok(());
+                    }
+                    return chain.rotator_error(Kind::KekExhausted);
+                }
                 size => self.reserve(core, chain, &snapshot, size).await?,
             }
         }
@@ -112,7 +131,32 @@ impl Reservations {
             age: clock_check::age(self, core, held.kek.record.promoted_at),
             known_for: self.known_for(core.clock.now()),
         });
-        rotation::plan(&thresholds, primary.as_ref(), self.ledger.head.record.standby.is_some())
+        rotation::plan(&thresholds, primary.as_ref(), self.standby(core, chain))
+    }
+
+    fn standby(&self, core: &Core, chain: &Chain) -> Standby {
+        match self.ledger.head.record.standby {
+            None => Standby::None,
+            Some(id) if core.archives.permit(&chain.name, id).is_some() => Standby::Ready,
+            Some(_) => Standby::NotArchived,
+        }
+    }
+
+    /// Whether requests wait only for the archives to hold the standby; an error if they can't.
+    fn awaits_archives(
+        &self,
+        core: &Core,
+        chain: &Chain,
+        snapshot: &KeyChain,
+    ) -> Result<bool, Error> {
+        let standby = self.ledger.standby.as_ref().filter(|it| snapshot.kek(it.id).is_some());
+        let Some(standby) = standby.filter(|_| self.holds_primary(snapshot)) else {
+            return Ok(false);
+        };
+        match core.archives.obstacle(&chain.name, standby.id) {
+            Some(error) => Err(error),
+            None => Ok(core.archives.permit(&chain.name, standby.id).is_none()),
+        }
     }
 
     /// Whether the rotator should try a KEK that no request needs at the moment, since it failed or
@@ -207,7 +251,8 @@ impl Reservations {
         let rate = self.pace.rate(spent_of(&snapshot), now);
         let max_uses = self.ledger.head.record.limits.max_uses;
         let block = rotation::block_size(max_uses, 0, rate, chain.waiting());
-        let promoted = self.ledger.promote(core.clock.unix_now(), block).await;
+        let Some(permit) = core.archives.permit(&chain.name, kek.id()) else { return Ok(false) };
+        let promoted = self.ledger.promote(&permit, core.clock.unix_now(), block).await;
         if !promoted.map_err(|error| self.failed(core, chain, error))? {
             return Ok(false);
         }
@@ -218,6 +263,11 @@ impl Reservations {
         chain.low_water.store(self.pace.block_added(block, now), Ordering::Relaxed);
         if let Some(reason) = reason.as_str() {
             core.metrics.rotated(&chain.name, reason);
+        }
+        if permit.is_waived() {
+            core.metrics.archives.unarchived.inc();
+            tracing::warn!(chain = %chain.name, primary = %kek.id(), "a KEK becomes primary \
+                although the required archives do not hold it: on_failure = \"continue\"");
         }
         self.report(core, chain);
         tracing::info!(

@@ -10,6 +10,7 @@ use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{Reason, Step};
 use crate::store::record::{self, State};
 
+use crate::service::archive::sync;
 use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
@@ -229,6 +230,7 @@ async fn make_claimed(
             core.keyring.remember(&chain.name, kek.id(), &stored);
             roots.note_wrapped(&chain.name, kek.id(), &stored.wraps, &allowed.proven);
             chain.publish(|next| next.hold(Arc::clone(&kek)));
+            core.archives.want_first(&chain.name, kek.id());
             return Ok(());
         }
     }
@@ -239,7 +241,7 @@ async fn make_claimed(
 /// this process can't unwrap is replaced only with [`Trust::Any`], since other replicas may unwrap
 /// it.
 pub(in crate::service) async fn rotate_by_hand(
-    core: &Core,
+    core: &Arc<Core>,
     chain: &Chain,
     trust: Trust,
 ) -> Result<Rotated, Error> {
@@ -280,6 +282,10 @@ pub(in crate::service) async fn rotate_by_hand(
             opened.map_err(|error| not_rotated(unusable(error, chain)))?;
         }
         supply_standby(core, chain, Some(step), trust).await.map_err(not_rotated)?;
+        let standby = chain.reservations.lock().await.ledger.head.record.standby;
+        if let Some(id) = standby {
+            sync::ensure(core, &chain.name, id).await.map_err(not_rotated)?;
+        }
         let mut reservations = chain.reservations.lock().await;
         if !reservations.holds_standby(&chain.snapshot()) {
             continue;
@@ -315,10 +321,9 @@ pub(in crate::service) async fn rotate_by_hand(
 /// Adds the advice for operators: a caller with permission to rotate may read it.
 fn not_rotated(error: Error) -> Error {
     match error.kind() {
-        Kind::RootUnavailable => Error::new(
-            Kind::RootUnavailable,
-            format!("the chain is not rotated: {}", error.for_operators()),
-        ),
+        kind @ (Kind::RootUnavailable | Kind::ArchiveUnavailable) => {
+            Error::new(kind, format!("the chain is not rotated: {}", error.for_operators()))
+        }
         _ => error,
     }
 }

@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::archive::{OnFailure, Policy, Require};
 use crate::random::seeded;
 use crate::store::record::Limits;
 
 mod actions;
+mod archive;
 mod checks;
 mod client;
 mod ending;
@@ -88,6 +90,9 @@ struct Weather {
     limits: Limits,
     processes: u64,
     steps: u64,
+    /// How many archives there are, and what they are required for.
+    archives: usize,
+    policy: Policy,
 }
 
 impl Weather {
@@ -97,7 +102,14 @@ impl Weather {
         let calm = usize::from(is_calm);
         let faults = if is_calm { 0 } else { rng.below(4) };
         let max_uses = 40 + rng.below(400);
+        let archives = [0, 1, 2][rng.index(3)];
+        let policy = Policy {
+            require: [Require::All, Require::Any][rng.index(2)],
+            on_failure: if rng.one_in(8) { OnFailure::Continue } else { OnFailure::Wait },
+        };
         Self {
+            archives,
+            policy,
             is_calm,
             restores: class >= 6,
             reports: [None, Some(false), Some(true)][rng.index(3)],
@@ -139,6 +151,10 @@ struct Counts {
     /// Writes that met a revision of another history under the same number.
     confused: u64,
     failures: u64,
+    /// Objects of KEKs that were written to archives.
+    archived: u64,
+    /// Restores of an empty store.
+    wipes: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -155,6 +171,8 @@ impl std::ops::AddAssign for Counts {
         self.mistakes += more.mistakes;
         self.confused += more.confused;
         self.failures += more.failures;
+        self.archived += more.archived;
+        self.wipes += more.wipes;
     }
 }
 

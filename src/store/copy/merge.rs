@@ -70,7 +70,7 @@ pub(super) fn kek(copied: Kek, target: Option<&Kek>, newer_roots: bool) -> Decis
     if target.state == State::Destroyed {
         return Err("the target's was destroyed, and a tombstone is never replaced".to_owned());
     }
-    if position(target) > position(&copied) {
+    if target.progress() > copied.progress() {
         let (theirs, ours) = (target.state.as_str(), copied.state.as_str());
         return Err(format!("the target's is newer: it is {theirs}, here it is {ours}"));
     }
@@ -80,8 +80,10 @@ pub(super) fn kek(copied: Kek, target: Option<&Kek>, newer_roots: bool) -> Decis
     if target.exposed && !copied.exposed {
         return Err("the target's is newer: a local root wrapped it".to_owned());
     }
-    let lost = target.wraps.iter().find(|wrap| !copied.wraps.contains(wrap));
-    match lost.filter(|_| !newer_roots && copied.state != State::Destroyed) {
+    match target
+        .wrap_missing_in(&copied)
+        .filter(|_| !newer_roots && copied.state != State::Destroyed)
+    {
         Some(wrap) => Err(format!("the target's wrap by root {} is not here", wrap.root)),
         None => Ok(Some(copied)),
     }
@@ -100,18 +102,6 @@ pub(super) fn uses(copied: Uses, target: Option<&Uses>) -> Decision<Uses> {
         Ordering::Greater => {
             Err(format!("the target's is newer: {theirs} uses are reserved there, {ours} here"))
         }
-    }
-}
-
-/// The progress of a KEK's life. A KEK that is disabled and enabled again keeps the time at which
-/// it was last disabled, so it counts as later than before.
-fn position(kek: &Kek) -> (u8, Option<u64>, bool) {
-    match kek.state {
-        State::Standby => (0, None, false),
-        State::Primary => (1, None, false),
-        State::Disabled => (2, kek.disabled_at, false),
-        State::Retired => (2, kek.disabled_at, true),
-        State::Destroyed => (3, None, false),
     }
 }
 

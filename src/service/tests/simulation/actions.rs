@@ -13,7 +13,7 @@ use super::{Counts, Rng, Weather};
 use crate::id::KekId;
 use crate::service::types::{ChainSettings, Change};
 use crate::service::{DEFAULT_CHAIN, Health, Kind};
-use crate::store::memory::Snapshot;
+use crate::store::memory::{self, Snapshot};
 use crate::store::record::State;
 
 pub(super) struct Sim {
@@ -117,7 +117,7 @@ impl Sim {
     async fn step(&mut self) {
         let (rng, weather) = (self.rng.clone(), &self.hub.weather);
         let one = rng.index(self.processes.len());
-        let faults = if weather.is_calm { 80 } else { 114 };
+        let faults = if weather.is_calm { 80 } else { 118 };
         match rng.below(faults) {
             0..40 => self.encrypt(one, 1 + rng.below(60)),
             40..55 => self.decrypt(one),
@@ -150,6 +150,11 @@ impl Sim {
             }
             105..110 if weather.restores => self.restore().await,
             110..114 if self.has_keks() => self.misconfigure(),
+            114..118 if !self.hub.archives.is_empty() => {
+                let until = Instant::now() + rng.up_to(Duration::from_secs(150));
+                let (_, away) = &self.hub.archives[rng.index(self.hub.archives.len())];
+                *away.lock().unwrap() = until;
+            }
             _ => {}
         }
     }
@@ -165,6 +170,11 @@ impl Sim {
     fn has_keks(&self) -> bool {
         let book = self.hub.book();
         book.keks.values().any(|page| page.kek.as_ref().is_some_and(|kek| !kek.wraps.is_empty()))
+    }
+
+    /// Whether the chain has a KEK that encrypts, which the archives hold.
+    fn has_primary(&self) -> bool {
+        self.hub.book().head.as_ref().is_some_and(|head| head.primary.is_some())
     }
 
     /// An operator starts one more process, with a mistake in its configuration.
@@ -216,7 +226,18 @@ impl Sim {
 
     /// An operator puts an old copy in the place of the store.
     async fn restore(&mut self) {
-        let Some(old) = self.old.take() else { return };
+        let wipes = self.hub.is_guaranteed() && self.has_primary() && self.rng.one_in(2);
+        let old = self.old.take();
+        let Some(old) = (if wipes { Some(memory::Store::new().snapshot()) } else { old }) else {
+            return;
+        };
+        self.hub.book().counts.wipes += u64::from(wipes);
+        if wipes && self.rng.one_in(3) {
+            // The store and all processes are lost at the same moment.
+            while !self.processes.is_empty() {
+                self.crash(0);
+            }
+        }
         self.hub.set_down(true);
         sleep(Duration::from_secs(1) + self.rng.up_to(Duration::from_secs(20))).await;
         let allowed = |state| !matches!(state, State::Disabled | State::Destroyed);

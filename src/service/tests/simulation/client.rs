@@ -56,13 +56,19 @@ impl Client {
 
     fn keep(&self, letter: Letter) {
         self.hub.book().encrypted(self.process, self.hub.now(), letter.kek);
+        self.hub.check_archived(letter.kek);
         self.letters.lock().unwrap().push(letter);
     }
 
     pub(super) async fn encrypt(&self) {
         let plaintext = self.rng.next().to_le_bytes();
         let made = self.service.encrypt(None, plaintext[..].into(), b"aad").await;
-        let kinds = [Kind::KekExhausted, Kind::RootUnavailable, Kind::StoreUnavailable];
+        let kinds = [
+            Kind::KekExhausted,
+            Kind::RootUnavailable,
+            Kind::StoreUnavailable,
+            Kind::ArchiveUnavailable,
+        ];
         if let Some(made) = self.judge("encrypt", made, &kinds) {
             let bytes = made.envelope.as_slice().to_vec();
             self.keep(Letter { bytes, plaintext: plaintext.to_vec(), kek: made.kek_id });
@@ -76,9 +82,12 @@ impl Client {
             let book = self.hub.book();
             (book.history, book.keks.get(&letter.kek).is_some_and(|page| page.doubted))
         };
-        let mut kinds = vec![Kind::RootUnavailable, Kind::StoreUnavailable];
+        let mut kinds =
+            vec![Kind::RootUnavailable, Kind::StoreUnavailable, Kind::ArchiveUnavailable];
         kinds.extend((doubted || history > 0).then_some(Kind::KekDisabled));
-        kinds.extend((history > 0).then_some(Kind::UnknownKek));
+        // A store may lose KEKs, but not those that are archived.
+        let may_lose = history > 0 && !self.hub.is_guaranteed();
+        kinds.extend(may_lose.then_some(Kind::UnknownKek));
         if let Some(opened) = self.judge("decrypt", opened, &kinds) {
             assert_eq!(opened.plaintext.as_slice(), letter.plaintext);
             let now = self.hub.now();
@@ -93,6 +102,7 @@ impl Client {
             Kind::KekExhausted,
             Kind::RootUnavailable,
             Kind::StoreUnavailable,
+            Kind::ArchiveUnavailable,
             Kind::KekDisabled,
             Kind::UnknownKek,
         ];
@@ -104,8 +114,13 @@ impl Client {
 
     pub(super) async fn rotate(&self) {
         let rotated = self.service.rotate(None).await;
-        let kinds =
-            [Kind::Overloaded, Kind::Conflict, Kind::RootUnavailable, Kind::StoreUnavailable];
+        let kinds = [
+            Kind::Overloaded,
+            Kind::Conflict,
+            Kind::RootUnavailable,
+            Kind::StoreUnavailable,
+            Kind::ArchiveUnavailable,
+        ];
         self.judge("rotate", rotated, &kinds);
     }
 

@@ -12,6 +12,8 @@ use crate::store::record::State;
 /// After the last fault every process serves again within this time: a claim of a process that is
 /// gone runs out after 20 s, a failed call of a root is tried again after 40 s at most.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(150);
+/// An archive that was away is tried again after 10 s at most, and a record after 60 s.
+const ARCHIVES_WITHIN: Duration = Duration::from_secs(90);
 /// After a restore each process that knew more than the one before it repairs the chain once more.
 const REPAIRS_WITHIN: Duration = Duration::from_secs(90);
 
@@ -23,6 +25,9 @@ impl Sim {
         }
         self.hub.set_calm();
         let mut until = Instant::now() + RECOVERS_WITHIN;
+        if !self.hub.archives.is_empty() {
+            until += ARCHIVES_WITHIN;
+        }
         if self.hub.book().history > 0 {
             until += REPAIRS_WITHIN;
         }
@@ -48,6 +53,7 @@ impl Sim {
                     Ok(made) => {
                         let now = self.hub.now();
                         self.hub.book().encrypted(process.net.process, now, made.kek_id);
+                        self.hub.check_archived(made.kek_id);
                         last = None;
                         break;
                     }
@@ -108,6 +114,16 @@ impl Sim {
                 (Err(error), Some(State::Disabled | State::Destroyed)) => {
                     error.kind() == Kind::KekDisabled
                 }
+                // It was read from an archive.
+                (Ok(opened), None) if !self.hub.archives.is_empty() => {
+                    let destroyed = self.hub.is_archived_as(letter.kek, &[State::Destroyed]);
+                    !destroyed && opened.plaintext.as_slice() == letter.plaintext
+                }
+                (Err(error), None) if error.kind() == Kind::KekDisabled => {
+                    let refused = [State::Disabled, State::Destroyed];
+                    self.hub.is_archived_as(letter.kek, &refused)
+                }
+                (Err(_), None) if self.hub.is_guaranteed() => false,
                 (Err(error), None) => {
                     error.kind() == Kind::UnknownKek
                         && !self.kept.contains(&letter.kek)

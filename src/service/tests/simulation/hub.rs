@@ -9,12 +9,16 @@ use tokio::time::Instant;
 use super::Weather;
 use super::checks::Book;
 use super::store::Net;
+use crate::archive;
 use crate::id::KekId;
+use crate::store::record::{self, Kek, Part, Record as _, State};
 use crate::store::{Committed, Compare, Error, Store as _, Txn, memory};
 
 /// What all processes share.
 pub(super) struct Hub {
     pub(super) store: memory::Store,
+    /// The archives, and until when each is away.
+    pub(super) archives: Vec<(archive::memory::Archive, Mutex<Instant>)>,
     pub(super) weather: Weather,
     pub(super) began: Instant,
     book: Mutex<Book>,
@@ -30,6 +34,9 @@ impl Hub {
         book.log = log.then(Vec::new);
         Self {
             store: memory::Store::new(),
+            archives: (0..weather.archives)
+                .map(|_| (archive::memory::Archive::new(), Mutex::new(Instant::now())))
+                .collect(),
             calm: weather.is_calm.into(),
             weather,
             began: Instant::now(),
@@ -48,6 +55,9 @@ impl Hub {
 
     pub(super) fn set_calm(&self) {
         self.calm.store(true, Relaxed);
+        for (_, away) in &self.archives {
+            *away.lock().unwrap() = self.began;
+        }
     }
 
     pub(super) fn is_calm(&self) -> bool {
@@ -79,6 +89,9 @@ impl Hub {
                 for (key, value) in txn.puts.iter().filter(|_| self.weather.restores) {
                     net.known.lock().unwrap().insert((key.clone(), revision), value.clone());
                 }
+                for id in txn.puts.iter().filter_map(|(key, value)| promoted(key, value)) {
+                    self.check_archived(id);
+                }
                 self.book().applied(net.process, self.now(), &txn)
             }
             Committed::Conflict => None,
@@ -107,6 +120,12 @@ impl Hub {
         }
         false
     }
+}
+
+/// The KEK that a write makes primary.
+fn promoted(key: &str, value: &[u8]) -> Option<KekId> {
+    let Some((_, Part::Kek(id))) = record::parse_key(key) else { return None };
+    (Kek::decode(key, value).ok()?.state == State::Primary).then_some(id)
 }
 
 pub(super) type Applied = (Committed, Option<(KekId, u64)>);

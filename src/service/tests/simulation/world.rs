@@ -174,13 +174,15 @@ impl Birth {
                 ..ChainConfig::with_limits(hub.weather.limits)
             },
             cache: CacheConfig { dek_entries: 64, keks: 1_000, ..CacheConfig::default() },
+            archive_policy: hub.weather.policy,
             wait: Duration::from_secs(1 + net.rng.below(10)),
             ..Config::default()
         };
-        let store = Arc::new(net.clone());
+        let (store, archives) = (Arc::new(net.clone()), hub.archives_of(&net));
         let starting = tokio::spawn(async move {
             let metrics = Metrics::new(&Registry::new()).unwrap();
-            KeyService::start(config, store, named, Arc::new(clock), metrics).await
+            let clock = Arc::new(clock);
+            KeyService::start_archived(config, store, archives, named, clock, metrics).await
         });
         Self { net, roots, mistake, starting }
     }

@@ -1,0 +1,456 @@
+//! The objects of an archive: one for each KEK and one for each chain, with a check of what is
+//! read.
+//!
+//! Pure functions. This file does not know when an object is written, or where to.
+//!
+//! The stored record is a string within the object, so that its bytes are exact: any program can
+//! compute the digest, and no two programs need to agree on how to write JSON.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::id::{ChainName, KekId, Suite};
+use crate::store::record::{Head, Kek, Limits, Record, State};
+
+/// The prefix of all keys.
+pub const PREFIX: &str = "v1/";
+
+/// The format that this code writes. It reads no other.
+const FORMAT: u32 = 1;
+
+/// The name of the object of a chain among those of its KEKs.
+const CHAIN: &str = "chain.json";
+
+/// What a key names within its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The chain's [`Chain`].
+    Chain,
+    /// A [`Kek`].
+    Kek(KekId),
+}
+
+/// What an archive keeps about a chain: what is needed to create it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chain {
+    /// The suite of new KEKs.
+    pub suite: Suite,
+    /// When KEKs are replaced.
+    pub limits: Limits,
+    /// Whether new envelopes embed the wrapped KEK as well.
+    pub inline: bool,
+}
+
+impl Chain {
+    /// What an archive keeps of `head`.
+    #[must_use]
+    pub const fn of(head: &Head) -> Self {
+        Self { suite: head.suite, limits: head.limits, inline: head.inline }
+    }
+}
+
+/// An object that is not what its key says. A retry does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the object {key} is damaged: {detail}")]
+pub struct Damaged {
+    /// Its key.
+    pub key: String,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+/// The prefix of the keys of a chain.
+#[must_use]
+pub fn chain_prefix(chain: &ChainName) -> String {
+    format!("{PREFIX}{chain}/")
+}
+
+/// The key of the object of a chain.
+#[must_use]
+pub fn chain_key(chain: &ChainName) -> String {
+    format!("{PREFIX}{chain}/{CHAIN}")
+}
+
+/// The key of the object of a KEK.
+#[must_use]
+pub fn kek_key(chain: &ChainName, id: KekId) -> String {
+    format!("{PREFIX}{chain}/{id}.json")
+}
+
+/// The chain of a key, and the part that it names; `None` if it is not the key of an object.
+#[must_use]
+pub fn parse_key(key: &str) -> Option<(ChainName, Part)> {
+    let (chain, name) = key.strip_prefix(PREFIX)?.split_once('/')?;
+    let part = match name {
+        CHAIN => Part::Chain,
+        _ => Part::Kek(name.strip_suffix(".json")?.parse().ok()?),
+    };
+    Some((ChainName::new(chain).ok()?, part))
+}
+
+/// The object of a KEK.
+///
+/// # Errors
+/// None that these types can cause; a serializer's own.
+pub fn encode_kek(chain: &ChainName, id: KekId, kek: &Kek) -> Result<Vec<u8>, Damaged> {
+    let key = kek_key(chain, id);
+    let record = kek.encode().map_err(|error| damaged(&key, error.to_string()))?;
+    encode(&key, chain, Some(id), record)
+}
+
+/// The object of a chain.
+///
+/// # Errors
+/// None that these types can cause; a serializer's own.
+pub fn encode_chain(chain: &ChainName, settings: &Chain) -> Result<Vec<u8>, Damaged> {
+    let key = chain_key(chain);
+    let record = serde_json::to_vec(settings).map_err(|error| damaged(&key, error.to_string()))?;
+    encode(&key, chain, None, record)
+}
+
+/// The KEK in the object of `chain` and `id`. The id is that of the object, not yet that of the
+/// key: the key must be unwrapped to check that.
+///
+/// # Errors
+/// [`Damaged`].
+pub fn decode_kek(chain: &ChainName, id: KekId, bytes: &[u8]) -> Result<Kek, Damaged> {
+    let key = kek_key(chain, id);
+    let record = decode(&key, chain, Some(id), bytes)?;
+    let kek =
+        Kek::decode(&key, record.as_bytes()).map_err(|error| damaged(&key, error.to_string()))?;
+    if kek.wraps.is_empty() != (kek.state == State::Destroyed) {
+        return Err(damaged(&key, "only a destroyed KEK has no wraps".to_owned()));
+    }
+    Ok(kek)
+}
+
+/// The settings in the object of `chain`.
+///
+/// # Errors
+/// [`Damaged`].
+pub fn decode_chain(chain: &ChainName, bytes: &[u8]) -> Result<Chain, Damaged> {
+    let key = chain_key(chain);
+    let record = decode(&key, chain, None, bytes)?;
+    let settings: Chain =
+        serde_json::from_str(&record).map_err(|error| damaged(&key, error.to_string()))?;
+    settings.limits.validate().map_err(|detail| damaged(&key, detail.to_owned()))?;
+    Ok(settings)
+}
+
+/// An object as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    format: u32,
+    chain: ChainName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kek_id: Option<KekId>,
+    sha256: String,
+    record: String,
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    format: u32,
+}
+
+fn encode(
+    key: &str,
+    chain: &ChainName,
+    kek_id: Option<KekId>,
+    record: Vec<u8>,
+) -> Result<Vec<u8>, Damaged> {
+    let record = String::from_utf8(record).map_err(|error| damaged(key, error.to_string()))?;
+    let sha256 = digest(chain, kek_id, &record);
+    let object = Written { format: FORMAT, chain: chain.clone(), kek_id, sha256, record };
+    serde_json::to_vec(&object).map_err(|error| damaged(key, error.to_string()))
+}
+
+fn decode(
+    key: &str,
+    chain: &ChainName,
+    kek_id: Option<KekId>,
+    bytes: &[u8],
+) -> Result<String, Damaged> {
+    let probe: Probe =
+        serde_json::from_slice(bytes).map_err(|error| damaged(key, error.to_string()))?;
+    if probe.format != FORMAT {
+        let detail = format!("its format is {}, this version reads {FORMAT}", probe.format);
+        return Err(damaged(key, detail));
+    }
+    let object: Written =
+        serde_json::from_slice(bytes).map_err(|error| damaged(key, error.to_string()))?;
+    if (&object.chain, object.kek_id) != (chain, kek_id) {
+        return Err(damaged(key, "it is the object of another key".to_owned()));
+    }
+    if digest(chain, kek_id, &object.record) != object.sha256 {
+        return Err(damaged(key, "its SHA-256 does not match".to_owned()));
+    }
+    Ok(object.record)
+}
+
+/// SHA-256 over the chain's name, the KEK's id and the record, with a line feed after each of the
+/// first two. The id of a chain's object is empty.
+fn digest(chain: &ChainName, kek_id: Option<KekId>, record: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(chain.as_str());
+    hash.update("\n");
+    if let Some(id) = kek_id {
+        hash.update(id.to_hex().as_str());
+    }
+    hash.update("\n");
+    hash.update(record);
+    base16ct::lower::encode_string(&hash.finalize())
+}
+
+fn damaged(key: &str, detail: String) -> Damaged {
+    Damaged { key: key.to_owned(), detail }
+}
+
+/// Which wraps remain when two records of a KEK are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wraps {
+    /// Those of both. The archived wrap of a root stays, so that a store that was restored from an
+    /// old copy takes no wrap out of an archive.
+    Join,
+    /// Those of the new record: for an operation that removes or replaces the wraps of a root.
+    Replace,
+}
+
+/// What has to be done with an archived record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// It stays as it is.
+    Keep,
+    /// It is replaced by this one.
+    Replace(Kek),
+}
+
+/// Merges the record `new` of a KEK into the archived record of the same KEK.
+///
+/// A tombstone wins over every other record. Of the changes that operators make, disable and
+/// enable, the later one wins. Whether the KEK is standby, primary or retired makes no difference,
+/// because a KEK from an archive is always restored as retired.
+#[must_use]
+pub fn merge(archived: &Kek, new: &Kek, wraps: Wraps) -> Merged {
+    if archived.state == State::Destroyed {
+        return Merged::Keep;
+    }
+    if new.state == State::Destroyed {
+        return Merged::Replace(Kek { wraps: Vec::new(), ..new.clone() });
+    }
+    let is_later = new.was_withdrawn() && new.progress() > archived.progress();
+    let (later, earlier) = if is_later { (new, archived) } else { (archived, new) };
+    let joined = match wraps {
+        Wraps::Replace if !new.wraps.is_empty() => new.wraps.clone(),
+        _ => {
+            let is_known = |root: &str| archived.wraps.iter().any(|wrap| wrap.root == root);
+            let added = new.wraps.iter().filter(|wrap| !is_known(&wrap.root));
+            archived.wraps.iter().chain(added).cloned().collect()
+        }
+    };
+    let merged = Kek {
+        promoted_at: later.promoted_at.or(earlier.promoted_at),
+        exposed: archived.exposed || new.exposed,
+        wraps: joined,
+        ..later.clone()
+    };
+    // The time of a promotion alone is no reason for a write.
+    let changes = (merged.state, merged.disabled_at, merged.exposed)
+        != (archived.state, archived.disabled_at, archived.exposed)
+        || merged.wrap_missing_in(archived).is_some()
+        || archived.wrap_missing_in(&merged).is_some();
+    if changes { Merged::Replace(merged) } else { Merged::Keep }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::Wrap;
+
+    fn chain() -> ChainName {
+        ChainName::new("orders").unwrap()
+    }
+
+    const ID: KekId = KekId::from_bytes([7; 16]);
+
+    fn wrap(root: &str, byte: u8) -> Wrap {
+        Wrap { root: root.to_owned(), bytes: vec![byte] }
+    }
+
+    fn kek(state: State, disabled_at: Option<u64>, wraps: &[Wrap]) -> Kek {
+        let wraps = wraps.to_vec();
+        Kek {
+            suite: Suite::Aes128Gcm,
+            state,
+            created_at: 1,
+            promoted_at: None,
+            disabled_at,
+            exposed: false,
+            wraps,
+        }
+    }
+
+    fn retired() -> Kek {
+        kek(State::Retired, None, &[wrap("main", 1)])
+    }
+
+    #[test]
+    fn objects_read_back_as_written() {
+        let bytes = encode_kek(&chain(), ID, &retired()).unwrap();
+        assert_eq!(decode_kek(&chain(), ID, &bytes), Ok(retired()));
+        let text = String::from_utf8(bytes).unwrap();
+        let begins = format!(r#"{{"format":1,"chain":"orders","kek_id":"{ID}","sha256":""#);
+        assert!(text.starts_with(&begins), "{text}");
+        assert!(text.contains(r#""record":"{\"format\":1,\"record\":{\"suite\""#), "{text}");
+
+        let settings = Chain { suite: Suite::Aes256Gcm, limits: Limits::default(), inline: true };
+        let bytes = encode_chain(&chain(), &settings).unwrap();
+        assert_eq!(decode_chain(&chain(), &bytes), Ok(settings));
+    }
+
+    /// The digest as a shell computes it:
+    /// `printf 'orders\n0707...07\n{"suite":...}' | sha256sum`.
+    #[test]
+    fn the_digest_is_that_of_the_document() {
+        assert_eq!(
+            digest(&chain(), Some(ID), "{}"),
+            "59b40854826dcc99d3be88ebd8f31e6e334ed337752fcb2ef6b5b20daf3a7b44"
+        );
+        assert_eq!(
+            digest(&chain(), None, "{}"),
+            "4280a69ac7d2a0cc3cdeeea26d165530715ae82897f7c08d7f466183a6daeb3a"
+        );
+    }
+
+    #[test]
+    fn an_object_that_is_damaged_or_at_another_key_is_refused() {
+        let bytes = encode_kek(&chain(), ID, &retired()).unwrap();
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let other_chain = ChainName::new("others").unwrap();
+        let error = decode_kek(&other_chain, ID, &bytes).unwrap_err();
+        assert_eq!(error.key, kek_key(&other_chain, ID));
+        assert!(decode_kek(&chain(), KekId::from_bytes([8; 16]), &bytes).is_err());
+        assert!(decode_chain(&chain(), &bytes).is_err());
+        for (from, to, detail) in [
+            ("{\"format\":1", "{\"format\":2", "its format is 2"),
+            ("retired", "primary", "SHA-256"),
+            ("\\\"created_at\\\":1", "\\\"created_at\\\":2", "SHA-256"),
+            ("\"sha256\"", "\"sha255\"", "unknown field"),
+        ] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text, "{from}");
+            let error = decode_kek(&chain(), ID, changed.as_bytes()).unwrap_err();
+            assert!(error.detail.contains(detail), "{error}");
+        }
+        // Every prefix, and every bit: an object is read whole and unchanged or not at all.
+        for len in 0..bytes.len() {
+            assert!(decode_kek(&chain(), ID, &bytes[..len]).is_err(), "{len}");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_kek(&chain(), ID, &changed).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn records_that_no_service_writes_are_refused() {
+        let without = kek(State::Retired, None, &[]);
+        let with = kek(State::Destroyed, Some(5), &[wrap("main", 1)]);
+        for bad in [without, with] {
+            let bytes = encode_kek(&chain(), ID, &bad).unwrap();
+            assert!(decode_kek(&chain(), ID, &bytes).unwrap_err().detail.contains("no wraps"));
+        }
+        let limits = Limits { max_uses: (1 << 32) + 1, ..Limits::default() };
+        let settings = Chain { suite: Suite::Aes128Gcm, limits, inline: false };
+        let bytes = encode_chain(&chain(), &settings).unwrap();
+        assert!(decode_chain(&chain(), &bytes).unwrap_err().detail.contains("2^32"));
+    }
+
+    #[test]
+    fn keys_are_read_back_as_they_were_made() {
+        for (key, part) in
+            [(chain_key(&chain()), Part::Chain), (kek_key(&chain(), ID), Part::Kek(ID))]
+        {
+            assert!(key.starts_with(&chain_prefix(&chain())));
+            assert_eq!(parse_key(&key), Some((chain(), part)), "{key}");
+            assert_eq!(parse_key(&format!("{key}/x")), None);
+        }
+        for none in
+            ["", "v1/", "v1/orders", "v1/orders/x.json", "v1/A/chain.json", "v2/a/chain.json"]
+        {
+            assert_eq!(parse_key(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_merge_never_goes_back_in_the_life_of_a_kek() {
+        let at = |state, disabled_at| kek(state, disabled_at, &[wrap("main", 1)]);
+        let life = [
+            at(State::Retired, None),
+            at(State::Disabled, Some(5)),
+            at(State::Retired, Some(5)),
+            at(State::Disabled, Some(9)),
+            kek(State::Destroyed, Some(9), &[]),
+        ];
+        for (later, new) in life.iter().enumerate() {
+            for (earlier, archived) in life.iter().enumerate() {
+                for wraps in [Wraps::Join, Wraps::Replace] {
+                    let expected =
+                        if later > earlier { Merged::Replace(new.clone()) } else { Merged::Keep };
+                    assert_eq!(merge(archived, new, wraps), expected, "{archived:?} {new:?}");
+                }
+            }
+        }
+        // A tombstone keeps no wrap, whatever the new record has.
+        let with_wraps = at(State::Destroyed, Some(9));
+        assert_eq!(merge(&life[0], &with_wraps, Wraps::Join), Merged::Replace(life[4].clone()));
+    }
+
+    #[test]
+    fn standby_primary_and_retired_make_no_write() {
+        let states = [
+            kek(State::Standby, None, &[wrap("main", 1)]),
+            Kek { promoted_at: Some(2), ..kek(State::Primary, None, &[wrap("main", 1)]) },
+            Kek { promoted_at: Some(2), ..retired() },
+        ];
+        for archived in &states {
+            for new in &states {
+                assert_eq!(merge(archived, new, Wraps::Join), Merged::Keep);
+            }
+            let disabled = kek(State::Disabled, Some(5), &[wrap("main", 1)]);
+            assert_eq!(merge(&disabled, archived, Wraps::Join), Merged::Keep);
+            let promoted_at = archived.promoted_at;
+            let merged = Merged::Replace(Kek { promoted_at, ..disabled.clone() });
+            assert_eq!(merge(archived, &disabled, Wraps::Join), merged);
+        }
+    }
+
+    #[test]
+    fn wraps_are_added_and_only_a_deliberate_removal_removes_them() {
+        let both = kek(State::Retired, None, &[wrap("a", 1), wrap("b", 2)]);
+        let with = |wraps: &[Wrap]| kek(State::Primary, None, wraps);
+        let joined = |wraps: &[Wrap]| Merged::Replace(kek(State::Retired, None, wraps));
+        let (a, b, c) = (wrap("a", 1), wrap("b", 2), wrap("c", 3));
+        for (new, join, replace) in [
+            (vec![b.clone(), a.clone()], Merged::Keep, Merged::Keep),
+            (vec![b.clone()], Merged::Keep, joined(std::slice::from_ref(&b))),
+            (
+                vec![b.clone(), c.clone()],
+                joined(&[a.clone(), b.clone(), c.clone()]),
+                joined(&[b.clone(), c.clone()]),
+            ),
+            (vec![wrap("a", 9), b.clone()], Merged::Keep, joined(&[wrap("a", 9), b.clone()])),
+            (vec![], Merged::Keep, Merged::Keep),
+        ] {
+            assert_eq!(merge(&both, &with(&new), Wraps::Join), join, "{new:?}");
+            assert_eq!(merge(&both, &with(&new), Wraps::Replace), replace, "{new:?}");
+        }
+        let exposed = Kek { exposed: true, ..with(&[a, b]) };
+        let expected = Kek { exposed: true, ..both.clone() };
+        assert_eq!(merge(&both, &exposed, Wraps::Join), Merged::Replace(expected.clone()));
+        assert_eq!(merge(&expected, &both, Wraps::Replace), Merged::Keep);
+    }
+}
