@@ -182,6 +182,7 @@ service.stop().await;
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
+//! | `audit` | the audit log: its format, its keys, and the tools that read it |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
 //! | `sigv4` | the signatures of AWS |
 //! | `http`, `aws_api`, `kubernetes`, `config`, `app` | the server around it |
@@ -207,6 +208,8 @@ pub mod aead;
 pub mod app;
 #[cfg(feature = "service")]
 pub mod archive;
+#[cfg(feature = "server")]
+pub mod audit;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]

@@ -34,6 +34,8 @@ const MODULES: &str = "
     telemetry: human_units
     tls:       clock files pem secret timestamp
 
+    audit:     secret
+
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
     archive:   store
@@ -60,6 +62,7 @@ const MODULES: &str = "
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
+    aws_lc_rs:   audit
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root
