@@ -34,14 +34,14 @@ const MODULES: &str = "
     telemetry: human_units
     tls:       clock files pem secret timestamp
 
-    audit:     secret
-
     envelope:  aead id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
     archive:   store
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
 
     sigv4:
+
+    audit:     id root secret store
 
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
@@ -56,7 +56,7 @@ const MODULES: &str = "
 
     config:    auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
+    cli:       aead app audit auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
