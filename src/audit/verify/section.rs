@@ -91,6 +91,10 @@ impl Section {
         let number = seq(line);
         if let Some(strange) = &mut self.strange {
             strange.seen += 1;
+            // Another log may have lines of the same numbers.
+            if number.is_some_and(|number| is_opening(line, number)) {
+                return Err(strange.at_end());
+            }
             let done = strange.verdict(number);
             return done.map_or(Ok(None), Err);
         }
@@ -263,6 +267,10 @@ impl Section {
         };
         Problem { file: self.file.clone(), line, wrong, detail }
     }
+}
+
+fn is_opening(line: &[u8], number: u64) -> bool {
+    matches!(Kind::of(line, number), Kind::Proof(Proof::Opening(_)))
 }
 
 const NO_LINE: &str = "it is not a line of an audit log: it was changed";
