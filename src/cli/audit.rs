@@ -35,13 +35,13 @@ pub(super) enum Command {
 }
 
 const VERIFY: &str = "\
-Give the files of one or more processes, in any order. It names the first line of each file that \
-was changed, removed, moved, repeated or put there from elsewhere, and how many lines at the end no \
-checkpoint proves yet.
+Give the files of one or more processes, in any order. It names the first line of each file \
+that was changed, removed, moved, repeated or put there from elsewhere, and how many lines at the \
+end no checkpoint proves yet.
 
-Without --key it only proves that the files are consistent with the key that they contain: whoever \
-can replace whole files can sign them with a key of their own. Without --from it can't know that the \
-end was cut off.
+Without --key it only proves that the files are consistent with the key that they contain: anyone \
+who can replace whole files can sign them with another key. Without --from it can't know that \
+the end was cut off.
 
 CHECKPOINT is a file: a checkpoint as the service's log contains it, as a line of the audit log, or \
 as a signed note.
@@ -67,8 +67,8 @@ pub(super) struct VerifyArgs {
 }
 
 const FIND: &str = "\
-With `aad = \"hmac\"`, the default, lines contain an HMAC of the AAD. To search for an AAD, the key of \
-the HMAC is needed: from the store, with --config, or from a file that `kms-proxy audit key \
+With `aad = \"hmac\"`, the default, lines contain an HMAC of the AAD. To search for an AAD, the \
+key of the HMAC is needed: from the store, with --config, or from a file that `kms-proxy audit key \
 --aad-key-file` wrote. It does not verify the lines.
 
 TIME is like 2026-11-28, 2026-11-28T23:00:00Z, or 24h for the time before now.
@@ -229,14 +229,15 @@ fn text(report: &Report, has_key: bool) -> String {
             keys.sort();
             keys.dedup();
             format!(
-                "{lines}, {logs}: consistent with the key in the log, which was not compared with a \
-                 known one (--key): {}\n",
+                "{lines}, {logs}: consistent with the key in the log, which was not compared \
+                 with a known one (--key): {}\n",
                 keys.join(" ")
             )
         }
         (problems, _) => {
             let problems = count(problems, "problem");
-            format!("{lines} read, {problems}; the rest of a file with a problem was not verified\n")
+            let rest = "the rest of a file with a problem was not verified";
+            format!("{lines} read, {problems}; {rest}\n")
         }
     });
     text
