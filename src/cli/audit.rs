@@ -43,8 +43,8 @@ Without --key it only proves that the files are consistent with the key that the
 who can replace whole files can sign them with another key. Without --from it can't know that \
 the end was cut off.
 
-CHECKPOINT is a file: a checkpoint as the service's log contains it, as a line of the audit log, or \
-as a signed note.
+CHECKPOINT is a file: a checkpoint as the service's log contains it, as a line of the audit log, \
+or as a signed note.
 
 Exit codes: 0 if nothing is wrong, 1 if something is.
 
