@@ -45,6 +45,7 @@ mod health;
 mod identity;
 mod keks;
 mod media;
+mod origins;
 mod params;
 mod problem;
 mod rewrap;

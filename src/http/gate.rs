@@ -15,17 +15,14 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{
-    CACHE_CONTROL, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
-use http::uri::Authority;
 use http::{HeaderMap, Method, Version};
 use http_body::Body;
 use prometheus::IntGauge;
 use tokio::sync::Semaphore;
 
 use crate::auth::{Auth, Client, Refusal};
-use crate::loopback::is_loopback_authority;
 use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
 use crate::tls::peer::Peer;
@@ -33,6 +30,7 @@ use crate::tls::peer::Peer;
 use super::beside::{Call, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::{self, RefusalLog};
+use super::origins::Origins;
 use super::problem::{self, Problem};
 use super::{Config, Handler};
 
@@ -64,11 +62,7 @@ pub(super) struct Shared {
     refusal_log: RefusalLog,
     timeout: Duration,
     idle_timeout: Duration,
-    /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
-    /// reach it through a name that it controls (DNS rebinding).
-    loopback: bool,
-    /// The prefix of the `Origin` of the service's own pages.
-    scheme: &'static str,
+    origins: Origins,
     /// Limits the requests that wait for something concurrently.
     waiting: Semaphore,
     budget: Budget,
@@ -93,8 +87,7 @@ impl Gate {
             refusal_log: RefusalLog::default(),
             timeout: config.request_timeout,
             idle_timeout: config.idle_timeout,
-            loopback: listen.ip().is_loopback(),
-            scheme: if is_tls { "https://" } else { "http://" },
+            origins: Origins::new(listen, is_tls, handler.0.auth.is_some()),
             waiting: Semaphore::new(config.max_requests),
             // Metrics must be readable when callers have used up their budget.
             budget: match handler.0.has_data {
@@ -155,7 +148,7 @@ impl Gate {
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
         let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
-        let answered = match (shared.check(&request), &beside, &shared.auth) {
+        let answered = match (shared.origins.check(&request), &beside, &shared.auth) {
             _ if !framed => {
                 let why = "transfer-encoding must be chunked and nothing else";
                 Err(Error::new(Kind::InvalidRequest, why))
@@ -356,57 +349,6 @@ impl Shared {
         let id = id.and_then(|id| HeaderValue::from_bytes(id).ok());
         id.unwrap_or(HeaderValue::from_static("none"))
     }
-
-    /// Refuses requests that a web page in a browser on this machine could send.
-    fn check(&self, request: &Request) -> Result<(), Error> {
-        let (headers, uri) = (request.headers(), request.uri());
-        if is_simple_probe(request) {
-            return Ok(());
-        }
-        let mut hosts = headers.get_all(HOST).iter();
-        let host = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => host.to_str().ok(),
-            // HTTP/2 names it in the URI.
-            (None, _) => uri.authority().map(Authority::as_str),
-            _ => None,
-        };
-        let Some(host) = host else {
-            return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
-        };
-        let named =
-            uri.authority().is_none_or(|authority| is_loopback_authority(authority.as_str()));
-        if self.loopback && self.auth.is_none() && !(named && is_loopback_authority(host)) {
-            return Err(forbidden(
-                "without authentication Host must be localhost or a loopback address",
-            ));
-        }
-        let own = |origin: &HeaderValue| {
-            let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix(self.scheme));
-            origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
-        };
-        let mut origins = headers.get_all(ORIGIN).iter();
-        match (origins.next(), origins.next()) {
-            (None, _) => Ok(()),
-            (Some(origin), None) if own(origin) => Ok(()),
-            _ => Err(forbidden("requests from pages of other origins are refused")),
-        }
-    }
-}
-
-fn forbidden(detail: &'static str) -> Error {
-    Error::new(Kind::Forbidden, detail)
-}
-
-/// Whether this is an HTTP/1.0 request for health or metrics without `Host`, as simple health
-/// checkers send it: only HTTP/1.1 requires `Host` (RFC 9112, section 3.2). Browsers send `Host`
-/// with every request, so no web page can make this one.
-fn is_simple_probe(request: &Request) -> bool {
-    let (headers, uri) = (request.headers(), request.uri());
-    request.version() <= Version::HTTP_10
-        && !headers.contains_key(HOST)
-        && !headers.contains_key(ORIGIN)
-        && uri.authority().is_none()
-        && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
 }
 
 /// Runs a call until it ends, panics or exceeds its deadline. The timer starts, and the call takes
