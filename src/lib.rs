@@ -180,6 +180,7 @@ service.stop().await;
 //! | [`export`] | a chain written under a root and read back |
 //! | `store` | the contract of a store, the records in it, and one file for each kind |
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
+//! | `audit` | the record of who did what, and the proof that nobody changed it |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
@@ -207,6 +208,8 @@ pub mod aead;
 pub mod app;
 #[cfg(feature = "service")]
 pub mod archive;
+#[cfg(feature = "service")]
+pub mod audit;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]
@@ -252,6 +255,8 @@ pub mod telemetry;
 pub mod timestamp;
 #[cfg(feature = "server")]
 pub mod tls;
+#[cfg(feature = "service")]
+mod wildcard;
 
 pub use envelope::Envelope;
 pub use id::{ChainName, KekId, Suite};
