@@ -22,7 +22,7 @@ async fn metric(service: &Service, name: &str) -> Option<String> {
 fn limit(service: &Service, bytes: &str) {
     let pid = service.pid().as_raw_nonzero().to_string();
     let mut prlimit = Command::new("prlimit");
-    prlimit.args(["--pid", &pid, &format!("--fsize={bytes}")]);
+    prlimit.args(["--pid", &pid, &format!("--fsize={bytes}:")]);
     assert!(prlimit.status().expect("prlimit is in util-linux").success());
 }
 
