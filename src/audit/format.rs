@@ -8,6 +8,9 @@ use std::fmt;
 use std::io::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
+/// The value of a field of a change.
+pub type Value<'a> = dyn fmt::Display + Send + Sync + 'a;
+
 /// The longest text of a caller in a line, in bytes. It is cut off.
 const MAX_TEXT: usize = 256;
 
@@ -37,7 +40,7 @@ impl<'a> Line<'a> {
         self
     }
 
-    /// A text that may need escaping; null if there is none.
+    /// A text that may need escaping, or null.
     pub(super) fn text(mut self, key: &'static str, text: Option<&str>) -> Self {
         self.key(key);
         match text {
@@ -47,7 +50,7 @@ impl<'a> Line<'a> {
         self
     }
 
-    /// The same, left out if there is none.
+    /// The same, left out without a text.
     pub(super) fn some(self, key: &'static str, text: Option<&str>) -> Self {
         match text {
             Some(text) => self.text(key, Some(text)),
@@ -55,7 +58,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// A number, left out if there is none.
+    /// A number, left out without one.
     pub(super) fn number(mut self, key: &'static str, number: Option<u64>) -> Self {
         if let Some(number) = number {
             self.key(key);
@@ -171,7 +174,7 @@ fn time(out: &mut Vec<u8>, unix_millis: u64) {
 }
 
 /// JSON that `write` makes, such as the description of a change.
-pub(super) fn object(fields: &[(&str, &super::record::Value<'_>)]) -> String {
+pub(super) fn object(fields: &[(&str, &Value<'_>)]) -> String {
     let mut out = Vec::new();
     for (index, (key, value)) in fields.iter().enumerate() {
         out.push(if index == 0 { b'{' } else { b',' });

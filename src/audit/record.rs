@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 
+pub use super::format::Value;
 use super::format::{self, Line};
 use super::queue::Taken;
 use super::rules::Level;
@@ -29,9 +30,6 @@ const UNKNOWN: &str = "unknown";
 
 /// The outcomes of refused callers, whose lines are limited.
 const REFUSED: [&str; 4] = ["unauthenticated", "forbidden", "not_found", "method_not_allowed"];
-
-/// The value of a field of a change.
-pub type Value<'a> = dyn std::fmt::Display + Send + Sync + 'a;
 
 /// One operation, as the part that did it reports it. It contains no plaintext and no ciphertext.
 #[derive(Clone, Copy, Default)]

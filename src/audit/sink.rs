@@ -186,6 +186,8 @@ impl Sink for FileSink {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
+        // The lock belongs to the open file: it would keep out this process, too.
+        _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
         self.file = open_file(&self.path)?;
         self.size = self.file.metadata()?.len();
         self.is_broken = false;

@@ -41,6 +41,7 @@ const CODES: [(&str, Made); 17] = [
     ("kek_exhausted", Made::Not("no root goes away under a running service; src/service/tests.rs")),
     ("root_unavailable", LIFECYCLE),
     ("store_unavailable", LIFECYCLE),
+    ("audit_unavailable", Made::In("tests/it/audit/sinks.rs")),
 ];
 
 #[tokio::test]

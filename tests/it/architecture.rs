@@ -63,7 +63,7 @@ const MODULES: &str = "
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
-    aws_lc_rs:   audit
+    aws_lc_rs:   audit pem tls
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root
