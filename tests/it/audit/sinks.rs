@@ -5,7 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
+use reqwest::header::CONTENT_TYPE;
+
 use super::*;
+const JSON: &str = "application/json";
 const BODY: &str = r#"{"plaintext":"aGVsbG8="}"#;
 
 async fn encrypt(service: &Service, id: &str) -> u16 {
@@ -40,6 +43,11 @@ async fn on_a_full_disk_calls_are_refused_or_lines_are_counted() {
         })
         .await;
         assert_eq!(encrypt(&service, "full").await, status);
+        if on_failure == "refuse" {
+            let sent = service.request(Method::POST, "/v1/encrypt").header(CONTENT_TYPE, JSON);
+            let refused: Value = sent.body(BODY).send().await.unwrap().json().await.unwrap();
+            assert_eq!(refused["code"], "audit_unavailable");
+        }
         let (code, ready) = service.get("/readyz").await;
         assert_eq!(code, if on_failure == "refuse" { 503 } else { 200 }, "{ready}");
         assert!(ready.to_string().contains("\"audit\""), "{ready}");
