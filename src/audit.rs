@@ -29,6 +29,8 @@ mod system;
 mod writer;
 
 #[cfg(feature = "server")]
+pub mod find;
+#[cfg(feature = "server")]
 pub mod keys;
 #[cfg(feature = "server")]
 pub mod line;
@@ -38,6 +40,8 @@ pub mod note;
 pub mod sealer;
 #[cfg(feature = "server")]
 pub mod tree;
+#[cfg(feature = "server")]
+pub mod verify;
 
 pub use config::{AadForm, Config, OnFailure, Sync, Target};
 #[cfg(feature = "server")]

@@ -38,7 +38,7 @@ impl Keys {
         };
         Some(Self {
             signing: SigningKey::from_seed(&*expand(b"kms-proxy audit ed25519 v1")?)?,
-            hmac: HmacKey::new(&*expand(b"kms-proxy audit aad v1")?)?,
+            hmac: HmacKey::from_slice(&*expand(b"kms-proxy audit aad v1")?)?,
         })
     }
 }
@@ -126,17 +126,29 @@ impl std::str::FromStr for PublicKey {
 
 /// The key with which AADs are replaced by their HMAC, so that they can be searched for and not
 /// read.
-pub struct HmacKey(Box<Hmac<Sha256>>);
+pub struct HmacKey {
+    keyed: Box<Hmac<Sha256>>,
+    bytes: KeyBytes,
+}
 
 impl HmacKey {
-    fn new(key: &[u8; 32]) -> Option<Self> {
-        Some(Self(Box::new(Hmac::new_from_slice(key).ok()?)))
+    /// The key with these bytes; `None` unless there are 32 of them.
+    #[must_use]
+    pub fn from_slice(key: &[u8]) -> Option<Self> {
+        let bytes = KeyBytes::from_slice(key).filter(|_| key.len() == 32)?;
+        Some(Self { keyed: Box::new(Hmac::new_from_slice(key).ok()?), bytes })
+    }
+
+    /// The bytes themselves, for a file. Anyone who has them can test what an AAD was.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        self.bytes.expose()
     }
 
     /// The HMAC-SHA-256 of `aad`.
     #[must_use]
     pub fn of(&self, aad: &[u8]) -> [u8; 32] {
-        let mut hmac = Hmac::clone(&self.0);
+        let mut hmac = Hmac::clone(&self.keyed);
         hmac.update(aad);
         hmac.finalize().into_bytes().into()
     }

@@ -193,7 +193,8 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
 /// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs. Those of callers are there with auth alone:
 /// `kms_proxy_auth_failures_total`, `kms_proxy_client_requests_total` and
 /// `kms_proxy_client_refusals_total`, see identities.rs.
-const METRICS: [(&str, &str); 38] = [
+const METRICS: [(&str, &str); 39] = [
+    ("kms_proxy_audit_lines_total", "outcome"),
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
     ("kms_proxy_root_calls_total", "operation outcome root"),

@@ -57,7 +57,7 @@ const MODULES: &str = "
 
     config:    audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
+    cli:       aead app audit auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
