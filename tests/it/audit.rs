@@ -77,6 +77,14 @@ fn prove(text: &str) -> u64 {
     unproved
 }
 
+/// What `audit verify` says of files, in which nothing is wrong.
+fn verified(setup: &Setup, files: &[&str]) -> String {
+    let output = setup.run(&[&["audit", "verify"], files].concat());
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    said.into_owned()
+}
+
 /// Makes a call with an id.
 async fn call(
     service: &Service,
@@ -119,6 +127,7 @@ async fn the_log_says_who_did_what_and_proves_it() {
 
     let text = log(&setup);
     assert_eq!(prove(&text), 0, "the end is proved");
+    verified(&setup, &["audit.jsonl"]);
     let events = events(&text);
     let find = |operation: &str| {
         events.iter().find(|it| it["operation"] == operation).unwrap_or_else(|| panic!("{text}"))
@@ -331,8 +340,12 @@ async fn every_answer_has_its_line_whenever_the_process_is_killed() {
     assert!(answered.len() > 100);
     let missing: Vec<_> = answered.iter().filter(|id| !seen.contains(*id)).collect();
     assert!(missing.is_empty(), "{} answers have no line: {missing:?}", missing.len());
+    // The file is as it was written, and its end is not proved.
+    let said = verified(&setup, &["audit.jsonl"]);
+    assert!(said.contains("no checkpoint"), "{said}");
     // The next process continues the file.
     setup.start().await.stop().await;
+    verified(&setup, &["audit.jsonl"]);
     let starts = events(&log(&setup)).iter().filter(|it| it["operation"] == "start").count();
     assert_eq!(starts, 2);
 }

@@ -60,6 +60,7 @@ async fn on_a_full_disk_calls_are_refused_or_lines_are_counted() {
         service.stop().await;
         let text = log(&setup);
         prove(&text);
+        verified(&setup, &["audit.jsonl"]);
         assert_eq!(of_request(&setup, "before").len(), 1);
         assert_eq!(of_request(&setup, "after").len(), 1);
         assert_eq!(of_request(&setup, "full").len(), 0);
@@ -88,6 +89,7 @@ async fn a_renamed_or_deleted_file_is_made_again() {
     let opening = lines(&log(&setup)).remove(0);
     assert!(opening.get("opening").is_some(), "{opening}");
     prove(&(first + &log(&setup)));
+    verified(&setup, &["old.jsonl", "audit.jsonl"]);
     // Without a signal it takes a second.
     std::fs::remove_file(&file).unwrap();
     until("another file", async || {
@@ -120,6 +122,9 @@ async fn files_are_rotated_by_size_and_the_oldest_are_deleted() {
     service.stop().await;
     let kept = rotated();
     assert_eq!(kept.len(), 2, "{kept:?}");
+    let mut files: Vec<_> = kept.iter().map(String::as_str).collect();
+    files.push("audit.jsonl");
+    verified(&setup, &files);
     let newest = setup.file(kept.last().unwrap());
     let last = lines(&std::fs::read_to_string(newest).unwrap()).pop().unwrap();
     assert!(last.get("checkpoint").is_some(), "{last}");
