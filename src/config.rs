@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
-use crate::{auth, aws_api, files, http, kubernetes, root, service, store, telemetry};
+use crate::{audit, auth, aws_api, files, http, kubernetes, root, service, store, telemetry};
 
 mod check;
 mod source;
@@ -49,6 +49,8 @@ pub struct Config {
     pub aws_api: aws_api::Config,
     /// `[kubernetes]`, where Kubernetes is served.
     pub kubernetes: Option<kubernetes::Config>,
+    /// `[audit]`.
+    pub audit: audit::Config,
 }
 
 /// Settings from the command line; they override the file and the environment.
@@ -210,6 +212,8 @@ struct Sections {
     #[serde(default)]
     aws_api: aws_api::Config,
     kubernetes: Option<kubernetes::Config>,
+    #[serde(default)]
+    audit: audit::Config,
 }
 
 /// `[auth]`.
@@ -223,7 +227,7 @@ impl Sections {
     /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
         let Self { mut server, log, mut store, root, mut chain, cache, .. } = self;
-        let Self { auth, client, mut aws_api, kubernetes, .. } = self;
+        let Self { auth, client, mut aws_api, kubernetes, audit, .. } = self;
         server.listen = flags.listen.unwrap_or(server.listen);
         if let Some(data_dir) = &flags.data_dir {
             store.set_data_dir(data_dir.clone());
@@ -242,13 +246,13 @@ impl Sections {
         aws_api.set_default_region(&root);
         let aws_secret_key_file = aws_api.secret_key_file.take();
         let auth = auth::Config { mode: auth.mode, clients: client, aws_secret_key_file };
-        Config { server, log, store, roots: root, service, auth, aws_api, kubernetes }
+        Config { server, log, store, roots: root, service, auth, aws_api, kubernetes, audit }
     }
 }
 
 impl From<&Config> for Sections {
     fn from(config: &Config) -> Self {
-        let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes } =
+        let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes, audit } =
             config.clone();
         let service::Config { chain, cache, wait: _, max_waiting: _ } = service;
         let auth::Config { mode, clients, aws_secret_key_file } = auth;
@@ -257,6 +261,6 @@ impl From<&Config> for Sections {
         let root = roots.into_iter().map(|root| root.with_paths(data_dir)).collect();
         let auth = Auth { mode };
         let client = clients;
-        Self { server, log, root, store, chain, cache, auth, client, aws_api, kubernetes }
+        Self { server, log, root, store, chain, cache, auth, client, aws_api, kubernetes, audit }
     }
 }

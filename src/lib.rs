@@ -180,9 +180,9 @@ service.stop().await;
 //! | [`export`] | a chain written under a root and read back |
 //! | `store` | the contract of a store, the records in it, and one file for each kind |
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
+//! | `audit` | the record of who did what, and the proof that nobody changed it |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
-//! | `audit` | the audit log: its format, its keys, and the tools that read it |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
 //! | `sigv4` | the signatures of AWS |
 //! | `http`, `aws_api`, `kubernetes`, `config`, `app` | the server around it |
@@ -208,7 +208,7 @@ pub mod aead;
 pub mod app;
 #[cfg(feature = "service")]
 pub mod archive;
-#[cfg(feature = "server")]
+#[cfg(feature = "service")]
 pub mod audit;
 #[cfg(feature = "server")]
 pub mod auth;
@@ -255,6 +255,8 @@ pub mod telemetry;
 pub mod timestamp;
 #[cfg(feature = "server")]
 pub mod tls;
+#[cfg(feature = "service")]
+mod wildcard;
 
 pub use envelope::Envelope;
 pub use id::{ChainName, KekId, Suite};

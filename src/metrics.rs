@@ -10,6 +10,7 @@ pub use prometheus::Registry;
 
 use crate::id::ChainName;
 
+mod audit;
 mod callers;
 mod chains;
 mod forwarded;
@@ -20,6 +21,7 @@ mod roots;
 mod store;
 mod traffic;
 
+pub use audit::Audit;
 pub use callers::Callers;
 pub use chains::ChainMetrics;
 pub use forwarded::Forwarded;
@@ -48,6 +50,8 @@ pub struct Metrics {
     pub callers: Callers,
     /// Calls that are forwarded to AWS KMS.
     pub forwarded: Forwarded,
+    /// The audit log.
+    pub audit: Audit,
 }
 
 impl Metrics {
@@ -73,6 +77,7 @@ impl Metrics {
             traffic: Traffic::new(&register)?,
             callers: Callers::new(&register)?,
             forwarded: Forwarded::new(&register)?,
+            audit: Audit::new(&register)?,
         }))
     }
 

@@ -15,24 +15,25 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{
-    CACHE_CONTROL, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
-use http::uri::Authority;
 use http::{HeaderMap, Method, Version};
 use http_body::Body;
 use prometheus::IntGauge;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::audit::record;
 use crate::auth::{Auth, Client, Refusal};
-use crate::loopback::is_loopback_authority;
 use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
 use crate::tls::peer::Peer;
 
-use super::beside::{Call, Gatekeeper};
+use super::audited::{self, Recording};
+use super::beside::{Beside, Call, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::{self, RefusalLog};
+use super::origins::Origins;
 use super::problem::{self, Problem};
 use super::{Config, Handler};
 
@@ -56,6 +57,8 @@ pub(super) struct NoRoom;
 pub(super) struct Gate {
     handler: Handler,
     shared: Arc<Shared>,
+    /// The address at the other end of the connection, if there is an audit log.
+    address: Option<SocketAddr>,
 }
 
 pub(super) struct Shared {
@@ -64,11 +67,7 @@ pub(super) struct Shared {
     refusal_log: RefusalLog,
     timeout: Duration,
     idle_timeout: Duration,
-    /// Whether it listens on loopback alone: then `Host` must be loopback too, or a web page could
-    /// reach it through a name that it controls (DNS rebinding).
-    loopback: bool,
-    /// The prefix of the `Origin` of the service's own pages.
-    scheme: &'static str,
+    origins: Origins,
     /// Limits the requests that wait for something concurrently.
     waiting: Semaphore,
     budget: Budget,
@@ -93,8 +92,7 @@ impl Gate {
             refusal_log: RefusalLog::default(),
             timeout: config.request_timeout,
             idle_timeout: config.idle_timeout,
-            loopback: listen.ip().is_loopback(),
-            scheme: if is_tls { "https://" } else { "http://" },
+            origins: Origins::new(listen, is_tls, handler.0.auth.is_some()),
             waiting: Semaphore::new(config.max_requests),
             // Metrics must be readable when callers have used up their budget.
             budget: match handler.0.has_data {
@@ -107,7 +105,13 @@ impl Gate {
             process,
             count: AtomicU64::new(0),
         };
-        Self { handler, shared: Arc::new(shared) }
+        Self { handler, shared: Arc::new(shared), address: None }
+    }
+
+    /// The gate for the requests of a connection.
+    pub(super) fn of(self, stream: &TcpStream) -> Self {
+        let address = self.handler.0.audit.get().and_then(|_| stream.peer_addr().ok());
+        Self { address, ..self }
     }
 
     /// How long a connection stays open between two requests.
@@ -141,7 +145,7 @@ impl Gate {
         self,
         request: Request,
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
-        let Self { handler, shared } = self;
+        let Self { handler, shared, address } = self;
         let _in_flight = Counted::new(&shared.in_flight);
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
@@ -155,22 +159,22 @@ impl Gate {
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
         let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
-        let answered = match (shared.check(&request), &beside, &shared.auth) {
-            _ if !framed => {
-                let why = "transfer-encoding must be chunked and nothing else";
-                Err(Error::new(Kind::InvalidRequest, why))
-            }
-            (Err(error), ..) => Err(error),
-            (Ok(()), Some(api), _) => {
-                let call = Call::new(request, id_text(&id), Arc::clone(&shared) as _);
-                guarded(api.respond(call), &shared).await
-            }
-            (Ok(()), None, None) => guarded(handler.answer(request), &shared).await,
-            (Ok(()), None, Some(auth)) => {
-                // Boxed, so that requests without authentication don't carry this future.
-                let recognised = Recognised { auth, shared: &shared, id: &id, client: &mut client };
-                Box::pin(recognised.answer(handler, request)).await
-            }
+        let recording = handler.0.audit.get().map(|audit| {
+            let is_beside = beside.is_some();
+            let id = id_text(&id);
+            Recording::begin(audit, &request, id, address, operation, is_beside)
+        });
+        let is_open = shared.auth.is_none();
+        let passing = Passing { shared: &shared, id: &id, client: &mut client };
+        let answering = passing.answer(handler, request, beside.as_deref(), framed);
+        let answered = match &recording {
+            None => answering.await,
+            // Boxed, so that requests without an audit log don't carry this future.
+            Some(recording) => Box::pin(recording.run(is_open, answering)).await,
+        };
+        let mut failure = match &answered {
+            Ok(response) => audited::failure(response),
+            Err(error) => Some(error.kind().code()),
         };
         if let Some(client) = &client {
             let error = match &answered {
@@ -206,10 +210,16 @@ impl Gate {
             Err(NoRoom) => {
                 let why = "too many answers are not sent yet";
                 response = refused(&Error::new(Kind::Overloaded, why));
+                failure = Some(Kind::Overloaded.code());
                 shared.room(&response, many)?
             }
             Ok(held) => held,
         };
+        if let Some(recording) = recording
+            && let Err(error) = Box::pin(recording.end(failure)).await
+        {
+            response = refused(&error);
+        }
         if let Some(api) = &beside {
             api.complete(&mut response, id_text(&id));
         }
@@ -257,6 +267,44 @@ pub(super) fn size<B>(request: &http::Request<B>) -> usize {
     lines.fold(path, usize::saturating_add)
 }
 
+/// A request on its way to what handles it.
+struct Passing<'a> {
+    shared: &'a Arc<Shared>,
+    id: &'a HeaderValue,
+    /// Who it is from, for the log.
+    client: &'a mut Option<Arc<Client>>,
+}
+
+impl Passing<'_> {
+    /// Handles it, unless it must be refused.
+    async fn answer(
+        self,
+        handler: Handler,
+        request: Request,
+        beside: Option<&dyn Beside>,
+        framed: bool,
+    ) -> Result<Response, Error> {
+        let Self { shared, id, client } = self;
+        if !framed {
+            let why = "transfer-encoding must be chunked and nothing else";
+            return Err(Error::new(Kind::InvalidRequest, why));
+        }
+        shared.origins.check(&request)?;
+        match (beside, &shared.auth) {
+            (Some(api), _) => {
+                let call = Call::new(request, id_text(id), Arc::clone(shared) as _);
+                guarded(api.respond(call), shared).await
+            }
+            (None, None) => guarded(handler.answer(request), shared).await,
+            (None, Some(auth)) => {
+                // Boxed, so that requests without authentication don't carry this future.
+                let recognised = Recognised { auth, shared, id, client };
+                Box::pin(recognised.answer(handler, request)).await
+            }
+        }
+    }
+}
+
 /// A request to a service that serves only clients.
 struct Recognised<'a> {
     auth: &'a Auth,
@@ -270,6 +318,7 @@ impl Recognised<'_> {
     /// Handles it with the permissions of its client. Probes need none.
     async fn answer(self, handler: Handler, mut request: Request) -> Result<Response, Error> {
         let shown = identity::shown(request.headers(), request.extensions());
+        let how = audited::how(&shown.token);
         let client = match self.auth.identify(shown).await {
             Ok(client) => client,
             // Until the service has started every request gets the same answer.
@@ -285,6 +334,9 @@ impl Recognised<'_> {
         let client = self.client.insert(client);
         self.shared.metrics.traffic.client_called(client.name());
         let _place = client.enter()?;
+        if let Some(record) = record::current() {
+            record.identified(Some(client.shared_name()), how);
+        }
         request.extensions_mut().insert(Arc::clone(client));
         client.lookups().scope(guarded(handler.answer(request), self.shared)).await
     }
@@ -356,57 +408,6 @@ impl Shared {
         let id = id.and_then(|id| HeaderValue::from_bytes(id).ok());
         id.unwrap_or(HeaderValue::from_static("none"))
     }
-
-    /// Refuses requests that a web page in a browser on this machine could send.
-    fn check(&self, request: &Request) -> Result<(), Error> {
-        let (headers, uri) = (request.headers(), request.uri());
-        if is_simple_probe(request) {
-            return Ok(());
-        }
-        let mut hosts = headers.get_all(HOST).iter();
-        let host = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => host.to_str().ok(),
-            // HTTP/2 names it in the URI.
-            (None, _) => uri.authority().map(Authority::as_str),
-            _ => None,
-        };
-        let Some(host) = host else {
-            return Err(Error::new(Kind::InvalidRequest, "the request has no valid Host"));
-        };
-        let named =
-            uri.authority().is_none_or(|authority| is_loopback_authority(authority.as_str()));
-        if self.loopback && self.auth.is_none() && !(named && is_loopback_authority(host)) {
-            return Err(forbidden(
-                "without authentication Host must be localhost or a loopback address",
-            ));
-        }
-        let own = |origin: &HeaderValue| {
-            let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix(self.scheme));
-            origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
-        };
-        let mut origins = headers.get_all(ORIGIN).iter();
-        match (origins.next(), origins.next()) {
-            (None, _) => Ok(()),
-            (Some(origin), None) if own(origin) => Ok(()),
-            _ => Err(forbidden("requests from pages of other origins are refused")),
-        }
-    }
-}
-
-fn forbidden(detail: &'static str) -> Error {
-    Error::new(Kind::Forbidden, detail)
-}
-
-/// Whether this is an HTTP/1.0 request for health or metrics without `Host`, as simple health
-/// checkers send it: only HTTP/1.1 requires `Host` (RFC 9112, section 3.2). Browsers send `Host`
-/// with every request, so no web page can make this one.
-fn is_simple_probe(request: &Request) -> bool {
-    let (headers, uri) = (request.headers(), request.uri());
-    request.version() <= Version::HTTP_10
-        && !headers.contains_key(HOST)
-        && !headers.contains_key(ORIGIN)
-        && uri.authority().is_none()
-        && matches!(uri.path(), "/healthz" | "/readyz" | "/metrics")
 }
 
 /// Runs a call until it ends, panics or exceeds its deadline. The timer starts, and the call takes

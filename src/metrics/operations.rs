@@ -60,7 +60,7 @@ impl Operation {
 }
 
 /// The outcomes of operations besides `ok`: the codes of errors.
-pub const FAILURES: [&str; 17] = [
+pub const FAILURES: [&str; 18] = [
     "invalid_request",
     "invalid_ciphertext",
     "unknown_kek",
@@ -78,6 +78,7 @@ pub const FAILURES: [&str; 17] = [
     "kek_exhausted",
     "root_unavailable",
     "store_unavailable",
+    "audit_unavailable",
 ];
 
 /// Failures that an operator is alerted of, by the operations that end with them. Their counters

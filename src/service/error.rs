@@ -44,11 +44,13 @@ pub enum Kind {
     RootUnavailable,
     /// The store is needed and does not answer.
     StoreUnavailable,
+    /// The audit log takes no line, and nothing is done without one.
+    AuditUnavailable,
 }
 
 impl Kind {
     /// Every kind, in the order of their HTTP statuses.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidRequest,
         Self::InvalidCiphertext,
         Self::UnknownKek,
@@ -66,6 +68,7 @@ impl Kind {
         Self::KekExhausted,
         Self::RootUnavailable,
         Self::StoreUnavailable,
+        Self::AuditUnavailable,
     ];
 
     /// The stable code: in problem+json, in batch items and as the metrics' outcome.
@@ -111,6 +114,7 @@ impl Kind {
             Self::KekExhausted => ("kek_exhausted", 503, 14),
             Self::RootUnavailable => ("root_unavailable", 503, 14),
             Self::StoreUnavailable => ("store_unavailable", 503, 14),
+            Self::AuditUnavailable => ("audit_unavailable", 503, 14),
         }
     }
 }

@@ -22,6 +22,7 @@ const MODULES: &str = "
     loopback:
     random:
     timestamp:
+    wildcard:
     human_units:
     backoff:   random
     secret:    id random
@@ -41,28 +42,28 @@ const MODULES: &str = "
 
     sigv4:
 
-    audit:     id root secret store
+    audit:     clock id metrics random root secret store wildcard human_units
 
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
-    service:   backoff clock envelope id keychain metrics random root secret store timestamp human_units
+    service:   audit backoff clock envelope id keychain metrics random root secret store timestamp human_units
 
-    auth:      clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
+    auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
-    http:      accept auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
-    kubernetes: accept envelope error_chain http2_frames id keychain log_throttle metrics random secret service
+    http:      accept audit auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
-    aws_api:   auth clock envelope http id keychain metrics root secret service sigv4 human_units
+    aws_api:   audit auth clock envelope http id keychain metrics root secret service sigv4 human_units
 
-    config:    auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
-    app:       auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
+    config:    audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
+    app:       audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
     cli:       aead app audit auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
-    aws_lc_rs:   audit
+    aws_lc_rs:   audit pem tls
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root
@@ -86,7 +87,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept aws_api log_throttle root store service tls auth http kubernetes app cli
+    tokio:       accept audit aws_api log_throttle root store service tls auth http kubernetes app cli
 ";
 
 #[test]

@@ -8,6 +8,8 @@ mod api;
 #[cfg(test)]
 mod architecture;
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
 mod aws_api;
 #[cfg(test)]
 mod aws_kms;

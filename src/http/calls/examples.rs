@@ -157,6 +157,7 @@ pub(super) fn problem(kind: Kind) -> Value {
         Kind::KekExhausted => "no use of the primary KEK is left, and no new KEK could be made",
         Kind::RootUnavailable => "the root is away",
         Kind::StoreUnavailable => "the store is unavailable",
+        Kind::AuditUnavailable => "the audit log takes no line now",
     };
     problem_of(&Error::new(kind, detail))
 }
