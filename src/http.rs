@@ -363,7 +363,7 @@ struct Routes {
     started: OnceLock<(Arc<App>, Router)>,
     /// Another API for the same callers.
     beside: OnceLock<Arc<dyn Beside>>,
-    /// The audit log; empty until it is open, and if there is none.
+    /// The audit log; empty until it is open, and if it is not configured.
     audit: audit::Slot,
 }
 

@@ -47,7 +47,7 @@ pub struct Serving {
     plugin: Arc<OnceLock<Arc<Plugin>>>,
     stop: watch::Sender<()>,
     tasks: Vec<JoinHandle<()>>,
-    /// The audit log; empty if there is none.
+    /// The audit log; empty if it is not configured.
     audit: audit::Slot,
 }
 

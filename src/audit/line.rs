@@ -96,7 +96,7 @@ pub enum Kind {
     Event,
     /// It proves other lines.
     Proof(Proof),
-    /// It begins like a line that proves others, and is none.
+    /// It begins like a line that proves others, and has another form.
     Damaged,
 }
 

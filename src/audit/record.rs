@@ -25,7 +25,7 @@ tokio::task_local! {
 /// The outcome of an operation that succeeded.
 pub const OK: &str = "ok";
 
-/// The operation of a request that is none of the API.
+/// The operation of a request that the API does not have.
 const UNKNOWN: &str = "unknown";
 
 /// The outcomes of refused callers, whose lines are limited.

@@ -113,7 +113,7 @@ pub(super) struct FindArgs {
 }
 
 const KEY: &str = "\
-The key is in the store, wrapped by the roots. If there is none yet, it is made. A running service \
+The key is in the store, wrapped by the roots, and is created if it is missing. A running service \
 holds a store of kind file: take the key from `/readyz` then, or from the audit log.
 
 Examples:
