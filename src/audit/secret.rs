@@ -42,8 +42,8 @@ pub enum Error {
     Internal,
 }
 
-/// Reads the secret, or creates it if it is missing. Each root that has not wrapped it does so. Then
-/// the keys are derived. A store that does not outlive the process has a new secret at each start.
+/// Reads the secret, or creates it if it is missing, lets each root wrap it that has not yet, and
+/// derives the keys. A store that does not outlive the process has a new secret at each start.
 ///
 /// # Errors
 /// [`Error`].
