@@ -19,6 +19,7 @@ use tower_service::Service;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::audit::{self, Audit};
 use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::service::{KeyService, Starting};
@@ -26,6 +27,7 @@ use crate::{human_units, tls};
 
 mod activity;
 mod answer;
+mod audited;
 mod base64;
 mod batch;
 mod beside;
@@ -57,6 +59,7 @@ mod strict;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use audited::Outcome;
 pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
 use budget::Budget;
@@ -139,6 +142,7 @@ struct App {
     max_body: usize,
     budget: Budget,
     tls: Option<Arc<tls::Server>>,
+    audit: Option<Arc<Audit>>,
 }
 
 /// The listeners of a service.
@@ -191,6 +195,7 @@ impl Server {
     ) -> Self {
         let Listeners { public, tls, admin } = listeners;
         let budget = Budget::new(config.body_memory());
+        let slot = audit::Slot::default();
         let handler = |auth: Option<&Arc<Auth>>, has_data| {
             let router = starting::router(Arc::clone(&starting), auth.is_none());
             Handler(Arc::new(Routes {
@@ -201,6 +206,7 @@ impl Server {
                 starting: router,
                 started: OnceLock::new(),
                 beside: OnceLock::new(),
+                audit: audit::Slot::clone(&slot),
             }))
         };
         let (handler, operators) =
@@ -213,6 +219,7 @@ impl Server {
             max_body: config.max_body,
             budget,
             tls: tls.clone(),
+            audit: audit::Slot::clone(&slot),
         };
         let mut endpoints = vec![Endpoint { listener: public, tls, handler }];
         endpoints.extend(operators.map(|(listener, handler)| Endpoint {
@@ -252,9 +259,16 @@ pub struct Entrance {
     max_body: usize,
     budget: Budget,
     tls: Option<Arc<tls::Server>>,
+    audit: audit::Slot,
 }
 
 impl Entrance {
+    /// Has requests recorded in an audit log. It comes before [`open`](Self::open); a second call
+    /// changes nothing.
+    pub fn audit(&self, audit: Arc<Audit>) {
+        _ = self.audit.set(audit);
+    }
+
     /// Serves `api` to the same callers. It comes before [`open`](Self::open); a second call
     /// changes nothing.
     pub(crate) fn serve_beside(&self, api: Arc<dyn Beside>) {
@@ -267,7 +281,8 @@ impl Entrance {
         let app = |access| {
             let (registry, budget, tls) =
                 (self.registry.clone(), self.budget.clone(), self.tls.clone());
-            Arc::new(App { access, registry, max_body: self.max_body, budget, tls })
+            let audit = self.audit.get().cloned();
+            Arc::new(App { access, registry, max_body: self.max_body, budget, tls, audit })
         };
         let operators = app(GuardedService::for_operators(Arc::clone(service), self.auth.clone()));
         let app = app(GuardedService::new(Arc::clone(service), self.auth.clone()));
@@ -348,6 +363,8 @@ struct Routes {
     started: OnceLock<(Arc<App>, Router)>,
     /// Another API for the same callers.
     beside: OnceLock<Arc<dyn Beside>>,
+    /// The audit log; empty until it is open, and if it is not configured.
+    audit: audit::Slot,
 }
 
 impl Handler {
