@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::IntGauge;
 
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
+use crate::metrics::Metrics;
 use crate::root;
 use crate::service::limits::rate_limiter::RateLimiter;
 use crate::service::types::{Check, Health};
@@ -23,7 +23,6 @@ pub(in crate::service) struct RootState {
     pub(in crate::service) named: root::Named,
     /// The outage that the last call showed, and since when it lasts, in seconds of Unix time.
     last_error: Mutex<Option<(root::Error, u64)>>,
-    up: IntGauge,
     /// Whether it has the key that wrapped the stored KEKs.
     pub(super) evidence: Mutex<Evidence>,
     /// Limits how often it is compared with those of other processes while there is no evidence.
@@ -31,29 +30,28 @@ pub(in crate::service) struct RootState {
 }
 
 impl RootState {
-    /// `up` is the metric of its health.
-    pub(super) fn new(named: root::Named, up: IntGauge) -> Self {
-        up.set(1);
+    pub(super) fn new(named: root::Named) -> Self {
         Self {
             named,
-            up,
             last_error: Mutex::default(),
             evidence: Mutex::default(),
             comparisons: RateLimiter::new(1, COMPARED_EVERY),
         }
     }
 
-    /// Updates the health after a call. A wrong wrap is no outage, since the root responded.
+    /// Updates the health and its metric after a call. A wrong wrap is no outage, since the root responded.
     /// Returns whether the root is available again after an outage.
     pub(super) fn judge(
         &self,
         error: Option<&root::Error>,
         unix_now: impl FnOnce() -> u64,
+        metrics: &Metrics,
     ) -> bool {
         let error = error.filter(|error| !matches!(error, root::Error::Wrong(_)));
         let mut last_error = self.last_error.lock();
         let before = last_error.take();
-        self.up.set(i64::from(error.is_none()));
+        let up = metrics.roots.up.with_label_values(&[&self.named.name]);
+        up.set(i64::from(error.is_none()));
         let has_recovered = before.is_some() && error.is_none();
         *last_error = error.map(|error| {
             let since = before.map_or_else(unix_now, |(_, since)| since);

@@ -62,17 +62,14 @@ impl Roots {
         metrics: Arc<Metrics>,
     ) -> Self {
         for root in &roots {
+            metrics.roots.up.with_label_values(&[&root.name]).set(1);
             metrics.roots.wrong_wraps.with_label_values(&[&root.name]).set(0);
             metrics.roots.missing_wraps.with_label_values(&[&root.name]).set(0);
             metrics.roots.info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
             metrics.root_is_configured(&root.name, &root::Error::OUTCOMES);
         }
-        let state = |root: root::Named| {
-            let up = metrics.roots.up.with_label_values(&[&root.name]);
-            RootState::new(root, up)
-        };
         Self {
-            states: roots.into_iter().map(state).collect(),
+            states: roots.into_iter().map(RootState::new).collect(),
             recoveries: AtomicU64::new(0),
             clock,
             metrics,
@@ -321,7 +318,7 @@ impl Roots {
 
     /// Updates the health of a root after a call.
     fn judge(&self, state: &RootState, error: Option<&root::Error>) {
-        if state.judge(error, || self.clock.unix_now()) {
+        if state.judge(error, || self.clock.unix_now(), &self.metrics) {
             self.recoveries.fetch_add(1, Ordering::Relaxed);
         }
     }
