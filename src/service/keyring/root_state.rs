@@ -39,8 +39,8 @@ impl RootState {
         }
     }
 
-    /// Updates the health and its metric after a call. A wrong wrap is no outage, since the root responded.
-    /// Returns whether the root is available again after an outage.
+    /// Updates the health and its metric after a call. A wrong wrap is no outage, since the root
+    /// responded. Returns whether the root is available again after an outage.
     pub(super) fn judge(
         &self,
         error: Option<&root::Error>,
