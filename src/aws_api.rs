@@ -35,7 +35,6 @@ mod request;
 mod response;
 #[cfg(test)]
 mod tests;
-mod text;
 
 pub use config::{Config, Forward, Key};
 

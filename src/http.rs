@@ -59,6 +59,7 @@ mod tests;
 
 pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
+pub(crate) use body::Text;
 use budget::Budget;
 use identity::GuardedService;
 use server::Endpoint;
