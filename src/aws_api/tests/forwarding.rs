@@ -369,6 +369,7 @@ async fn other_keys_and_operations_are_forwarded_on_request_alone() {
         ),
         ("DescribeKey", json!({"KeyId": "alias/elsewhere"})),
         ("DescribeKey", json!({"KeyId": "1234abcd-12ab-34cd-56ef-00000000ffff"})),
+        ("ListAliases", json!({"KeyId": UNMAPPED})),
         ("RotateKeyOnDemand", json!({"KeyId": UNMAPPED})),
         ("Sign", json!({"KeyId": UNMAPPED})),
         ("CreateKey", json!({})),
