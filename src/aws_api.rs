@@ -36,7 +36,6 @@ mod request;
 mod response;
 #[cfg(test)]
 mod tests;
-mod text;
 
 pub use config::{Config, Forward, Key};
 

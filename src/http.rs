@@ -60,6 +60,7 @@ mod tests;
 pub(crate) use audited::Outcome;
 pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
+pub(crate) use body::Text;
 use budget::Budget;
 pub use config::Config;
 use identity::GuardedService;

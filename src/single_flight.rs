@@ -10,6 +10,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+#[cfg(feature = "server")]
+pub(crate) mod shared;
+
 type Cell<V> = Arc<OnceCell<V>>;
 
 /// The calls in progress, by what they are for.
@@ -24,8 +27,8 @@ impl<K, V> Default for SingleFlight<K, V> {
 impl<K: Clone + Eq + Hash, V: Clone> SingleFlight<K, V> {
     /// Joins the call for `key`. The first caller makes it, by its `call`, and all get the result.
     ///
-    /// If that caller leaves or panics before the call has ended, the next of the others makes it.
-    /// So it does if the result is not `for_all`, but concerns only the caller that made the call.
+    /// If that caller leaves or panics before the call has ended, the next of the others makes it:
+    /// a call borrows from its caller, and counts against that caller's quota. So it does if the result is not `for_all`, but concerns only the caller that made the call.
     pub(crate) async fn join(
         &self,
         key: &K,

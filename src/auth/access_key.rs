@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use crate::clock::{Clock, Monotonic};
 use crate::sigv4::{Scope, SigningKey};
 
-use super::aws::Source;
+use super::aws::Secrets;
 use super::client::Client;
 
 /// How long a signing key is used before the file of its secret is read again.
@@ -22,13 +22,10 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct AccessKey {
     id: String,
     client: Arc<Client>,
-    source: Source,
+    secrets: Box<dyn Secrets>,
     held: ArcSwapOption<Held>,
     /// Taken to read the file of the secret.
     reading: Mutex<()>,
-    /// How often the secret was read.
-    #[cfg(test)]
-    reads: std::sync::atomic::AtomicUsize,
 }
 
 /// What came of reading the secret.
@@ -60,16 +57,9 @@ impl Held {
 }
 
 impl AccessKey {
-    pub(super) fn new(id: String, client: Arc<Client>, source: Source) -> Self {
-        Self {
-            id,
-            client,
-            source,
-            held: ArcSwapOption::empty(),
-            reading: Mutex::default(),
-            #[cfg(test)]
-            reads: std::sync::atomic::AtomicUsize::default(),
-        }
+    pub(super) fn new(id: String, client: Arc<Client>, secrets: impl Secrets) -> Self {
+        let (held, reading) = (ArcSwapOption::empty(), Mutex::default());
+        Self { id, client, secrets: Box::new(secrets), held, reading }
     }
 
     /// The client that it belongs to.
@@ -105,11 +95,9 @@ impl AccessKey {
 
     /// Reads the secret, for `day` and the latest other day.
     async fn read(self: &Arc<Self>, day: &str, scope: Scope<'_>, now: Monotonic) -> Held {
-        #[cfg(test)]
-        self.reads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let this = Arc::clone(self);
         // A disk may be slow. A panic is reported where it happens.
-        let read = tokio::task::spawn_blocking(move || this.source.read(&this.id)).await;
+        let read = tokio::task::spawn_blocking(move || this.secrets.read(&this.id)).await;
         let known = self.held.load().as_ref().map(|held| held.days.clone()).unwrap_or_default();
         match read.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(secret) => {
@@ -138,22 +126,40 @@ impl AccessKey {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::atomic::Ordering::SeqCst;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     use prometheus::Registry;
 
     use super::*;
+    use crate::auth::aws::Source;
     use crate::auth::{Auth, ClientConfig, Config, Mode};
     use crate::clock::ManualClock;
     use crate::metrics::Metrics;
+    use crate::secret::SecretBytes;
 
     const SCOPE: Scope<'_> = Scope { region: "eu-central-1", service: "kms" };
     const SECRETS: [&str; 2] =
         ["secret-of-the-first-with-40-characters-0", "secret-of-the-next-with-40-characters-00"];
 
-    /// The access key of a client whose secret is in `file`.
-    async fn access_key(file: &Path, clock: &Arc<ManualClock>) -> Arc<AccessKey> {
+    /// A file with a secret, and how often it was read.
+    struct Counted {
+        file: Source,
+        reads: Arc<AtomicUsize>,
+    }
+
+    impl Secrets for Counted {
+        fn read(&self, access_key_id: &str) -> Result<SecretBytes, String> {
+            self.reads.fetch_add(1, SeqCst);
+            self.file.read(access_key_id)
+        }
+    }
+
+    /// The access key of a client whose secret is in `file`, and how often the file was read.
+    async fn access_key(
+        file: &Path,
+        clock: &Arc<ManualClock>,
+    ) -> (Arc<AccessKey>, Arc<AtomicUsize>) {
         let client = format!(
             "name = 'a'\naws_access_key_id = 'KPA1'\naws_secret_access_key_file = '{}'\n\
              allow = [{{ chains = ['*'], operations = ['read'] }}]",
@@ -164,7 +170,11 @@ mod tests {
             Config { mode: Mode::Required, clients: vec![client], aws_secret_key_file: None };
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let auth = Auth::start(config, Arc::clone(clock) as _, metrics).await.unwrap();
-        auth.access_key("KPA1").unwrap()
+        let client = Arc::clone(auth.access_key("KPA1").unwrap().client());
+        let reads = Arc::<AtomicUsize>::default();
+        let file = Source::File(PathBuf::from(file));
+        let counted = Counted { file, reads: Arc::clone(&reads) };
+        (Arc::new(AccessKey::new("KPA1".to_owned(), client, counted)), reads)
     }
 
     fn key(secret: &str, day: &str) -> SigningKey {
@@ -176,14 +186,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, clock) = (dir.path().join("secret"), Arc::new(ManualClock::new()));
         std::fs::write(&file, SECRETS[0]).unwrap();
-        let access_key = access_key(&file, &clock).await;
+        let (access_key, reads) = access_key(&file, &clock).await;
         for _ in 0..10 {
             for day in ["20251231", "20260101"] {
                 let signing = access_key.signing_key(day, SCOPE, &*clock).await.unwrap();
                 assert!(signing == key(SECRETS[0], day), "{day}");
             }
         }
-        assert_eq!(access_key.reads.load(SeqCst), 2);
+        assert_eq!(reads.load(SeqCst), 2);
         // A new secret counts for both after 30 seconds, and is read once.
         std::fs::write(&file, SECRETS[1]).unwrap();
         clock.advance(MAX_AGE);
@@ -191,7 +201,7 @@ mod tests {
             let signing = access_key.signing_key(day, SCOPE, &*clock).await.unwrap();
             assert!(signing == key(SECRETS[1], day), "{day}");
         }
-        assert_eq!(access_key.reads.load(SeqCst), 3);
+        assert_eq!(reads.load(SeqCst), 3);
     }
 
     #[tokio::test]
@@ -199,14 +209,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, clock) = (dir.path().join("secret"), Arc::new(ManualClock::new()));
         std::fs::write(&file, SECRETS[0]).unwrap();
-        let access_key = access_key(&file, &clock).await;
+        let (access_key, reads) = access_key(&file, &clock).await;
         let ask = || access_key.signing_key("20260101", SCOPE, &*clock);
         for expected in [1, 2] {
             let (a, b, c) = tokio::join!(ask(), ask(), ask());
             for signing in [a, b, c] {
                 assert!(signing.unwrap() == key(SECRETS[0], "20260101"));
             }
-            assert_eq!(access_key.reads.load(SeqCst), expected);
+            assert_eq!(reads.load(SeqCst), expected);
             clock.advance(MAX_AGE);
         }
     }
@@ -216,7 +226,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, clock) = (dir.path().join("secret"), Arc::new(ManualClock::new()));
         std::fs::write(&file, SECRETS[0]).unwrap();
-        let access_key = access_key(&file, &clock).await;
+        let (access_key, reads) = access_key(&file, &clock).await;
         access_key.signing_key("20260101", SCOPE, &*clock).await.unwrap();
         std::fs::remove_file(&file).unwrap();
         clock.advance(MAX_AGE);
@@ -224,16 +234,16 @@ mod tests {
             let signing = access_key.signing_key("20260101", SCOPE, &*clock).await.unwrap();
             assert!(signing == key(SECRETS[0], "20260101"));
         }
-        assert_eq!(access_key.reads.load(SeqCst), 2, "it is tried again after 30 seconds");
+        assert_eq!(reads.load(SeqCst), 2, "it is tried again after 30 seconds");
         for _ in 0..3 {
             let error = access_key.signing_key("20260102", SCOPE, &*clock).await.err().unwrap();
             assert!(error.contains("secret"), "{error}");
         }
-        assert_eq!(access_key.reads.load(SeqCst), 2, "callers cannot have it repeated at will");
+        assert_eq!(reads.load(SeqCst), 2, "callers cannot have it repeated at will");
         std::fs::write(&file, SECRETS[1]).unwrap();
         clock.advance(RETRY);
         let signing = access_key.signing_key("20260102", SCOPE, &*clock).await.unwrap();
         assert!(signing == key(SECRETS[1], "20260102"));
-        assert_eq!(access_key.reads.load(SeqCst), 3);
+        assert_eq!(reads.load(SeqCst), 3);
     }
 }

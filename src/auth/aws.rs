@@ -82,6 +82,15 @@ fn read_secret(path: &Path) -> Result<SecretBytes, String> {
 
 const MIN_SECRET_LEN: usize = 22;
 
+/// What reads the secrets of access key ids.
+pub(super) trait Secrets: Send + Sync + 'static {
+    /// Reads the secret of an access key id. It may block.
+    ///
+    /// # Errors
+    /// What is wrong with the file that it is read from.
+    fn read(&self, access_key_id: &str) -> Result<SecretBytes, String>;
+}
+
 /// Where the secret of an access key id comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -91,8 +100,8 @@ pub(super) enum Source {
     Derived(PathBuf),
 }
 
-impl Source {
-    pub(super) fn read(&self, access_key_id: &str) -> Result<SecretBytes, String> {
+impl Secrets for Source {
+    fn read(&self, access_key_id: &str) -> Result<SecretBytes, String> {
         match self {
             Self::File(path) => read_secret(path),
             Self::Derived(path) => {

@@ -12,7 +12,7 @@ use crate::human_units;
 use crate::id::ChainName;
 use crate::loopback::is_loopback;
 
-use super::aws;
+use super::aws::{self, Secrets as _};
 use super::key_source::KeySource;
 use super::keys;
 use super::permission::Allow;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::audit::{Event, record};
+use crate::base64;
 use crate::id::ChainName;
 use crate::keychain::message::{Opened, Plaintext, Sealed};
 use crate::metrics::Operation as Permission;
@@ -43,13 +44,8 @@ struct Response<'a> {
 }
 
 /// Bytes that are written as base64.
-struct Base64<'a>(&'a [u8]);
-
-impl Serialize for Base64<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&base64_simd::STANDARD.encode_to_string(self.0))
-    }
-}
+#[derive(Serialize)]
+struct Base64<'a>(#[serde(serialize_with = "base64::serialize")] &'a [u8]);
 
 /// A ciphertext that was opened.
 struct Decrypted {

@@ -12,10 +12,11 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
+use crate::http::Text;
 use crate::metrics::{Metrics, Operation as Permission};
 use crate::root;
 use crate::root::forward::{self as kms, Response};
-use crate::single_flight::SingleFlight;
+use crate::single_flight::shared::SharedCalls;
 
 use super::config::Config;
 pub(super) use super::config::Forward;
@@ -24,7 +25,6 @@ use super::error::{Code, Error};
 use super::identity::Caller;
 use super::operation::{Other, Served};
 use super::request::{self, Look};
-use super::text::Text;
 use super::{Answer, Api};
 
 mod cache;
@@ -71,9 +71,9 @@ pub(super) struct Fresh {
 /// Forwards calls.
 pub(super) struct Forwarder {
     mode: Forward,
-    kms: Kms,
+    kms: Arc<Kms>,
     cache: Arc<Cache>,
-    calls: SingleFlight<[u8; 32], Result<Fresh, Error>>,
+    calls: SharedCalls<[u8; 32], Result<Fresh, Error>>,
 }
 
 /// KMS, with a bound on calls.
@@ -116,12 +116,12 @@ impl Forwarder {
             metrics.forwarded.expect(Served::Decrypt.name());
         }
         let (calls, places) = (Semaphore::new(MAX_CALLS), Semaphore::new(MAX_WAITING));
-        let kms = Kms { service, calls, places, metrics };
+        let kms = Arc::new(Kms { service, calls, places, metrics });
         Self {
             mode: config.forward,
             kms,
             cache: Cache::start(config.forward_cache, clock),
-            calls: SingleFlight::default(),
+            calls: SharedCalls::default(),
         }
     }
 
@@ -155,6 +155,7 @@ impl Forwarder {
     }
 
     /// Has KMS decrypt a ciphertext. Whether the caller may have what comes back is not checked.
+    /// The call continues as long as any caller waits for it: KMS may bill one that is cancelled.
     pub(super) async fn decrypt(
         &self,
         blob: &[u8],
@@ -162,27 +163,33 @@ impl Forwarder {
         key_id: Option<&str>,
         digest: &Digest,
     ) -> Result<Fresh, Error> {
-        let call = DecryptCall {
-            ciphertext_blob: base64_simd::STANDARD.encode_to_string(blob),
-            encryption_context: context.pairs(),
-            key_id,
-        };
-        let body = Zeroizing::new(super::response::write(&call));
         // A call with another key is another call: KMS checks the key.
         let mut hash = Sha256::new_with_prefix(digest);
         hash.update(key_id.unwrap_or_default());
-        let call = async {
-            // A caller that joins this call later gets a response that is as old as the call.
-            let refusals = self.cache.refusals();
-            let opened = self.kms.decrypt(body).await.map_err(|refusal| {
-                if refusal.is_of_key {
-                    self.cache.forget(refusal.key.as_deref().or(key_id));
-                }
-                refusal.error
-            });
-            opened.map(|opened| Fresh { opened, refusals })
+        let call = || {
+            let call = DecryptCall {
+                ciphertext_blob: base64_simd::STANDARD.encode_to_string(blob),
+                encryption_context: context.pairs(),
+                key_id,
+            };
+            let body = Zeroizing::new(super::response::write(&call));
+            let (kms, cache) = (Arc::clone(&self.kms), Arc::clone(&self.cache));
+            let key_id = key_id.map(str::to_owned);
+            async move {
+                // A caller that joins this call later gets a response that is as old as the call.
+                let refusals = cache.refusals();
+                let opened = kms.decrypt(body).await.map_err(|refusal| {
+                    if refusal.is_of_key {
+                        cache.forget(refusal.key.as_deref().or(key_id.as_deref()));
+                    }
+                    refusal.error
+                });
+                opened.map(|opened| Fresh { opened, refusals })
+            }
         };
-        self.calls.join(&hash.finalize().into(), call, |_| true).await
+        let result = self.calls.join(&hash.finalize().into(), call).await;
+        // The panic is logged where it happens.
+        result.unwrap_or_else(|| Err(Error::new(Code::Internal, "an internal error occurred")))
     }
 
     /// How many callers wait for KMS to decrypt.

@@ -41,7 +41,7 @@ impl Api {
             Served::ReEncrypt => self.re_encrypt(caller, body).await,
             Served::GenerateRandom => self.generate_random(caller, &body),
             Served::ListKeys => self.list_keys(caller, &body),
-            Served::ListAliases => self.list_aliases(caller, &body).await,
+            Served::ListAliases => self.list_aliases(caller, body).await,
             Served::DescribeKey
             | Served::GetKeyRotationStatus
             | Served::ListKeyRotations
@@ -118,8 +118,8 @@ impl Api {
         Ok(Answer::Json(response::write(&page.json("Keys"))))
     }
 
-    async fn list_aliases(&self, caller: &Caller, body: &[u8]) -> Result<Answer, Error> {
-        let look: Look<'_> = request::parse(body)?;
+    async fn list_aliases(&self, caller: &Caller, body: Bytes) -> Result<Answer, Error> {
+        let look: Look<'_> = request::parse(&body)?;
         let operation = Served::ListAliases.name();
         let (chains, of_key) = match look.optional_key_id()? {
             None => {
@@ -127,7 +127,9 @@ impl Api {
                 (self.service.chain_names(), None)
             }
             Some(key_id) => {
-                let key = self.keys.find(key_id).ok_or_else(Error::unknown_key)?;
+                let Some(key) = self.find(key_id).await else {
+                    return self.forward_served(caller, Served::ListAliases, &body).await;
+                };
                 caller.check(operation, Permission::Read, &key)?;
                 self.service.check_exists(&key.chain).await?;
                 (vec![key.chain], Some(key.arn))

@@ -199,8 +199,8 @@ fn shown(name: &str) -> String {
 }
 
 /// A string that is borrowed from the body unless it has escapes.
-#[derive(Deserialize)]
-pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 impl Text<'_> {
     pub(super) fn as_str(&self) -> &str {

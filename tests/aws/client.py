@@ -13,12 +13,13 @@ It reads commands from stdin, a JSON object a line, and answers each with one on
 
 P is {"strict": [key ARN, ...]}, {"discovery": true}, or {"keyrings": [key ARN, ...]}: a multi-keyring
 whose first key generates the data key. Bytes are {"hex": text} in both directions. A
-call that fails is {"error": code, "message": text}.
+call that fails is {"error": code, "message": text, "log": what the AWS Encryption SDK logged of it}.
 """
 
 import concurrent.futures
 import datetime
 import json
+import logging
 import sys
 
 import aws_encryption_sdk
@@ -36,6 +37,26 @@ from aws_encryption_sdk.exceptions import AWSEncryptionSDKClientError
 kms = boto3.client("kms", config=botocore.config.Config(max_pool_connections=16))
 sdk = aws_encryption_sdk.EncryptionSDKClient()
 materials = AwsCryptographicMaterialProviders(config=MaterialProvidersConfig())
+
+
+class Log(logging.Handler):
+    """Collects what is logged. The SDK logs each key that does not open a message with a traceback,
+    also if the next key opens it; where none does, the call fails, and its response has the log."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(self.format(record))
+
+    def take(self):
+        lines, self.lines = self.lines, []
+        return lines
+
+
+log = Log()
+logging.getLogger("aws_encryption_sdk").addHandler(log)
 
 
 def to_bytes(value):
@@ -114,10 +135,11 @@ def run(command):
 
 
 for line in sys.stdin:
+    log.take()
     try:
         answer = run(json.loads(line))
     except botocore.exceptions.ClientError as error:
-        answer = {"error": error.response["Error"]["Code"], "message": str(error)}
+        answer = {"error": error.response["Error"]["Code"], "message": str(error), "log": log.take()}
     except (AWSEncryptionSDKClientError, botocore.exceptions.BotoCoreError) as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        answer = {"error": type(error).__name__, "message": str(error), "log": log.take()}
     print(json.dumps(from_bytes(answer)), flush=True)

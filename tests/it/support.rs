@@ -23,6 +23,7 @@ pub(crate) mod jwt;
 #[allow(dead_code, reason = "the unit tests of the root use the rest")]
 pub(crate) mod kms;
 pub(crate) mod kube;
+mod lines;
 #[allow(dead_code, reason = "others need the rest of it")]
 pub(crate) mod pki;
 pub(crate) mod prometheus;

@@ -201,24 +201,39 @@ async fn a_dry_run_says_whether_the_call_would_succeed() {
 #[tokio::test]
 async fn a_blob_with_any_byte_changed_or_missing_fails_as_at_kms() {
     let server = Setup::new().start().await;
-    let body = json!({"KeyId": "alias/orders", "Plaintext": base64("hello"), CONTEXT: {"a": "b"}});
-    let blob = bytes(&server.ok("Encrypt", body).await["CiphertextBlob"]);
-    let mut damaged: Vec<_> = (0..blob.len())
-        .map(|index| {
-            let mut blob = blob.clone();
-            blob[index] ^= 1 << (index % 8);
-            blob
-        })
-        .collect();
-    damaged.extend((1..blob.len()).map(|len| blob[..len].to_vec()));
-    damaged.push([&blob[..], b"x"].concat());
-    for damaged in damaged {
-        let body = json!({"CiphertextBlob": base64(&damaged), CONTEXT: {"a": "b"}});
-        assert_eq!(
-            server.error("Decrypt", body).await,
-            "InvalidCiphertextException",
-            "{damaged:x?}"
-        );
+    let inline = ChainSettings { inline: Some(true), ..ChainSettings::default() };
+    server.service.put_chain("bills", inline).await.unwrap();
+    let context = json!({"a": "b"});
+    for (operation, body) in [
+        ("Encrypt", json!({"KeyId": "alias/orders", "Plaintext": base64("hello")})),
+        ("GenerateDataKey", json!({"KeyId": "plain", "KeySpec": "AES_256"})),
+        // The blob contains the wrapped KEK.
+        ("Encrypt", json!({"KeyId": BILLS, "Plaintext": base64("hello")})),
+    ] {
+        let mut body = body;
+        body[CONTEXT] = context.clone();
+        let blob = bytes(&server.ok(operation, body).await["CiphertextBlob"]);
+        let calls = server.kms.count();
+        let mut damaged: Vec<_> = (0..blob.len())
+            .flat_map(|index| {
+                [1 << (index % 8), 0xff].map(|mask| {
+                    let mut blob = blob.clone();
+                    blob[index] ^= mask;
+                    blob
+                })
+            })
+            .collect();
+        damaged.extend((1..blob.len()).map(|len| blob[..len].to_vec()));
+        damaged.push([&blob[..], b"x"].concat());
+        for damaged in &damaged {
+            let body = json!({"CiphertextBlob": base64(damaged), CONTEXT: context});
+            let code = server.error("Decrypt", body).await;
+            assert_eq!(code, "InvalidCiphertextException", "{damaged:x?}");
+        }
+        // KMS receives none that is still recognised: all but those whose magic is damaged.
+        let unrecognised = damaged.iter().filter(|blob| !blob.starts_with(&blob::MAGIC)).count();
+        assert_eq!(server.kms.count() - calls, unrecognised);
+        server.ok("Decrypt", json!({"CiphertextBlob": base64(blob), CONTEXT: context})).await;
     }
 }
 

@@ -218,6 +218,27 @@ async fn identical_concurrent_calls_share_one() {
     assert_eq!(server.kms.count(), 2);
 }
 
+/// The connection of the caller that began it ends, and KMS has perhaps billed the call.
+#[tokio::test]
+async fn a_shared_call_continues_when_the_caller_that_began_it_leaves() {
+    let server = Arc::new(Setup::new().start().await);
+    server.kms.open(false);
+    let decrypt = || {
+        let server = Arc::clone(&server);
+        tokio::spawn(async move { server.ok("Decrypt", old(ORDERS)).await })
+    };
+    let first = decrypt();
+    server.until_waiting(1).await;
+    let second = decrypt();
+    server.until_waiting(2).await;
+    first.abort();
+    server.until_waiting(1).await;
+    server.kms.open(true);
+    assert_eq!(bytes(&second.await.unwrap()["Plaintext"]), b"old");
+    assert_eq!(server.kms.count(), 1);
+    assert_eq!((forwarded(&server, "ok"), forwarded(&server, "abandoned")), (1, 0));
+}
+
 /// The call began before the refusal, and a caller joined it after the refusal.
 #[tokio::test]
 async fn a_response_that_is_older_than_a_refusal_of_its_key_is_not_kept() {
@@ -264,7 +285,9 @@ async fn a_call_that_nobody_waits_for_any_more_is_counted() {
     }
     // The connection ends with the call.
     server.until_waiting(0).await;
-    assert_eq!(forwarded(&server, "abandoned"), 1);
+    while forwarded(&server, "abandoned") == 0 {
+        tokio::task::yield_now().await;
+    }
     server.kms.open(true);
     server.ok("Decrypt", old(ORDERS)).await;
     assert_eq!((forwarded(&server, "ok"), forwarded(&server, "abandoned")), (1, 1));
@@ -346,6 +369,7 @@ async fn other_keys_and_operations_are_forwarded_on_request_alone() {
         ),
         ("DescribeKey", json!({"KeyId": "alias/elsewhere"})),
         ("DescribeKey", json!({"KeyId": "1234abcd-12ab-34cd-56ef-00000000ffff"})),
+        ("ListAliases", json!({"KeyId": UNMAPPED})),
         ("RotateKeyOnDemand", json!({"KeyId": UNMAPPED})),
         ("Sign", json!({"KeyId": UNMAPPED})),
         ("CreateKey", json!({})),

@@ -20,6 +20,29 @@ enum Identity {
     CertificateAndSignature,
 }
 
+impl Identity {
+    const ALL: [Self; 4] =
+        [Self::Secret, Self::Derived, Self::Certificate, Self::CertificateAndSignature];
+
+    /// With a client `kpclient` that proves this identity, and may do what `rights` says.
+    fn client(self, setup: Setup, rights: &str) -> Setup {
+        match self {
+            Self::Secret => setup.access_key("KPCLIENT", rights),
+            Self::Derived => setup.client("kpclient", "aws_access_key_id = 'KPCLIENT'", rights),
+            Self::Certificate | Self::CertificateAndSignature => Setup {
+                certificate: &["client.example"],
+                ..setup.client("kpclient", "tls_san = 'client.example'", rights)
+            },
+        }
+    }
+}
+
+/// Each permission alone, and those of ReEncrypt together.
+fn permission_sets() -> impl Iterator<Item = Vec<Permission>> {
+    let one = Permission::ALL.map(|permission| vec![permission]);
+    one.into_iter().chain([vec![Permission::Decrypt, Permission::Encrypt]])
+}
+
 /// Each operation on the chain `orders`, with the permissions that it needs.
 fn operations(blob: &Value) -> Vec<(&'static str, Value, Vec<Permission>)> {
     use Permission::{Datakey, Decrypt, Encrypt, Read, Rotate};
@@ -86,22 +109,10 @@ async fn call(server: &Server, identity: Identity, id: &str, name: &str, body: &
 
 #[tokio::test]
 async fn every_operation_by_every_kind_of_identity() {
-    use Identity::{Certificate, CertificateAndSignature, Derived, Secret};
-    let one = Permission::ALL.map(|permission| vec![permission]);
-    let sets = one.into_iter().chain([vec![Permission::Decrypt, Permission::Encrypt]]);
-    for given in sets {
-        for identity in [Secret, Derived, Certificate, CertificateAndSignature] {
-            let rights = allow("orders", &given);
+    for given in permission_sets() {
+        for identity in Identity::ALL {
             let setup = Setup::new().access_key("KPADMIN", ALL);
-            let setup = match identity {
-                Secret => setup.access_key("KPCLIENT", &rights),
-                Derived => setup.client("kpclient", "aws_access_key_id = 'KPCLIENT'", &rights),
-                Certificate | CertificateAndSignature => Setup {
-                    certificate: &["client.example"],
-                    ..setup.client("kpclient", "tls_san = 'client.example'", &rights)
-                },
-            };
-            let server = setup.start().await;
+            let server = identity.client(setup, &allow("orders", &given)).start().await;
             // A client's certificate counts, so the blob is made through the service.
             let blob = json!(base64(made(&server, "orders").await));
             for (name, body, needed) in operations(&blob) {
@@ -118,6 +129,35 @@ async fn every_operation_by_every_kind_of_identity() {
             let refusals =
                 r#"kms_proxy_client_refusals_total{client="kpclient",reason="forbidden"}"#;
             assert!(server.metric(refusals) > 10);
+        }
+    }
+}
+
+/// What goes to KMS needs the same permission, with all chains.
+#[tokio::test]
+async fn every_forwarded_operation_by_every_kind_of_identity() {
+    let old = kms::blob(UNMAPPED, &json!({}), b"old");
+    for given in permission_sets() {
+        for identity in Identity::ALL {
+            for chain in ["*", "orders"] {
+                let setup = Setup::new().set("forward = 'all'");
+                let server = identity.client(setup, &allow(chain, &given)).start().await;
+                for (name, mut body, needed) in operations(&json!(old)) {
+                    // These are about no key, and served here.
+                    if ["GenerateRandom", "ListKeys"].contains(&name) {
+                        continue;
+                    }
+                    let member = if name == "ReEncrypt" { "DestinationKeyId" } else { "KeyId" };
+                    body[member] = json!(UNMAPPED);
+                    let may = chain == "*" && needed.iter().all(|it| given.contains(it));
+                    let calls = server.kms.count();
+                    let answer = call(&server, identity, "KPCLIENT", name, &body).await;
+                    let what = format!("{name} by {identity:?} with {given:?} on {chain}");
+                    let expected = if may { "" } else { "AccessDeniedException" };
+                    assert_eq!(answer.code(), expected, "{what}: {answer:?}");
+                    assert_eq!(server.kms.count() - calls, usize::from(may), "{what}");
+                }
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use super::{check_config, image};
+use crate::support::aws::{aws_kms, environment};
 use crate::support::etcd::Etcd;
 use crate::support::kms::Moto;
 use crate::support::tools::{admin, printed, promtool, test_env, yaml_file};
@@ -180,6 +181,11 @@ async fn the_parts_of_the_compose_file_run_together_and_its_numbers_move() {
             assert_eq!(done("decrypt", chain, "ok"), 30.0);
         }
         assert_eq!(done("decrypt", "default", "invalid_ciphertext"), 1.0);
+        // Programs of AWS use it with any credentials, as the comment in the file says.
+        let described =
+            aws_kms(&environment(&replica.url()), &["describe-key", "--key-id", "alias/orders"]);
+        let arn = "arn:aws:kms:eu-central-1:123456789012:key/orders";
+        assert_eq!(described["KeyMetadata"]["Arn"], arn);
         assert!(value("kms_proxy_root_calls_avoided_total") > 3_900.0);
     }
 }

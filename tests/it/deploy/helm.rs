@@ -318,6 +318,8 @@ fn the_configuration_says_what_the_values_say() {
         r#"config.log.level="info,kms_proxy=debug \"<&>\" ä \\""#,
         r#"config.cache.dek_max_age="5m""#,
         "config.server.insecure=true",
+        r#"config.aws_api={"enabled":true,"account":"012345678901","forward_cache":"10m"}"#,
+        r#"config.aws_api.key=[{"key_id":"mrk-1","aliases":["alias/orders"],"chain":"orders"}]"#,
     ];
     let more: Vec<_> = more.iter().flat_map(|more| ["--set-json", more]).collect();
     let manifests = render(&example("inline-aws-kms"), &more);
@@ -330,6 +332,14 @@ fn the_configuration_says_what_the_values_say() {
     assert_eq!(config["server"]["insecure"].as_bool(), Some(true));
     assert_eq!(config["server"]["listen"].as_str(), Some("0.0.0.0:8080"));
     assert_eq!(config["root"][0]["key_id"].as_str(), Some("alias/kms-proxy"));
+    let aws_api = &config["aws_api"];
+    assert_eq!(aws_api["enabled"].as_bool(), Some(true));
+    assert_eq!(aws_api["account"].as_str(), Some("012345678901"));
+    assert_eq!(aws_api["forward_cache"].as_str(), Some("10m"));
+    let key = &aws_api["key"][0];
+    assert_eq!((key["key_id"].as_str(), key["chain"].as_str()), (Some("mrk-1"), Some("orders")));
+    assert_eq!(key["aliases"][0].as_str(), Some("alias/orders"));
+    check_config(text.as_str().unwrap(), tempfile::tempdir().unwrap().path());
 }
 
 /// What the chart sets itself, or gives another place among its values.

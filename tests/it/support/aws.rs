@@ -2,12 +2,12 @@
 //! the command line. `tests/aws/client.py` describes the commands. Everything it knows of the service is in its
 //! environment.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use super::kms::REGION;
+use super::lines::{Lines, hex};
 use super::root;
 use super::tools::{node, printed, test_env};
 
@@ -51,36 +51,23 @@ impl Language {
 }
 
 /// The program. Dropping it kills the process.
-pub(crate) struct Program {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
+pub(crate) struct Program(Lines);
 
 impl Program {
     pub(crate) fn start(language: Language, environment: Vec<(&'static str, String)>) -> Self {
         let mut command = language.command();
         command.envs(environment);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdin, stdout }
+        Self(Lines::start(command))
     }
 
     /// The response to a command; a failed call is a response too.
     pub(crate) fn tell(&mut self, command: &Value) -> Value {
-        writeln!(self.stdin, "{command}").unwrap();
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{command}: {line:?} ({error}); run `make test-env`"))
+        self.0.tell(command)
     }
 
     /// The response to a command, which must not fail.
     pub(crate) fn good(&mut self, command: &Value) -> Value {
-        let answer = self.tell(command);
-        assert_eq!(answer.get("error"), None, "{command}: {answer}");
-        answer
+        self.0.good(command)
     }
 
     /// A call of the SDK that must not fail, such as `encrypt`.
@@ -96,13 +83,6 @@ impl Program {
     }
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
 /// What `aws kms` prints, as JSON; it must not fail.
 pub(crate) fn aws_kms(environment: &[(&'static str, String)], args: &[&str]) -> Value {
     let mut command = Command::new(test_env("aws"));
@@ -113,6 +93,5 @@ pub(crate) fn aws_kms(environment: &[(&'static str, String)], args: &[&str]) -> 
 
 /// Bytes as the program reads and writes them.
 pub(crate) fn bytes(bytes: &[u8]) -> Value {
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({"hex": hex})
+    json!({"hex": hex(bytes)})
 }

@@ -2,20 +2,18 @@
 //! with stubs that are made from the public definition. `tests/kubernetes/client.py` says what it
 //! can be told.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::lines::Lines;
+pub(crate) use super::lines::hex;
 use super::root;
+use super::tools::test_env;
 
 /// A client with its connections. Dropping it kills the process.
-pub(crate) struct Client {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
+pub(crate) struct Client(Lines);
 
 impl Client {
     /// A client of the plugins at `sockets`, as kube-apiserver is from 1.32 on.
@@ -27,33 +25,20 @@ impl Client {
 
     /// A client of a target of grpcio's, with an authority of the test's choice.
     pub(crate) fn start(target: &str, authority: &str) -> Self {
-        let python = root().join("target/test-env/bin/python3");
-        let mut command = Command::new(&python);
+        let mut command = Command::new(test_env("python3"));
         command.arg(root().join("tests/kubernetes/client.py")).args([target, authority]);
         command.env("PYTHONDONTWRITEBYTECODE", "1");
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut child = spawned
-            .unwrap_or_else(|error| panic!("{}: {error}; run `make test-env`", python.display()));
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdin, stdout }
+        Self(Lines::start(command))
     }
 
-    /// Does what `command` says; a call that failed is an answer too.
+    /// The response to a command; a failed call is a response too.
     pub(crate) fn tell(&mut self, command: &Value) -> Value {
-        writeln!(self.stdin, "{command}").unwrap();
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|error| {
-            panic!("{command}: {line:?} ({error}); is grpcio there? run `make test-env`")
-        })
+        self.0.tell(command)
     }
 
-    /// The same; it must go well.
+    /// The response to a command, which must not fail.
     pub(crate) fn good(&mut self, command: &Value) -> Value {
-        let answer = self.tell(command);
-        assert_eq!(answer.get("error"), None, "{command}: {answer}");
-        answer
+        self.0.good(command)
     }
 
     /// The key id of `Status`, which must say that all is well.
@@ -78,15 +63,4 @@ impl Client {
         }
         self.tell(&command)
     }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
