@@ -10,6 +10,8 @@ mod architecture;
 #[cfg(test)]
 mod archive;
 #[cfg(test)]
+mod archive_format;
+#[cfg(test)]
 mod aws_api;
 #[cfg(test)]
 mod aws_kms;
