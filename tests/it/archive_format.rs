@@ -294,7 +294,7 @@ fn the_reader_in_python_and_the_library_agree_on_what_several_archives_have_toge
         kek(State::Disabled, Some(5), &["dr"]),
         kek(State::Retired, Some(5), &["main"]),
         kek(State::Disabled, Some(9), &["main"]),
-        kek(State::Destroyed, Some(9), &[]),
+        kek(State::Destroyed, Some(3), &[]),
     ];
     let parent = tempfile::tempdir().unwrap();
     let directories = ["a", "b"].map(|name| archive(parent.path(), name));
