@@ -88,6 +88,19 @@
 {{- if and .Values.config.archive (eq $store "inline") -}}
 {{- fail "config.archive: the store inline stores nothing, so there is nothing to archive" -}}
 {{- end -}}
+{{- range $archive := .Values.config.archive -}}
+{{- if eq $archive.kind "dir" -}}
+{{- $isMounted := false -}}
+{{- range $mount := concat $.Values.archiveMounts $.Values.extraVolumeMounts -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" $mount.mountPath)) (printf "%s/" $archive.path) -}}
+{{- $isMounted = true -}}
+{{- end -}}
+{{- end -}}
+{{- if not $isMounted -}}
+{{- fail (printf "config.archive: %s, the path of %s, is in no volume of archiveMounts or extraVolumeMounts" $archive.path $archive.name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.tls.enabled (not .Values.tls.existingSecret) (not .Values.tls.certManager.enabled) -}}
 {{- fail "tls.enabled needs tls.existingSecret or tls.certManager.enabled" -}}
 {{- end -}}
