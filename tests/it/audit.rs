@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::support::{Service, Setup, root, until};
 
 mod sinks;
+mod verifier;
 
 /// A service whose log is a file.
 fn setup() -> Setup {
