@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -77,7 +77,9 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 async fn every_query_of_the_dashboard_is_answered_and_every_alert_finds_its_metrics() {
     let etcd = Etcd::start().await;
     let key = tempfile::tempdir().unwrap();
+    let made = AtomicUsize::new(0);
     let setup = || {
+        let log = format!("audit-{}.jsonl", made.fetch_add(1, Ordering::Relaxed));
         Setup::new()
             .set("STORE__KIND", "etcd")
             .set("STORE__ENDPOINTS", etcd.url())
@@ -93,6 +95,7 @@ async fn every_query_of_the_dashboard_is_answered_and_every_alert_finds_its_metr
             .set("ARCHIVE__0__NAME", "nas")
             .set("ARCHIVE__0__PATH", key.path().join("nas").display())
             .set("ARCHIVE__0__CREATE", "true")
+            .set("AUDIT__FILE", key.path().join(log).display())
             .set("CHAIN__NAMES", "orders")
             .set("CHAIN__ROTATE_AFTER_USES", 2_000)
             .set("CHAIN__MAX_USES", 1_000_000)
