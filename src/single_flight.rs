@@ -28,7 +28,8 @@ impl<K: Clone + Eq + Hash, V: Clone> SingleFlight<K, V> {
     /// Joins the call for `key`. The first caller makes it, by its `call`, and all get the result.
     ///
     /// If that caller leaves or panics before the call has ended, the next of the others makes it:
-    /// a call borrows from its caller, and counts against that caller's quota. So it does if the result is not `for_all`, but concerns only the caller that made the call.
+    /// a call borrows from its caller, and counts against that caller's quota. So it does if the
+    /// result is not `for_all`, but concerns only the caller that made the call.
     pub(crate) async fn join(
         &self,
         key: &K,

@@ -1,8 +1,8 @@
 //! One call for all callers, which continues as long as any of them waits.
 //!
-//! For calls that cost money and own what they need: a call of [`SingleFlight`](super::SingleFlight)
-//! is cancelled when its first caller leaves, and the next caller makes it again. It does not know
-//! what is called.
+//! For calls that cost money and own what they need: a call of [`super::SingleFlight`] is cancelled
+//! when its first caller leaves, and the next caller makes it again. It does not know what is
+//! called.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -45,7 +45,7 @@ where
     K: Clone + Eq + Hash,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the call for `key`, which `call` makes if there is none. `None` if it panicked.
+    /// Joins the call for `key`, which `call` begins if nobody has begun it. `None` if it panicked.
     pub(crate) async fn join<F>(&self, key: &K, call: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,
