@@ -93,14 +93,18 @@ struct App {
 impl App {
     /// Serves until `stopped`, finishes the requests in flight, and stops the background tasks.
     async fn serve(self, stopped: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { front, service } = self;
+        let Self { mut front, service } = self;
         tokio::select! {
             never = front.announce(&service) => match never {},
             () = stopped => {}
         }
+        let audit = front.take_audit();
         let served = front.close().await;
         if tokio::time::timeout(STOP_TIMEOUT, service.stop()).await.is_err() {
             tracing::warn!("a background task did not stop in time");
+        }
+        if let Some(audit) = audit {
+            audit.stop().await;
         }
         served.context("serving failed")?;
         tracing::info!("stopped");

@@ -13,9 +13,10 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, Method};
 
+use crate::audit::record;
 use crate::auth::Auth;
 use crate::clock::Clock;
-use crate::http::{Beside, Call};
+use crate::http::{Beside, Call, Outcome};
 use crate::root::forward::{self as kms, Kms};
 use crate::service::{self, KeyService};
 
@@ -112,6 +113,9 @@ impl Api {
     /// Does what a caller asks for, as far as they may.
     async fn run(&self, caller: &Caller, parts: &Parts, body: Bytes) -> Result<Answer, Error> {
         let operation = target(&parts.headers)?;
+        if let Some(record) = record::current() {
+            record.asks(operation.permission());
+        }
         let done = match operation {
             Operation::Served(served) => self.serve(caller, served, body).await,
             Operation::Other(other) => self.forward_other(caller, other, body).await,
@@ -136,7 +140,11 @@ impl Beside for Api {
         match self.handle(call).await {
             Ok(Answer::Json(body)) => response::json(200, body),
             Ok(Answer::Forwarded(answer)) => response::json(answer.status, answer.body.to_vec()),
-            Err(error) => response::error(&error),
+            Err(error) => {
+                let mut response = response::error(&error);
+                response.extensions_mut().insert(Outcome(error.code.outcome()));
+                response
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
+mod audit;
 mod certificates;
 mod chain;
 mod chains;
@@ -92,6 +93,9 @@ enum Command {
     /// Copy, back up, verify or repair a store
     #[command(subcommand)]
     Store(store::Command),
+    /// Verify and search the audit log
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Generate bearer tokens for clients
     #[command(subcommand)]
     Token(token::Command),
@@ -152,6 +156,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Kek(command) => client::block_on(kek::run(command)),
         Command::Root(args) => root::run(args),
         Command::Store(command) => client::block_on(store::run(command)),
+        Command::Audit(command) => audit::run(command),
         Command::Token(command) => token::run(&command),
         Command::Inspect(args) => inspect::run(args),
         Command::Healthcheck(args) => client::block_on(chains::healthcheck(args)),
@@ -218,6 +223,9 @@ mod tests {
             "store verify",
             "store verify backup:/b --config a.toml",
             "store restored --config a.toml --yes",
+            "audit verify a.jsonl b.jsonl --from checkpoint",
+            "audit find --chain orders --aad row --aad-key-file key --since 24h --until 1h a",
+            "audit key --config a.toml",
             "token new",
             "token new --aws",
             "token new --aws --secret-key-file key",
@@ -258,6 +266,9 @@ mod tests {
             ("store copy --from dir: --to dir:/b", ErrorKind::ValueValidation),
             ("store verify somewhere", ErrorKind::ValueValidation),
             ("token new --secret-key-file key", ErrorKind::MissingRequiredArgument),
+            ("audit verify", ErrorKind::MissingRequiredArgument),
+            ("audit verify a --key x", ErrorKind::ValueValidation),
+            ("audit find a --since soon", ErrorKind::ValueValidation),
             ("doctor", ErrorKind::MissingRequiredArgument),
             ("doctor --socket /run/kms.sock", ErrorKind::ValueValidation),
             ("completions cmd", ErrorKind::InvalidValue),

@@ -13,6 +13,11 @@ pub trait Clock: Send + Sync + 'static {
     /// Wall time in whole seconds since the Unix epoch.
     fn unix_now(&self) -> u64;
 
+    /// Wall time in milliseconds since the Unix epoch.
+    fn unix_millis(&self) -> u64 {
+        self.unix_now().saturating_mul(1_000)
+    }
+
     /// Time since some fixed point in the past; it never goes back.
     fn now(&self) -> Monotonic;
 }
@@ -74,6 +79,12 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
     fn unix_now(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
+    fn unix_millis(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
     fn now(&self) -> Monotonic {

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
-use crate::{archive, auth, aws_api, files, http, kubernetes, root, service, store, telemetry};
+use crate::{
+    archive, audit, auth, aws_api, files, http, kubernetes, root, service, store, telemetry,
+};
 
 mod check;
 mod source;
@@ -51,6 +53,8 @@ pub struct Config {
     pub aws_api: aws_api::Config,
     /// `[kubernetes]`, where Kubernetes is served.
     pub kubernetes: Option<kubernetes::Config>,
+    /// `[audit]`.
+    pub audit: audit::Config,
 }
 
 /// Settings from the command line; they override the file and the environment.
@@ -216,6 +220,8 @@ struct Sections {
     #[serde(default)]
     aws_api: aws_api::Config,
     kubernetes: Option<kubernetes::Config>,
+    #[serde(default)]
+    audit: audit::Config,
 }
 
 /// `[auth]`.
@@ -229,7 +235,8 @@ impl Sections {
     /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
         let Self { mut server, log, mut store, root, mut chain, cache, .. } = self;
-        let Self { auth, client, mut aws_api, kubernetes, archive, archive_policy, .. } = self;
+        let Self { auth, client, mut aws_api, kubernetes, archive, archive_policy, audit, .. } =
+            self;
         server.listen = flags.listen.unwrap_or(server.listen);
         if let Some(data_dir) = &flags.data_dir {
             store.set_data_dir(data_dir.clone());
@@ -249,14 +256,15 @@ impl Sections {
         let aws_secret_key_file = aws_api.secret_key_file.take();
         let auth = auth::Config { mode: auth.mode, clients: client, aws_secret_key_file };
         let (roots, archives) = (root, archive);
-        Config { server, log, store, archives, roots, service, auth, aws_api, kubernetes }
+        Config { server, log, store, archives, roots, service, auth, aws_api, kubernetes, audit }
     }
 }
 
 impl From<&Config> for Sections {
     fn from(config: &Config) -> Self {
-        let Config { server, log, store, roots, service, auth, mut aws_api, kubernetes, .. } =
-            config.clone();
+        let Config {
+            server, log, store, roots, service, auth, mut aws_api, kubernetes, audit, ..
+        } = config.clone();
         let archive = config.archives.clone();
         let service::Config { chain, cache, archive_policy, wait: _, max_waiting: _ } = service;
         let auth::Config { mode, clients, aws_secret_key_file } = auth;
@@ -278,6 +286,7 @@ impl From<&Config> for Sections {
             client,
             aws_api,
             kubernetes,
+            audit,
         }
     }
 }

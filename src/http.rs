@@ -1,11 +1,9 @@
-//! The HTTP API: routes, and the settings of `[server]`.
+//! The HTTP API: its routes, listeners and handlers.
 //!
 //! It converts requests to typed calls of the [`KeyService`], and results to JSON or raw bytes. It
 //! knows no key, no store and no root. [`serve`] runs it; [`openapi`] describes it.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -13,19 +11,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::Method;
 use prometheus::Registry;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_service::Service;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::audit::{self, Audit};
 use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::service::{KeyService, Starting};
-use crate::{human_units, tls};
+use crate::tls;
 
 mod activity;
 mod answer;
+mod audited;
 mod base64;
 mod batch;
 mod beside;
@@ -33,6 +32,7 @@ mod body;
 mod budget;
 mod calls;
 mod chains;
+mod config;
 mod connection;
 mod data_call;
 mod datakey;
@@ -57,77 +57,14 @@ mod strict;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use audited::Outcome;
 pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
 pub(crate) use body::Text;
 use budget::Budget;
+pub use config::Config;
 use identity::GuardedService;
 use server::Endpoint;
-
-/// `[server]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// The address that it listens on.
-    pub listen: SocketAddr,
-    /// The address of health and metrics; `listen` serves them if this is not set.
-    pub admin_listen: Option<SocketAddr>,
-    /// Allows plain HTTP without auth beyond loopback.
-    pub insecure: bool,
-    /// The largest body in bytes.
-    #[serde(deserialize_with = "human_units::size::deserialize")]
-    pub max_body: usize,
-    /// How long a request may take.
-    #[serde(with = "human_units::duration")]
-    pub request_timeout: Duration,
-    /// Concurrent connections, on each listener.
-    pub max_connections: usize,
-    /// Maximum number of concurrent requests that wait for something.
-    pub max_requests: usize,
-    /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
-    #[serde(deserialize_with = "human_units::size::deserialize_some")]
-    pub body_memory: Option<usize>,
-    /// How long a connection stays open between two requests.
-    #[serde(with = "human_units::duration")]
-    pub idle_timeout: Duration,
-    /// How long requests are still accepted after SIGTERM, while `/readyz` fails.
-    #[serde(with = "human_units::duration")]
-    pub drain_delay: Duration,
-    /// HTTPS on `listen`; without it plain HTTP.
-    pub tls: Option<tls::Config>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            admin_listen: None,
-            insecure: false,
-            max_body: 4 << 20,
-            request_timeout: Duration::from_secs(10),
-            max_connections: 10_000,
-            max_requests: 10_000,
-            body_memory: None,
-            idle_timeout: Duration::from_secs(75),
-            drain_delay: Duration::ZERO,
-            tls: None,
-        }
-    }
-}
-
-impl Config {
-    /// What bodies and answers may take together, in bytes: 256 MiB unless it is set, and room for
-    /// four bodies where they may be larger.
-    #[must_use]
-    pub fn body_memory(&self) -> usize {
-        self.body_memory.unwrap_or_else(|| self.max_body.saturating_mul(4).max(256 << 20))
-    }
-
-    /// How long a shutdown waits for the requests in flight: as long as a request may take.
-    const fn shutdown_grace(&self) -> Duration {
-        self.request_timeout
-    }
-}
 
 /// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and an
 /// inline KEK with the wraps of several roots.
@@ -140,6 +77,7 @@ struct App {
     max_body: usize,
     budget: Budget,
     tls: Option<Arc<tls::Server>>,
+    audit: Option<Arc<Audit>>,
 }
 
 /// The listeners of a service.
@@ -192,6 +130,7 @@ impl Server {
     ) -> Self {
         let Listeners { public, tls, admin } = listeners;
         let budget = Budget::new(config.body_memory());
+        let slot = audit::Slot::default();
         let handler = |auth: Option<&Arc<Auth>>, has_data| {
             let router = starting::router(Arc::clone(&starting), auth.is_none());
             Handler(Arc::new(Routes {
@@ -202,6 +141,7 @@ impl Server {
                 starting: router,
                 started: OnceLock::new(),
                 beside: OnceLock::new(),
+                audit: audit::Slot::clone(&slot),
             }))
         };
         let (handler, operators) =
@@ -214,6 +154,7 @@ impl Server {
             max_body: config.max_body,
             budget,
             tls: tls.clone(),
+            audit: audit::Slot::clone(&slot),
         };
         let mut endpoints = vec![Endpoint { listener: public, tls, handler }];
         endpoints.extend(operators.map(|(listener, handler)| Endpoint {
@@ -253,9 +194,16 @@ pub struct Entrance {
     max_body: usize,
     budget: Budget,
     tls: Option<Arc<tls::Server>>,
+    audit: audit::Slot,
 }
 
 impl Entrance {
+    /// Has requests recorded in an audit log. It comes before [`open`](Self::open); a second call
+    /// changes nothing.
+    pub fn audit(&self, audit: Arc<Audit>) {
+        _ = self.audit.set(audit);
+    }
+
     /// Serves `api` to the same callers. It comes before [`open`](Self::open); a second call
     /// changes nothing.
     pub(crate) fn serve_beside(&self, api: Arc<dyn Beside>) {
@@ -268,7 +216,8 @@ impl Entrance {
         let app = |access| {
             let (registry, budget, tls) =
                 (self.registry.clone(), self.budget.clone(), self.tls.clone());
-            Arc::new(App { access, registry, max_body: self.max_body, budget, tls })
+            let audit = self.audit.get().cloned();
+            Arc::new(App { access, registry, max_body: self.max_body, budget, tls, audit })
         };
         let operators = app(GuardedService::for_operators(Arc::clone(service), self.auth.clone()));
         let app = app(GuardedService::new(Arc::clone(service), self.auth.clone()));
@@ -349,6 +298,8 @@ struct Routes {
     started: OnceLock<(Arc<App>, Router)>,
     /// Another API for the same callers.
     beside: OnceLock<Arc<dyn Beside>>,
+    /// The audit log; empty until it is open, and if it is not configured.
+    audit: audit::Slot,
 }
 
 impl Handler {

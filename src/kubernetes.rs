@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::audit;
 use crate::service::{Error, KeyService, Starting};
 
 mod config;
@@ -46,6 +47,8 @@ pub struct Serving {
     plugin: Arc<OnceLock<Arc<Plugin>>>,
     stop: watch::Sender<()>,
     tasks: Vec<JoinHandle<()>>,
+    /// The audit log; empty if it is not configured.
+    audit: audit::Slot,
 }
 
 /// Serves the chain of `config` on its socket.
@@ -57,7 +60,7 @@ pub async fn serve(
     bound: Bound,
     service: Arc<KeyService>,
 ) -> Result<Serving, Error> {
-    let mut serving = start(config, bound, Arc::default());
+    let mut serving = start(config, bound, Arc::default(), audit::Slot::default());
     serving.open(&service).await?;
     Ok(serving)
 }
@@ -65,12 +68,12 @@ pub async fn serve(
 /// Accepts calls on the socket. Until [`Serving::open`], each of them fails with what `starting`
 /// waits for; kube-apiserver logs that and retries. Must be called in a runtime.
 #[must_use]
-pub fn start(config: Config, bound: Bound, starting: Arc<Starting>) -> Serving {
+pub fn start(config: Config, bound: Bound, starting: Arc<Starting>, audit: audit::Slot) -> Serving {
     let (stop, plugin) = (watch::Sender::new(()), Arc::<OnceLock<_>>::default());
     let running =
         server::run(bound, config.clone(), Arc::clone(&plugin), starting, stop.subscribe());
     let tasks = vec![tokio::spawn(running)];
-    Serving { config, plugin, stop, tasks }
+    Serving { config, plugin, stop, tasks, audit }
 }
 
 impl Serving {
@@ -86,7 +89,8 @@ impl Serving {
             plugin::watch_roots(Arc::clone(service), chain.clone(), *on_root_outage, stopped);
         self.tasks.push(tokio::spawn(watching));
         tracing::info!(%socket, %chain, "Kubernetes is served");
-        let plugin = Plugin::new(Arc::clone(service), chain.clone(), *on_root_outage);
+        let audit = self.audit.get().cloned();
+        let plugin = Plugin::new(Arc::clone(service), chain.clone(), *on_root_outage, audit);
         // Adds the check to readiness; the server corrects it within two seconds.
         plugin.report_socket(None);
         _ = self.plugin.set(Arc::new(plugin));

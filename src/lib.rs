@@ -183,6 +183,7 @@ service.stop().await;
 //! | `store` | the contract of a store, the records in it, and one file for each kind |
 //! | `archive` | copies of wrapped KEKs outside of the store, and one file for each kind |
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
+//! | `audit` | the record of who did what, and the proof that nobody changed it |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
@@ -210,6 +211,8 @@ pub mod aead;
 pub mod app;
 #[cfg(feature = "service")]
 pub mod archive;
+#[cfg(feature = "service")]
+pub mod audit;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]
@@ -258,6 +261,8 @@ pub mod telemetry;
 pub mod timestamp;
 #[cfg(feature = "server")]
 pub mod tls;
+#[cfg(feature = "service")]
+mod wildcard;
 
 pub use envelope::Envelope;
 pub use id::{ChainName, KekId, Suite};

@@ -11,6 +11,7 @@ pub use prometheus::Registry;
 use crate::id::ChainName;
 
 mod archives;
+mod audit;
 mod callers;
 mod chains;
 mod forwarded;
@@ -22,6 +23,7 @@ mod store;
 mod traffic;
 
 pub use archives::Archives;
+pub use audit::Audit;
 pub use callers::Callers;
 pub use chains::ChainMetrics;
 pub use forwarded::Forwarded;
@@ -52,6 +54,8 @@ pub struct Metrics {
     pub callers: Callers,
     /// Calls that are forwarded to AWS KMS.
     pub forwarded: Forwarded,
+    /// The audit log.
+    pub audit: Audit,
 }
 
 impl Metrics {
@@ -78,6 +82,7 @@ impl Metrics {
             traffic: Traffic::new(&register)?,
             callers: Callers::new(&register)?,
             forwarded: Forwarded::new(&register)?,
+            audit: Audit::new(&register)?,
         }))
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::audit;
 use crate::clock::Monotonic;
 use crate::id::ChainName;
 use crate::metrics::{Metrics, Operation};
@@ -121,7 +122,14 @@ impl KeyService {
             Ok(()) => tasks::run_to_end(work).await,
             Err(error) => Err(error),
         };
-        self.finish(Operation::Rotate, &chain, started, result)
+        let primary = result.as_ref().ok().map(|rotated| rotated.primary);
+        let previous = result.as_ref().ok().and_then(|rotated| rotated.previous);
+        let previous = previous.map_or_else(String::new, |id| id.to_string());
+        let is_forced = trust == Trust::Any;
+        let change: [(&str, &crate::audit::record::Value); 3] =
+            [("call", &"rotate"), ("forced", &is_forced), ("previous", &previous)];
+        let event = audit::Event { kek_id: primary, change: &change, ..Default::default() };
+        self.finish_with(Operation::Rotate, &chain, started, event, result)
     }
 
     /// The metrics.
@@ -173,12 +181,24 @@ impl KeyService {
         rotation::root_users::withdraw(&self.core).await;
     }
 
-    /// Counts the outcome of a call on `chain`.
+    /// Counts and reports the outcome of a call on `chain`.
     fn finish<T>(
         &self,
         operation: Operation,
         chain: &Chain,
         started: Monotonic,
+        result: Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.finish_with(operation, chain, started, audit::Event::default(), result)
+    }
+
+    /// The same for a call that has more to report: the other fields of `event`.
+    fn finish_with<T>(
+        &self,
+        operation: Operation,
+        chain: &Chain,
+        started: Monotonic,
+        event: audit::Event<'_>,
         result: Result<T, Error>,
     ) -> Result<T, Error> {
         let metrics = &self.core.metrics;
@@ -187,6 +207,15 @@ impl KeyService {
             Err(error) => metrics.failed(operation, chain.name.as_str(), error.kind().code()),
         }
         metrics.took(operation, self.core.clock.now().since(started));
+        audit::record::report(&audit::Event {
+            operation: Some(operation),
+            chain: Some(chain.name.as_str()),
+            is_known: true,
+            outcome: result
+                .as_ref()
+                .map_or_else(|error| error.kind().code(), |_| audit::record::OK),
+            ..event
+        });
         result.map_err(Error::counted)
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::audit;
 use crate::auth::Auth;
 use crate::config::{Config, Error};
 
@@ -22,6 +23,8 @@ pub(super) struct Reload {
     pub(super) started: Config,
     /// Without it, nothing can change.
     pub(super) auth: Option<Arc<Auth>>,
+    /// The audit log, once it is open.
+    pub(super) audit: audit::Slot,
 }
 
 impl Reload {
@@ -68,7 +71,13 @@ impl Reload {
             *known = others;
         }
         if let Some(auth) = &self.auth {
+            let (is_new, clients) = (!auth.is(&config.auth), config.auth.clients.len());
             auth.replace(config.auth).await;
+            if is_new && let Some(audit) = self.audit.get() {
+                let change: [(&str, &audit::record::Value<'_>); 1] = [("clients", &clients)];
+                let written = audit.system(&audit::System::new("reload", &change));
+                _ = written.await;
+            }
         }
     }
 

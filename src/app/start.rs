@@ -20,7 +20,7 @@ use crate::http::{self, Entrance, Listeners};
 use crate::metrics::Metrics;
 use crate::service::{self, Health, KeyService, Kind, Starting, names_root};
 use crate::store::{self, Store};
-use crate::{archive, aws_api, kubernetes, root, tls};
+use crate::{archive, audit, aws_api, kubernetes, root, tls};
 
 use super::notify;
 use super::reload::{Load, Reload};
@@ -44,6 +44,12 @@ pub(super) struct Front {
     starting: Arc<Starting>,
     /// Asks every part that reads files to read them again.
     reload: Arc<watch::Sender<()>>,
+    /// The audit log, for the parts that report to it.
+    audit: audit::Slot,
+    /// The same, for its end.
+    audit_log: Option<audit::Opened>,
+    /// Whether the standard output is the audit log.
+    is_stdout_taken: bool,
 }
 
 impl Front {
@@ -66,7 +72,10 @@ impl Front {
         if let Some(tls) = &tls {
             tokio::spawn(Arc::clone(tls).follow(reload.subscribe()));
         }
-        let settings = Reload { load, started: config.clone(), auth: auth.clone() };
+        let audit = audit::Slot::default();
+        let (started, slot) = (config.clone(), Arc::clone(&audit));
+        let settings = Reload { load, started, auth: auth.clone(), audit: slot };
+        tokio::spawn(reopen_audit(Arc::clone(&audit), reload.subscribe()));
         // It can be aborted at any point, so nothing waits for it.
         tokio::spawn(settings.follow(reload.subscribe()));
 
@@ -85,11 +94,9 @@ impl Front {
         );
         let (entrance, (stop_http, stopped)) = (server.entrance(), oneshot::channel());
         let http = tokio::spawn(server.serve(async { _ = stopped.await }));
-        let kubernetes = config
-            .kubernetes
-            .clone()
-            .zip(bound)
-            .map(|(config, bound)| kubernetes::start(config, bound, Arc::clone(&starting)));
+        let kubernetes = config.kubernetes.clone().zip(bound).map(|(config, bound)| {
+            kubernetes::start(config, bound, Arc::clone(&starting), Arc::clone(&audit))
+        });
         Ok(Self {
             entrance,
             http,
@@ -101,6 +108,9 @@ impl Front {
             auth,
             starting,
             reload,
+            audit,
+            audit_log: None,
+            is_stdout_taken: config.audit.file == Some(audit::Target::Stdout),
         })
     }
 
@@ -117,6 +127,7 @@ impl Front {
         let waits = matches!(config.store, store::Config::Etcd(_));
         let store = Awaited { store, waits, starting: Arc::clone(&self.starting) };
         let roots = self.open_roots(&config, &store).await?;
+        let roots = self.open_audit(&config, &*store.store, roots).await?;
         self.starting.report("service", "the chains are loaded");
         if let Some(auth) = &self.auth {
             auth.settled().await;
@@ -139,6 +150,34 @@ impl Front {
         self.serve_aws_api(&config, &service)?;
         self.entrance.open(&service);
         Ok(service)
+    }
+
+    /// Opens the audit log, if there is one. Calls of the roots that this returns are in it.
+    async fn open_audit(
+        &mut self,
+        config: &Config,
+        store: &dyn Store,
+        roots: Vec<root::Named>,
+    ) -> anyhow::Result<Vec<root::Named>> {
+        let Some(target) = &config.audit.file else { return Ok(roots) };
+        self.starting.report("audit", "the keys of the audit log are unwrapped");
+        let keys = audit::secret::keys(store, &roots).await.context("audit")?;
+        let (clock, metrics) = (Arc::clone(&self.clock) as _, Arc::clone(&self.metrics));
+        let opened = audit::open(&config.audit, keys, clock, metrics);
+        let opened = opened.with_context(|| format!("audit.file: can't write to {target}"))?;
+        let Some(opened) = opened else { return Ok(roots) };
+        let log = Arc::clone(&opened.audit);
+        tracing::info!(%target, key = log.public_key(), "the audit log is open");
+        let version: &str = env!("CARGO_PKG_VERSION");
+        let started = log.system(&audit::System::new(
+            "start",
+            &[("version", &version), ("pid", &std::process::id())],
+        ));
+        _ = started.await;
+        _ = self.audit.set(Arc::clone(&log));
+        self.entrance.audit(Arc::clone(&log));
+        self.audit_log = Some(opened);
+        Ok(roots.into_iter().map(|root| audit::audited(root, &log)).collect())
     }
 
     /// Serves the AWS KMS API, if it is enabled.
@@ -182,7 +221,7 @@ impl Front {
         loop {
             let readiness = service.readiness();
             if readiness.health != Health::Down {
-                self.addresses.announce();
+                self.addresses.announce(self.is_stdout_taken);
                 notify::ready();
                 return std::future::pending().await;
             }
@@ -198,6 +237,11 @@ impl Front {
         }
     }
 
+    /// Takes the audit log, which ends last.
+    pub(super) fn take_audit(&mut self) -> Option<audit::Opened> {
+        self.audit_log.take()
+    }
+
     /// Stops accepting requests and finishes those in flight.
     pub(super) async fn close(self) -> std::io::Result<()> {
         // If the receiver is gone, the server has already ended.
@@ -208,6 +252,15 @@ impl Front {
             kubernetes.stop().await;
         }
         served
+    }
+}
+
+/// Opens the file of the audit log again on SIGHUP.
+async fn reopen_audit(audit: audit::Slot, mut request: watch::Receiver<()>) {
+    while request.changed().await.is_ok() {
+        if let Some(audit) = audit.get() {
+            audit.reopen();
+        }
     }
 }
 
@@ -299,11 +352,15 @@ impl Addresses {
         Ok(Self { url: format!("{scheme}://{}", at(public)?), admin: admin.transpose()? })
     }
 
-    /// Writes them to the log, and as one line to stdout, whatever the log level is.
-    fn announce(&self) {
+    /// Writes them to the log, and as one line to stdout, whatever the log level is, unless stdout
+    /// has another use.
+    fn announce(&self, is_stdout_taken: bool) {
         let Self { url, admin } = self;
         tracing::info!(url, admin = admin.as_deref(), version = env!("CARGO_PKG_VERSION"), "ready");
         let beside = admin.as_ref().map(|admin| format!(", admin on {admin}")).unwrap_or_default();
+        if is_stdout_taken {
+            return;
+        }
         // Continue if stdout is closed.
         _ = writeln!(std::io::stdout(), "kms-proxy is ready on {url}{beside}");
     }

@@ -13,7 +13,7 @@ use super::permission::Allow;
 /// A client under one set of rules.
 #[derive(Debug)]
 pub(crate) struct Client {
-    name: String,
+    name: Arc<str>,
     allow: Vec<Allow>,
     max_in_flight: usize,
     usage: Arc<Usage>,
@@ -35,7 +35,7 @@ impl Client {
     pub(super) fn new(config: &ClientConfig, before: Option<&Arc<Usage>>) -> Self {
         let same = before.filter(|usage| usage.lookups_per_minute == config.lookups_per_minute);
         Self {
-            name: config.name.clone(),
+            name: config.name.as_str().into(),
             allow: config.allow.clone(),
             max_in_flight: config.max_in_flight.unwrap_or(usize::MAX),
             usage: same.map_or_else(|| Arc::new(Usage::new(config.lookups_per_minute)), Arc::clone),
@@ -45,6 +45,11 @@ impl Client {
     /// Its name in the configuration.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its name, shared.
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
     }
 
     pub(super) fn usage(&self) -> &Arc<Usage> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::id::ChainName;
 use crate::metrics::Operation;
+use crate::wildcard;
 
 /// A pattern of chain names: `*` matches any characters, including none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,18 +47,9 @@ impl Glob {
         self.0.bytes().all(|b| b == b'*')
     }
 
-    /// Whether `name` matches. Linear in practice for any input: each piece is searched once.
+    /// Whether `name` matches.
     fn matches(&self, name: &str) -> bool {
-        let Some((first, rest)) = self.0.split_once('*') else { return self.0 == name };
-        let Some(mut left) = name.strip_prefix(first) else { return false };
-        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-        for piece in middle.split('*') {
-            match left.find(piece) {
-                Some(at) => left = left.get(at + piece.len()..).unwrap_or_default(),
-                None => return false,
-            }
-        }
-        left.ends_with(last)
+        wildcard::matches(&self.0, name)
     }
 }
 
@@ -134,28 +126,10 @@ const fn bit(operation: Operation) -> u8 {
 mod tests {
     use super::*;
 
-    fn glob(text: &str) -> Glob {
-        Glob::try_from(text.to_owned()).unwrap()
-    }
-
     #[test]
-    fn a_star_stands_for_any_characters_and_nothing_else_is_special() {
-        for (pattern, good, bad) in [
-            ("orders", &["orders"][..], &["orders-1", "order", "Orders", "", "xorders"][..]),
-            ("orders-*", &["orders-", "orders-eu", "orders-*"], &["orders", "xorders-1", ""]),
-            ("*", &["a", "", "not a name"], &[]),
-            ("*-eu", &["orders-eu", "-eu"], &["orders-us", "eu", "orders-eu-1"]),
-            ("a*b*c", &["abc", "axbxc", "abbc", "abcbc"], &["ac", "acb", "ab", "xabc", "abcx"]),
-            ("a*a", &["aa", "aba"], &["a", "ab"]),
-            ("a.b", &["a.b"], &["axb"]),
-            ("**a**", &["a", "xay"], &["", "b"]),
-        ] {
-            for name in good {
-                assert!(glob(pattern).matches(name), "{pattern} {name}");
-            }
-            for name in bad {
-                assert!(!glob(pattern).matches(name), "{pattern} {name}");
-            }
+    fn a_pattern_must_be_able_to_match_a_name() {
+        for good in ["orders", "orders-*", "*", "a*b*c", "**a**"] {
+            assert!(Glob::try_from(good.to_owned()).is_ok(), "{good}");
         }
         for bad in ["", "Orders", "a?", "a b", "[a]", "-*", &"*".repeat(64)] {
             assert!(Glob::try_from(bad.to_owned()).is_err(), "{bad}");

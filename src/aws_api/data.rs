@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::audit::{Event, record};
 use crate::base64;
 use crate::id::ChainName;
 use crate::keychain::message::{Opened, Plaintext, Sealed};
@@ -250,11 +251,11 @@ impl Api {
             _ => true,
         });
         if let Some(kept) = kept {
-            let arn = self.check_foreign(caller, operation, &named, &kept)?;
+            let arn = self.check_foreign(caller, operation, &named, &kept, context)?;
             return Ok(Decrypted { plaintext: Source::Foreign(kept), arn });
         }
         let fresh = self.forwarder.decrypt(blob, context, kms_key, &digest).await?;
-        let arn = self.check_foreign(caller, operation, &named, &fresh.opened)?;
+        let arn = self.check_foreign(caller, operation, &named, &fresh.opened, context)?;
         self.forwarder.keep(digest, &fresh);
         Ok(Decrypted { plaintext: Source::Foreign(fresh.opened), arn })
     }
@@ -314,6 +315,7 @@ impl Api {
         operation: Served,
         named: &Named<'_>,
         opened: &Foreign,
+        context: &Context<'_>,
     ) -> Result<Arc<str>, Error> {
         let name = operation.name();
         let used = opened.key();
@@ -330,11 +332,25 @@ impl Api {
             // No setting says that callers may use it. Its ARN is for the log alone.
             None => return Err(caller.denied_as(name, used, "a key of AWS KMS without a chain")),
         }
+        report_foreign(opened, context);
         match named {
             Named::Mapped(key) => Ok(Arc::clone(&key.arn)),
             Named::Nothing | Named::Unmapped(_) => Ok(used.into()),
         }
     }
+}
+
+/// Tells the audit log what KMS has opened for the caller.
+fn report_foreign(opened: &Foreign, context: &Context<'_>) {
+    let aad = record::is_on().then(|| context.to_aad().ok()).flatten();
+    record::report(&Event {
+        operation: Some(Permission::Decrypt),
+        key: Some(opened.key()),
+        aad: aad.as_deref(),
+        plaintext_bytes: Some(opened.plaintext().len()),
+        outcome: record::OK,
+        ..Event::default()
+    });
 }
 
 /// An unknown chain in a ciphertext is damage to the ciphertext, unless the caller named the chain.

@@ -166,7 +166,9 @@ impl From<ServiceError> for Error {
             Kind::Overloaded => Code::Throttling,
             Kind::Internal => Code::Internal,
             Kind::KekExhausted | Kind::ArchiveUnavailable => Code::KeyUnavailable,
-            Kind::RootUnavailable | Kind::StoreUnavailable => Code::DependencyTimeout,
+            Kind::RootUnavailable | Kind::StoreUnavailable | Kind::AuditUnavailable => {
+                Code::DependencyTimeout
+            }
         };
         Self { is_counted: true, ..Self::new(code, error.detail().to_owned()) }
     }
@@ -184,7 +186,9 @@ mod tests {
             Kind::KekDisabled => "DisabledException",
             Kind::Overloaded => "ThrottlingException",
             Kind::KekExhausted | Kind::ArchiveUnavailable => "KeyUnavailableException",
-            Kind::RootUnavailable | Kind::StoreUnavailable => "DependencyTimeoutException",
+            Kind::RootUnavailable | Kind::StoreUnavailable | Kind::AuditUnavailable => {
+                "DependencyTimeoutException"
+            }
             Kind::Internal => "KMSInternalException",
             Kind::InvalidRequest | Kind::PayloadTooLarge => "ValidationException",
             Kind::UnsupportedMediaType => "SerializationException",

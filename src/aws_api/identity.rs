@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
+use crate::audit::{Event, record};
 use crate::auth::{Client, Refusal, Shown, Token};
 use crate::http::Stranger;
 use crate::metrics::Operation as Permission;
@@ -85,6 +86,11 @@ impl Caller {
         } else {
             tracing::debug!(request_id, client, operation, key, "access to a key was denied");
         }
+        record::report(&Event {
+            key: Some(key),
+            outcome: Code::AccessDenied.outcome(),
+            ..Event::default()
+        });
         let message = format!(
             "User: {client} is not authorized to perform: kms:{operation} on resource: {shown}"
         );
@@ -105,7 +111,7 @@ impl Api {
         if let Some(peer) = stranger.peer() {
             let shown = Shown { peer: Some(peer), token: Token::Missing };
             match auth.identify(shown).await {
-                Ok(client) => return Ok(Some(client)),
+                Ok(client) => return Ok(Some(identified(client, "mtls"))),
                 Err(Refusal::UnknownCertificate) => {}
                 Err(refusal) => {
                     stranger.refused(refusal);
@@ -115,7 +121,7 @@ impl Api {
             }
         }
         match self.verify(parts, body).await {
-            Ok(client) => Ok(Some(client)),
+            Ok(client) => Ok(Some(identified(client, "sigv4"))),
             Err((refusal, error)) => {
                 stranger.refused(refusal);
                 Err(error)
@@ -205,6 +211,14 @@ impl Api {
             }
         }
     }
+}
+
+/// Tells the audit log how a client was identified.
+fn identified(client: Arc<Client>, how: &'static str) -> Arc<Client> {
+    if let Some(record) = record::current() {
+        record.identified(Some(client.shared_name()), how);
+    }
+    client
 }
 
 fn unrecognized() -> Error {

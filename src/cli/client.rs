@@ -62,7 +62,7 @@ impl ChainArgs {
 }
 
 /// Runs a command that calls the service.
-pub(super) fn block_on(command: impl Future<Output = Result>) -> Result {
+pub(super) fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::client::{self, ChainArgs, Client};
 use super::stdio::print;
-use super::{Result, chains, keks};
+use super::{Failure, Result, chains, keks};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -66,7 +66,8 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[command(after_help = "\
 The KEK must have been disabled for chain.destroy_delay (24 h). Old copies of the store still \
-contain it: delete these too.
+contain it: delete these too. If an archive does not answer, its name is printed, and the exit \
+code is 1: the service erases the wraps there later.
 
 In a chain that serves Kubernetes this requires --force: Secrets that were written under the KEK \
 would be lost, and kube-apiserver may not start. docs/kubernetes.md describes how to re-encrypt \
@@ -101,11 +102,20 @@ async fn call(args: Args, change: &str, body: &Value) -> Result {
     #[derive(Deserialize)]
     struct Kek {
         state: String,
+        #[serde(default)]
+        still_archived_in: Vec<String>,
     }
     let client = Client::new(args.client)?;
     let path = format!("/v1/chains/{}/keks/{}/{change}", args.chain.name(), args.id);
     let kek: Kek = client.call_json(client.request(Method::POST, &path).json(body)).await?;
-    print(format!("{}\n", kek.state).as_bytes())
+    print(format!("{}\n", kek.state).as_bytes())?;
+    if kek.still_archived_in.is_empty() {
+        return Ok(());
+    }
+    let archives = kek.still_archived_in.join(", ");
+    Err(Failure::refused(format!(
+        "these archives still have its wraps: {archives}; the service erases them when they answer"
+    )))
 }
 
 async fn missing(args: MissingArgs) -> Result {

@@ -19,7 +19,7 @@ use super::stdio::{eprint, print, require_stdout};
 use super::{Failure, Result};
 
 mod archive;
-mod place;
+pub(super) mod place;
 
 use place::Place;
 
@@ -248,7 +248,7 @@ async fn verify(args: VerifyArgs) -> Result {
 }
 
 /// The configured roots. No key is created: with a new key nothing could be verified.
-async fn open_roots(config: &Config) -> Result<Vec<root::Named>> {
+pub(super) async fn open_roots(config: &Config) -> Result<Vec<root::Named>> {
     let data_dir = config.store.data_dir();
     let mut roots = Vec::new();
     for config in &config.roots {

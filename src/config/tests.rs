@@ -144,6 +144,7 @@ fn nothing_at_all_gives_the_defaults() {
             auth: auth::Config::default(),
             aws_api: aws_api::Config { region: Some("us-east-1".to_owned()), ..Default::default() },
             kubernetes: None,
+            audit: audit::Config::default(),
         }
     );
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
@@ -585,11 +586,12 @@ fn what_is_printed_can_be_read_back() {
         let printed = config.to_string();
         let read = load(&printed, NOBODY).unwrap();
         assert_eq!(read.to_string(), printed);
-        let Config { server, log, store, roots, service, auth, aws_api, kubernetes, .. } = read;
+        let Config { server, log, store, roots, service, auth, aws_api, kubernetes, audit, .. } =
+            read;
         assert_eq!(read.archives, config.archives);
         assert_eq!(service.archive_policy, config.service.archive_policy);
         assert_eq!(aws_api, config.aws_api);
-        assert_eq!(kubernetes, config.kubernetes);
+        assert_eq!((kubernetes, audit), (config.kubernetes, config.audit));
         assert_eq!((server, log.level, store), (config.server, config.log.level, config.store));
         assert_eq!((roots.len(), service, auth), (config.roots.len(), config.service, config.auth));
     }
@@ -604,7 +606,10 @@ fn what_is_printed_can_be_read_back() {
 }
 
 /// The settings that [`FULL`] has no room for: other kinds of stores, roots and clients.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
+    "[audit]\nfile = '/a'\naad = 'none'\non_failure = 'continue'\nsync = '100ms'\nkeep = 3\n\
+     rotate_size = '1GiB'\n[[audit.rule]]\noperations = ['encrypt']\nchains = ['a']\n\
+     clients = ['b']\nlevel = 'none'",
     "[store]\nkind = 'etcd'\nendpoints = ['https://e']\nprefix = '/p'\nusername = 'u'\n\
      password_file = 'p'\ntls = { ca = 'a', cert = 'c', key = 'k' }\ntimeout = '3s'\n\
      data_dir = '/keys'",
@@ -659,7 +664,7 @@ fn every_setting_is_printed() {
             printed_of.entry(known.collect()).or_default().extend(keys);
         }
     }
-    assert_eq!(printed_of.len(), 27, "{printed_of:#?}");
+    assert_eq!(printed_of.len(), 29, "{printed_of:#?}");
     for (known, printed) in printed_of {
         let known: BTreeSet<_> = known.into_iter().collect();
         assert_eq!(known, printed);

@@ -14,9 +14,10 @@ const FLAGS: [&str; 8] =
     ["ADMIN", "CA", "CERT", "CONFIG", "DEBUGGABLE", "KEY", "SERVER", "TOKEN_FILE"];
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "ARCHIVE",
     "ARCHIVE_POLICY",
+    "AUDIT",
     "AUTH",
     "AWS_API",
     "CACHE",

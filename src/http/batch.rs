@@ -10,7 +10,9 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::audit;
 use crate::metrics::Operation;
+use crate::service::DEFAULT_CHAIN;
 use crate::service::error::{Error, Kind};
 
 use super::App;
@@ -177,7 +179,7 @@ async fn run<'a, C: DataCall + Deserialize<'a>>(
         };
         match made {
             Ok(made) => made.write(&mut out),
-            Err(error) => fail(app, C::OPERATION, &error, &mut out),
+            Err(error) => fail(app, C::OPERATION, chain, &error, &mut out),
         }
     }
     out.extend_from_slice(b"]}");
@@ -185,8 +187,17 @@ async fn run<'a, C: DataCall + Deserialize<'a>>(
 }
 
 /// Counts the error of an item, and writes it as the result.
-fn fail(app: &App, operation: Operation, error: &Error, out: &mut Vec<u8>) {
+fn fail(app: &App, operation: Operation, chain: Option<&str>, error: &Error, out: &mut Vec<u8>) {
     app.access.count(operation, error);
+    // The service has reported the others.
+    if !error.is_counted() {
+        audit::record::report(&audit::Event {
+            operation: Some(operation),
+            chain: chain.or(Some(DEFAULT_CHAIN)),
+            outcome: error.kind().code(),
+            ..audit::Event::default()
+        });
+    }
     let detail = error.detail().to_owned();
     let failure = ItemFailure { error: ItemError { code: error.kind().code(), detail } };
     // Two strings can be written.

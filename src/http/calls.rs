@@ -26,6 +26,7 @@ const ANY: &[Kind] = &[
     Kind::Forbidden,
     Kind::Overloaded,
     Kind::Internal,
+    Kind::AuditUnavailable,
 ];
 /// The same for calls without authentication.
 const PROBE: &[Kind] = &[Kind::InvalidRequest, Kind::Forbidden, Kind::Overloaded, Kind::Internal];

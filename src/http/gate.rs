@@ -20,14 +20,17 @@ use http::header::{
 use http::{HeaderMap, Method, Version};
 use http_body::Body;
 use prometheus::IntGauge;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::audit::record;
 use crate::auth::{Auth, Client, Refusal};
 use crate::metrics::{Counted, Metrics, Operation};
 use crate::service::error::{Error, Kind};
 use crate::tls::peer::Peer;
 
-use super::beside::{Call, Gatekeeper};
+use super::audited::{self, Recording};
+use super::beside::{Beside, Call, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::{self, RefusalLog};
 use super::origins::Origins;
@@ -54,6 +57,8 @@ pub(super) struct NoRoom;
 pub(super) struct Gate {
     handler: Handler,
     shared: Arc<Shared>,
+    /// The address at the other end of the connection, if there is an audit log.
+    address: Option<SocketAddr>,
 }
 
 pub(super) struct Shared {
@@ -100,7 +105,13 @@ impl Gate {
             process,
             count: AtomicU64::new(0),
         };
-        Self { handler, shared: Arc::new(shared) }
+        Self { handler, shared: Arc::new(shared), address: None }
+    }
+
+    /// The gate for the requests of a connection.
+    pub(super) fn of(self, stream: &TcpStream) -> Self {
+        let address = self.handler.0.audit.get().and_then(|_| stream.peer_addr().ok());
+        Self { address, ..self }
     }
 
     /// How long a connection stays open between two requests.
@@ -134,7 +145,7 @@ impl Gate {
         self,
         request: Request,
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
-        let Self { handler, shared } = self;
+        let Self { handler, shared, address } = self;
         let _in_flight = Counted::new(&shared.in_flight);
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
@@ -148,22 +159,22 @@ impl Gate {
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let mut client = None;
         let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
-        let answered = match (shared.origins.check(&request), &beside, &shared.auth) {
-            _ if !framed => {
-                let why = "transfer-encoding must be chunked and nothing else";
-                Err(Error::new(Kind::InvalidRequest, why))
-            }
-            (Err(error), ..) => Err(error),
-            (Ok(()), Some(api), _) => {
-                let call = Call::new(request, id_text(&id), Arc::clone(&shared) as _);
-                guarded(api.respond(call), &shared).await
-            }
-            (Ok(()), None, None) => guarded(handler.answer(request), &shared).await,
-            (Ok(()), None, Some(auth)) => {
-                // Boxed, so that requests without authentication don't carry this future.
-                let recognised = Recognised { auth, shared: &shared, id: &id, client: &mut client };
-                Box::pin(recognised.answer(handler, request)).await
-            }
+        let recording = handler.0.audit.get().map(|audit| {
+            let is_beside = beside.is_some();
+            let id = id_text(&id);
+            Recording::begin(audit, &request, id, address, operation, is_beside)
+        });
+        let is_open = shared.auth.is_none();
+        let passing = Passing { shared: &shared, id: &id, client: &mut client };
+        let answering = passing.answer(handler, request, beside.as_deref(), framed);
+        let answered = match &recording {
+            None => answering.await,
+            // Boxed, so that requests without an audit log don't carry this future.
+            Some(recording) => Box::pin(recording.run(is_open, answering)).await,
+        };
+        let mut failure = match &answered {
+            Ok(response) => audited::failure(response),
+            Err(error) => Some(error.kind().code()),
         };
         if let Some(client) = &client {
             let error = match &answered {
@@ -199,10 +210,16 @@ impl Gate {
             Err(NoRoom) => {
                 let why = "too many answers are not sent yet";
                 response = refused(&Error::new(Kind::Overloaded, why));
+                failure = Some(Kind::Overloaded.code());
                 shared.room(&response, many)?
             }
             Ok(held) => held,
         };
+        if let Some(recording) = recording
+            && let Err(error) = Box::pin(recording.end(failure)).await
+        {
+            response = refused(&error);
+        }
         if let Some(api) = &beside {
             api.complete(&mut response, id_text(&id));
         }
@@ -250,6 +267,44 @@ pub(super) fn size<B>(request: &http::Request<B>) -> usize {
     lines.fold(path, usize::saturating_add)
 }
 
+/// A request on its way to what handles it.
+struct Passing<'a> {
+    shared: &'a Arc<Shared>,
+    id: &'a HeaderValue,
+    /// Who it is from, for the log.
+    client: &'a mut Option<Arc<Client>>,
+}
+
+impl Passing<'_> {
+    /// Handles it, unless it must be refused.
+    async fn answer(
+        self,
+        handler: Handler,
+        request: Request,
+        beside: Option<&dyn Beside>,
+        framed: bool,
+    ) -> Result<Response, Error> {
+        let Self { shared, id, client } = self;
+        if !framed {
+            let why = "transfer-encoding must be chunked and nothing else";
+            return Err(Error::new(Kind::InvalidRequest, why));
+        }
+        shared.origins.check(&request)?;
+        match (beside, &shared.auth) {
+            (Some(api), _) => {
+                let call = Call::new(request, id_text(id), Arc::clone(shared) as _);
+                guarded(api.respond(call), shared).await
+            }
+            (None, None) => guarded(handler.answer(request), shared).await,
+            (None, Some(auth)) => {
+                // Boxed, so that requests without authentication don't carry this future.
+                let recognised = Recognised { auth, shared, id, client };
+                Box::pin(recognised.answer(handler, request)).await
+            }
+        }
+    }
+}
+
 /// A request to a service that serves only clients.
 struct Recognised<'a> {
     auth: &'a Auth,
@@ -263,6 +318,7 @@ impl Recognised<'_> {
     /// Handles it with the permissions of its client. Probes need none.
     async fn answer(self, handler: Handler, mut request: Request) -> Result<Response, Error> {
         let shown = identity::shown(request.headers(), request.extensions());
+        let how = audited::how(&shown.token);
         let client = match self.auth.identify(shown).await {
             Ok(client) => client,
             // Until the service has started every request gets the same answer.
@@ -278,6 +334,9 @@ impl Recognised<'_> {
         let client = self.client.insert(client);
         self.shared.metrics.traffic.client_called(client.name());
         let _place = client.enter()?;
+        if let Some(record) = record::current() {
+            record.identified(Some(client.shared_name()), how);
+        }
         request.extensions_mut().insert(Arc::clone(client));
         client.lookups().scope(guarded(handler.answer(request), self.shared)).await
     }

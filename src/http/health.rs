@@ -15,6 +15,7 @@ use crate::service::{Check, Health, Readiness};
 
 use super::App;
 use super::answer;
+use super::audited;
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
@@ -81,7 +82,8 @@ pub(super) async fn readyz(
         let health = if detail.is_some() { Health::Degraded } else { Health::Ok };
         Check { name: "tls".to_owned(), health, detail }
     });
-    respond(app.access.readiness(caller.as_ref(), certificate))
+    let audit = app.audit.as_deref().map(audited::check);
+    respond(app.access.readiness(caller.as_ref(), certificate, audit))
 }
 
 /// The answer of `/readyz`.

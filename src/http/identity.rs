@@ -12,12 +12,13 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 
+use crate::audit;
 use crate::auth::{Auth, Client, Refusal, Shown, Token};
 use crate::id::ChainName;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
-use crate::service::{Check, DEFAULT_CHAIN, KeyService, Readiness};
+use crate::service::{Check, DEFAULT_CHAIN, Health, KeyService, Readiness};
 use crate::tls::peer::Peer;
 
 use super::App;
@@ -152,8 +153,16 @@ impl GuardedService {
         chain: Option<&str>,
     ) -> Result<&Arc<KeyService>, Error> {
         if let Caller::Client(client) = caller {
-            let checked = client.check(operation, chain.unwrap_or(DEFAULT_CHAIN));
-            checked?;
+            let chain = chain.unwrap_or(DEFAULT_CHAIN);
+            let checked = client.check(operation, chain);
+            checked.inspect_err(|error| {
+                audit::record::report(&audit::Event {
+                    operation: Some(operation),
+                    chain: Some(chain),
+                    outcome: error.kind().code(),
+                    ..audit::Event::default()
+                });
+            })?;
         }
         Ok(&self.service)
     }
@@ -197,10 +206,14 @@ impl GuardedService {
         &self,
         caller: Option<&Caller>,
         certificate: Option<Check>,
+        audit: Option<Check>,
     ) -> Readiness {
         let mut readiness = self.service.readiness();
+        if audit.as_ref().is_some_and(|check| check.health == Health::Down) {
+            readiness.health = Health::Down;
+        }
         let rules = self.auth.iter().flat_map(|auth| auth.checks());
-        readiness.add(certificate.into_iter().chain(rules).collect());
+        readiness.add(certificate.into_iter().chain(audit).chain(rules).collect());
         if caller.is_none_or(|caller| self.enter_for_all(caller).is_err()) {
             readiness.checks.clear();
         }

@@ -73,6 +73,7 @@ async fn serve(
 ) {
     // Responses are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
+    let gate = gate.of(&stream);
     let ended = match tls {
         None => connection::serve(stream, false, None, gate, &mut stop).await,
         Some(tls) => {

@@ -1,6 +1,7 @@
 //! The HTTP API on the memory store and a test root, over real connections.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

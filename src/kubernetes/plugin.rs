@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::Status;
 
+use crate::audit::{self, Audit, Peer, Request, record};
 use crate::id::{ChainName, KekId};
 use crate::keychain::message::Plaintext;
 use crate::metrics::Operation;
@@ -38,6 +39,7 @@ pub(super) struct Plugin {
     service: Arc<KeyService>,
     chain: ChainName,
     on_root_outage: OnRootOutage,
+    audit: Option<Arc<Audit>>,
     /// Why clients do not find the socket.
     socket_error: Mutex<Option<String>>,
 }
@@ -47,8 +49,9 @@ impl Plugin {
         service: Arc<KeyService>,
         chain: ChainName,
         on_root_outage: OnRootOutage,
+        audit: Option<Arc<Audit>>,
     ) -> Self {
-        Self { service, chain, on_root_outage, socket_error: Mutex::default() }
+        Self { service, chain, on_root_outage, audit, socket_error: Mutex::default() }
     }
 
     /// Reports to readiness, and on a change to the log, why clients do not find the socket.
@@ -84,11 +87,13 @@ impl Plugin {
     /// Encrypts, with the key id that `status` returns now.
     pub(super) async fn encrypt(
         self: Arc<Self>,
+        peer: Peer,
         request: EncryptRequest,
     ) -> Result<EncryptResponse, Status> {
         let (started, uid) = (Instant::now(), uid(&request.uid));
         let plugin = Arc::clone(&self);
-        let done = self.in_time(async move { plugin.seal(&request.plaintext).await }).await;
+        let call = self.in_time(async move { plugin.seal(&request.plaintext).await });
+        let done = self.recorded(Operation::Encrypt, &uid, peer, call).await;
         self.log("encrypt", &uid, started, done.as_ref().map(|made| made.kek_id));
         let made = done.map_err(|error| status(&error))?;
         let Made { ciphertext, annotations, key_id, .. } = made;
@@ -122,11 +127,13 @@ impl Plugin {
     /// Decrypts a ciphertext of any replica.
     pub(super) async fn decrypt(
         self: Arc<Self>,
+        peer: Peer,
         request: DecryptRequest,
     ) -> Result<DecryptResponse, Status> {
         let (started, uid) = (Instant::now(), uid(&request.uid));
         let plugin = Arc::clone(&self);
-        let done = self.in_time(async move { plugin.open(request).await }).await;
+        let call = self.in_time(async move { plugin.open(request).await });
+        let done = self.recorded(Operation::Decrypt, &uid, peer, call).await;
         self.log("decrypt", &uid, started, done.as_ref().map(|opened| opened.kek_id));
         let opened = done.map_err(|error| status(&error))?;
         Ok(DecryptResponse { plaintext: opened.plaintext.as_slice().to_vec() })
@@ -159,6 +166,7 @@ impl Plugin {
         &self,
         call: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
+        let call = record::within(record::current(), call);
         match tokio::time::timeout(DEADLINE, tokio::spawn(call)).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => {
@@ -171,6 +179,33 @@ impl Plugin {
                 kind => Error::new(kind, "a root or the store did not answer in time"),
             }),
         }
+    }
+
+    /// Runs a call, and writes its line before it returns.
+    async fn recorded<T>(
+        &self,
+        operation: Operation,
+        uid: &str,
+        peer: Peer,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let Some(audit) = &self.audit else { return call.await };
+        let unavailable =
+            |error: audit::Unavailable| Error::new(Kind::AuditUnavailable, error.to_string());
+        let record = audit.begin("kubernetes", uid, peer);
+        record.identified(None, "socket");
+        let done = match audit.is_closed() {
+            true => Err(unavailable(audit::Unavailable)),
+            false => record::within(Some(Arc::clone(&record)), call).await,
+        };
+        let ended = record.end(Request {
+            operation: Some(operation),
+            chain: Some(self.chain.as_str()),
+            failure: done.as_ref().err().map(|error| error.kind().code()),
+            ..Request::default()
+        });
+        ended.await.map_err(unavailable)?;
+        done
     }
 
     fn not_ready(&self, why: Option<&str>) -> Error {

@@ -16,6 +16,7 @@ use tonic::{Response, Status};
 use tonic_prost::ProstCodec;
 
 use crate::accept;
+use crate::audit::Peer;
 use crate::log_throttle::LogThrottle;
 use crate::service::{Error, Starting};
 
@@ -61,8 +62,10 @@ pub(super) async fn run(
             continue;
         }
         let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
-        let answer =
-            move |request| respond(plugin.get().cloned().ok_or_else(|| starting.error()), request);
+        let peer = stream.peer_cred().map_or(Peer::Unknown, |peer| Peer::User(peer.uid()));
+        let answer = move |request| {
+            respond(plugin.get().cloned().ok_or_else(|| starting.error()), peer, request)
+        };
         let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
         tokio::spawn(async move {
             connection::serve(stream, answer, strangers, stop).await;
@@ -99,6 +102,7 @@ fn is_allowed(stream: &UnixStream, allowed_uids: Option<&[u32]>, refused: &LogTh
 /// Serves one call.
 async fn respond(
     plugin: Result<Arc<Plugin>, Error>,
+    peer: Peer,
     request: Request<Incoming>,
 ) -> http::Response<Body> {
     let plugin = match plugin {
@@ -107,8 +111,8 @@ async fn respond(
     };
     match request.uri().path() {
         proto::STATUS => unary(request, move |asked| async move { plugin.status(asked) }).await,
-        proto::ENCRYPT => unary(request, move |asked| plugin.encrypt(asked)).await,
-        proto::DECRYPT => unary(request, move |asked| plugin.decrypt(asked)).await,
+        proto::ENCRYPT => unary(request, move |asked| plugin.encrypt(peer, asked)).await,
+        proto::DECRYPT => unary(request, move |asked| plugin.decrypt(peer, asked)).await,
         _ => Status::unimplemented("this is a KMS plugin of version v2").into_http(),
     }
 }

@@ -10,6 +10,7 @@ use prometheus::Registry;
 use super::plugin::Plugin;
 use super::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use super::*;
+use crate::audit::Peer;
 use crate::clock::ManualClock;
 use crate::id::ChainName;
 use crate::metrics::Metrics;
@@ -47,7 +48,7 @@ fn chain() -> ChainName {
 async fn start(store: &Arc<memory::Store>, root: Duration) -> (Arc<KeyService>, Arc<Plugin>) {
     let root = Arc::new(Slow(root, AtomicBool::new(false)));
     let service = start_on(store, &root).await;
-    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Coast);
+    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Coast, None);
     (service, Arc::new(plugin))
 }
 
@@ -75,7 +76,7 @@ async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
     let store = Arc::default();
     let (service, plugin) = start(&store, Duration::ZERO).await;
     let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
-    let made = Arc::clone(&plugin).encrypt(request).await.unwrap();
+    let made = Arc::clone(&plugin).encrypt(Peer::Unknown, request).await.unwrap();
     service.rotate(Some("kubernetes")).await.unwrap();
     service.stop().await;
 
@@ -87,7 +88,7 @@ async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
             ..DecryptRequest::default()
         };
         let began = tokio::time::Instant::now();
-        let answer = Arc::clone(&plugin).decrypt(request).await;
+        let answer = Arc::clone(&plugin).decrypt(Peer::Unknown, request).await;
         assert!(began.elapsed() < Duration::from_secs(3), "kube-apiserver has given up");
         answer
     };
@@ -104,7 +105,7 @@ async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_st
     let inline = |inline| service::ChainSettings { inline: Some(inline), ..Default::default() };
     let encrypt = async || {
         let request = EncryptRequest { plaintext: vec![7; 946], uid: String::new() };
-        let made = Arc::clone(&plugin).encrypt(request).await.unwrap();
+        let made = Arc::clone(&plugin).encrypt(Peer::Unknown, request).await.unwrap();
         assert_eq!(made.ciphertext.len(), 1024, "the most that kube-apiserver accepts");
         made
     };
@@ -115,7 +116,10 @@ async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_st
             annotations: made.annotations.clone(),
             ..DecryptRequest::default()
         };
-        Arc::clone(plugin).decrypt(request).await.map(|opened| opened.plaintext.clone())
+        Arc::clone(plugin)
+            .decrypt(Peer::Unknown, request)
+            .await
+            .map(|opened| opened.plaintext.clone())
     };
     let before = encrypt().await;
     service.put_chain("kubernetes", inline(true)).await.unwrap();
@@ -138,7 +142,7 @@ async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_st
 async fn enforce_notices_an_outage_that_no_other_call_shows() {
     let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
     let service = start_on(&Arc::default(), &root).await;
-    let plugin = |policy| Plugin::new(Arc::clone(&service), chain(), policy);
+    let plugin = |policy| Plugin::new(Arc::clone(&service), chain(), policy, None);
     let (coast, enforce) = (plugin(OnRootOutage::Coast), plugin(OnRootOutage::Enforce));
     let (stop, stopped) = watch::channel(());
     let policy = OnRootOutage::Enforce;
@@ -165,7 +169,7 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
 async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
     let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
     let service = start_on(&Arc::default(), &root).await;
-    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Coast);
+    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Coast, None);
     let (stop, stopped) = watch::channel(());
     let policy = OnRootOutage::Coast;
     let watching = plugin::watch_roots(Arc::clone(&service), chain(), policy, stopped);
@@ -269,13 +273,13 @@ async fn an_encrypt_that_waits_only_for_the_store_fails_with_store_unavailable()
     let (store, clock) = (Arc::<Stuck>::default(), Arc::<ManualClock>::default());
     let root = Arc::new(Slow(Duration::ZERO, AtomicBool::new(false)));
     let service = start_at(Arc::clone(&store) as _, &root, Arc::clone(&clock)).await;
-    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Enforce);
+    let plugin = Plugin::new(Arc::clone(&service), chain(), OnRootOutage::Enforce, None);
     let plugin = Arc::new(plugin);
     // The reserved uses have expired, and no more can be reserved.
     clock.advance(Duration::from_secs(61));
     store.is_stuck.store(true, Ordering::SeqCst);
     let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
-    let error = plugin.encrypt(request).await.unwrap_err();
+    let error = plugin.encrypt(Peer::Unknown, request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
     assert!(error.message().starts_with("store_unavailable: "), "{error}");
 }

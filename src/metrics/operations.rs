@@ -60,7 +60,7 @@ impl Operation {
 }
 
 /// The outcomes of operations besides `ok`: the codes of errors.
-pub const FAILURES: [&str; 18] = [
+pub const FAILURES: [&str; 19] = [
     "invalid_request",
     "invalid_ciphertext",
     "unknown_kek",
@@ -79,6 +79,7 @@ pub const FAILURES: [&str; 18] = [
     "root_unavailable",
     "store_unavailable",
     "archive_unavailable",
+    "audit_unavailable",
 ];
 
 /// Failures that an operator is alerted of, by the operations that end with them. Their counters

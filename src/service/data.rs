@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::audit::{Event, record};
 use crate::clock::Monotonic;
 use crate::envelope::{Envelope, Version};
 use crate::id::KekId;
@@ -16,7 +17,8 @@ use crate::keychain::message::{Plaintext, Sealed};
 use crate::keychain::{DecryptError, EncryptError, KekPlacement, KeyChain, Permit};
 use crate::metrics::Operation;
 use crate::secret::SecretBytes;
-use crate::store::{record, records};
+use crate::store::record::{Kek, kek_key};
+use crate::store::records;
 
 use super::archive::{find, restore};
 use super::chain::Chain;
@@ -40,11 +42,19 @@ impl KeyService {
     ) -> Result<Encrypted, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Encrypt, chain).await?;
+        let len = plaintext.as_slice().len();
         let result = self.seal(&chain, plaintext, aad, started).await;
-        self.finish(
+        let event = Event {
+            kek_id: result.as_ref().ok().map(|&(_, id)| id),
+            aad: Some(aad),
+            plaintext_bytes: Some(len),
+            ..Event::default()
+        };
+        self.finish_with(
             Operation::Encrypt,
             &chain,
             started,
+            event,
             result.map(|(envelope, kek_id)| Encrypted {
                 envelope,
                 chain: chain.name.clone(),
@@ -67,8 +77,16 @@ impl KeyService {
     ) -> Result<Decrypted, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Decrypt, chain).await?;
+        // The KEK that the envelope names, also if it does not open.
+        let kek_id = if record::is_on() { named_kek(&envelope) } else { None };
         let result = self.open(&chain, envelope, aad, started).await;
-        self.finish(Operation::Decrypt, &chain, started, result)
+        let event = Event {
+            kek_id,
+            aad: Some(aad),
+            plaintext_bytes: result.as_ref().ok().map(|it| it.plaintext.as_slice().len()),
+            ..Event::default()
+        };
+        self.finish_with(Operation::Decrypt, &chain, started, event, result)
     }
 
     /// Wraps the DEK of a binary envelope, or of a header alone, with the primary KEK. If it is
@@ -107,8 +125,14 @@ impl KeyService {
     ) -> Result<Rewrapped, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Rewrap, chain).await?;
+        let kek_id = if record::is_on() { named_kek(&envelope) } else { None };
         let result = self.move_to_primary(&chain, envelope, placement, started).await;
-        self.finish(Operation::Rewrap, &chain, started, result)
+        let to = result.as_ref().ok().filter(|_| record::is_on()).map(|it| it.kek_id.to_string());
+        let to = to.unwrap_or_default();
+        let change: [(&str, &crate::audit::record::Value); 1] = [("to_kek_id", &to)];
+        let change: &[_] = if to.is_empty() { &[] } else { &change };
+        let event = Event { kek_id, change, ..Event::default() };
+        self.finish_with(Operation::Rewrap, &chain, started, event, result)
     }
 
     /// Generates a random key of `bytes` bytes (16 to 64) and its envelope.
@@ -148,7 +172,13 @@ impl KeyService {
             Ok(DataKey { plaintext, envelope, chain: chain.name.clone(), kek_id })
         };
         let result = result.await;
-        self.finish(Operation::Datakey, &chain, started, result)
+        let event = Event {
+            kek_id: result.as_ref().ok().map(|made: &DataKey| made.kek_id),
+            aad: Some(aad),
+            plaintext_bytes: Some(bytes),
+            ..Event::default()
+        };
+        self.finish_with(Operation::Datakey, &chain, started, event, result)
     }
 
     async fn seal(
@@ -308,8 +338,8 @@ impl KeyService {
         chain: &Chain,
         id: KekId,
         now: Monotonic,
-        archived: &Mutex<Option<record::Kek>>,
-    ) -> Result<record::Kek, Error> {
+        archived: &Mutex<Option<Kek>>,
+    ) -> Result<Kek, Error> {
         let unknown = || decrypt_error(DecryptError::UnknownKek(id));
         let name = (chain.name.clone(), id);
         if self.core.unknown.contains(&name, now) {
@@ -317,9 +347,7 @@ impl KeyService {
         }
         lookup_quota::charge(now)?;
         let _permit = self.core.lookups.acquire().await.map_err(|error| Error::internal(&error))?;
-        let read =
-            records::read::<record::Kek>(&*self.core.store, &record::kek_key(&chain.name, id))
-                .await;
+        let read = records::read::<Kek>(&*self.core.store, &kek_key(&chain.name, id)).await;
         let Some(read) = read.map_err(|error| self.core.store_error(&chain.name, error))? else {
             let Some(kek) = find::kek(&self.core, &chain.name, id).await? else {
                 self.core.unknown.insert(name, now);
@@ -348,6 +376,11 @@ impl KeyService {
             Some(refusal) => Err(decrypt_error(DecryptError::Refused(id, refusal))),
         }
     }
+}
+
+/// The KEK that an envelope or a header names.
+fn named_kek(envelope: &[u8]) -> Option<KekId> {
+    Envelope::parse_header_or_whole(envelope).ok().map(|parsed| parsed.header.kek_id)
 }
 
 fn encrypt_error(error: EncryptError) -> Error {

@@ -46,11 +46,13 @@ pub enum Kind {
     StoreUnavailable,
     /// An archive is needed and does not answer.
     ArchiveUnavailable,
+    /// The audit log takes no line, and nothing is done without one.
+    AuditUnavailable,
 }
 
 impl Kind {
     /// Every kind, in the order of their HTTP statuses.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidRequest,
         Self::InvalidCiphertext,
         Self::UnknownKek,
@@ -69,6 +71,7 @@ impl Kind {
         Self::RootUnavailable,
         Self::StoreUnavailable,
         Self::ArchiveUnavailable,
+        Self::AuditUnavailable,
     ];
 
     /// The stable code: in problem+json, in batch items and as the metrics' outcome.
@@ -115,6 +118,7 @@ impl Kind {
             Self::RootUnavailable => ("root_unavailable", 503, 14),
             Self::StoreUnavailable => ("store_unavailable", 503, 14),
             Self::ArchiveUnavailable => ("archive_unavailable", 503, 14),
+            Self::AuditUnavailable => ("audit_unavailable", 503, 14),
         }
     }
 }

@@ -26,12 +26,14 @@ use super::types::{Absence, MissingKek};
 mod evidence;
 mod inline;
 mod missing;
+mod root_state;
 mod roots;
 
 use inline::{Inline, is_for_all};
 use missing::Missing;
+pub(super) use root_state::RootState;
 use roots::Roots;
-pub(super) use roots::{Allowed, ROOT_DEADLINE, RootState, Trust};
+pub(super) use roots::{Allowed, ROOT_DEADLINE, Trust};
 
 /// How many KEKs may be unwrapped concurrently.
 pub(super) const CONCURRENT_UNWRAPS: usize = 16;

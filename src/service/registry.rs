@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use crate::audit;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 use crate::store;
@@ -53,12 +54,27 @@ impl KeyService {
         }
         // Boxed, since it is rare and would make the future of every request larger.
         let found = Box::pin(self.look_up(name)).await;
-        found.map_err(|error| self.count(operation, "", error))
+        found.map_err(|error| self.count(operation, "", Some(name), error))
     }
 
-    /// Counts a failure.
-    pub(super) fn count(&self, operation: Operation, chain: &str, error: Error) -> Error {
-        self.core.metrics.failed(operation, chain, error.kind().code());
+    /// Counts and reports a failure. `chain` is empty unless the chain exists; `named` is what the
+    /// caller named.
+    pub(super) fn count(
+        &self,
+        operation: Operation,
+        chain: &str,
+        named: Option<&str>,
+        error: Error,
+    ) -> Error {
+        let code = error.kind().code();
+        self.core.metrics.failed(operation, chain, code);
+        audit::record::report(&audit::Event {
+            operation: Some(operation),
+            chain: named,
+            is_known: !chain.is_empty(),
+            outcome: code,
+            ..audit::Event::default()
+        });
         error.counted()
     }
 

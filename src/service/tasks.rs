@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use crate::audit;
 use crate::id::ChainName;
 
 use super::DEFAULT_CHAIN;
@@ -31,6 +32,7 @@ const PROBE: Duration = Duration::from_secs(2);
 pub(super) async fn run_to_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
+    let work = audit::record::within(audit::record::current(), work);
     tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| Err(Error::internal(&error)))
 }
 

@@ -178,6 +178,20 @@ pub enum Change {
     ForceDestroy,
 }
 
+impl Change {
+    /// The call that asks for it, and whether it is forced.
+    #[must_use]
+    pub const fn as_call(self) -> (&'static str, bool) {
+        match self {
+            Self::Disable => ("disable_kek", false),
+            Self::ForceDisable => ("disable_kek", true),
+            Self::Enable => ("enable_kek", false),
+            Self::Destroy => ("destroy_kek", false),
+            Self::ForceDestroy => ("destroy_kek", true),
+        }
+    }
+}
+
 /// The result of one page of a change of roots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootProgress {

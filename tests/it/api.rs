@@ -23,7 +23,7 @@ const HTTP: Made = Made::In("src/http/tests.rs");
 const LIFECYCLE: Made = Made::In("tests/it/lifecycle.rs");
 
 /// Every code that the OpenAPI document lists. A new one needs a test and a line here.
-const CODES: [(&str, Made); 18] = [
+const CODES: [(&str, Made); 19] = [
     ("invalid_request", HTTP),
     ("invalid_ciphertext", HTTP),
     ("unknown_kek", HTTP),
@@ -42,6 +42,7 @@ const CODES: [(&str, Made); 18] = [
     ("root_unavailable", LIFECYCLE),
     ("store_unavailable", LIFECYCLE),
     ("archive_unavailable", Made::In("tests/it/archive.rs")),
+    ("audit_unavailable", Made::In("tests/it/audit/sinks.rs")),
 ];
 
 #[tokio::test]
@@ -193,7 +194,8 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
 /// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs. Those of callers are there with auth alone:
 /// `kms_proxy_auth_failures_total`, `kms_proxy_client_requests_total` and
 /// `kms_proxy_client_refusals_total`, see identities.rs.
-const METRICS: [(&str, &str); 40] = [
+const METRICS: [(&str, &str); 41] = [
+    ("kms_proxy_audit_lines_total", "outcome"),
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
     ("kms_proxy_root_calls_total", "operation outcome root"),

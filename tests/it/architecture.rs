@@ -22,6 +22,7 @@ const MODULES: &str = "
     loopback:
     random:
     timestamp:
+    wildcard:
     human_units:
     backoff:   random
     secret:    id random
@@ -41,26 +42,28 @@ const MODULES: &str = "
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
     archive:   error_chain files id loopback pem proxy random store human_units
 
+    audit:     clock id metrics random root secret store wildcard human_units
+
     keychain:  aead clock envelope id random secret
     export:    base64 id keychain root
-    service:   archive backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
+    service:   archive audit backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
 
-    auth:      clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
+    auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
-    http:      accept auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
-    kubernetes: accept envelope error_chain http2_frames id keychain log_throttle metrics random secret service
+    http:      accept audit auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
-    aws_api:   auth base64 clock envelope http id keychain metrics root secret service sigv4 single_flight human_units
+    aws_api:   audit auth base64 clock envelope http id keychain metrics root secret service sigv4 single_flight human_units
 
-    config:    archive auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
-    app:       archive auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app archive auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
+    config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
+    app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
+    cli:       aead app archive audit auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
-    aws_lc_rs:   aead pem tls
+    aws_lc_rs:   aead audit pem tls
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root
@@ -85,7 +88,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept archive aws_api log_throttle root single_flight store service tls auth http kubernetes app cli
+    tokio:       accept archive audit aws_api log_throttle root single_flight store service tls auth http kubernetes app cli
 ";
 
 #[test]

@@ -10,6 +10,10 @@ mod architecture;
 #[cfg(test)]
 mod archive;
 #[cfg(test)]
+mod archive_format;
+#[cfg(test)]
+mod audit;
+#[cfg(test)]
 mod aws_api;
 #[cfg(test)]
 mod aws_kms;

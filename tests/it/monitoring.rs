@@ -89,6 +89,10 @@ async fn every_query_of_the_dashboard_is_answered_and_every_alert_finds_its_metr
             .set("ROOT__1__KIND", "local")
             .set("ROOT__1__NAME", "dev")
             .set("ROOT__1__KEY_FILE", key.path().join("root.key").display())
+            .set("ARCHIVE__0__KIND", "dir")
+            .set("ARCHIVE__0__NAME", "nas")
+            .set("ARCHIVE__0__PATH", key.path().join("nas").display())
+            .set("ARCHIVE__0__CREATE", "true")
             .set("CHAIN__NAMES", "orders")
             .set("CHAIN__ROTATE_AFTER_USES", 2_000)
             .set("CHAIN__MAX_USES", 1_000_000)
@@ -129,7 +133,7 @@ async fn every_query_of_the_dashboard_is_answered_and_every_alert_finds_its_metr
         assert!(there.contains(name.as_str()), "there is no metric {name}");
     }
     let rules = rules_that_were_tried(&prometheus).await;
-    assert!(rules >= 22, "{rules}");
+    assert!(rules >= 26, "{rules}");
     stop.store(true, Ordering::Relaxed);
     for load in loads {
         load.await.unwrap();

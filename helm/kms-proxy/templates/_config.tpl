@@ -20,7 +20,7 @@
 {{- $plugin := dict "socket" (printf "unix:///run/kms-proxy/%s" .Values.plugin.socket) "chain" .Values.plugin.chain -}}
 {{- $_ := set $config "kubernetes" (mergeOverwrite $plugin (default dict $config.kubernetes)) -}}
 {{- end -}}
-{{- range $section := list "server" "log" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "aws_api" "kubernetes" -}}
+{{- range $section := list "server" "log" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "audit" "aws_api" "kubernetes" -}}
 {{- $value := get $config $section -}}
 {{- if kindIs "slice" $value -}}
 {{- range $item := $value }}
@@ -87,6 +87,19 @@
 {{- end -}}
 {{- if and .Values.config.archive (eq $store "inline") -}}
 {{- fail "config.archive: the store inline stores nothing, so there is nothing to archive" -}}
+{{- end -}}
+{{- range $archive := .Values.config.archive -}}
+{{- if eq $archive.kind "dir" -}}
+{{- $isMounted := false -}}
+{{- range $mount := concat $.Values.archiveMounts $.Values.extraVolumeMounts -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" $mount.mountPath)) (printf "%s/" $archive.path) -}}
+{{- $isMounted = true -}}
+{{- end -}}
+{{- end -}}
+{{- if not $isMounted -}}
+{{- fail (printf "config.archive: %s, the path of %s, is in no volume of archiveMounts or extraVolumeMounts" $archive.path $archive.name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.tls.enabled (not .Values.tls.existingSecret) (not .Values.tls.certManager.enabled) -}}
 {{- fail "tls.enabled needs tls.existingSecret or tls.certManager.enabled" -}}

@@ -89,6 +89,10 @@ spec:
   mountPath: {{ .mountPath }}
   readOnly: true
 {{- end }}
+{{- range .Values.archiveMounts }}
+- name: {{ .name }}
+  mountPath: {{ .mountPath }}
+{{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
 {{- end }}
@@ -107,6 +111,11 @@ spec:
     items:
       {{- toYaml . | nindent 6 }}
     {{- end }}
+{{- end }}
+{{- range .Values.archiveMounts }}
+- name: {{ .name }}
+  persistentVolumeClaim:
+    claimName: {{ .existingClaim }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}

@@ -86,7 +86,7 @@ impl Place {
 }
 
 /// The configuration of `file` and the environment.
-pub(super) fn load(file: Option<PathBuf>) -> Result<Config> {
+pub(in crate::cli) fn load(file: Option<PathBuf>) -> Result<Config> {
     load_with(file, Flags::default())
 }
 
@@ -96,7 +96,7 @@ pub(super) fn load_with(file: Option<PathBuf>, flags: Flags) -> Result<Config> {
 }
 
 /// Opens a store that must exist: a mistyped path must not create an empty one.
-pub(super) async fn open(config: &store::Config) -> Result<Arc<dyn Store>> {
+pub(in crate::cli) async fn open(config: &store::Config) -> Result<Arc<dyn Store>> {
     require_store(config)?;
     if config.is_missing() {
         let dir = config.data_dir().display();

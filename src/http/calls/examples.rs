@@ -159,6 +159,7 @@ pub(super) fn problem(kind: Kind) -> Value {
         Kind::RootUnavailable => "the root is away",
         Kind::StoreUnavailable => "the store is unavailable",
         Kind::ArchiveUnavailable => "the archives do not hold the next KEK of the chain yet",
+        Kind::AuditUnavailable => "the audit log takes no line now",
     };
     problem_of(&Error::new(kind, detail))
 }

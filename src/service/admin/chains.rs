@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::archive::object::Wraps;
+use crate::audit::Event;
+use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 use crate::store::Store;
@@ -40,7 +42,7 @@ impl KeyService {
         if !self.chains.load().contains_key(name)
             && let Err(error) = lookup_quota::charge(self.core.clock.now())
         {
-            return Err(self.count(Operation::Manage, "", error));
+            return Err(self.count(Operation::Manage, "", Some(name), error));
         }
         let (service, name) = (Arc::clone(self), name.to_owned());
         tasks::run_to_end(async move { service.put_chain_now(&name, settings).await }).await
@@ -60,17 +62,40 @@ impl KeyService {
         let chain = match result {
             Ok((chain, true)) => {
                 let info = self.info(&chain).await.map(|info| (true, info));
-                return self.finish(Operation::Manage, &chain, started, info);
+                return self.finish_put(&chain, started, info);
             }
             Ok((chain, false)) => chain,
-            Err(error) => return Err(self.count(Operation::Manage, "", error)),
+            Err(error) => return Err(self.count(Operation::Manage, "", Some(name), error)),
         };
         let result = async {
             self.change_settings(&chain, settings).await?;
             Ok((false, self.info(&chain).await?))
         };
         let result = result.await;
-        self.finish(Operation::Manage, &chain, started, result)
+        self.finish_put(&chain, started, result)
+    }
+
+    fn finish_put(
+        &self,
+        chain: &Chain,
+        started: Monotonic,
+        result: Result<(bool, ChainInfo), Error>,
+    ) -> Result<(bool, ChainInfo), Error> {
+        let Ok((created, info)) = &result else {
+            return self.finish(Operation::Manage, chain, started, result);
+        };
+        let (created, limits, suite, inline) = (*created, info.limits, info.suite, info.inline);
+        let change: [(&str, &crate::audit::record::Value); 7] = [
+            ("call", &"put_chain"),
+            ("created", &created),
+            ("suite", &suite),
+            ("rotate_after_uses", &limits.rotate_after_uses),
+            ("max_uses", &limits.max_uses),
+            ("rotate_after_age", &limits.rotate_after_age),
+            ("inline", &inline),
+        ];
+        let event = Event { change: &change, ..Event::default() };
+        self.finish_with(Operation::Manage, chain, started, event, result)
     }
 
     /// Deletes a chain that has no KEK.
@@ -86,7 +111,8 @@ impl KeyService {
             async move { service.delete_now(&chain).await }
         };
         let result = tasks::run_to_end(work).await;
-        self.finish(Operation::Manage, &chain, started, result)
+        let event = Event { change: &[("call", &"delete_chain")], ..Event::default() };
+        self.finish_with(Operation::Manage, &chain, started, event, result)
     }
 
     async fn delete_now(&self, chain: &Chain) -> Result<(), Error> {
@@ -248,7 +274,13 @@ impl KeyService {
             }),
             Err(error) => Err(error),
         };
-        self.finish(Operation::Manage, &chain, started, result)
+        let (call, forced) = change.as_call();
+        let event = Event {
+            kek_id: Some(id),
+            change: &[("call", &call), ("forced", &forced)],
+            ..Event::default()
+        };
+        self.finish_with(Operation::Manage, &chain, started, event, result)
     }
 }
 

@@ -78,7 +78,8 @@ impl KeyService {
     pub async fn rotate_key_id(&self, chain: Option<&str>) -> Result<(Rotated, String), Error> {
         let chain = self.find(Operation::Rotate, chain).await?;
         if let Err(error) = self.check_named(&chain).await {
-            return Err(self.count(Operation::Rotate, chain.name.as_str(), error));
+            let name = chain.name.as_str();
+            return Err(self.count(Operation::Rotate, name, Some(name), error));
         }
         let rotated = self.rotate(Some(chain.name.as_str())).await?;
         let core = Arc::clone(&self.core);

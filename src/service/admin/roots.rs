@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audit::Event;
 use crate::id::KekId;
 use crate::keychain;
 use crate::keychain::rotation::Reason;
@@ -63,14 +64,25 @@ impl KeyService {
     ) -> Result<RootProgress, Error> {
         let started = self.core.clock.now();
         let chain = self.find(Operation::Manage, Some(chain)).await?;
-        let (core, of_chain, root) =
-            (std::sync::Arc::clone(&self.core), std::sync::Arc::clone(&chain), root.to_owned());
+        let (core, of_chain, of_root) =
+            (std::sync::Arc::clone(&self.core), std::sync::Arc::clone(&chain), root);
+        let named = of_root.to_owned();
         let work = async move {
             core.needs_store("KEKs get and lose no wraps by hand")?;
-            change_page(&core, &of_chain, &root, change, after, limit.clamp(1, MAX_PAGE)).await
+            change_page(&core, &of_chain, &named, change, after, limit.clamp(1, MAX_PAGE)).await
         };
         let result = tasks::run_to_end(work).await;
-        self.finish(Operation::Manage, &chain, started, result)
+        let call = match change {
+            RootChange::Rewrap => "rewrap_root",
+            RootChange::Remove => "remove_root",
+        };
+        let changed = result.as_ref().map_or(0, |progress| progress.changed);
+        let failed = result.as_ref().map_or(0, |progress| progress.failed.len());
+        let event = Event {
+            change: &[("call", &call), ("root", &root), ("changed", &changed), ("failed", &failed)],
+            ..Event::default()
+        };
+        self.finish_with(Operation::Manage, &chain, started, event, result)
     }
 }
 

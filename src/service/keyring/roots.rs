@@ -1,31 +1,25 @@
-//! The configured roots and their health. Every root call has a deadline, is counted, and updates
-//! the root's health. It knows no KEK in memory.
+//! The configured roots: which of them wrap and unwrap a KEK. Every root call has a deadline, is
+//! counted, and updates the root's state. This file knows no KEK in memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use crate::clock::{Clock, Monotonic};
+use crate::clock::Clock;
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::kek::Kek;
 use crate::metrics::Metrics;
 use crate::root::{self, Context};
 use crate::service::error::Error;
-use crate::service::limits::rate_limiter::RateLimiter;
-use crate::service::types::{Check, Health};
+use crate::service::types::Check;
 use crate::store::record::{self, Wrap};
-use crate::timestamp::rfc3339;
 
 use super::evidence::Evidence;
+use super::root_state::RootState;
 use super::unavailable;
 
 /// The deadline of a root call; each provider has a shorter one.
 pub(in crate::service) const ROOT_DEADLINE: Duration = Duration::from_secs(15);
-
-/// How often a root without evidence is compared with those of other processes.
-const COMPARED_EVERY: Duration = Duration::from_secs(60);
 
 /// The roots, the preferred one first.
 pub(in crate::service) struct Roots {
@@ -34,16 +28,6 @@ pub(in crate::service) struct Roots {
     recoveries: AtomicU64,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-}
-
-pub(in crate::service) struct RootState {
-    pub(in crate::service) named: root::Named,
-    /// The outage that the last call showed, and since when it lasts.
-    last_error: Mutex<Option<(root::Error, u64)>>,
-    /// Whether it has the key that wrapped the stored KEKs.
-    evidence: Mutex<Evidence>,
-    /// Limits how often it is compared with those of other processes while there is no evidence.
-    pub(in crate::service) comparisons: RateLimiter,
 }
 
 /// A KEK as roots wrapped it.
@@ -84,14 +68,8 @@ impl Roots {
             metrics.roots.info.with_label_values(&[&*root.name, root.root.kind()]).set(1);
             metrics.root_is_configured(&root.name, &root::Error::OUTCOMES);
         }
-        let state = |named| RootState {
-            named,
-            last_error: Mutex::default(),
-            evidence: Mutex::default(),
-            comparisons: RateLimiter::new(1, COMPARED_EVERY),
-        };
         Self {
-            states: roots.into_iter().map(state).collect(),
+            states: roots.into_iter().map(RootState::new).collect(),
             recoveries: AtomicU64::new(0),
             clock,
             metrics,
@@ -291,9 +269,7 @@ impl Roots {
     /// Whether a root that wrapped a KEK is unavailable.
     pub(in crate::service) fn is_away(&self, record: &record::Kek) -> bool {
         self.states.iter().any(|state| {
-            let last_error = state.last_error.lock();
-            matches!(&*last_error, Some((root::Error::Away(_), _)))
-                && record.wraps.iter().any(|wrap| *wrap.root == *state.named.name)
+            state.is_away() && record.wraps.iter().any(|wrap| *wrap.root == *state.named.name)
         })
     }
 
@@ -342,18 +318,9 @@ impl Roots {
 
     /// Updates the health of a root after a call.
     fn judge(&self, state: &RootState, error: Option<&root::Error>) {
-        let error = error.filter(|error| is_outage(error));
-        let mut last_error = state.last_error.lock();
-        let before = last_error.take();
-        let is_out = error.is_some();
-        if before.is_some() && !is_out {
+        if state.judge(error, || self.clock.unix_now(), &self.metrics) {
             self.recoveries.fetch_add(1, Ordering::Relaxed);
         }
-        *last_error = error.map(|error| {
-            let since = before.map_or_else(|| self.clock.unix_now(), |(_, since)| since);
-            (error.clone(), since)
-        });
-        self.metrics.roots.up.with_label_values(&[&state.named.name]).set(i64::from(!is_out));
     }
 
     /// How many of `keks` each root has not wrapped, in the order of the roots.
@@ -389,81 +356,4 @@ impl Roots {
     pub(in crate::service) fn checks(&self) -> impl Iterator<Item = Check> {
         self.states.iter().map(RootState::check)
     }
-}
-
-impl RootState {
-    pub(in crate::service) fn is_up(&self) -> bool {
-        self.last_error.lock().is_none()
-    }
-
-    /// When it last unwrapped or wrapped a stored KEK of `chain`.
-    pub(in crate::service) fn opened_at(&self, chain: &ChainName) -> Option<Monotonic> {
-        self.evidence.lock().opened_at(chain)
-    }
-
-    /// Whether it unwrapped or wrapped any stored KEK.
-    pub(in crate::service) fn opened_any(&self) -> bool {
-        self.evidence.lock().opened_any()
-    }
-
-    /// Whether it unwrapped none of the wraps in its name: then it has another key.
-    pub(in crate::service) fn is_another(&self) -> bool {
-        let evidence = self.evidence.lock();
-        !evidence.opened_any() && evidence.wrongs() > 0
-    }
-
-    /// Whether it was found, less than `max_age` ago, to have the same key as in other processes.
-    pub(in crate::service) fn is_agreed(&self, now: Monotonic, max_age: Duration) -> bool {
-        self.evidence.lock().agreed_at().is_some_and(|at| now.since(at) < max_age)
-    }
-
-    /// Notes that it has the same key as in other processes.
-    pub(in crate::service) fn agree(&self, now: Monotonic) {
-        self.evidence.lock().agree(now);
-    }
-
-    /// Whether it wrapped the KEK in this process before it was proven.
-    pub(in crate::service) fn is_own(&self, chain: &ChainName, id: KekId) -> bool {
-        self.evidence.lock().is_own(chain, id)
-    }
-
-    /// Whether its wrap of the KEK was wrong when it was last tried, a moment ago.
-    pub(in crate::service) fn is_wrong(
-        &self,
-        chain: &ChainName,
-        id: KekId,
-        now: Monotonic,
-    ) -> bool {
-        self.evidence.lock().is_wrong(chain, id, now)
-    }
-
-    /// Why it does not unwrap wraps in its name, if there are such.
-    pub(in crate::service) fn wrong(&self) -> Option<String> {
-        self.evidence.lock().describe()
-    }
-
-    fn described(&self) -> [String; 3] {
-        let root::Named { name, root } = &self.named;
-        [root.kind().to_owned(), name.to_string(), root.key()]
-    }
-
-    fn check(&self) -> Check {
-        let last_error = self.last_error.lock();
-        let outage =
-            last_error.as_ref().map(|(error, since)| format!("{error}, since {}", rfc3339(*since)));
-        let faults: Vec<_> = outage.into_iter().chain(self.wrong()).collect();
-        let is_local = self.named.root.kind() == "local";
-        let development =
-            is_local.then(|| "a key file on this machine: for development".to_owned());
-        Check {
-            name: format!("root:{}", self.named.name),
-            health: if faults.is_empty() { Health::Ok } else { Health::Degraded },
-            detail: if faults.is_empty() { development } else { Some(faults.join("; ")) },
-        }
-    }
-}
-
-/// A wrong wrap is no outage: the root answered.
-fn is_outage(error: &root::Error) -> bool {
-    !matches!(error, root::Error::Wrong(_))
 }

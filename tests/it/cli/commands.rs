@@ -135,6 +135,49 @@ fn endless(bytes: usize) -> String {
     url
 }
 
+#[test]
+fn a_destroyed_kek_that_an_archive_still_has_is_reported() {
+    let id = "00112233445566778899aabbccddeeff";
+    for (archives, code, told) in [
+        ("", 0, ""),
+        (
+            r#","still_archived_in":["bucket","nas"]"#,
+            1,
+            "kms-proxy: these archives still have its wraps: bucket, nas; the service erases them \
+             when they answer\n",
+        ),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let body = format!(r#"{{"kek_id":"{id}","state":"destroyed"{archives}}}"#);
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"}") {
+                let mut buffer = [0; 4096];
+                let len = stream.read(&mut buffer).unwrap();
+                assert_ne!(len, 0, "it has no body");
+                asked.extend_from_slice(&buffer[..len]);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8(asked).unwrap()
+        });
+        let output = run(&["kek", "destroy", id, "--yes", "--server", &url], b"");
+        let asked = server.join().unwrap();
+        assert!(
+            asked.starts_with(&format!("POST /v1/chains/default/keks/{id}/destroy ")),
+            "{asked}"
+        );
+        assert_eq!(String::from_utf8_lossy(&output.stderr), told);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(code), &b"destroyed\n"[..]));
+    }
+}
+
 #[tokio::test]
 async fn input_and_answers_are_bounded() {
     let service = Setup::new().start().await;

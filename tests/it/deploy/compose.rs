@@ -91,7 +91,7 @@ fn prometheus_and_grafana_of_compose_find_their_files_and_each_other() {
     let file = dir.path().join("prometheus.yml");
     std::fs::write(&file, config).unwrap();
     let said = printed(promtool(&["check", "config", file.to_str().unwrap()]));
-    assert!(said.contains("22 rules found"), "{said}");
+    assert!(said.contains("26 rules found"), "{said}");
     let config = yaml_file(&file);
     for target in list(&config["scrape_configs"][0]["static_configs"][0]["targets"]) {
         let (host, port) = target.split_once(':').unwrap();
@@ -139,6 +139,15 @@ async fn the_parts_of_the_compose_file_run_together_and_its_numbers_move() {
     for (index, member) in members.iter().enumerate() {
         config = config.replace(&format!("http://etcd-{index}:2379"), &member.url());
     }
+    let archive = tempfile::tempdir().unwrap();
+    let (volume, path) = ("/var/lib/kms-proxy/", "/var/lib/kms-proxy/archive");
+    let mounted = &compose()["services"]["kms-proxy-0"]["volumes"][1];
+    assert_eq!(
+        mounted.as_str(),
+        Some(format!("archive:{}", volume.trim_end_matches('/')).as_str())
+    );
+    assert!(config.contains(path));
+    config = config.replace(volume, &format!("{}/", archive.path().display()));
     config = config.replace("http://kms:5000", &kms).replace("0.0.0.0:9090", "127.0.0.1:0");
     let compose = compose();
     let variables = compose["services"]["kms-proxy-0"]["environment"].as_object().unwrap();
@@ -187,5 +196,9 @@ async fn the_parts_of_the_compose_file_run_together_and_its_numbers_move() {
         let arn = "arn:aws:kms:eu-central-1:123456789012:key/orders";
         assert_eq!(described["KeyMetadata"]["Arn"], arn);
         assert!(value("kms_proxy_root_calls_avoided_total") > 3_900.0);
+    }
+    for chain in ["default", "invoices", "orders"] {
+        let objects = std::fs::read_dir(archive.path().join("archive/v1").join(chain)).unwrap();
+        assert!(objects.count() >= 2, "the settings of {chain}, and its KEK");
     }
 }

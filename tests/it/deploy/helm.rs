@@ -148,6 +148,7 @@ fn is_mounted(pod: &Value, path: &Path) -> bool {
 fn wrong_values_are_refused() {
     let etcd = example("etcd-aws-kms");
     let file = example("file-single");
+    let inline = example("inline-aws-kms");
     for (example, change, told) in [
         (&etcd, "replicaCount=3", "replicaCount"),
         (&etcd, "replicas=0", "replicas"),
@@ -167,6 +168,19 @@ fn wrong_values_are_refused() {
         (&etcd, "config.auth.mode=\"basic\"", "mode"),
         (&etcd, "env=[{\"name\":\"AWS_SECRET_ACCESS_KEY\",\"value\":\"x\"}]", "valueFrom"),
         (&etcd, "env=[{\"name\":\"KMS_PROXY__ROOT__0__PIN\",\"value\":\"x\"}]", "valueFrom"),
+        (&etcd, "env=[{\"name\":\"AZURE_STORAGE_ACCOUNT_KEY\",\"value\":\"x\"}]", "valueFrom"),
+        (&etcd, "config.archive[0].kind=\"tape\"", "kind"),
+        (&etcd, "config.archive[0].secret=\"x\"", "secret"),
+        (&etcd, "config.archive[0].url=\"gs://b\"", "url"),
+        (&etcd, "config.archive_policy.require=\"two\"", "require"),
+        (
+            &inline,
+            "config.archive=[{\"name\":\"a\",\"kind\":\"s3\",\"url\":\"s3://b\"}]",
+            "archive",
+        ),
+        (&file, "config.archive[0].path=\"/archived\"", "is in no volume of archiveMounts"),
+        (&file, "archiveMounts=[]", "is in no volume of archiveMounts"),
+        (&file, "archiveMounts[0].existingClaim=\"\"", "existingClaim"),
         (&etcd, "podSecurityContext.runAsUser=0", "runAsUser"),
         (&etcd, "listen.port=80", "port"),
         (&etcd, "image.digest=\"sha256:1\"", "digest"),

@@ -249,3 +249,50 @@ fn jobs_mount_what_the_configuration_of_the_store_names() {
     assert_eq!(volumes[1]["persistentVolumeClaim"]["claimName"], "proxy-kms-proxy-data");
     assert!(template(&example("kubernetes-plugin"), &restore).stdout.is_empty());
 }
+
+#[test]
+fn an_archive_of_kind_dir_is_in_a_claim_that_service_and_jobs_mount() {
+    let restore = ["--set", "restore.enabled=true,restore.file=a,restore.existingClaim=b"];
+    let manifests = render(&example("file-single"), &restore);
+    let pods = pods(&manifests);
+    let pods = pods.iter().filter(|pod| pod["containers"][0]["name"] != "healthcheck");
+    let mut mounted = 0;
+    for pod in pods.filter(|pod| pod["volumes"].is_array()) {
+        let volume = list(&pod["volumes"]).find(|volume| volume["name"] == "archive").unwrap();
+        assert_eq!(volume["persistentVolumeClaim"], json!({"claimName": "kms-proxy-archive"}));
+        let mount = list(&pod["containers"][0]["volumeMounts"]);
+        let mount = { mount }.find(|mount| mount["name"] == "archive").unwrap();
+        assert_eq!(*mount, json!({"name": "archive", "mountPath": "/archive"}));
+        mounted += 1;
+    }
+    assert_eq!(mounted, 2, "the service and the restore");
+    let config = &one(&manifests, "ConfigMap", NAME)["data"]["kms-proxy.toml"];
+    let config: toml::Value = toml::from_str(config.as_str().unwrap()).unwrap();
+    assert_eq!(config["archive"][0]["path"].as_str(), Some("/archive/kms-proxy"));
+    // A mount by other values counts as well.
+    let other = [
+        "--set-json",
+        r#"archiveMounts=[]"#,
+        "--set-json",
+        r#"extraVolumes=[{"name":"nas","nfs":{"server":"nas","path":"/"}}]"#,
+        "--set-json",
+        r#"extraVolumeMounts=[{"name":"nas","mountPath":"/archive/"}]"#,
+    ];
+    assert!(has(&render(&example("file-single"), &other), "Deployment"));
+}
+
+#[test]
+fn the_policy_of_archives_and_credentials_by_reference_reach_the_service() {
+    let policy = r#"config.archive_policy={"require":"any","on_failure":"continue"}"#;
+    let manifests = render(&example("pkcs11"), &["--set-json", policy]);
+    let config = &one(&manifests, "ConfigMap", NAME)["data"]["kms-proxy.toml"];
+    let config: toml::Value = toml::from_str(config.as_str().unwrap()).unwrap();
+    assert_eq!(config["archive"][0]["endpoint"].as_str(), Some("https://minio.storage:9000"));
+    assert_eq!(config["archive_policy"]["require"].as_str(), Some("any"));
+    assert_eq!(config["archive_policy"]["on_failure"].as_str(), Some("continue"));
+    let pod = &one(&manifests, "Deployment", NAME)["spec"]["template"]["spec"];
+    let secret =
+        list(&pod["containers"][0]["env"]).find(|it| it["name"] == "AWS_SECRET_ACCESS_KEY");
+    let from = &secret.unwrap()["valueFrom"]["secretKeyRef"];
+    assert_eq!(*from, json!({"name": "kms-proxy-archive", "key": "secret"}));
+}

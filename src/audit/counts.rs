@@ -1,0 +1,163 @@
+//! Counts of calls that are not recorded singly: those of the level `count`, and refused callers
+//! beyond the limit.
+//!
+//! Both are bounded, whatever callers send.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::id::{ChainName, KekId};
+
+/// What calls have in common that are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) api: &'static str,
+    pub(super) client: Option<Arc<str>>,
+    pub(super) auth: Option<&'static str>,
+    pub(super) operation: &'static str,
+    pub(super) chain: Option<ChainName>,
+    pub(super) kek_id: Option<KekId>,
+    pub(super) outcome: &'static str,
+}
+
+/// How many calls there were, and the sum of their plaintexts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) calls: u64,
+    pub(super) plaintext_bytes: u64,
+}
+
+/// The different keys of a second at most, in each part. Beyond them, calls are counted without
+/// client, chain and KEK.
+const MAX_KEYS: usize = 2_000;
+
+/// Parts with a lock each, so that threads rarely wait for each other.
+const PARTS: usize = 16;
+
+/// Counts by key.
+#[derive(Default)]
+pub(super) struct Counts([Mutex<HashMap<Key, Sum>>; PARTS]);
+
+impl Counts {
+    pub(super) fn add(&self, key: Key, plaintext_bytes: u64) {
+        let thread = {
+            let mut hasher = DefaultHasher::new();
+            std::thread::current().id().hash(&mut hasher);
+            usize::try_from(hasher.finish() % PARTS as u64).unwrap_or_default()
+        };
+        let Some(part) = self.0.get(thread) else { return };
+        let mut part = part.lock();
+        let key = if part.len() < MAX_KEYS || part.contains_key(&key) {
+            key
+        } else {
+            Key { client: None, auth: None, chain: None, kek_id: None, ..key }
+        };
+        let sum = part.entry(key).or_default();
+        sum.calls += 1;
+        sum.plaintext_bytes += plaintext_bytes;
+    }
+
+    /// The counts since the last call.
+    pub(super) fn take(&self) -> HashMap<Key, Sum> {
+        let mut all = HashMap::<Key, Sum>::new();
+        for part in &self.0 {
+            for (key, sum) in std::mem::take(&mut *part.lock()) {
+                let of_all = all.entry(key).or_default();
+                of_all.calls += sum.calls;
+                of_all.plaintext_bytes += sum.plaintext_bytes;
+            }
+        }
+        all
+    }
+}
+
+/// Lines about refused callers that are written per second, for each client and for all strangers
+/// together.
+pub(super) const REFUSALS_A_SECOND: u64 = 20;
+
+/// Limits the lines about refused callers, so that they can't fill the disk.
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<HashMap<Option<Arc<str>>, u64>>);
+
+impl Refusals {
+    /// Whether one more line may be written.
+    pub(super) fn admit(&self, client: Option<&Arc<str>>) -> bool {
+        let mut refusals = self.0.lock();
+        let count = refusals.entry(client.cloned()).or_default();
+        *count += 1;
+        *count <= REFUSALS_A_SECOND
+    }
+
+    /// How many lines were not, by client, since the last call. It begins a new second.
+    pub(super) fn take(&self) -> Vec<(Option<Arc<str>>, u64)> {
+        let refusals = std::mem::take(&mut *self.0.lock());
+        let omitted =
+            refusals.into_iter().map(|(client, n)| (client, n - n.min(REFUSALS_A_SECOND)));
+        omitted.filter(|&(_, omitted)| omitted > 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(chain: &str, outcome: &'static str) -> Key {
+        Key {
+            api: "http",
+            client: Some("billing".into()),
+            auth: Some("token"),
+            operation: "encrypt",
+            chain: ChainName::new(chain).ok(),
+            kek_id: Some(KekId::of_key(&[7; 16])),
+            outcome,
+        }
+    }
+
+    #[test]
+    fn calls_of_all_threads_are_counted_by_what_they_have_in_common() {
+        let counts = Counts::default();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        counts.add(key("orders", "ok"), 10);
+                        counts.add(key("orders", "kek_exhausted"), 1);
+                        counts.add(key("bills", "ok"), 0);
+                    }
+                });
+            }
+        });
+        let all = counts.take();
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[&key("orders", "ok")], Sum { calls: 800, plaintext_bytes: 8_000 });
+        assert_eq!(all[&key("bills", "ok")].calls, 800);
+        assert!(counts.take().is_empty());
+    }
+
+    #[test]
+    fn the_number_of_counts_is_bounded_and_no_call_is_missed() {
+        let counts = Counts::default();
+        for chain in 0..MAX_KEYS + 500 {
+            counts.add(key(&format!("c{chain}"), "ok"), 1);
+        }
+        let all = counts.take();
+        assert_eq!(all.len(), MAX_KEYS + 1);
+        assert_eq!(all.values().map(|sum| sum.calls).sum::<u64>(), MAX_KEYS as u64 + 500);
+        assert!(all.keys().any(|key| key.chain.is_none() && key.client.is_none()));
+    }
+
+    #[test]
+    fn refusals_beyond_the_limit_are_counted_for_each_client() {
+        let refusals = Refusals::default();
+        let client: Arc<str> = "billing".into();
+        let admitted = (0..50).filter(|_| refusals.admit(None)).count() as u64;
+        assert_eq!(admitted, REFUSALS_A_SECOND);
+        assert!(refusals.admit(Some(&client)));
+        assert_eq!(refusals.take(), [(None, 30)]);
+        assert!(refusals.admit(None), "the next second begins");
+        assert_eq!(refusals.take(), []);
+    }
+}

@@ -1,0 +1,142 @@
+//! The audit log of a gate: what of a request becomes a line, and what happens without one.
+//!
+//! It knows paths and responses. What operations report, the service decides.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::response::Response;
+
+use crate::audit::{Audit, Peer, Record, Request as Recorded, record};
+use crate::auth::Token;
+use crate::metrics::Operation;
+use crate::service::error::{Error, Kind};
+use crate::service::{Check, Health};
+
+use super::problem::Problem;
+
+/// The errors that end calls outside the API which have a line all the same.
+const REFUSED: [&str; 4] = ["unauthenticated", "forbidden", "not_found", "method_not_allowed"];
+
+/// The code of the error of an API beside this one, as an extension of its response.
+#[derive(Clone, Copy)]
+pub(crate) struct Outcome(pub(crate) &'static str);
+
+/// The recording of one request.
+pub(super) struct Recording {
+    audit: Arc<Audit>,
+    record: Arc<Record>,
+    operation: Option<Operation>,
+    call: Option<String>,
+    chain: Option<String>,
+    is_batch: bool,
+    /// Whether it has a line even if nobody is refused.
+    always: bool,
+}
+
+impl Recording {
+    /// Begins to record a request; `is_beside` is one for another API.
+    pub(super) fn begin(
+        audit: &Arc<Audit>,
+        request: &axum::extract::Request,
+        id: &str,
+        address: Option<SocketAddr>,
+        operation: Option<Operation>,
+        is_beside: bool,
+    ) -> Self {
+        let peer = address.map_or(Peer::Unknown, Peer::Address);
+        let record = audit.begin(if is_beside { "aws" } else { "http" }, id, peer);
+        let path = request.uri().path();
+        let call = if is_beside {
+            let target = request.headers().get("x-amz-target");
+            let target = target.and_then(|target| target.to_str().ok()).unwrap_or_default();
+            Some(target.strip_prefix("TrentService.").unwrap_or(target).to_owned())
+        } else if operation.is_some_and(|operation| is_plain(path, operation)) {
+            None
+        } else {
+            Some(format!("{} {path}", request.method()))
+        };
+        let chain = path.strip_prefix("/v1/chains/").and_then(|rest| rest.split('/').next());
+        Self {
+            audit: Arc::clone(audit),
+            record,
+            operation,
+            call,
+            chain: chain.filter(|chain| !chain.is_empty()).map(str::to_owned),
+            is_batch: path.starts_with("/v1/batch/"),
+            always: is_beside || operation.is_some(),
+        }
+    }
+
+    /// Runs the request, whose parts report to the record. A call is refused before it does
+    /// anything if there could be no line about it.
+    pub(super) async fn run(
+        &self,
+        is_open: bool,
+        answering: impl Future<Output = Result<Response, Error>>,
+    ) -> Result<Response, Error> {
+        if is_open {
+            self.record.identified(None, "none");
+        }
+        if self.always && self.audit.is_closed() {
+            return Err(unavailable());
+        }
+        record::within(Some(Arc::clone(&self.record)), answering).await
+    }
+
+    /// Writes the lines of the request, whose response is ready. `failure` is the code of the error
+    /// that it ends with.
+    pub(super) async fn end(self, failure: Option<&'static str>) -> Result<(), Error> {
+        let is_refused = failure.is_some_and(|code| REFUSED.contains(&code));
+        if !self.always && !is_refused {
+            return Ok(());
+        }
+        let ended = self.record.end(Recorded {
+            operation: self.operation,
+            call: self.call.as_deref(),
+            chain: self.chain.as_deref(),
+            is_batch: self.is_batch,
+            failure,
+        });
+        let ended = ended.await;
+        // Probes are answered in any case.
+        if self.always { ended.map_err(|_| unavailable()) } else { Ok(()) }
+    }
+}
+
+/// The code of the error that a response contains.
+pub(super) fn failure(response: &Response) -> Option<&'static str> {
+    let extensions = response.extensions();
+    let problem = extensions.get().map(|Problem(error)| error.kind().code());
+    problem.or_else(|| extensions.get().map(|Outcome(code)| *code))
+}
+
+/// Whether the operation is all that there is to say about a call.
+fn is_plain(path: &str, operation: Operation) -> bool {
+    let call = path.strip_prefix("/v1/").unwrap_or_default();
+    call.strip_prefix("batch/").unwrap_or(call) == operation.as_str()
+}
+
+fn unavailable() -> Error {
+    Error::new(Kind::AuditUnavailable, "the audit log takes no line now; see /readyz")
+}
+
+/// What readiness says of the audit log.
+pub(super) fn check(audit: &Audit) -> Check {
+    let (health, detail) = match audit.trouble() {
+        None => (Health::Ok, format!("verified by {}", audit.public_key())),
+        Some(trouble) if audit.refuses() => (Health::Down, format!("calls are refused: {trouble}")),
+        Some(trouble) => (Health::Degraded, format!("lines are lost: {trouble}")),
+    };
+    Check { name: "audit".to_owned(), health, detail: Some(detail) }
+}
+
+/// How a caller is identified by what they show.
+pub(super) fn how(token: &Token<'_>) -> &'static str {
+    match token {
+        Token::Missing | Token::Malformed => "mtls",
+        // Tokens of the configuration have no points.
+        Token::Bearer(token) if token.bytes().filter(|&byte| byte == b'.').count() == 2 => "jwt",
+        Token::Bearer(_) => "token",
+    }
+}

@@ -1,0 +1,73 @@
+//! `[server]` of the configuration, with its defaults. It knows no handler.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{human_units, tls};
+
+/// `[server]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The address that it listens on.
+    pub listen: SocketAddr,
+    /// The address of health and metrics; `listen` serves them if this is not set.
+    pub admin_listen: Option<SocketAddr>,
+    /// Allows plain HTTP without auth beyond loopback.
+    pub insecure: bool,
+    /// The largest body in bytes.
+    #[serde(deserialize_with = "human_units::size::deserialize")]
+    pub max_body: usize,
+    /// How long a request may take.
+    #[serde(with = "human_units::duration")]
+    pub request_timeout: Duration,
+    /// Concurrent connections, on each listener.
+    pub max_connections: usize,
+    /// Maximum number of concurrent requests that wait for something.
+    pub max_requests: usize,
+    /// What bodies and answers may take together, in bytes; see [`Config::body_memory()`].
+    #[serde(deserialize_with = "human_units::size::deserialize_some")]
+    pub body_memory: Option<usize>,
+    /// How long a connection stays open between two requests.
+    #[serde(with = "human_units::duration")]
+    pub idle_timeout: Duration,
+    /// How long requests are still accepted after SIGTERM, while `/readyz` fails.
+    #[serde(with = "human_units::duration")]
+    pub drain_delay: Duration,
+    /// HTTPS on `listen`; without it plain HTTP.
+    pub tls: Option<tls::Config>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin_listen: None,
+            insecure: false,
+            max_body: 4 << 20,
+            request_timeout: Duration::from_secs(10),
+            max_connections: 10_000,
+            max_requests: 10_000,
+            body_memory: None,
+            idle_timeout: Duration::from_secs(75),
+            drain_delay: Duration::ZERO,
+            tls: None,
+        }
+    }
+}
+
+impl Config {
+    /// What bodies and answers may take together, in bytes: 256 MiB unless it is set, and room for
+    /// four bodies where they may be larger.
+    #[must_use]
+    pub fn body_memory(&self) -> usize {
+        self.body_memory.unwrap_or_else(|| self.max_body.saturating_mul(4).max(256 << 20))
+    }
+
+    /// How long a shutdown waits for the requests in flight: as long as a request may take.
+    pub(super) const fn shutdown_grace(&self) -> Duration {
+        self.request_timeout
+    }
+}
