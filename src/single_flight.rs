@@ -10,9 +10,6 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-#[cfg(feature = "server")]
-pub(crate) mod shared;
-
 type Cell<V> = Arc<OnceCell<V>>;
 
 /// The calls in progress, by what they are for.

@@ -16,7 +16,7 @@ use crate::http::Text;
 use crate::metrics::{Metrics, Operation as Permission};
 use crate::root;
 use crate::root::forward::{self as kms, Response};
-use crate::single_flight::shared::SharedCalls;
+use crate::shared_call::SharedCalls;
 
 use super::config::Config;
 pub(super) use super::config::Forward;

@@ -1,7 +1,7 @@
 //! One call for all callers, which continues as long as any of them waits.
 //!
-//! For calls that cost money and own what they need: a call of [`super::SingleFlight`] is cancelled
-//! when its first caller leaves, and the next caller makes it again. It does not know what is
+//! For calls that cost money and own what they need: a call of `single_flight` is cancelled when
+//! its first caller leaves, and the next caller makes it again. A leaf: it does not know what is
 //! called.
 
 use std::collections::HashMap;
