@@ -251,6 +251,8 @@ pub mod secret;
 #[cfg(feature = "service")]
 pub mod service;
 #[cfg(feature = "server")]
+mod shared_call;
+#[cfg(feature = "server")]
 mod sigv4;
 #[cfg(feature = "service")]
 mod single_flight;

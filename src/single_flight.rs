@@ -10,9 +10,6 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-#[cfg(feature = "server")]
-pub(crate) mod shared;
-
 type Cell<V> = Arc<OnceCell<V>>;
 
 /// The calls in progress, by what they are for.
@@ -76,11 +73,14 @@ struct Waiter<'a, K: Clone + Eq + Hash, V> {
 impl<K: Clone + Eq + Hash, V> Drop for Waiter<'_, K, V> {
     fn drop(&mut self) {
         let mut calls = self.calls.0.lock();
-        let ours = calls.get(self.key).is_some_and(|current| Arc::ptr_eq(current, &self.cell));
+        let cell = std::mem::take(&mut self.cell);
+        let ours = calls.get(self.key).is_some_and(|current| Arc::ptr_eq(current, &cell));
         // A call with a result takes no further callers; one without continues for the others.
-        if ours && (self.cell.initialized() || Arc::strong_count(&self.cell) == 2) {
+        if ours && (cell.initialized() || Arc::strong_count(&cell) == 2) {
             calls.remove(self.key);
         }
+        // Before the lock is released: of two that leave together one must see that it is the last.
+        drop(cell);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the benchmarks of the running service share: a server as a child process, and a client that
 //! drives it over many connections in short windows.
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ pub(crate) async fn kms_proxy(
 ) -> anyhow::Result<Server> {
     // Free a moment ago; nobody else takes it on a quiet machine.
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let child = Command::new(env!("CARGO_BIN_EXE_kms-proxy"))
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kms-proxy"))
         .args(["serve", "--listen", &address.to_string(), "--data-dir"])
         .arg(directory)
         .envs(settings.iter().map(|(key, value)| match is_of_aws(key) {
@@ -49,14 +50,18 @@ pub(crate) async fn kms_proxy(
             false => (format!("KMS_PROXY__{key}"), value),
         }))
         .stderr(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()?;
-    let server = Server { child, address };
-    let started = Instant::now();
-    while TcpStream::connect(address).await.is_err() {
-        anyhow::ensure!(started.elapsed() < Duration::from_secs(10), "kms-proxy does not start");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    let stdout = child.stdout.take();
+    let mut server = Server { child, address };
+    // It accepts connections before it is ready. If it does not start, its output ends.
+    let mut lines = BufReader::new(stdout.ok_or_else(|| anyhow::anyhow!("no stdout"))?);
+    let mut line = String::new();
+    while !line.contains("is ready on") {
+        line.clear();
+        anyhow::ensure!(lines.read_line(&mut line)? > 0, "kms-proxy does not start");
     }
+    server.child.stdout = Some(lines.into_inner());
     Ok(server)
 }
 

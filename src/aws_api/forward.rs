@@ -16,7 +16,7 @@ use crate::http::Text;
 use crate::metrics::{Metrics, Operation as Permission};
 use crate::root;
 use crate::root::forward::{self as kms, Response};
-use crate::single_flight::shared::SharedCalls;
+use crate::shared_call::SharedCalls;
 
 use super::config::Config;
 pub(super) use super::config::Forward;
@@ -34,11 +34,11 @@ use cache::Cache;
 
 /// Concurrent calls of KMS: at 10 ms each they are 6,400 a second, more than half of the quota of
 /// an account.
-const MAX_CALLS: usize = 64;
+pub(super) const MAX_CALLS: usize = 64;
 
 /// Calls in flight and calls that wait for their turn: without a bound a slow KMS would collect
 /// them.
-const MAX_WAITING: usize = 1_024;
+pub(super) const MAX_WAITING: usize = 1_024;
 
 /// A digest of a ciphertext and its encryption context.
 pub(super) type Digest = [u8; 32];

@@ -31,6 +31,7 @@ const MODULES: &str = "
     metrics:   id
     pem:       timestamp
     proxy:     loopback
+    shared_call:
     sigv4:
     single_flight:
     telemetry: human_units
@@ -53,7 +54,7 @@ const MODULES: &str = "
     http:      accept audit auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
     kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
-    aws_api:   audit auth base64 clock envelope http id keychain metrics root secret service sigv4 single_flight human_units
+    aws_api:   audit auth base64 clock envelope http id keychain metrics root secret service shared_call sigv4 human_units
 
     config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
@@ -88,7 +89,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept archive audit aws_api log_throttle root single_flight store service tls auth http kubernetes app cli
+    tokio:       accept archive audit aws_api log_throttle root shared_call single_flight store service tls auth http kubernetes app cli
 ";
 
 #[test]

@@ -240,6 +240,10 @@ async fn read_an_old_ciphertext(wire: Wire, language: Language) {
     let foreign = before.call("encrypt", args)["CiphertextBlob"].clone();
     let (code, _) = program.refused("decrypt", json!({"CiphertextBlob": foreign}));
     assert_eq!(code, "AccessDeniedException");
+    // The log names the key; the response does not.
+    let log = service.log();
+    let denied = log.lines().find(|line| line.contains("access to a key was denied"));
+    assert!(denied.is_some_and(|line| line.contains(&world.root)), "{log}");
     service.stop().await;
 
     let service = world.serve("forward_cache = '1h'", "", wire).await;
@@ -369,6 +373,11 @@ async fn boto3_and_node_js_sign_and_see_why_they_are_refused() {
         // Nothing was refused only once, or forwarded.
         assert_eq!(secured.world.calls(), (WRAPS, 0), "{wire:?}");
         let log = secured.service.log();
+        let denied = |line: &&str| line.contains("access to a key was denied");
+        let denied = log.lines().find(denied).unwrap_or_else(|| panic!("{log}"));
+        for word in ["reader", "Encrypt", &secured.world.key] {
+            assert!(denied.contains(word), "{denied}");
+        }
         assert!(!log.contains(APP.1) && !log.contains(READER.1), "{log}");
     }
 }

@@ -232,11 +232,41 @@ async fn a_shared_call_continues_when_the_caller_that_began_it_leaves() {
     let second = decrypt();
     server.until_waiting(2).await;
     first.abort();
-    server.until_waiting(1).await;
+    while server.api.forwarder.waiting() == 2 {
+        tokio::task::yield_now().await;
+    }
     server.kms.open(true);
     assert_eq!(bytes(&second.await.unwrap()["Plaintext"]), b"old");
     assert_eq!(server.kms.count(), 1);
     assert_eq!((forwarded(&server, "ok"), forwarded(&server, "abandoned")), (1, 0));
+}
+
+#[tokio::test]
+async fn concurrent_calls_are_bounded_and_those_that_find_no_place_fail_immediately() {
+    let server = Setup::new().start().await;
+    server.kms.open(false);
+    let decrypt = |number: usize| {
+        let (api, key) = (Arc::clone(&server.api), ORDERS.to_owned());
+        tokio::spawn(async move {
+            let context = context::Context::default();
+            let blob = bytes(&json!(blob(&key, &json!({}), number.to_string().as_bytes())));
+            let digest = api.forwarder.digest(&blob, &context);
+            let opened = api.forwarder.decrypt(&blob, &context, None, &digest).await;
+            opened.map(|fresh| fresh.opened.plaintext().to_vec()).map_err(|error| error.code)
+        })
+    };
+    let calls: Vec<_> = (0..forward::MAX_WAITING).map(decrypt).collect();
+    server.until_waiting(calls.len()).await;
+    while server.kms.count() < forward::MAX_CALLS {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(decrypt(calls.len()).await.unwrap(), Err(Code::DependencyTimeout));
+    assert_eq!(server.kms.count(), forward::MAX_CALLS, "the others wait");
+    server.kms.open(true);
+    for (number, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap(), Ok(number.to_string().into_bytes()));
+    }
+    assert_eq!(server.kms.count(), forward::MAX_WAITING);
 }
 
 /// The call began before the refusal, and a caller joined it after the refusal.

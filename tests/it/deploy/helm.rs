@@ -332,8 +332,6 @@ fn the_configuration_says_what_the_values_say() {
         r#"config.log.level="info,kms_proxy=debug \"<&>\" ä \\""#,
         r#"config.cache.dek_max_age="5m""#,
         "config.server.insecure=true",
-        r#"config.aws_api={"enabled":true,"account":"012345678901","forward_cache":"10m"}"#,
-        r#"config.aws_api.key=[{"key_id":"mrk-1","aliases":["alias/orders"],"chain":"orders"}]"#,
     ];
     let more: Vec<_> = more.iter().flat_map(|more| ["--set-json", more]).collect();
     let manifests = render(&example("inline-aws-kms"), &more);
@@ -346,6 +344,19 @@ fn the_configuration_says_what_the_values_say() {
     assert_eq!(config["server"]["insecure"].as_bool(), Some(true));
     assert_eq!(config["server"]["listen"].as_str(), Some("0.0.0.0:8080"));
     assert_eq!(config["root"][0]["key_id"].as_str(), Some("alias/kms-proxy"));
+}
+
+#[test]
+fn the_values_configure_the_aws_kms_api() {
+    let more = [
+        r#"config.aws_api={"enabled":true,"account":"012345678901","forward_cache":"10m"}"#,
+        r#"config.aws_api.key=[{"key_id":"mrk-1","aliases":["alias/orders"],"chain":"orders"}]"#,
+    ];
+    let more: Vec<_> = more.iter().flat_map(|more| ["--set-json", more]).collect();
+    let manifests = render(&example("inline-aws-kms"), &more);
+    let text = &one(&manifests, "ConfigMap", "proxy-kms-proxy")["data"]["kms-proxy.toml"];
+    let text = text.as_str().unwrap();
+    let config: toml::Value = toml::from_str(text).unwrap();
     let aws_api = &config["aws_api"];
     assert_eq!(aws_api["enabled"].as_bool(), Some(true));
     assert_eq!(aws_api["account"].as_str(), Some("012345678901"));
@@ -353,7 +364,7 @@ fn the_configuration_says_what_the_values_say() {
     let key = &aws_api["key"][0];
     assert_eq!((key["key_id"].as_str(), key["chain"].as_str()), (Some("mrk-1"), Some("orders")));
     assert_eq!(key["aliases"][0].as_str(), Some("alias/orders"));
-    check_config(text.as_str().unwrap(), tempfile::tempdir().unwrap().path());
+    check_config(text, tempfile::tempdir().unwrap().path());
 }
 
 /// What the chart sets itself, or gives another place among its values.
