@@ -53,6 +53,8 @@ pub(in crate::service) struct Allowed {
     pub(in crate::service) proven: Vec<Arc<str>>,
     /// Those that have wrapped nothing yet.
     pub(in crate::service) new: Vec<Arc<str>>,
+    /// Whether the chain has KEKs, in the store or in archives.
+    pub(in crate::service) has_keks: bool,
 }
 
 impl Roots {
@@ -135,7 +137,7 @@ impl Roots {
     /// Allows all roots to wrap.
     pub(in crate::service) fn all_allowed(&self) -> Allowed {
         let proven = self.states.iter().map(|state| Arc::clone(&state.named.name)).collect();
-        Allowed { proven, new: Vec::new() }
+        Allowed { proven, ..Allowed::default() }
     }
 
     /// Notes that a root unwrapped a stored KEK.

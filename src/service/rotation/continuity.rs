@@ -72,7 +72,7 @@ pub(in crate::service) async fn allowed(
         }
     }
     if !allowed.proven.is_empty() {
-        return Ok(allowed);
+        return Ok(Allowed { has_keks: true, ..allowed });
     }
     if !keks.is_empty(core).await? {
         return Err(refused(core, chain));
@@ -141,7 +141,7 @@ async fn found(core: &Core, chain: &ChainName) -> Result<Allowed, Error> {
     let is_first = is_first && core.keyring.roots.iter().all(|state| state.wrong().is_none());
     match allowed.proven.is_empty() {
         false => Ok(Allowed { new, ..allowed }),
-        true if is_first && !new.is_empty() => Ok(Allowed { proven: new, new: Vec::new() }),
+        true if is_first && !new.is_empty() => Ok(Allowed { proven: new, ..Allowed::default() }),
         true => Err(refused(core, chain)),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Monotonic;
+use crate::store::record::{self, Record as _, RootUser};
 use crate::store::{Entry, Revision};
 
 /// How long a report counts that is not repeated.
@@ -29,8 +30,31 @@ pub(in crate::service) struct Reports {
     restores: u64,
     /// When the reports of other processes were last read.
     pub(super) read: Option<Monotonic>,
-    /// Each of these reports by its key, with the time at which this process first saw it.
-    seen: HashMap<String, (Revision, Monotonic)>,
+    /// Each of these reports by its key.
+    seen: HashMap<String, Seen>,
+}
+
+/// A report of another process.
+struct Seen {
+    revision: Revision,
+    /// When this process first saw it.
+    at: Monotonic,
+    /// Whether the root has another key there, or the report is damaged.
+    differs: bool,
+}
+
+impl Seen {
+    fn new(entry: &Entry, at: Monotonic) -> Self {
+        let differs = match RootUser::decode(&entry.key, &entry.value) {
+            Ok(user) => user.differs,
+            Err(_) => true,
+        };
+        Self { revision: entry.revision, at, differs }
+    }
+
+    fn counts(&self, now: Monotonic) -> bool {
+        now.since(self.at) < COUNTS_FOR
+    }
 }
 
 impl Reports {
@@ -56,16 +80,38 @@ impl Reports {
 
     /// Whether a report that was just read still counts.
     pub(super) fn counts(&mut self, entry: &Entry, now: Monotonic) -> bool {
-        let seen = self.seen.entry(entry.key.clone()).or_insert((entry.revision, now));
-        if seen.0 != entry.revision {
-            *seen = (entry.revision, now);
+        let seen = self.seen.entry(entry.key.clone()).or_insert_with(|| Seen::new(entry, now));
+        if seen.revision != entry.revision {
+            *seen = Seen::new(entry, now);
         }
-        now.since(seen.1) < COUNTS_FOR
+        seen.counts(now)
     }
 
-    /// Forgets the reports that are not among those that were just read.
-    pub(super) fn keep<'a>(&mut self, read: impl Iterator<Item = &'a str>) {
-        let keys: HashSet<_> = read.collect();
-        self.seen.retain(|key, _| keys.contains(&**key));
+    /// Forgets the reports that are not among those that were just read, unless a rollback of the
+    /// store may have removed them.
+    pub(super) fn keep<'a>(&mut self, read: impl Iterator<Item = &'a str>, now: Monotonic) {
+        if self.unsettled(now).is_none() {
+            let keys: HashSet<_> = read.collect();
+            self.seen.retain(|key, _| keys.contains(&**key));
+        }
+    }
+
+    /// The reports that count, each as the process and its root, without roots that have another
+    /// key there: of `read`, which was just read, and of those that a rollback of the store may
+    /// have removed.
+    pub(super) fn counting(&mut self, read: &[Entry], now: Monotonic) -> Vec<(u64, String)> {
+        for entry in read {
+            self.counts(entry, now);
+        }
+        let is_unsettled = self.unsettled(now).is_some();
+        let is_read = |key: &str| read.iter().any(|entry| entry.key == key);
+        let counts = |(key, seen): &(&String, &Seen)| {
+            seen.counts(now) && !seen.differs && (is_unsettled || is_read(key))
+        };
+        let of = |(key, _): (&String, &Seen)| {
+            let (root, owner) = record::root_user(key)?;
+            Some((owner, root.to_owned()))
+        };
+        self.seen.iter().filter(counts).filter_map(of).collect()
     }
 }

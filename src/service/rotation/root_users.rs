@@ -99,7 +99,7 @@ async fn clean(core: &Core) -> Result<(), store::Error> {
     let mut gone = Vec::new();
     {
         let (mut reports, now) = (core.root_reports.lock(), core.clock.now());
-        reports.keep(others.iter().map(|(.., entry)| &*entry.key));
+        reports.keep(others.iter().map(|(.., entry)| &*entry.key), now);
         gone.extend(others.into_iter().filter(|(.., entry)| !reports.counts(entry, now)));
     }
     for (.., Entry { key, revision, .. }) in gone {
@@ -196,10 +196,11 @@ pub(in crate::service) async fn may_remove(
 
 /// The roots that each other process has configured, without those that have another key there.
 #[derive(Default)]
-pub(in crate::service) struct Others(BTreeMap<u64, Vec<String>>);
+pub(in crate::service) struct Others(BTreeMap<u64, BTreeSet<String>>);
 
 /// Reads the roots of the other processes. A process whose roots all have other keys than the rest
-/// does not count.
+/// does not count. After a rollback of the store, which may have removed reports, those that were
+/// read before count too, until their processes had the time to report again.
 ///
 /// # Errors
 /// [`Kind::StoreUnavailable`].
@@ -208,32 +209,48 @@ pub(in crate::service) async fn others(core: &Core, chain: &ChainName) -> Result
     if !core.shared {
         return Ok(others);
     }
-    let failed = |error| core.store_error(chain, error);
-    for (root, owner, entry) in reports(core, record::ROOTS).await.map_err(failed)? {
-        let user = RootUser::decode(&entry.key, &entry.value).map_err(failed)?;
-        if !user.differs && core.root_reports.lock().counts(&entry, core.clock.now()) {
-            others.0.entry(owner).or_default().push(root);
-        }
+    let read = reports(core, record::ROOTS).await.map_err(|it| core.store_error(chain, it))?;
+    let read: Vec<_> = read.into_iter().map(|(.., entry)| entry).collect();
+    let counting = core.root_reports.lock().counting(&read, core.clock.now());
+    for (owner, root) in counting {
+        others.0.entry(owner).or_default().insert(root);
     }
     Ok(others)
 }
 
+/// What a new KEK comes after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::service) enum After {
+    /// A KEK that encrypts, or is about to.
+    Current,
+    /// KEKs that only decrypt. So no process can encrypt, and each waits for the new one.
+    Retired,
+}
+
 impl Others {
-    /// Refuses to replace a KEK by one that only the roots in `names` open, if at least half of
-    /// the processes report that they have none of these: they could not encrypt any more.
+    /// Refuses a KEK that only the roots in `names` open, if too many processes report that they
+    /// have none of these: they could not encrypt any more. To replace a KEK, more than half of the
+    /// processes must open the new one. If no KEK encrypts, half of them are enough, since otherwise
+    /// all would be unavailable.
     ///
     /// # Errors
     /// [`Kind::RootUnavailable`].
     pub(in crate::service) fn most_open<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
+        after: After,
     ) -> Result<(), Error> {
         let names: BTreeSet<_> = names.into_iter().collect();
-        let opens = |roots: &&Vec<String>| roots.iter().any(|root| names.contains(&**root));
+        let opens = |roots: &&BTreeSet<String>| roots.iter().any(|root| names.contains(&**root));
         let all = self.0.len() + 1;
         let open = 1 + self.0.values().filter(opens).count();
+        let is_enough = match after {
+            After::Current => open > all - open,
+            After::Retired => open >= all - open,
+        };
         match self.0.values().find(|roots| !opens(roots)) {
-            Some(roots) if open <= all - open => {
+            Some(roots) if !is_enough => {
+                let roots: Vec<_> = roots.iter().map(|root| &**root).collect();
                 let advice = format!(
                     "{} of {all} replicas would not open a new KEK, such as one whose roots are \
                      {}: configure the same roots on every replica. A report of a replica that was \

@@ -20,7 +20,7 @@ use crate::service::types::Rotated;
 use crate::store::records::Held;
 
 use super::retry::RetryAt;
-use super::root_users::Others;
+use super::root_users::{After, Others};
 use super::{continuity, root_check, root_users};
 
 /// Rotations by hand that a chain takes within [`BY_HAND_WINDOW`].
@@ -191,17 +191,19 @@ async fn make_claimed(
     };
     let kek = Kek::generate(&chain.name, suite)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
-    let others = match trust == Trust::Proven && !held.is_empty() {
+    let after = if held.is_empty() { After::Retired } else { After::Current };
+    // After a rollback of the store, the chain has KEKs and none of them encrypts.
+    let others = match trust == Trust::Proven && (after == After::Current || allowed.has_keks) {
         true => root_users::others(core, &chain.name).await?,
         false => Others::default(),
     };
     // Before the wraps, so that a refusal costs no root call.
-    others.most_open(allowed.proven.iter().chain(&allowed.new).map(|name| &**name))?;
+    others.most_open(allowed.proven.iter().chain(&allowed.new).map(|name| &**name), after)?;
     let wraps = roots.wrap(&chain.name, &kek, &allowed).await?;
     let made = (kek.id(), suite);
     let wraps = root_check::agreed(core, &chain.name, made, wraps, (&allowed, trust)).await?;
     // A root may not have answered.
-    others.most_open(wraps.iter().map(|wrap| &*wrap.root))?;
+    others.most_open(wraps.iter().map(|wrap| &*wrap.root), after)?;
     let stored = record::Kek {
         suite,
         state: State::Standby,

@@ -1,6 +1,7 @@
 //! The reports by which processes say which roots they have: a root is not removed, and a KEK not
 //! replaced, if that stops another process or loses data.
 
+use super::replicas::{default, until};
 use super::root_check::{Rollout, encrypt, health, minute};
 use super::*;
 use crate::store::record::Record as _;
@@ -92,6 +93,28 @@ impl Removal {
         let error = self.remove().await.unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict);
         assert!(error.detail().contains("has root main configured"), "{error}");
+    }
+
+    /// Removes all reports from the store.
+    async fn lose_reports(&self) {
+        let reports = self.store.list("roots/", None, 100).await.unwrap();
+        let deletes = reports.into_iter().map(|entry| entry.key);
+        let deletes = deletes.filter(|key| record::root_user(key).is_some()).collect();
+        let _ = self.store.commit(store::Txn { deletes, ..store::Txn::default() }).await.unwrap();
+    }
+
+    /// Goes back to a copy of the store without the reports of the processes that run. Each of
+    /// them has read newer records of the chain.
+    async fn restore(&self) {
+        self.lose_reports().await;
+        let copy = self.store.snapshot();
+        self.pass(Duration::from_secs(6 * 60)).await;
+        for (more, service) in self.old.iter().flatten().chain([&self.service]).enumerate() {
+            let max_uses = Some(200 + more as u64);
+            let settings = ChainSettings { max_uses, ..ChainSettings::default() };
+            service.put_chain(DEFAULT_CHAIN, settings).await.unwrap();
+        }
+        self.store.restore(copy);
     }
 
     /// Time passes, and every process does what is due.
@@ -209,10 +232,7 @@ async fn once_the_others_ended_a_process_with_other_roots_replaces_their_kek() {
 #[tokio::test]
 async fn after_a_rollback_of_the_store_no_root_is_removed_before_all_have_reported_again() {
     let mut world = Removal::new().await;
-    let reports = world.store.list("roots/", None, 100).await.unwrap();
-    let deletes = reports.into_iter().map(|entry| entry.key);
-    let deletes = deletes.filter(|key| record::root_user(key).is_some()).collect();
-    let _ = world.store.commit(store::Txn { deletes, ..store::Txn::default() }).await.unwrap();
+    world.lose_reports().await;
     // It finds that its own report is missing.
     let error = world.remove().await.unwrap_err();
     assert!(error.detail().contains("went back to an earlier state"), "{error}");
@@ -223,4 +243,53 @@ async fn after_a_rollback_of_the_store_no_root_is_removed_before_all_have_report
         service.take().unwrap().stop().await;
     }
     assert_eq!(world.remove().await.unwrap().failed, []);
+}
+
+/// No KEK encrypts then, so there is none to replace, and the copy lacks the reports.
+#[tokio::test]
+async fn after_a_rollback_a_process_without_the_roots_of_most_makes_no_kek() {
+    let world = Removal::new().await;
+    let before = records::head(&*world.store, &default()).await.unwrap().primary.unwrap();
+    world.restore().await;
+    let refused = world.service.rotate(None).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::RootUnavailable);
+    assert!(refused.for_operators().contains("2 of 3 replicas"), "{refused}");
+    // The others make one, and don't wait for anything.
+    let primary = async || records::head(&*world.store, &default()).await.unwrap().primary;
+    until("a new KEK", async || primary().await.is_some_and(|id| id != before)).await;
+    let made = primary().await.unwrap();
+    for service in world.old.iter().flatten() {
+        until("it encrypts under the new KEK", async || {
+            service.encrypt(None, b"hello"[..].into(), b"").await.unwrap().kek_id == made
+        })
+        .await;
+    }
+    // They report again within two minutes, so that what is remembered is not needed any more.
+    world.pass(Duration::from_secs(3 * 60)).await;
+    assert_eq!(world.service.rotate(None).await.unwrap_err().kind(), Kind::RootUnavailable);
+    world.old[1].as_ref().unwrap().rotate(None).await.unwrap();
+    for service in world.old.iter().flatten() {
+        encrypt(service, DEFAULT_CHAIN).await.unwrap();
+    }
+}
+
+/// As many would open the KEK as would not: if neither made one, all would be unavailable.
+#[tokio::test]
+async fn after_a_rollback_one_of_two_processes_with_different_roots_makes_a_kek() {
+    let mut world = Removal::new().await;
+    world.old[1].take().unwrap().stop().await;
+    world.restore().await;
+    world.service.rotate(None).await.unwrap();
+    encrypt(&world.service, DEFAULT_CHAIN).await.unwrap();
+}
+
+/// The reports of processes that ended before the copy was restored don't stop the only one.
+#[tokio::test]
+async fn after_a_rollback_a_process_alone_makes_a_kek() {
+    let mut world = Removal::new().await;
+    world.restore().await;
+    world.old.iter_mut().for_each(|service| drop(service.take()));
+    world.pass(Duration::from_secs(16 * 60)).await;
+    world.service.rotate(None).await.unwrap();
+    encrypt(&world.service, DEFAULT_CHAIN).await.unwrap();
 }
