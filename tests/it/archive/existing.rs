@@ -12,7 +12,7 @@ use super::{HELLO, directory, root};
 use crate::replicas::old_keks;
 use crate::support::{Service, Setup, decrypt_all, until};
 
-const KEKS: u64 = 3_000;
+const KEKS: u64 = 600;
 
 /// Readiness, and the detail of the archive.
 async fn readiness(service: &Service) -> (String, String) {
@@ -61,8 +61,8 @@ async fn an_archive_that_is_enabled_later_gets_every_kek_also_after_a_kill() {
         let config = format!("kind = 'file'\npath = '{}'", setup.data().display());
         let config: store::Config = toml::from_str(&config).unwrap();
         let store = store::open(&config).await.unwrap();
-        for start in (0..KEKS).step_by(500) {
-            let stored = store.commit(old_keks(&chain(), start..start + 500)).await.unwrap();
+        for start in (0..KEKS).step_by(200) {
+            let stored = store.commit(old_keks(&chain(), start..start + 200)).await.unwrap();
             assert!(matches!(stored, Committed::Applied(_)));
         }
     }
