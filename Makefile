@@ -83,18 +83,21 @@ target/test-env/node/stamp: tests/aws/package.json tests/aws/package-lock.json t
 	@touch $@
 
 # A round starts a service under load, kills it with -9, and checks every response. A seed is a simulated
-# history of processes on one store.
+# history of processes on one store. A loss wipes etcd under the load of three replicas with archives.
 ROUNDS ?= 300
+LOSSES ?= 20
 SEEDS ?= 10000
 SOAK_SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
 .PHONY: soak
 soak: export KMS_PROXY_SOAK_SEED ?= $(SOAK_SEED)
 soak: export PROPTEST_RNG_SEED ?= $(KMS_PROXY_SOAK_SEED)
-soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times (KMS_PROXY_SOAK_SEED=n repeats one)
+soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; etcd wiped, LOSSES times; 100,000 KEKs recovered (KMS_PROXY_SOAK_SEED=n repeats one)
 	KMS_PROXY_SIM_SEEDS=$(SEEDS) PROPTEST_CASES=$(SEEDS) $(CARGO) test --release --locked --lib -- \
 		in_every_simulated_history envelope:: keychain::
 	KMS_PROXY_SOAK_ROUNDS=$(ROUNDS) $(CARGO) test --release --locked --test it -- --nocapture after_a_kill_at_any_moment
+	KMS_PROXY_ARCHIVE_LOSSES=$(LOSSES) KMS_PROXY_ARCHIVE_SEED=$$KMS_PROXY_SOAK_SEED KMS_PROXY_RECOVER_KEKS=100000 \
+		$(CARGO) test --release --locked --test it -- --nocapture etcd_is_wiped_under_load many_keks_are_recovered
 
 .PHONY: lint
 lint: $(PROTOX) ## formatting, clippy, docs and each Cargo feature alone, warnings denied

@@ -5,7 +5,9 @@
 //! except that the tombstone of an archive replaces it. Roots are not involved.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::task::JoinSet;
 
@@ -18,6 +20,10 @@ use super::{Archive, Error, Named};
 
 /// KEKs in a transaction: two records of each, and one of etcd may have 128 operations.
 const PAGE: usize = 32;
+
+/// Pages that are recovered at the same time. The file store makes their transactions durable
+/// together, which takes as long as one alone.
+const PAGES: usize = 4;
 
 /// Keys in a list.
 const KEYS: usize = 10_000;
@@ -40,6 +46,17 @@ pub struct Report {
     pub destroyed: u64,
     /// What could not be read, and why.
     pub problems: Vec<Problem>,
+}
+
+impl Report {
+    fn add(&mut self, more: Self) {
+        self.chains += more.chains;
+        self.keks += more.keks;
+        self.restored += more.restored;
+        self.same += more.same;
+        self.destroyed += more.destroyed;
+        self.problems.extend(more.problems);
+    }
 }
 
 /// Fills `to` from `archives`. An archive that is unavailable is a problem, as long as another one
@@ -162,6 +179,23 @@ async fn get(archive: &Arc<dyn Archive>, key: &str) -> Result<Option<Vec<u8>>, E
     Ok(archive.get(key).await?.map(|object| object.bytes))
 }
 
+/// Runs all of `futures` at the same time, in this task; their results in the same order.
+async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|context| {
+        let mut is_over = true;
+        for (future, output) in running.iter_mut().filter(|(_, output)| output.is_none()) {
+            match future.as_mut().poll(context) {
+                Poll::Ready(result) => *output = Some(result),
+                Poll::Pending => is_over = false,
+            }
+        }
+        if is_over { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, output)| output).collect()
+}
+
 struct Recovery<'a> {
     archives: &'a [Named],
     to: &'a dyn Store,
@@ -179,12 +213,13 @@ impl Recovery<'_> {
         let limits = settings.map_or_else(Limits::default, |settings| settings.limits);
         let ids: Vec<_> = ids.into_iter().collect();
         let mut newest = None;
-        for page in ids.chunks(PAGE) {
-            report.keks += page.len() as u64;
-            let merged = self.merged(page, report).await;
-            newest =
-                newest.max(merged.iter().map(|(_, kek)| (kek.created_at, kek.suite.code())).max());
-            self.write(&merged, limits, report).await?;
+        for pages in ids.chunks(PAGE * PAGES) {
+            let pages = pages.chunks(PAGE).map(|page| self.page(page, limits));
+            for done in together(pages).await {
+                let (done, newest_of_page) = done?;
+                report.add(done);
+                newest = newest.max(newest_of_page);
+            }
             progress(report);
         }
         let suite = newest.and_then(|(_, code)| crate::id::Suite::from_code(code));
@@ -193,6 +228,18 @@ impl Recovery<'_> {
             // Nothing is known of it; that is reported.
             None => Ok(()),
         }
+    }
+
+    /// Recovers some KEKs. Returns when the newest of them was created, and its suite.
+    async fn page(
+        &self,
+        ids: &[KekId],
+        limits: Limits,
+    ) -> Result<(Report, Option<(u64, u8)>), store::Error> {
+        let mut report = Report { keks: ids.len() as u64, ..Report::default() };
+        let merged = self.merged(ids, &mut report).await;
+        self.write(&merged, limits, &mut report).await?;
+        Ok((report, merged.iter().map(|(_, kek)| (kek.created_at, kek.suite.code())).max()))
     }
 
     /// The settings of the chain; `None` if no archive has them.
@@ -253,10 +300,7 @@ impl Recovery<'_> {
                 false => matches!(self.to.commit(txn).await?, Committed::Applied(_)),
             };
             if written {
-                report.restored += done.restored;
-                report.same += done.same;
-                report.destroyed += done.destroyed;
-                report.problems.extend(done.problems);
+                report.add(done);
                 return Ok(());
             }
         }

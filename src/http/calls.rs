@@ -44,7 +44,7 @@ const SEAL: &[Kind] = &[Kind::KekExhausted, Kind::RootUnavailable];
 const OPEN: &[Kind] =
     &[Kind::InvalidCiphertext, Kind::UnknownKek, Kind::KekDisabled, Kind::RootUnavailable];
 /// Of calls that change a KEK.
-const KEK: &[Kind] = &[Kind::UnknownKek, Kind::Conflict];
+const KEK: &[Kind] = &[Kind::UnknownKek, Kind::Conflict, Kind::RootUnavailable];
 /// Of calls that wrap a KEK.
 const WRAP: &[Kind] = &[Kind::Conflict, Kind::RootUnavailable];
 

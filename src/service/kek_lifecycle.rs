@@ -4,6 +4,7 @@
 //! The changes of a chain are serialized, each with its read, its commit and its effect in memory.
 //! A state that is in doubt after a lost response is read again until it is certain.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::KekId;
@@ -14,9 +15,11 @@ use crate::store::records::{self, Versioned};
 use crate::timestamp::rfc3339;
 
 use super::MIN_DESTROY_DELAY;
+use super::archive::{find, restore};
 use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
+use super::rollback::repair;
 use super::types::Change;
 
 /// How often a change is tried when other processes change the same record.
@@ -36,18 +39,19 @@ pub(super) fn refusal(state: State) -> Option<Refusal> {
 
 /// Disables, enables or destroys a KEK, and returns its record. Must be run to its end.
 pub(super) async fn change(
-    core: &Core,
+    core: &Arc<Core>,
     chain: &Chain,
     id: KekId,
     change: Change,
 ) -> Result<Kek, Error> {
     let failed = |error| core.store_error(&chain.name, error);
     if matches!(change, Change::Destroy | Change::Disable) {
-        let head = records::head(&*core.store, &chain.name).await.map_err(failed)?;
+        let head = repair::head(core, chain).await?;
         if head.named_root.is_some() {
             return Err(needed_by_kubernetes(change));
         }
     }
+    bring_back(core, chain, id).await?;
     let mut doubts = chain.doubts.lock().await;
     for _ in 0..TRIES {
         let Some(read) = read(core, chain, id).await.map_err(failed)? else {
@@ -93,6 +97,21 @@ pub(super) async fn change(
     drop(doubts);
     settle(core, chain).await;
     Err(Error::new(Kind::Conflict, "modified concurrently; try again"))
+}
+
+/// Restores a KEK to the store that only the archives have, so that it can be disabled before
+/// anything is decrypted under it.
+async fn bring_back(core: &Arc<Core>, chain: &Chain, id: KekId) -> Result<(), Error> {
+    let failed = |error| core.store_error(&chain.name, error);
+    if core.archives.is_empty() || read(core, chain, id).await.map_err(failed)?.is_some() {
+        return Ok(());
+    }
+    let Some(kek) = find::kek(core, &chain.name, id).await? else { return Ok(()) };
+    if find::is_live(&kek) {
+        // Its id is not verified before.
+        core.keyring.open(&chain.name, id, &kek).await?;
+    }
+    restore::kek(core, chain, id, kek).await.map_err(failed)
 }
 
 /// Reads the KEKs again whose state is in doubt, and follows the store in memory. Those that can't

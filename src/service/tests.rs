@@ -23,6 +23,7 @@ mod api;
 mod archive;
 mod continuity;
 mod inline;
+mod lost_stores;
 mod manage;
 mod names;
 mod replicas;

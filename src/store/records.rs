@@ -47,6 +47,7 @@ pub(crate) async fn read_head(
 }
 
 /// Reads the head of an existing chain.
+#[cfg(test)]
 pub(crate) async fn head(store: &dyn Store, chain: &ChainName) -> Result<Head, Error> {
     let head = read_head(store, chain).await?;
     head.map(|head| head.record).ok_or_else(|| missing(&record::head_key(chain)))

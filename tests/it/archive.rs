@@ -9,17 +9,40 @@ use serde_json::json;
 
 use crate::support::{Setup, decrypt_all, until};
 
+mod bucket;
+mod commands;
+mod destroy;
+mod disk;
+mod existing;
+mod loss;
+mod many;
+mod outage;
+
 const HELLO: &str = "aGVsbG8=";
 
 /// A service with one archive, the directory `archive`.
 fn setup() -> Setup {
-    let setup = Setup::new().set("ROOT__0__NAME", "main").set("ROOT__0__KIND", "local");
+    let setup = Setup::new();
     let (key, archive) = (setup.file("root.key"), setup.file("archive"));
-    let setup = setup.set("ROOT__0__KEY_FILE", key.display());
-    let setup = setup.set("ARCHIVE__0__NAME", "nas").set("ARCHIVE__0__KIND", "dir");
-    create(&archive);
-    std::fs::write(archive.join("kms-proxy-archive"), "").unwrap();
-    setup.set("ARCHIVE__0__PATH", archive.display())
+    directory(root(setup, &key), 0, &archive)
+}
+
+/// `setup` with a local root whose key is in `key`.
+fn root(setup: Setup, key: &Path) -> Setup {
+    let setup = setup.set("ROOT__0__NAME", "main").set("ROOT__0__KIND", "local");
+    setup.set("ROOT__0__KEY_FILE", key.display())
+}
+
+/// `setup` with the directory `path` as the archive `nas`, number `index` of the configuration. It
+/// is created if it is missing.
+fn directory(setup: Setup, index: usize, path: &Path) -> Setup {
+    if !path.exists() {
+        create(path);
+        std::fs::write(path.join("kms-proxy-archive"), "").unwrap();
+    }
+    let setup = setup.set(&format!("ARCHIVE__{index}__NAME"), "nas");
+    let setup = setup.set(&format!("ARCHIVE__{index}__KIND"), "dir");
+    setup.set(&format!("ARCHIVE__{index}__PATH"), path.display())
 }
 
 /// A directory that other users cannot write to.

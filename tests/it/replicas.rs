@@ -36,27 +36,36 @@ fn setup(endpoints: &[String], key: &Path) -> Setup {
 }
 
 /// A replica that comes and goes.
-struct Replica {
+pub(crate) struct Replica {
     setup: Setup,
     running: RwLock<Option<Arc<Service>>>,
 }
 
 impl Replica {
-    async fn start(setup: Setup) -> Self {
+    pub(crate) async fn start(setup: Setup) -> Self {
         let service = setup.start().await;
         Self { setup, running: RwLock::new(Some(Arc::new(service))) }
     }
 
-    async fn service(&self) -> Option<Arc<Service>> {
+    pub(crate) async fn service(&self) -> Option<Arc<Service>> {
         self.running.read().await.clone()
     }
 
     /// `kill -9`, and a start after a while.
     async fn replace(&self, pause: Duration) {
+        self.kill().await;
+        tokio::time::sleep(pause).await;
+        self.start_again().await;
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(&self) {
         if let Some(service) = self.running.write().await.take() {
             service.signal(Signal::KILL);
         }
-        tokio::time::sleep(pause).await;
+    }
+
+    pub(crate) async fn start_again(&self) {
         let service = self.setup.start().await;
         *self.running.write().await = Some(Arc::new(service));
     }
@@ -530,7 +539,7 @@ async fn a_chain_of_a_hundred_thousand_keks_starts_as_one_of_one() {
     assert_eq!(pages(&service, "/v1/chains/default", "items").await.len() as u64, KEKS + 2);
 }
 
-fn old_keks(chain: &ChainName, numbers: std::ops::Range<u64>) -> Txn {
+pub(crate) fn old_keks(chain: &ChainName, numbers: std::ops::Range<u64>) -> Txn {
     let mut txn = Txn::default();
     for number in numbers {
         let id = KekId::of_key(&u128::from(number).to_be_bytes());

@@ -72,9 +72,15 @@ impl Setup {
 
     /// Runs a command of the binary with these settings.
     pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.tool(args).output().unwrap()
+    }
+
+    /// A command of the binary as it is to be run.
+    pub(crate) fn tool(&self, args: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command.args(args).env_clear().envs(self.variables.iter().cloned());
-        command.current_dir(self.dir.path()).stdin(Stdio::null()).output().unwrap()
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command
     }
 
     /// The data directory.

@@ -244,7 +244,8 @@ impl KeyService {
     ///
     /// # Errors
     /// [`Kind::UnknownChain`], [`Kind::UnknownKek`], [`Kind::Conflict`] if its state does not
-    /// allow the change and if nothing is stored, [`Kind::StoreUnavailable`].
+    /// allow the change and if nothing is stored, [`Kind::StoreUnavailable`]. Where only an archive
+    /// has the KEK: [`Kind::ArchiveUnavailable`], [`Kind::RootUnavailable`].
     pub async fn change_kek(
         &self,
         chain: &str,

@@ -1,4 +1,5 @@
-//! What operators read about chains and their KEKs, as in `/v1/chains`. It changes nothing.
+//! What operators read about chains and their KEKs, as in `/v1/chains`. It changes nothing, but
+//! a head that the store has lost is restored.
 
 use crate::id::{ChainName, KekId};
 use crate::keychain::KekPlacement;
@@ -10,6 +11,7 @@ use crate::store::{self, Store};
 use crate::service::KeyService;
 use crate::service::chain::Chain;
 use crate::service::error::{Error, Kind};
+use crate::service::rollback::repair;
 use crate::service::types::{ChainInfo, KekInfo, Page};
 
 /// The most items of a page.
@@ -141,8 +143,7 @@ impl KeyService {
     }
 
     pub(super) async fn info(&self, chain: &Chain) -> Result<ChainInfo, Error> {
-        let head = records::head(&*self.core.store, &chain.name).await;
-        let head = head.map_err(|error| self.core.store_error(&chain.name, error))?;
+        let head = repair::head(&self.core, chain).await?;
         let keks = self.core.store.count(&record::keks_prefix(&chain.name)).await;
         Ok(ChainInfo {
             chain: chain.name.clone(),

@@ -3,8 +3,8 @@
 use crate::id::KekId;
 use crate::service::rollback::detect::Rollback;
 use crate::service::rollback::retire::retire;
-use crate::store::record::{self, Head, Kek, Record, State, Uses};
-use crate::store::records::{Versioned, create, missing, read_head};
+use crate::store::record::{Head, Kek, Record, State, Uses};
+use crate::store::records::{Versioned, create, read_head};
 use crate::store::{Committed, Error, Txn};
 
 use super::{Ledger, records};
@@ -55,7 +55,11 @@ impl Ledger {
         // Another process would restore the same one.
         let _ = create(&*self.store, &self.chain, &head).await?;
         let read = read_head(&*self.store, &self.chain).await?;
-        read.ok_or_else(|| missing(&record::head_key(&self.chain)))
+        // No record is damaged: the next attempt restores the head again.
+        read.ok_or_else(|| Error::Unavailable {
+            detail: "the store was lost while it was repaired".to_owned(),
+            maybe_applied: false,
+        })
     }
 
     /// Retires the primary and the standby. Compares: head and both KEKs unchanged.

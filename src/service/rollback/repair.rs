@@ -5,16 +5,39 @@
 
 use crate::id::{ChainName, KekId};
 use crate::keychain::Refusal;
-use crate::store::record::{self, Kek, State, Uses};
+use crate::store::record::{self, Head, Kek, State, Uses};
 use crate::store::{Error, Store, records};
 
 use crate::service::chain::Chain;
 use crate::service::core::Core;
+use crate::service::error::{self, Kind};
 use crate::service::ledger::Ledger;
 
 use crate::service::rotation::root_users;
 
 use super::detect::Rollback;
+
+/// The stored head of a chain. Whatever is the first to need the head of a chain that the store
+/// has lost restores it.
+///
+/// # Errors
+/// [`Kind::StoreUnavailable`], or [`Kind::UnknownChain`] if another process deleted the chain.
+pub(in crate::service) async fn head(core: &Core, chain: &Chain) -> Result<Head, error::Error> {
+    let failed = |error| core.store_error(&chain.name, error);
+    if let Some(head) = records::read_head(&*core.store, &chain.name).await.map_err(failed)? {
+        return Ok(head.record);
+    }
+    let ledger = &mut chain.reservations.lock().await.ledger;
+    chain.staleness.outdate();
+    let refreshed = ledger.refresh().await;
+    // The reserver repairs the rest, or finds that the chain was deleted.
+    chain.need_uses.notify_one();
+    if ledger.is_deleted() {
+        return Err(error::Error::new(Kind::UnknownChain, "the chain was deleted"));
+    }
+    refreshed.map_err(failed)?;
+    Ok(ledger.head.record.clone())
+}
 
 /// Repairs the chain. If other processes modified it concurrently, nothing is retired, and the
 /// caller must read it again.

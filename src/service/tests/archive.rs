@@ -302,6 +302,24 @@ async fn a_disabled_kek_stays_disabled_when_the_store_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kek_that_only_an_archive_has_can_be_disabled() {
+    let world = Archived::new(2, Policy::default()).await;
+    let (envelope, id) = world.encrypt().await.unwrap();
+    world.service.rotate(None).await.unwrap();
+    let world = world.restarted(Some(Arc::default())).await;
+    world.encrypt_soon().await;
+    assert_eq!(world.stored(id).await, None);
+    world.service.change_kek(DEFAULT_CHAIN, id, Change::Disable).await.unwrap();
+    assert_eq!(kind(world.decrypt(&envelope).await), Kind::KekDisabled);
+    for record in [world.stored(id).await, world.record(0, id), world.record(1, id)] {
+        assert_eq!(record.unwrap().state, State::Disabled);
+    }
+    let unknown = KekId::from_bytes([7; 16]);
+    let refused = world.service.change_kek(DEFAULT_CHAIN, unknown, Change::Disable).await;
+    assert_eq!(kind(refused), Kind::UnknownKek);
+}
+
+#[tokio::test(start_paused = true)]
 async fn forged_ids_cost_a_bounded_number_of_archive_calls() {
     let world = Archived::new(1, Policy::default()).await;
     let (envelope, id) = world.encrypt().await.unwrap();

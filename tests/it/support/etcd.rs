@@ -144,6 +144,13 @@ impl Etcd {
         self.spawn();
     }
 
+    /// Ends it, and starts an empty one at the same address.
+    pub(crate) fn wipe(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.data()).unwrap();
+        self.spawn();
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.child.is_some()
     }

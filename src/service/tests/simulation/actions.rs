@@ -196,12 +196,12 @@ impl Sim {
         if self.is_broken() {
             return;
         }
-        for process in self.processes.iter().filter(|process| process.mistake.is_some()) {
+        for process in &self.processes {
             process.mend();
         }
         // A process looks at its roots every 5 s, and waits up to 15 s for a call.
         sleep(Duration::from_secs(60)).await;
-        for process in self.processes.iter().filter(|process| process.mistake.is_some()) {
+        for process in &self.processes {
             let health = process.service.readiness().health;
             if health == Health::Ok && process.must_complain() {
                 let number = process.net.process;

@@ -131,7 +131,13 @@ impl Client {
         let now = self.hub.now();
         self.hub.book().note(now, || format!("{} is to {change:?} {id}", self.process));
         let changed = self.service.change_kek(DEFAULT_CHAIN, id, change).await;
-        let kinds = [Kind::Conflict, Kind::StoreUnavailable, Kind::UnknownKek];
+        let kinds = [
+            Kind::Conflict,
+            Kind::StoreUnavailable,
+            Kind::UnknownKek,
+            Kind::ArchiveUnavailable,
+            Kind::RootUnavailable,
+        ];
         self.judge("change", changed, &kinds);
     }
 }

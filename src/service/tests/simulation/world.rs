@@ -66,7 +66,19 @@ fn key_of(roots: &[&str], index: usize, mistake: Option<Mistake>) -> String {
 
 /// Whether the right key of its root made a wrap.
 pub(super) fn is_right(wrap: &Wrap) -> bool {
-    wrap.bytes.starts_with(format!("{}kms-proxy kek v1", wrap.root).as_bytes())
+    is_by(wrap, &wrap.root)
+}
+
+/// Whether `key` made a wrap.
+fn is_by(wrap: &Wrap, key: &str) -> bool {
+    wrap.bytes.starts_with(format!("{key}kms-proxy kek v1").as_bytes())
+}
+
+/// Whether a wrap has the name of one of `roots`, each with its key, and another key made it. A
+/// wrong key that was the first under its name made all of them, so the process that has it cannot
+/// notice it: the others do.
+fn contradicts<'a>(wraps: &[Wrap], mut roots: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+    roots.any(|(name, key)| wraps.iter().any(|wrap| wrap.root == name && !is_by(wrap, key)))
 }
 
 /// One root as one process reaches it.
@@ -236,13 +248,13 @@ impl Process {
         self.lose_roots(Instant::now());
     }
 
-    /// Whether it has a root that is said to have wrapped the primary, and has another key.
+    /// Whether it has a root that does not open the primary's wrap of its name.
     pub(super) fn must_complain(&self) -> bool {
         let book = self.net.hub.book();
         let primary = book.head.as_ref().and_then(|head| head.primary);
         let kek = primary.and_then(|id| book.keks.get(&id)?.kek.as_ref());
-        let is_named = |root: &str| kek.is_some_and(|kek| kek.wraps.iter().any(|w| w.root == root));
-        self.roots.iter().any(|root| *root.name != *root.key && is_named(&root.name))
+        let roots = self.roots.iter().map(|root| (&*root.name, &*root.key));
+        kek.is_some_and(|kek| contradicts(&kek.wraps, roots))
     }
 
     /// None of its tasks ended, as one that panicked does.
@@ -254,4 +266,21 @@ impl Process {
     pub(super) fn records(&self) -> BTreeSet<KekId> {
         self.service.remembered_keks().into_iter().collect()
     }
+}
+
+#[test]
+fn a_process_must_complain_about_a_wrap_of_another_key_and_not_about_its_own_wrong_key() {
+    let wrap = |key: &str| Wrap {
+        root: "main".to_owned(),
+        bytes: [key.as_bytes(), b"kms-proxy kek v1", b"the rest"].concat(),
+    };
+    let (right, wrong) = ([("main", "main")], [("main", "not main")]);
+    for (made_by, roots, expected) in
+        [("main", right, false), ("main", wrong, true), ("not main", right, true)]
+    {
+        assert_eq!(contradicts(&[wrap(made_by)], roots.into_iter()), expected, "{made_by}");
+    }
+    // The wrong key was the first under the name.
+    assert!(!contradicts(&[wrap("not main")], wrong.into_iter()));
+    assert!(!contradicts(&[wrap("not main")], [("spare", "spare")].into_iter()));
 }
