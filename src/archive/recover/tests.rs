@@ -1,11 +1,15 @@
 //! Recoveries from archives in memory: what is written, what stays, and what is reported.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use async_trait::async_trait;
+
 use super::super::{Condition, memory as archives};
 use super::*;
 use crate::id::Suite;
-use crate::store::memory;
 use crate::store::record::Wrap;
 use crate::store::records;
+use crate::store::{Entry, memory};
 
 fn chain() -> ChainName {
     ChainName::new("orders").unwrap()
@@ -167,11 +171,50 @@ async fn what_the_store_has_stays_except_for_a_tombstone() {
     assert_eq!(after, [State::Primary, destroyed, destroyed, destroyed, State::Disabled]);
 }
 
+/// A store whose commit of one number fails. Pages are written at the same time, so the number is
+/// counted here.
+struct Failing {
+    inner: memory::Store,
+    left: AtomicUsize,
+    fault: memory::Fault,
+}
+
+#[async_trait]
+impl Store for Failing {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, store::Error> {
+        self.inner.get(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, store::Error> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, store::Error> {
+        self.inner.count(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, store::Error> {
+        if self.left.fetch_sub(1, Relaxed) == 0 {
+            self.inner.fail_next([self.fault]);
+        }
+        self.inner.commit(txn).await
+    }
+
+    fn kind(&self) -> &'static str {
+        "failing"
+    }
+}
+
 #[tokio::test]
 async fn a_recovery_that_is_interrupted_anywhere_continues() {
     let one = Fixture::new("one");
     one.put_chain().await;
-    for number in 0..100 {
+    for number in 0..200 {
         one.put_kek(number, &kek(State::Retired, None)).await;
     }
     let archives = [one.named.clone()];
@@ -181,23 +224,14 @@ async fn a_recovery_that_is_interrupted_anywhere_continues() {
         let entries = store.list("", None, 1000).await.unwrap();
         entries.into_iter().map(|entry| (entry.key, entry.value)).collect::<Vec<_>>()
     };
-    // Four pages and the head.
-    for commits in 0..5 {
+    // Seven pages, of which four are written at the same time, and the head.
+    for commits in 0..8 {
         for fault in [memory::Fault::AnswerLost, memory::Fault::RequestLost] {
-            let store = memory::Store::new();
-            let mut seen = 0;
-            let ended = recover(&archives, &store, |_| {
-                seen += 1;
-                if seen == commits {
-                    store.fail_next([fault]);
-                }
-            });
-            if commits == 0 {
-                store.fail_next([fault]);
-            }
-            assert!(ended.await.is_err(), "{commits}");
-            run(&archives, &store).await;
-            assert_eq!(contents(&store).await, contents(&whole).await, "{commits} {fault:?}");
+            let (inner, left) = (memory::Store::new(), AtomicUsize::new(commits));
+            let store = Failing { inner, left, fault };
+            assert!(recover(&archives, &store, |_| {}).await.is_err(), "{commits}");
+            run(&archives, &store.inner).await;
+            assert_eq!(contents(&store.inner).await, contents(&whole).await, "{commits} {fault:?}");
         }
     }
 }
