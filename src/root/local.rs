@@ -79,7 +79,18 @@ pub enum IfMissing {
 pub struct Root {
     /// The path of the key file; empty for a key that is only in memory.
     path: PathBuf,
-    cipher: OnceLock<Cipher>,
+    key: OnceLock<Key>,
+}
+
+struct Key {
+    bytes: KeyBytes,
+    cipher: Cipher,
+}
+
+impl Key {
+    fn new(bytes: KeyBytes) -> Self {
+        Self { cipher: Cipher::new(&bytes), bytes }
+    }
 }
 
 impl Root {
@@ -112,7 +123,7 @@ impl Root {
             file = %path.display(),
             "this root keeps its key in a file: it is for development"
         );
-        let root = Self { path, cipher: OnceLock::new() };
+        let root = Self { path, key: OnceLock::new() };
         let is_missing = !root.path.try_exists().map_err(|error| at(&root.path, &error))?;
         match (is_missing, if_missing) {
             (true, IfMissing::Wait) => {
@@ -122,21 +133,41 @@ impl Root {
             (true, IfMissing::Make) => key_file::create(&root.path).map(drop)?,
             (false, _) => {}
         }
-        let key = key_file::read(&root.path)?;
-        _ = root.cipher.set(Cipher::new(&key));
+        _ = root.key.set(Key::new(key_file::read(&root.path)?));
         Ok(root)
     }
 
     /// The key, read now if it was missing before.
     fn cipher(&self) -> Result<&Cipher, Error> {
-        if let Some(cipher) = self.cipher.get() {
-            return Ok(cipher);
+        if let Some(key) = self.key.get() {
+            return Ok(&key.cipher);
         }
+        let key = self.read()?;
+        Ok(&self.key.get_or_init(|| Key::new(key)).cipher)
+    }
+
+    fn read(&self) -> Result<KeyBytes, Error> {
         if !self.path.try_exists().map_err(|error| Error::Away(at(&self.path, &error)))? {
             return Err(Error::Away(self.missing()));
         }
-        let key = key_file::read(&self.path).map_err(Error::Away)?;
-        Ok(self.cipher.get_or_init(|| Cipher::new(&key)))
+        key_file::read(&self.path).map_err(Error::Away)
+    }
+
+    /// Fails if the file does not have the key any more. What the key in memory wraps would be lost
+    /// when the process ends.
+    fn check_file(&self) -> Result<(), Error> {
+        let Some(key) = self.key.get().filter(|_| !self.path.as_os_str().is_empty()) else {
+            return Ok(());
+        };
+        if self.read()? != key.bytes {
+            let path = self.path.display();
+            let detail = format!(
+                "the key file {path} was replaced by another one while the service runs: restore \
+                 it from a copy"
+            );
+            return Err(Error::Away(detail));
+        }
+        Ok(())
     }
 
     fn missing(&self) -> String {
@@ -154,14 +185,16 @@ impl Root {
     /// [`random::Unavailable`] when the operating system gives no randomness.
     pub fn generate() -> Result<Self, random::Unavailable> {
         let key = KeyBytes::random(Suite::Aes256Gcm)?;
-        Ok(Self { path: PathBuf::new(), cipher: Cipher::new(&key).into() })
+        Ok(Self { path: PathBuf::new(), key: Key::new(key).into() })
     }
 }
 
 #[async_trait]
 impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
-        sealed::seal(self.cipher()?, context, &[FORMAT], kek)
+        let cipher = self.cipher()?;
+        self.check_file()?;
+        sealed::seal(cipher, context, &[FORMAT], kek)
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use crate::support::{Sealed, Service, Setup, decrypt_all, pages, run, until};
 
 mod clocks;
+mod files;
 mod removals;
 mod replicas;
+mod restores;
 mod roots;
 
 pub(crate) const RIGHT: &str = "correct horse battery staple";

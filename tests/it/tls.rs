@@ -495,6 +495,22 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
     assert_eq!(opened.stdout, b"hello", "{opened:?}");
     assert!(run(&[&["healthcheck"], &all[..]].concat(), b"").status.success());
 
+    // Files in a form that is not read, each with what is wrong with it.
+    let marked = |file: &str| [b"\xef\xbb\xbf", &*std::fs::read(file).unwrap()].concat();
+    let encrypted =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let write = |name: &str, contents: &[u8]| {
+        let file = https.setup.file(name);
+        std::fs::write(&file, contents).unwrap();
+        file.display().to_string()
+    };
+    let [marked_ca, marked_cert, der, encrypted] = [
+        write("marked-ca", &marked(&ca)),
+        write("marked-cert", &marked(&cert)),
+        write("der", &[0x30, 3, 2, 1, 1]),
+        write("encrypted", encrypted.as_bytes()),
+    ];
+
     let plain = Setup::new().start().await;
     let (to_plain, to_tls) =
         (plain.url().replace("http://", "https://"), service.url().replace("https://", "http://"));
@@ -517,6 +533,15 @@ async fn the_command_line_speaks_https_and_says_which_side_refused() {
             "it is not the key of the certificate",
         ),
         (&["--server", &url, "--ca", "/no/such/file"], 2, "--ca: /no/such/file: "),
+        (&["--server", &url, "--ca", &marked_ca], 2, "byte order mark"),
+        (&["--server", &url, "--ca", &der], 2, "it is DER, not PEM"),
+        (&["--server", &url, "--cert", &marked_cert, "--key", &key], 2, "byte order mark"),
+        (&["--server", &url, "--cert", &der, "--key", &key], 2, "it is DER, not PEM"),
+        (
+            &["--server", &url, "--cert", &cert, "--key", &encrypted],
+            2,
+            "encrypted with a passphrase",
+        ),
         (&["--server", &url, "--ca", &key], 2, "it has a private key, and no certificate in PEM"),
         (&["--server", &url, "--cert", &ca, "--key", &ca], 2, "and no private key in PEM"),
         (&["--server", &to_plain, "--ca", &ca], 1, "does not speak TLS; is it http://?"),

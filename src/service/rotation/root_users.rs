@@ -230,8 +230,8 @@ pub(in crate::service) enum After {
 impl Others {
     /// Refuses a KEK that only the roots in `names` open, if too many processes report that they
     /// have none of these: they could not encrypt any more. To replace a KEK, more than half of the
-    /// processes must open the new one. If no KEK encrypts, half of them are enough, since otherwise
-    /// all would be unavailable.
+    /// processes must open the new one. If no KEK encrypts, half of them are enough, since
+    /// otherwise all would be unavailable.
     ///
     /// # Errors
     /// [`Kind::RootUnavailable`].

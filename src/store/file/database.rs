@@ -5,6 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(super) struct Database {
 struct State {
     /// `None` after a failure and after closing.
     open: Option<redb::Database>,
+    /// The file that was opened: its device and inode.
+    file: Option<(u64, u64)>,
     /// Counts how often the database was opened.
     generation: u64,
     /// Why reopening failed, and when.
@@ -78,7 +81,14 @@ impl Database {
                 tracing::warn!(%directory, %error, "store.lock can't be written");
             }
         }
-        let state = State { open: Some(database), generation: 0, failed: None, lock: Some(lock) };
+        let file = inode(&directory.join(open::FILE_NAME)).map_err(at)?;
+        let state = State {
+            open: Some(database),
+            file: Some(file),
+            generation: 0,
+            failed: None,
+            lock: Some(lock),
+        };
         Ok(Self { directory: directory.to_owned(), opener, state: RwLock::new(state) })
     }
 
@@ -99,6 +109,24 @@ impl Database {
             self.give_up(generation);
             format!("{}: {error}", self.directory.join(open::FILE_NAME).display())
         })
+    }
+
+    /// Fails if the directory does not have the open file any more: what is written to it would be
+    /// lost when it is closed. It can still be read.
+    pub(super) fn check_in_place(&self) -> Result<(), String> {
+        let state = self.state.read();
+        let (Some(file), true) = (state.file, state.open.is_some()) else { return Ok(()) };
+        let path = self.directory.join(open::FILE_NAME);
+        let what = match inode(&path) {
+            Ok(found) if found == file => return Ok(()),
+            Ok(_) => "was replaced by another file: stop the service before a store is restored",
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                "was moved or deleted: nothing that is written would be kept. Move it back, or \
+                 stop the service and restore a backup"
+            }
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        Err(format!("while the service runs, {} {what}", path.display()))
     }
 
     /// Closes the database permanently and releases the lock, after the running calls.
@@ -133,6 +161,7 @@ impl Database {
         }
         match open::open_again(&self.directory, &*self.opener) {
             Ok(database) => {
+                state.file = inode(&self.directory.join(open::FILE_NAME)).ok();
                 let directory = self.directory.display();
                 tracing::info!(%directory, "the store's file is open again");
                 (state.open, state.failed) = (Some(database), None);
@@ -160,6 +189,12 @@ fn close(state: &mut State) {
         // Everything acknowledged is on disk; closing only makes the next open faster.
         let _ = guarded(|| Ok(database.close()?));
     }
+}
+
+/// The device and the inode of the file that has this name now.
+fn inode(path: &Path) -> std::io::Result<(u64, u64)> {
+    let metadata = std::fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Whether a store was created in the directory before.

@@ -83,7 +83,10 @@ fn run(database: &Database, mut jobs: mpsc::Receiver<Job>) {
         // Nothing was applied for callers that are gone by now.
         batch.retain(|job: &Job| !job.answer.is_closed());
         let committing = Cell::new(false);
-        match database.with(|database| commit(database, &batch, &committing)) {
+        let committed = database
+            .check_in_place()
+            .and_then(|()| database.with(|database| commit(database, &batch, &committing)));
+        match committed {
             Ok(answers) => {
                 for (job, answer) in batch.drain(..).zip(answers) {
                     // A caller that is gone treats it as possibly applied.

@@ -98,6 +98,9 @@ async fn no_clock_that_is_ahead_or_jumps_destroys_a_kek_that_others_may_use() {
     for sealed in [&by_ahead, &by_other, &before] {
         not_destroyed(&fresh, &sealed.kek_id());
     }
+    // By a clock that is right, a KEK was disabled in the future: that counts as now, and is logged.
+    not_destroyed(&other, &by_ahead.kek_id());
+    other.logged("a KEK was disabled in the future").await;
     // Nothing is lost.
     for sealed in [by_ahead, by_other, before] {
         let (code, said) = command(&other, &["kek", "enable", &sealed.kek_id()]);
