@@ -43,7 +43,7 @@ test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the t
 
 # Servers that the tests start: each a command and the package that contains it.
 SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl \
-	haproxy:haproxy systemd-analyze:systemd faketime:faketime
+	haproxy:haproxy systemd-analyze:systemd faketime:faketime jq:jq
 
 # Debian starts the servers that it installs, unless this file denies it. The tests start their own.
 POLICY := /usr/sbin/policy-rc.d

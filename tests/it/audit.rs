@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Service, Setup, root, until};
 
+mod mappings;
 mod sinks;
 mod verifier;
 
