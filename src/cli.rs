@@ -7,6 +7,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
+mod backup;
 mod certificates;
 mod chain;
 mod chains;
@@ -89,6 +90,8 @@ enum Command {
     Kek(kek::Command),
     /// Initialise, inspect, add or remove roots
     Root(root::Args),
+    /// Back up the store of a running service
+    Backup(backup::Args),
     /// Copy, back up, verify or repair a store
     #[command(subcommand)]
     Store(store::Command),
@@ -150,6 +153,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Rotate(args) => client::block_on(chains::rotate(args)),
         Command::Status(args) => client::block_on(chains::status(args)),
         Command::Kek(command) => client::block_on(kek::run(command)),
+        Command::Backup(args) => client::block_on(backup::run(args)),
         Command::Root(args) => root::run(args),
         Command::Store(command) => client::block_on(store::run(command)),
         Command::Token(command) => token::run(&command),
@@ -208,6 +212,7 @@ mod tests {
             "store copy --from dir:/a --to backup:/b --chain orders --chain default",
             "store copy --from config:a.toml --to config: --keep-primary",
             "store copy --from config: --to backup:-",
+            "backup --output 2026-11-24.backup",
             "chain list --json",
             "chain create orders --suite aes-256-gcm --rotate-after-age 90d --max-uses 10",
             "chain set orders --rotate-after-uses 10",
@@ -258,6 +263,7 @@ mod tests {
             ("store copy --from dir: --to dir:/b", ErrorKind::ValueValidation),
             ("store verify somewhere", ErrorKind::ValueValidation),
             ("token new --secret-key-file key", ErrorKind::MissingRequiredArgument),
+            ("backup", ErrorKind::MissingRequiredArgument),
             ("doctor", ErrorKind::MissingRequiredArgument),
             ("doctor --socket /run/kms.sock", ErrorKind::ValueValidation),
             ("completions cmd", ErrorKind::InvalidValue),

@@ -26,6 +26,7 @@ use crate::{human_units, tls};
 
 mod activity;
 mod answer;
+mod backup;
 mod base64;
 mod batch;
 mod beside;
@@ -312,6 +313,7 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(keks::missing))
         .routes(routes!(roots::rewrap))
         .routes(routes!(roots::remove))
+        .routes(routes!(backup::backup))
 }
 
 /// The routes of probes and Prometheus.

@@ -19,6 +19,7 @@ use crate::id::ChainName;
 use crate::metrics::{Metrics, Operation};
 
 mod admin;
+pub(crate) mod backup;
 mod bootstrap;
 mod builder;
 mod chain;

@@ -20,6 +20,7 @@ pub(super) fn of(operation: &str) -> (Option<Value>, Option<Value>) {
     let chain = json!({
         "chain": "orders", "suite": "aes-128-gcm", "primary": KEK_ID, "standby": null, "keks": 12,
         "rotate_after_uses": 2_097_152, "max_uses": 4_194_304, "rotate_after_age": 7_776_000,
+        "inline": false,
     });
     let kek = |state: &str, disabled: Value| {
         json!({
