@@ -166,10 +166,13 @@ async fn copy(args: CopyArgs) -> Result {
         let report = if let Place::Backup(path) = &to {
             backup::write(&*source, path, &chain, now, &mut shown).await.map_err(wrong)?
         } else {
-            let (bytes, report) =
-                backup::to_bytes(&*source, &chain, now, &mut shown).await.map_err(wrong)?;
-            print(&bytes)?;
-            report
+            let stream = backup::Stream::begin(&*source, &chain, now).await;
+            let mut stream = stream.map_err(|error| wrong(error.into()))?;
+            while let Some(part) = stream.next().await.map_err(wrong)? {
+                print(&part)?;
+                shown(stream.report());
+            }
+            stream.report().clone()
         };
         let (chains, records) = (count(report.chains, "chain"), count(report.added, "record"));
         let done = format!("{name}: {chains}, {records}");

@@ -43,6 +43,8 @@ pub(super) struct Core {
     pub(super) unknown_chains: Unknown<ChainName>,
     /// Limits concurrent look-ups of unknown names.
     pub(super) lookups: Semaphore,
+    /// Limits concurrent backups.
+    pub(super) backups: Arc<Semaphore>,
     /// Whether other processes can write to the store.
     pub(super) shared: bool,
     /// When all KEK states in memory last matched the store, in nanoseconds of monotonic time.
