@@ -44,11 +44,6 @@ impl NewFile {
         Ok(Self { file, temporary, path: path.to_owned(), is_placed: false })
     }
 
-    /// Where it is until it has its name.
-    pub(crate) fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-
     /// Adds to it.
     pub(crate) fn write(&mut self, contents: &[u8]) -> io::Result<()> {
         self.file.write_all(contents)

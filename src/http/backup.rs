@@ -22,9 +22,12 @@ use super::problem::{Problem, ProblemBody};
 
 /// Backs up the store of the running service.
 ///
-/// The answer is a file for `kms-proxy store copy` and `store verify`, in lines of JSON; the last
-/// one is a checksum. It contains wrapped KEKs alone. It takes the permission `manage` with all
-/// chains. If it fails on the way, the connection is cut, and the last line is missing.
+/// The response is a file for `kms-proxy store copy` and `store verify`, in lines of JSON. It
+/// contains KEKs only as they are wrapped by the roots. Its last line is a checksum: without it the
+/// backup is incomplete and refused. If the service fails to complete it, it cuts the connection.
+///
+/// The caller needs the permission `manage` for all chains. A process makes one backup at a time,
+/// and ends one whose client takes no data for a minute, or that takes longer than an hour.
 #[utoipa::path(get, path = "/v1/backup", tag = "operations",
     responses(
         (status = 200, description = "The backup.", body = String,

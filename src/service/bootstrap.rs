@@ -85,6 +85,7 @@ impl KeyService {
             unknown_chains: Unknown::new(),
             lookups: Semaphore::new(CONCURRENT_LOOKUPS),
             backups: backup::permits(),
+            last_backup: 0.into(),
             shared,
             confirmed: clock.now().as_nanos().into(),
             config,
@@ -100,6 +101,7 @@ impl KeyService {
             root_reports: Mutex::default(),
         });
         let (chains, damaged) = core.load_chains().await?;
+        core.read_last_backup().await;
         let named: Vec<_> =
             core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
         for chain in &named {

@@ -17,6 +17,16 @@
 //! `left_out` counts damaged records that are not in the backup. Format 1, which is still read, has
 //! `chains` and `records` in its header and no line of counts.
 //!
+//! # Consistency
+//!
+//! The store may be in use. The head of a chain and the KEKs that it names are as of one moment. A
+//! KEK that became standby or primary after that moment is in the backup as retired, so a head
+//! never names a KEK that is not there, and each chain has one primary at most. Records are never
+//! deleted, so every KEK that was stored when the backup began is in it. Counts of uses may be of
+//! different moments: `store copy` retires the KEKs that encrypt, and so needs no count.
+//!
+//! A damaged record is left out and counted. Then a record may refer to a KEK that is not there.
+//!
 //! The checksum detects accidental damage. It does not protect from an attacker, who could as well
 //! write to the store.
 
@@ -31,9 +41,13 @@ use crate::id::ChainName;
 use super::copy::CopyReport;
 use super::{Error, Store};
 
+mod check;
+mod last;
 mod parse;
 mod stream;
 
+pub use check::{Check, Summary};
+pub use last::{last, note};
 pub use parse::{Backup, ReadError, read};
 pub use stream::Stream;
 
@@ -92,8 +106,7 @@ pub enum WriteError {
 /// Writes the chains of `store` to a new file: all of them if `only` is empty. `now` is in seconds
 /// since the Unix epoch. A crash leaves the complete file or none.
 ///
-/// Each chain is consistent with its head at one moment; the states of other KEKs and the uses may
-/// be slightly newer. Damaged records are left out and reported.
+/// Damaged records are left out and reported; [consistency](self#consistency) has the rest.
 ///
 /// # Errors
 /// [`WriteError`].
@@ -104,19 +117,22 @@ pub async fn write(
     now: u64,
     mut progress: impl FnMut(&CopyReport),
 ) -> Result<CopyReport, WriteError> {
-    let mut file = Receiver::create(path)?;
+    let mut file = begin(path)?;
     let mut stream = Stream::begin(store, only, now).await?;
     while let Some(part) = stream.next().await? {
         file.write(&part)?;
         progress(stream.report());
     }
-    file.place()?;
+    place(file)?;
     Ok(stream.report().clone())
 }
 
 /// A backup that arrives a part at a time. The file gets its name when it is complete; dropped
 /// before, it leaves nothing.
-pub struct Receiver(NewFile);
+pub struct Receiver {
+    file: NewFile,
+    check: Check,
+}
 
 impl Receiver {
     /// Begins the file `path`.
@@ -124,35 +140,40 @@ impl Receiver {
     /// # Errors
     /// [`WriteError::Exists`], [`WriteError::Output`].
     pub fn create(path: &Path) -> Result<Self, WriteError> {
-        // Checked again at the end; an early error saves the reading.
-        if path.try_exists()? {
-            return Err(WriteError::Exists);
-        }
-        files::check_parent(path)?;
-        Ok(Self(NewFile::create(path)?))
+        Ok(Self { file: begin(path)?, check: Check::default() })
     }
 
-    /// Adds a part.
+    /// Checks a part and adds it.
     ///
     /// # Errors
-    /// The output failed.
-    pub fn write(&mut self, part: &[u8]) -> io::Result<()> {
-        self.0.write(part)
+    /// [`WriteError::Incomplete`], [`WriteError::Output`].
+    pub fn write(&mut self, part: &[u8]) -> Result<(), WriteError> {
+        self.check.take(part)?;
+        Ok(self.file.write(part)?)
     }
 
     /// Checks that the parts are a complete backup, and gives the file its name.
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn finish(self) -> Result<Backup, WriteError> {
-        let backup = read(self.0.temporary())?;
-        self.place()?;
-        Ok(backup)
+    pub fn finish(self) -> Result<Summary, WriteError> {
+        let summary = self.check.finish()?;
+        place(self.file)?;
+        Ok(summary)
     }
+}
 
-    fn place(self) -> Result<(), WriteError> {
-        if self.0.place()? { Ok(()) } else { Err(WriteError::Exists) }
+fn begin(path: &Path) -> Result<NewFile, WriteError> {
+    // Checked again at the end; an early error saves the reading.
+    if path.try_exists()? {
+        return Err(WriteError::Exists);
     }
+    files::check_parent(path)?;
+    Ok(NewFile::create(path)?)
+}
+
+fn place(file: NewFile) -> Result<(), WriteError> {
+    if file.place()? { Ok(()) } else { Err(WriteError::Exists) }
 }
 
 fn to_line(value: &impl Serialize) -> io::Result<Vec<u8>> {

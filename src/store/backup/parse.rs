@@ -93,7 +93,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// The format in the first line.
-fn format(first: &[u8]) -> Result<u32, ReadError> {
+pub(super) fn format(first: &[u8]) -> Result<u32, ReadError> {
     #[derive(serde::Deserialize)]
     struct Probe {
         kms_proxy_backup: u32,
@@ -149,12 +149,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
     Ok(Backup { store, created_at, chains, records, left_out })
 }
 
-fn counts(line: &[u8]) -> Result<Counts, String> {
+pub(super) fn counts(line: &[u8]) -> Result<Counts, String> {
     json(line)
 }
 
 /// Parses the line of a record, and returns its chain.
-fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
+pub(super) fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
     let line: Line = json(line)?;
     let Line { key, value } = &line;
     let (chain, part) = parse_key(key).ok_or("its key is not that of a record")?;
@@ -168,6 +168,6 @@ fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
     Ok((chain, line))
 }
 
-fn json<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+pub(super) fn json<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
     serde_json::from_slice(line).map_err(|error| error.to_string())
 }

@@ -39,6 +39,8 @@ struct Chain<'a> {
     ids: Ids<'a>,
     /// The KEKs that its head named, which are written. `None` if the head could not be read.
     named: Option<Vec<KekId>>,
+    /// Whether it has no head. It is a chain that was deleted meanwhile, unless it has KEKs.
+    lacks_head: bool,
     is_empty: bool,
 }
 
@@ -89,6 +91,10 @@ impl<'a> Stream<'a> {
                         Some(lines) => self.written(&lines)?,
                         None => {
                             self.report.chains += u64::from(!chain.is_empty);
+                            if chain.lacks_head && !chain.is_empty {
+                                let key = record::head_key(&chain.name);
+                                self.report.problems.push(Problem::new(key, "it is missing"));
+                            }
                             self.step = Step::NextChain;
                             continue;
                         }
@@ -146,13 +152,13 @@ async fn begin_chain<'a>(
             continue;
         }
         let mut lines = Vec::new();
-        let missing = Problem::new(record::head_key(&name), "it is missing");
-        keep(found, Some(missing), &mut lines, problems);
+        let lacks_head = matches!(found, Ok(None));
+        keep(found, None, &mut lines, problems);
         for pair in pairs {
             keep_pair(&name, pair, &mut lines, problems);
         }
-        let ids = Ids::of_keks(store, &name);
-        return Ok((Chain { name, ids, named, is_empty: true }, lines));
+        let (ids, is_empty) = (Ids::of_keks(store, &name), lines.is_empty());
+        return Ok((Chain { name, ids, named, lacks_head, is_empty }, lines));
     }
     let detail = format!("{name}: other processes keep changing this chain; repeat the backup");
     Err(Error::Unavailable { detail, maybe_applied: false })

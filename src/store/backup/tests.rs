@@ -187,6 +187,15 @@ fn in_format_1(text: &str) -> String {
     sealed(&std::iter::once(header).chain(records).collect::<String>())
 }
 
+/// What the check of a backup that arrives in small parts says.
+fn checked(bytes: &[u8]) -> Result<Summary, ReadError> {
+    let mut check = Check::default();
+    for part in bytes.chunks(7) {
+        check.take(part)?;
+    }
+    check.finish()
+}
+
 fn refused(text: &str) -> String {
     parse(text.as_bytes()).err().expect("it is no good backup").to_string()
 }
@@ -236,11 +245,24 @@ async fn what_is_damaged_is_left_out_and_named() {
     assert_eq!(keys, [&*uses, "chains/b/head", "chains/b/keks/x"]);
     let read = parse(text.as_bytes()).unwrap();
     assert_eq!((read.records, read.left_out), (4, 3));
+    let (chains, records, left_out) = (read.chains, read.records, read.left_out);
+    let summary = Summary { chains, records, left_out };
+    assert_eq!(checked(text.as_bytes()).unwrap(), summary);
 }
 
 #[tokio::test]
 async fn every_cut_and_every_changed_byte_is_found() {
     let (text, _) = written(&store().await).await;
+    assert!(checked(text.as_bytes()).is_ok());
+    for len in 0..text.len() {
+        assert!(checked(&text.as_bytes()[..len]).is_err(), "{len}");
+    }
+    for at in 0..text.len() {
+        let mut bytes = text.clone().into_bytes();
+        bytes[at] ^= 1;
+        assert!(checked(&bytes).is_err(), "byte {at}");
+    }
+    assert!(checked(format!("{text}\n").as_bytes()).is_err());
     for text in [in_format_1(&text), text] {
         for len in 0..text.len() {
             refused(&text[..len]);
@@ -309,4 +331,17 @@ async fn no_file_is_replaced_and_a_place_that_is_not_there_is_told_at_once() {
     let error = write(&store, &dir.path().join("new"), &[], 0, |_| {}).await.unwrap_err();
     assert!(matches!(error, WriteError::Store(_)), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn the_time_of_the_last_backup_is_in_the_store_and_in_no_backup() {
+    let store = store().await;
+    assert_eq!(last(&store).await.unwrap(), None);
+    for at in [1_795_553_406, 1_795_553_400] {
+        note(&store, at).await.unwrap();
+        assert_eq!(last(&store).await.unwrap(), Some(at), "the last writer wins");
+    }
+    let (text, report) = written(&store).await;
+    assert_eq!(report.problems, []);
+    assert!(!text.contains("backups/"), "{text}");
 }
