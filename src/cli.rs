@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 mod audit;
+mod backup;
 mod certificates;
 mod chain;
 mod chains;
@@ -90,6 +91,8 @@ enum Command {
     Kek(kek::Command),
     /// Initialise, inspect, add or remove roots
     Root(root::Args),
+    /// Back up the store of a running service
+    Backup(backup::Args),
     /// Copy, back up, verify or repair a store
     #[command(subcommand)]
     Store(store::Command),
@@ -154,6 +157,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Rotate(args) => client::block_on(chains::rotate(args)),
         Command::Status(args) => client::block_on(chains::status(args)),
         Command::Kek(command) => client::block_on(kek::run(command)),
+        Command::Backup(args) => client::block_on(backup::run(args)),
         Command::Root(args) => root::run(args),
         Command::Store(command) => client::block_on(store::run(command)),
         Command::Audit(command) => audit::run(command),
@@ -213,6 +217,8 @@ mod tests {
             "store copy --from dir:/a --to backup:/b --chain orders --chain default",
             "store copy --from config:a.toml --to config: --keep-primary",
             "store copy --from config: --to backup:-",
+            "backup --to 2026-11-24.backup",
+            "backup --to -",
             "chain list --json",
             "chain create orders --suite aes-256-gcm --rotate-after-age 90d --max-uses 10",
             "chain set orders --rotate-after-uses 10",
@@ -269,6 +275,7 @@ mod tests {
             ("audit verify", ErrorKind::MissingRequiredArgument),
             ("audit verify a --key x", ErrorKind::ValueValidation),
             ("audit find a --since soon", ErrorKind::ValueValidation),
+            ("backup", ErrorKind::MissingRequiredArgument),
             ("doctor", ErrorKind::MissingRequiredArgument),
             ("doctor --socket /run/kms.sock", ErrorKind::ValueValidation),
             ("completions cmd", ErrorKind::InvalidValue),

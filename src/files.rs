@@ -17,7 +17,7 @@ mod place;
 
 pub(crate) use access::{FileAccess, check_dir};
 pub(crate) use mount::lock_failure;
-pub(crate) use place::{keep_as, sync_dir, sync_parent, write_new};
+pub(crate) use place::{NewFile, keep_as, sync_dir, sync_parent, write_new};
 
 /// Makes the directory `path`, and those above it, with mode 0700. One that exists stays as it is.
 ///

@@ -25,6 +25,7 @@ use crate::tls;
 mod activity;
 mod answer;
 mod audited;
+mod backup;
 mod base64;
 mod batch;
 mod beside;
@@ -263,6 +264,7 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(keks::missing))
         .routes(routes!(roots::rewrap))
         .routes(routes!(roots::remove))
+        .routes(routes!(backup::backup))
 }
 
 /// The routes of probes and Prometheus.

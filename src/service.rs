@@ -21,6 +21,7 @@ use crate::metrics::{Metrics, Operation};
 
 mod admin;
 mod archive;
+pub(crate) mod backup;
 mod bootstrap;
 mod builder;
 mod chain;

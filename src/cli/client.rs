@@ -46,6 +46,9 @@ pub(super) struct Args {
 /// The largest response in bytes, unless a command allows more.
 const MAX_RESPONSE: usize = 64 << 20;
 
+/// The longest time for a whole response that is streamed.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The chain of a command.
 #[derive(clap::Args)]
 pub(super) struct ChainArgs {
@@ -79,6 +82,8 @@ pub(super) struct Client {
     token: Option<HeaderValue>,
     /// The largest response that is read, in bytes.
     max_response: usize,
+    /// The longest time without data of a streamed response.
+    stall: Duration,
 }
 
 impl Client {
@@ -97,12 +102,14 @@ impl Client {
         if token.is_some() && is_unencrypted(&args.server) {
             eprint("the token is sent in the clear: anyone who sees the traffic can read it");
         }
-        Ok(Self { server: args.server, http, token, max_response: MAX_RESPONSE })
+        let (server, stall) = (args.server, args.timeout);
+        Ok(Self { server, http, token, max_response: MAX_RESPONSE, stall })
     }
 
     /// The same client for the address of health and metrics, which needs no token.
     pub(super) fn at(&self, server: String) -> Self {
-        Self { server, http: self.http.clone(), token: None, max_response: self.max_response }
+        let Self { max_response, stall, .. } = *self;
+        Self { server, http: self.http.clone(), token: None, max_response, stall }
     }
 
     /// The same client, with another limit for responses in bytes.
@@ -144,6 +151,34 @@ impl Client {
             body.extend_from_slice(&chunk);
         }
         Ok(body)
+    }
+
+    /// Sends `request`, and gives each part of a successful response to `take`. A response that is
+    /// cut off is a failure.
+    pub(super) async fn stream(
+        &self,
+        request: RequestBuilder,
+        mut take: impl FnMut(&[u8]) -> Result,
+    ) -> Result {
+        let in_time = async |part: &mut Response| {
+            let late = |_| Failure::refused(format!("{} sends no more (--timeout)", self.server));
+            let part = tokio::time::timeout(self.stall, part.chunk()).await.map_err(late)?;
+            part.map_err(|error| self.failed(&error))
+        };
+        let sent = request.timeout(STREAM_TIMEOUT).send();
+        let sent = tokio::time::timeout(self.stall, sent).await;
+        let sent = sent.map_err(|_| {
+            Failure::refused(format!("{} did not answer in time (--timeout)", self.server))
+        })?;
+        let mut response = sent.map_err(|error| self.failed(&error))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(self.refusal(status, &self.body(response).await?));
+        }
+        while let Some(part) = in_time(&mut response).await? {
+            take(&part)?;
+        }
+        Ok(())
     }
 
     /// The failure that an unsuccessful response stands for.

@@ -52,6 +52,9 @@ In the copy of a chain the primary and the standby KEK are retired: they only de
 service that starts there makes a new KEK. So source and copy never count the uses of one KEK \
 twice. A backup contains the records unchanged.
 
+A complete backup of all chains also records its time in the store that it is made of: services \
+on that store show it in `kms-proxy status` and as a metric.
+
 Examples:
   kms-proxy store copy --from dir:/var/lib/kms-proxy --to backup:/backups/2026-11-24
   kms-proxy store copy --from config:kms-proxy.toml --to backup:- | gzip > 2026-11-24.gz
@@ -166,11 +169,20 @@ async fn copy(args: CopyArgs) -> Result {
         let report = if let Place::Backup(path) = &to {
             backup::write(&*source, path, &chain, now, &mut shown).await.map_err(wrong)?
         } else {
-            let (bytes, report) =
-                backup::to_bytes(&*source, &chain, now, &mut shown).await.map_err(wrong)?;
-            print(&bytes)?;
-            report
+            let stream = backup::Stream::begin(&*source, &chain, now).await;
+            let mut stream = stream.map_err(|error| wrong(error.into()))?;
+            while let Some(part) = stream.next().await.map_err(wrong)? {
+                print(&part)?;
+                shown(stream.report());
+            }
+            stream.report().clone()
         };
+        if chain.is_empty() && report.problems.is_empty() {
+            // The backup is complete even if, for example, the user of etcd may not write.
+            if let Err(error) = backup::note(&*source, now).await {
+                eprint(&format!("the time of this backup was not recorded in the store: {error}"));
+            }
+        }
         let (chains, records) = (count(report.chains, "chain"), count(report.added, "record"));
         let done = format!("{name}: {chains}, {records}");
         if to_stdout {

@@ -22,21 +22,56 @@ pub(crate) fn write_new(path: &Path, contents: &[u8]) -> io::Result<bool> {
 }
 
 fn write_by(ways: &[Way], path: &Path, contents: &[u8]) -> io::Result<bool> {
-    let temporary = temporary(path)?;
-    let written = create_private(&temporary).and_then(|mut file| {
-        file.write_all(contents)?;
-        file.sync_all()?;
-        drop(file);
-        place(ways, &temporary, path)
-    });
-    // A rename has moved it.
-    let removed = match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    match (removed, written) {
-        (Ok(()), Ok(written)) => sync_parent(path).map(|()| written),
-        (Err(error), Ok(_)) | (_, Err(error)) => Err(error),
+    let mut file = NewFile::create(path)?;
+    file.write(contents)?;
+    file.place_by(ways)
+}
+
+/// A file that is written under a temporary name, and gets its own when it is complete. Dropped
+/// before, it is removed.
+pub(crate) struct NewFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    is_placed: bool,
+}
+
+impl NewFile {
+    /// Begins the file `path`, whose directory must exist.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let temporary = temporary(path)?;
+        let file = create_private(&temporary)?;
+        Ok(Self { file, temporary, path: path.to_owned(), is_placed: false })
+    }
+
+    /// Adds to it.
+    pub(crate) fn write(&mut self, contents: &[u8]) -> io::Result<()> {
+        self.file.write_all(contents)
+    }
+
+    /// Makes it durable and gives it its name; false if there is a file of this name.
+    pub(crate) fn place(self) -> io::Result<bool> {
+        self.place_by(&Way::ALL)
+    }
+
+    fn place_by(mut self, ways: &[Way]) -> io::Result<bool> {
+        self.file.sync_all()?;
+        let placed = place(ways, &self.temporary, &self.path)?;
+        self.is_placed = true;
+        // A rename has moved it.
+        match std::fs::remove_file(&self.temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        sync_parent(&self.path).map(|()| placed)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            _ = std::fs::remove_file(&self.temporary);
+        }
     }
 }
 

@@ -254,6 +254,7 @@ fn operation(method: &Method, path: &str) -> Option<Operation> {
         "rewrap" => Operation::Rewrap,
         "datakey" => Operation::Datakey,
         "rotate" => Operation::Rotate,
+        "backup" => Operation::Manage,
         call if !call.starts_with("chains") => return None,
         _ if method == Method::GET => Operation::Read,
         _ => Operation::Manage,

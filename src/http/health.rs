@@ -34,7 +34,8 @@ pub(super) struct ReadinessBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Check)]
 pub(super) struct CheckBody {
-    /// `store`, `root:{name}`, `chain:{name}`, `kubernetes`, `tls`, `config`, `jwks` or `service`.
+    /// `store`, `root:{name}`, `backup`, `chain:{name}`, `kubernetes`, `tls`, `config`, `jwks` or
+    /// `service`.
     #[schema(example = "root:main")]
     name: String,
     /// `ok`, `degraded` or `unavailable`.

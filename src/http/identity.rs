@@ -200,6 +200,19 @@ impl GuardedService {
         }
     }
 
+    /// The service, for a caller who may manage every chain: a backup contains all of them.
+    pub(super) fn enter_to_back_up(&self, caller: &Caller) -> Result<&KeyService, Error> {
+        match caller {
+            Caller::Client(client) if !client.may_with_all(Operation::Manage) => {
+                let name = client.name();
+                let detail =
+                    format!("the client {name} may not manage all chains, with the glob *");
+                Err(Error::new(Kind::Forbidden, detail))
+            }
+            _ => Ok(&self.service),
+        }
+    }
+
     /// How well the service stands. Who may not read all chains, or is nobody, does not see what
     /// was looked at: it names chains.
     pub(super) fn readiness(

@@ -12,6 +12,9 @@ const OPERATIONS: [&str; 4] = ["get", "list", "count", "commit"];
 pub struct StoreMetrics {
     /// 1 if the store's last response was a success.
     pub up: IntGauge,
+    /// When the last backup began, in seconds since the Unix epoch; 0 without one, because a series
+    /// that appears later is easily missed.
+    pub last_backup: IntGauge,
     call_duration: HistogramVec,
 }
 
@@ -30,6 +33,10 @@ impl StoreMetrics {
             up: register.int_gauge(
                 "kms_proxy_store_up",
                 "Whether the store's last answer was a good one.",
+            )?,
+            last_backup: register.int_gauge(
+                "kms_proxy_last_backup_timestamp_seconds",
+                "Unix time of the last complete backup of the store; 0 if none was ever made.",
             )?,
             call_duration,
         })

@@ -33,7 +33,7 @@ use super::monitored_store::MonitoredStore;
 use super::rollback::summary::Summary;
 use super::rotation::reservations::Reservations;
 use super::rotation::{reserver, root_users, rotator};
-use super::{Config, DEFAULT_CHAIN, KeyService, recheck, tasks};
+use super::{Config, DEFAULT_CHAIN, KeyService, backup, recheck, tasks};
 
 /// How long a start waits for the chains that it names: longer than one call of a root.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -84,6 +84,8 @@ impl KeyService {
             unknown: Unknown::new(),
             unknown_chains: Unknown::new(),
             lookups: Semaphore::new(CONCURRENT_LOOKUPS),
+            backups: backup::permits(),
+            last_backup: 0.into(),
             shared,
             confirmed: clock.now().as_nanos().into(),
             config,
@@ -99,6 +101,7 @@ impl KeyService {
             root_reports: Mutex::default(),
         });
         let (chains, damaged) = core.load_chains().await?;
+        core.read_last_backup().await;
         let named: Vec<_> =
             core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
         for chain in &named {

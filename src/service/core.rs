@@ -43,6 +43,10 @@ pub(super) struct Core {
     pub(super) unknown_chains: Unknown<ChainName>,
     /// Limits concurrent look-ups of unknown names.
     pub(super) lookups: Semaphore,
+    /// Limits concurrent backups.
+    pub(super) backups: Arc<Semaphore>,
+    /// When the last backup of the store began, in seconds since the Unix epoch; 0 without one.
+    pub(super) last_backup: AtomicU64,
     /// Whether other processes can write to the store.
     pub(super) shared: bool,
     /// When all KEK states in memory last matched the store, in nanoseconds of monotonic time.

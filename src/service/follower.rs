@@ -60,6 +60,9 @@ impl KeyService {
 
     async fn changed(&self, changes: Vec<(String, Revision)>) -> Result<(), store::Error> {
         for (key, revision) in changes {
+            if key == record::LAST_BACKUP {
+                self.core.read_last_backup().await;
+            }
             let Some((name, part)) = record::parse_key(&key) else { continue };
             let Some(chain) = self.chains.load().get(&name).cloned() else {
                 self.core.unknown_chains.remove(&name);
@@ -88,6 +91,7 @@ impl KeyService {
         self.read_heads().await?;
         self.read_states().await?;
         self.core.confirm(began);
+        self.core.read_last_backup().await;
         Ok(())
     }
 

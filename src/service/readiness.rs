@@ -12,6 +12,8 @@ impl KeyService {
         let deks = &self.core.deks;
         self.core.metrics.dek_cache.holds(deks.len(), deks.evicted());
         self.core.archives.report();
+        let last_backup = i64::try_from(self.core.last_backup()).unwrap_or(i64::MAX);
+        self.core.metrics.store.last_backup.set(last_backup);
         let missing: Vec<_> =
             self.chains.load().values().map(|chain| chain.missing_wraps.load_full()).collect();
         self.core.keyring.roots.report_missing(missing.iter().map(|chain| chain.as_slice()));
@@ -33,6 +35,7 @@ impl KeyService {
         let mut checks = vec![self.core.store.check()];
         checks.extend(self.core.keyring.roots.checks());
         checks.extend(self.core.archives.checks());
+        checks.extend(self.core.backup_check());
         checks.extend(self.damaged_chains().iter().map(|(chain, detail)| Check {
             name: format!("chain:{chain}"),
             health: Health::Degraded,

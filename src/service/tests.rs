@@ -21,6 +21,7 @@ use crate::store::{self, Store};
 
 mod api;
 mod archive;
+mod backup;
 mod continuity;
 mod inline;
 mod lost_stores;

@@ -3,14 +3,29 @@
 //!
 //! # Format
 //!
-//! Lines of JSON, each ended by `\n`: a header, the records in the order of their keys, and the
-//! SHA-256 of all the bytes before its own line.
+//! Lines of JSON, each ended by `\n`: a header; the head of each chain, the KEKs that it names and
+//! then its other KEKs, each followed by its uses; the counts; and the SHA-256 of all the bytes
+//! before its own line. A file that is cut off anywhere has no last line.
 //!
 //! ```json
-//! {"kms_proxy_backup":1,"created_at":"2026-11-23T20:40:00Z","chains":1,"records":3}
+//! {"kms_proxy_backup":2,"created_at":"2026-11-23T20:40:00Z"}
 //! {"key":"chains/default/head","value":"{\"format\":1,\"record\":{...}}"}
+//! {"chains":1,"records":3,"left_out":0}
 //! {"sha256":"f124f200eee346491bdc4e0f67cfdcdc95507df49e8a9a45880a6f07de5acb9a"}
 //! ```
+//!
+//! `left_out` counts damaged records that are not in the backup. Format 1, which is still read, has
+//! `chains` and `records` in its header and no line of counts.
+//!
+//! # Consistency
+//!
+//! The store may be in use. The head of a chain and the KEKs that it names are as of one moment. A
+//! KEK that became standby or primary after that moment is in the backup as retired, so a head
+//! never names a KEK that is not there, and each chain has one primary at most. Records are never
+//! deleted, so every KEK that was stored when the backup began is in it. Counts of uses may be of
+//! different moments: `store copy` retires the KEKs that encrypt, and so needs no count.
+//!
+//! A damaged record is left out and counted. Then a record may refer to a KEK that is not there.
 //!
 //! The checksum detects accidental damage. It does not protect from an attacker, who could as well
 //! write to the store.
@@ -20,23 +35,24 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::files::{self, NewFile};
 use crate::id::ChainName;
-use crate::timestamp::rfc3339;
 
-use super::copy::{CopyReport, choose};
-use super::record;
-use super::{Error, Found, Ids, Problem, Store, head, pairs};
+use super::copy::CopyReport;
+use super::{Error, Store};
 
+mod check;
+mod last;
 mod parse;
+mod stream;
 
+pub use check::{Check, Summary};
+pub use last::{last, note};
 pub use parse::{Backup, ReadError, read};
+pub use stream::Stream;
 
-/// The format that this code writes. It reads no other.
-const FORMAT: u32 = 1;
-
-/// How often a chain is read again if its head changes in the meantime.
-const TRIES: usize = 8;
+/// The format that this code writes. It reads format 1 as well.
+const FORMAT: u32 = 2;
 
 /// The first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +60,6 @@ const TRIES: usize = 8;
 struct Header {
     kms_proxy_backup: u32,
     created_at: String,
-    chains: u64,
-    records: u64,
 }
 
 /// The line of a record. The value is a string, so that no byte of it changes.
@@ -54,6 +68,15 @@ struct Header {
 struct Line {
     key: String,
     value: String,
+}
+
+/// The line after the records.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Counts {
+    chains: u64,
+    records: u64,
+    left_out: u64,
 }
 
 /// The last line.
@@ -75,13 +98,15 @@ pub enum WriteError {
     /// The file could not be written.
     #[error("it can't be written: {0}")]
     Output(#[from] io::Error),
+    /// What arrived is not a complete backup.
+    #[error("what was received is not a complete backup: {0}")]
+    Incomplete(#[from] ReadError),
 }
 
 /// Writes the chains of `store` to a new file: all of them if `only` is empty. `now` is in seconds
 /// since the Unix epoch. A crash leaves the complete file or none.
 ///
-/// Each chain is consistent with its head at one moment; the states of older KEKs and the uses may
-/// be slightly newer. Damaged records are left out and reported.
+/// Damaged records are left out and reported; [consistency](self#consistency) has the rest.
 ///
 /// # Errors
 /// [`WriteError`].
@@ -90,99 +115,71 @@ pub async fn write(
     path: &Path,
     only: &[ChainName],
     now: u64,
-    progress: impl FnMut(&CopyReport),
+    mut progress: impl FnMut(&CopyReport),
 ) -> Result<CopyReport, WriteError> {
-    // Checked again when it is written; an early error saves the reading.
+    let mut file = begin(path)?;
+    let mut stream = Stream::begin(store, only, now).await?;
+    while let Some(part) = stream.next().await? {
+        file.write(&part)?;
+        progress(stream.report());
+    }
+    place(file)?;
+    Ok(stream.report().clone())
+}
+
+/// A backup that arrives a part at a time. The file gets its name when it is complete; dropped
+/// before, it leaves nothing.
+pub struct Receiver {
+    file: NewFile,
+    check: Check,
+}
+
+impl Receiver {
+    /// Begins the file `path`.
+    ///
+    /// # Errors
+    /// [`WriteError::Exists`], [`WriteError::Output`].
+    pub fn create(path: &Path) -> Result<Self, WriteError> {
+        Ok(Self { file: begin(path)?, check: Check::default() })
+    }
+
+    /// Checks a part and adds it.
+    ///
+    /// # Errors
+    /// [`WriteError::Incomplete`], [`WriteError::Output`].
+    pub fn write(&mut self, part: &[u8]) -> Result<(), WriteError> {
+        self.check.take(part)?;
+        Ok(self.file.write(part)?)
+    }
+
+    /// Checks that the parts are a complete backup, and gives the file its name.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn finish(self) -> Result<Summary, WriteError> {
+        let summary = self.check.finish()?;
+        place(self.file)?;
+        Ok(summary)
+    }
+}
+
+fn begin(path: &Path) -> Result<NewFile, WriteError> {
+    // Checked again at the end; an early error saves the reading.
     if path.try_exists()? {
         return Err(WriteError::Exists);
     }
     files::check_parent(path)?;
-    let (bytes, report) = to_bytes(store, only, now, progress).await?;
-    if files::write_new(path, &bytes)? { Ok(report) } else { Err(WriteError::Exists) }
+    Ok(NewFile::create(path)?)
 }
 
-/// The bytes of such a file.
-///
-/// # Errors
-/// [`WriteError`].
-pub async fn to_bytes(
-    store: &dyn Store,
-    only: &[ChainName],
-    now: u64,
-    mut progress: impl FnMut(&CopyReport),
-) -> Result<(Vec<u8>, CopyReport), WriteError> {
-    let mut report = CopyReport::default();
-    let mut lines = Vec::new();
-    for chain in choose(store, only, &mut report.problems).await? {
-        let (of_chain, problems) = collect(store, &chain).await?;
-        report.chains += u64::from(!of_chain.is_empty());
-        report.added += of_chain.len() as u64;
-        report.problems.extend(problems);
-        lines.extend(of_chain);
-        progress(&report);
-    }
-    let header = Header {
-        kms_proxy_backup: FORMAT,
-        created_at: rfc3339(now),
-        chains: report.chains,
-        records: report.added,
-    };
-    let mut bytes = to_line(&header)?;
-    for line in &lines {
-        bytes.extend(to_line(line)?);
-    }
-    let footer = Footer { sha256: parse::sha256(&bytes) };
-    bytes.extend(to_line(&footer)?);
-    Ok((bytes, report))
+fn place(file: NewFile) -> Result<(), WriteError> {
+    if file.place()? { Ok(()) } else { Err(WriteError::Exists) }
 }
 
 fn to_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     Ok(line)
-}
-
-/// The records of a chain, read while its head did not change: no KEK was created or promoted.
-async fn collect(store: &dyn Store, chain: &ChainName) -> Result<(Vec<Line>, Vec<Problem>), Error> {
-    for _ in 0..TRIES {
-        let first = head(store, chain).await?;
-        let (mut lines, mut problems) = (Vec::new(), Vec::new());
-        let missing = || Problem::new(record::head_key(chain), "it is missing");
-        let revision = first.as_ref().ok().and_then(Option::as_ref).map(|it| it.entry.revision);
-        keep(first, Some(missing()), &mut lines, &mut problems);
-        let mut ids = Ids::of_keks(store, chain);
-        while let Some((page, strays)) = ids.next().await? {
-            problems.extend(strays);
-            for pair in pairs(store, chain, &page).await? {
-                let missing = Problem::new(record::uses_key(chain, pair.id), "it is missing");
-                keep(pair.kek, None, &mut lines, &mut problems);
-                keep(pair.uses, Some(missing), &mut lines, &mut problems);
-            }
-        }
-        let again = head(store, chain).await?;
-        if again.ok().flatten().map(|it| it.entry.revision) == revision {
-            lines.sort_by(|a, b| a.key.cmp(&b.key));
-            return Ok((lines, problems));
-        }
-    }
-    let detail = "other processes keep changing this chain; repeat the backup".to_owned();
-    Err(Error::Unavailable { detail: format!("{chain}: {detail}"), maybe_applied: false })
-}
-
-fn keep<R>(
-    found: Found<R>,
-    missing: Option<Problem>,
-    lines: &mut Vec<Line>,
-    problems: &mut Vec<Problem>,
-) {
-    match found {
-        Ok(Some(read)) => match String::from_utf8(read.entry.value) {
-            Ok(value) => lines.push(Line { key: read.entry.key, value }),
-            Err(_) => problems.push(Problem::new(read.entry.key, "it is damaged: it is not UTF-8")),
-        },
-        Ok(None) => problems.extend(missing),
-        Err(problem) => problems.push(problem),
-    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ mod keys;
 mod life;
 
 pub use keys::{
-    CHAINS, Part, ROOTS, claim_key, head_key, kek_key, keks_prefix, parse_key, root_check_key,
-    root_user, root_user_key, root_users_prefix, uses_key, uses_prefix,
+    CHAINS, LAST_BACKUP, Part, ROOTS, claim_key, head_key, kek_key, keks_prefix, parse_key,
+    root_check_key, root_user, root_user_key, root_users_prefix, uses_key, uses_prefix,
 };
 
 /// The format that this code writes. It reads no other.
@@ -225,6 +225,14 @@ pub struct RootUser {
     pub differs: bool,
 }
 
+/// The last complete backup of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastBackup {
+    /// When it began, in seconds since the Unix epoch: it has every KEK that was stored then.
+    pub began_at: u64,
+}
+
 /// A type of record.
 pub trait Record: Serialize + DeserializeOwned {
     /// The record as it is stored.
@@ -258,6 +266,7 @@ impl Record for Uses {}
 impl Record for Claim {}
 impl Record for RootCheck {}
 impl Record for RootUser {}
+impl Record for LastBackup {}
 
 #[derive(Serialize, Deserialize)]
 struct Stored<R> {

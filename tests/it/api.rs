@@ -194,7 +194,7 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
 /// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs. Those of callers are there with auth alone:
 /// `kms_proxy_auth_failures_total`, `kms_proxy_client_requests_total` and
 /// `kms_proxy_client_refusals_total`, see identities.rs.
-const METRICS: [(&str, &str); 41] = [
+const METRICS: [(&str, &str); 42] = [
     ("kms_proxy_audit_lines_total", "outcome"),
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
@@ -216,6 +216,7 @@ const METRICS: [(&str, &str); 41] = [
     ("kms_proxy_root_up", "root"),
     ("kms_proxy_root_info", "kind root"),
     ("kms_proxy_store_up", ""),
+    ("kms_proxy_last_backup_timestamp_seconds", ""),
     ("kms_proxy_archive_restored_keks_total", ""),
     ("kms_proxy_unarchived_promotions_total", ""),
     ("kms_proxy_root_wrong_wraps", "root"),

@@ -192,7 +192,9 @@ fn every_call_of_the_document_is_in_the_table() {
     for (path, calls) in document["paths"].as_object().unwrap() {
         listed.extend(calls.as_object().unwrap().keys().map(|method| format!("{method} {path}")));
     }
-    let operators = ["get /healthz", "get /readyz", "get /metrics"].map(str::to_owned);
+    // tests/it/hot_backup.rs has the callers of a backup, which is of all chains.
+    let operators = ["get /healthz", "get /readyz", "get /metrics", "get /v1/backup"];
+    let operators = operators.map(str::to_owned);
     let tested = calls()
         .iter()
         .map(|call| format!("{} {}", call.method, call.path).to_lowercase())

@@ -30,6 +30,8 @@ mod files;
 #[cfg(test)]
 mod graceful;
 #[cfg(test)]
+mod hot_backup;
+#[cfg(test)]
 mod identities;
 #[cfg(test)]
 mod inline;

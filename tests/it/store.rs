@@ -151,7 +151,7 @@ async fn a_damaged_backup_is_refused_before_anything_is_written() {
     for (text, part) in [
         (String::new(), "line 1: this is no backup"),
         ("{}\n".to_owned(), "line 1: this is no backup"),
-        (whole.replacen(":1,", ":2,", 1), "line 1: its format is 2, this version reads 1"),
+        (whole.replacen(":2,", ":3,", 1), "line 1: its format is 3, this version reads 1 and 2"),
         (lines[..last].concat(), "without a checksum: the rest is cut off"),
         (whole[..whole.len() - 1].to_owned(), "the rest is cut off"),
         (whole[..whole.len() / 2].to_owned(), "the rest is cut off"),

@@ -74,9 +74,13 @@ impl Place {
                 let read = backup::read(file);
                 let backup =
                     read.map_err(|error| Failure::refused(format!("{}: {error}", file.display())))?;
-                let backup::Backup { store, created_at, chains, records } = backup;
+                let backup::Backup { store, created_at, chains, records, left_out } = backup;
                 let (chains, records) = (count(chains, "chain"), count(records, "record"));
                 eprint(&format!("a backup of {created_at}: {chains}, {records}"));
+                if left_out > 0 {
+                    let lacks = count(left_out, "damaged record");
+                    eprint(&format!("it lacks {lacks} of the store"));
+                }
                 Ok(Arc::new(store))
             }
             (_, Some(config)) => open(&config).await,

@@ -245,7 +245,7 @@ async fn after_a_rollback_of_the_store_no_root_is_removed_before_all_have_report
     assert_eq!(world.remove().await.unwrap().failed, []);
 }
 
-/// No KEK encrypts then, so none is replaced, and the copy lacks the reports.
+/// No KEK encrypts after the rollback, and the copy lacks the reports.
 #[tokio::test]
 async fn after_a_rollback_a_process_without_the_roots_of_most_makes_no_kek() {
     let world = Removal::new().await;

@@ -11,7 +11,18 @@ use crate::files;
 use crate::store::record::{Head, Kek, Part, Record, Uses, parse_key};
 use crate::store::{Txn, memory};
 
-use super::{FORMAT, Footer, Header, Line};
+use super::{Counts, FORMAT, Footer, Header, Line};
+
+/// The first line of format 1.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeaderV1 {
+    #[serde(rename = "kms_proxy_backup")]
+    _format: u32,
+    created_at: String,
+    chains: u64,
+    records: u64,
+}
 
 /// The contents of a backup.
 pub struct Backup {
@@ -23,6 +34,8 @@ pub struct Backup {
     pub chains: u64,
     /// The number of records.
     pub records: u64,
+    /// The number of damaged records that it lacks.
+    pub left_out: u64,
 }
 
 /// Why a file is not a usable backup. Nothing of it was used.
@@ -35,7 +48,7 @@ pub enum ReadError {
     #[error("line 1: this is no backup of kms-proxy")]
     NoBackup,
     /// This version does not know its format.
-    #[error("line 1: its format is {0}, this version reads {FORMAT}")]
+    #[error("line 1: its format is {0}, this version reads 1 and {FORMAT}")]
     Format(u32),
     /// The last line, with the checksum, is missing.
     #[error("line {0}: it ends here, without a checksum: the rest is cut off")]
@@ -69,7 +82,7 @@ pub fn read(path: &Path) -> Result<Backup, ReadError> {
     let mut bytes = Vec::new();
     file.by_ref().take(MAX_FIRST_LINE).read_to_end(&mut bytes)?;
     // Checked before the rest is read: a pipe that is not a backup may have no end.
-    check_format(bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default())?;
+    format(bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default())?;
     file.read_to_end(&mut bytes)?;
     parse(&bytes)
 }
@@ -79,14 +92,15 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     base16ct::lower::encode_string(&Sha256::digest(bytes))
 }
 
-fn check_format(first: &[u8]) -> Result<(), ReadError> {
+/// The format in the first line.
+pub(super) fn format(first: &[u8]) -> Result<u32, ReadError> {
     #[derive(serde::Deserialize)]
     struct Probe {
         kms_proxy_backup: u32,
     }
     let probe: Probe = serde_json::from_slice(first).map_err(|_| ReadError::NoBackup)?;
     match probe.kms_proxy_backup {
-        FORMAT => Ok(()),
+        known @ 1..=FORMAT => Ok(known),
         other => Err(ReadError::Format(other)),
     }
 }
@@ -94,7 +108,7 @@ fn check_format(first: &[u8]) -> Result<(), ReadError> {
 pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
     let lines: Vec<&[u8]> = bytes.split_inclusive(|&byte| byte == b'\n').collect();
     let Some((first, rest)) = lines.split_first() else { return Err(ReadError::NoBackup) };
-    check_format(first)?;
+    let format = format(first)?;
     let cut_off = || ReadError::CutOff(lines.len());
     let (last, records) = rest.split_last().ok_or_else(cut_off)?;
     let footer: Footer = match last.last() {
@@ -103,11 +117,20 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
     };
     let (content, _) = bytes.split_at(bytes.len().saturating_sub(last.len()));
     if footer.sha256 != sha256(content) {
-        let bad = records.iter().position(|line| record(line).is_err());
+        let bad = records.iter().position(|line| record(line).is_err() && counts(line).is_err());
         return Err(ReadError::Checksum(bad.map(|at| at + 2)));
     }
     let at = |line, detail| ReadError::Line { line, detail };
-    let header: Header = json(first).map_err(|detail| at(1, detail))?;
+    let (created_at, records, stated, counts) = if format == 1 {
+        let HeaderV1 { created_at, chains, records: count, .. } =
+            json(first).map_err(|detail| at(1, detail))?;
+        (created_at, records, 1, Counts { chains, records: count, left_out: 0 })
+    } else {
+        let Header { created_at, .. } = json(first).map_err(|detail| at(1, detail))?;
+        let (last, records) = records.split_last().ok_or_else(cut_off)?;
+        let line = records.len() + 2;
+        (created_at, records, line, counts(last).map_err(|detail| at(line, detail))?)
+    };
     let (mut keys, mut chains, mut txn) = (HashSet::new(), HashSet::new(), Txn::default());
     for (index, line) in records.iter().enumerate() {
         let (chain, Line { key, value }) = record(line).map_err(|detail| at(index + 2, detail))?;
@@ -117,20 +140,21 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
         chains.insert(chain);
         txn.puts.push((key, value.into_bytes()));
     }
-    let counted = (chains.len() as u64, keys.len() as u64);
-    if counted != (header.chains, header.records) {
-        let (chains, records) = counted;
-        return Err(at(
-            1,
-            format!("it has {chains} chains and {records} records, but its header states others"),
-        ));
+    let (chains, records) = (chains.len() as u64, keys.len() as u64);
+    if (chains, records) != (counts.chains, counts.records) {
+        let detail = format!("it has {chains} chains and {records} records, and states others");
+        return Err(at(stated, detail));
     }
-    let Header { created_at, chains, records, .. } = header;
-    Ok(Backup { store: memory::Store::holding(txn), created_at, chains, records })
+    let (store, left_out) = (memory::Store::holding(txn), counts.left_out);
+    Ok(Backup { store, created_at, chains, records, left_out })
+}
+
+pub(super) fn counts(line: &[u8]) -> Result<Counts, String> {
+    json(line)
 }
 
 /// Parses the line of a record, and returns its chain.
-fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
+pub(super) fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
     let line: Line = json(line)?;
     let Line { key, value } = &line;
     let (chain, part) = parse_key(key).ok_or("its key is not that of a record")?;
@@ -144,6 +168,6 @@ fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
     Ok((chain, line))
 }
 
-fn json<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+pub(super) fn json<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
     serde_json::from_slice(line).map_err(|error| error.to_string())
 }

@@ -1,10 +1,120 @@
 //! Backups of a store in memory, and files that are none.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+
 use super::parse::{parse, sha256};
 use super::*;
 use crate::id::{KekId, Suite};
 use crate::store::record::{Head, Kek, Limits, Record as _, State, Uses, Wrap};
-use crate::store::{Txn, memory};
+use crate::store::{Committed, Entry, Txn, memory, record};
+
+/// Changes the store when it was read for the `at`th time.
+struct Busy<'a> {
+    store: &'a memory::Store,
+    reads: AtomicUsize,
+    at: usize,
+    txn: Txn,
+    /// Whether `get_all` reads as of one moment.
+    is_atomic: bool,
+}
+
+#[async_trait]
+impl Store for Busy<'static> {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        self.pass().await;
+        self.store.get(key).await
+    }
+
+    async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, Error> {
+        if self.is_atomic {
+            self.pass().await;
+            return self.store.get_all(keys).await;
+        }
+        let mut entries = Vec::with_capacity(keys.len());
+        for key in keys {
+            entries.push(self.get(key).await?);
+        }
+        Ok(entries)
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        self.pass().await;
+        self.store.list(prefix, after, limit).await
+    }
+
+    async fn count(&self, prefix: &str) -> Result<u64, Error> {
+        self.store.count(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Committed, Error> {
+        self.store.commit(txn).await
+    }
+
+    fn kind(&self) -> &'static str {
+        "busy"
+    }
+}
+
+impl Busy<'_> {
+    async fn pass(&self) {
+        if self.reads.fetch_add(1, Ordering::SeqCst) == self.at {
+            let _ = self.store.commit(self.txn.clone()).await.unwrap();
+        }
+    }
+}
+
+/// A rotation at any moment leaves a backup whose head names KEKs that are in it, in their states.
+#[tokio::test]
+async fn a_rotation_while_the_store_is_read_leaves_each_chain_as_at_one_moment() {
+    let (chain, old, new) =
+        (ChainName::new("a").unwrap(), KekId::from_bytes([7; 16]), KekId::from_bytes([9; 16]));
+    let mut seen = std::collections::BTreeSet::new();
+    for (at, is_atomic) in (0..24).flat_map(|at| [(at, true), (at, false)]) {
+        let store: &'static memory::Store = Box::leak(Box::new(store().await));
+        let (head, kek) = (record::head_key(&chain), record::kek_key(&chain, old));
+        let decoded = store.get(&head).await.unwrap().unwrap();
+        let rotated = Head { primary: Some(new), ..Head::decode(&head, &decoded.value).unwrap() };
+        let value = store.get(&kek).await.unwrap().unwrap().value;
+        let primary = Kek::decode(&kek, &value).unwrap();
+        let retired = Kek { state: State::Retired, ..primary.clone() };
+        let uses = Uses { reserved: 1, owner: 1, sequence: 1 };
+        let puts = vec![
+            (head.clone(), rotated.encode().unwrap()),
+            (kek, retired.encode().unwrap()),
+            (record::kek_key(&chain, new), primary.encode().unwrap()),
+            (record::uses_key(&chain, new), uses.encode().unwrap()),
+        ];
+        let txn = Txn { puts, ..Txn::default() };
+        let busy = Busy { store, reads: AtomicUsize::new(0), at, txn, is_atomic };
+        let mut stream = Stream::begin(&busy, &[], 0).await.unwrap();
+        let mut bytes = Vec::new();
+        while let Some(part) = stream.next().await.unwrap() {
+            bytes.extend(part);
+        }
+        assert_eq!(stream.report().problems, []);
+        let read = parse(&bytes).unwrap();
+        let entry = read.store.get(&head).await.unwrap().unwrap();
+        let named = Head::decode(&head, &entry.value).unwrap().primary.unwrap();
+        seen.insert(named);
+        for id in [old, new] {
+            let key = record::kek_key(&chain, id);
+            let Some(entry) = read.store.get(&key).await.unwrap() else {
+                assert_ne!(id, named, "the backup has the KEK that its head names");
+                continue;
+            };
+            let state = Kek::decode(&key, &entry.value).unwrap().state;
+            assert_eq!(state == State::Primary, id == named, "{at} {is_atomic}: {id} is {state:?}");
+        }
+    }
+    assert_eq!(seen.len(), 2, "before and after the rotation");
+}
 
 /// Two chains with a KEK each. One value is written as no serializer would.
 async fn store() -> memory::Store {
@@ -69,6 +179,23 @@ fn content(text: &str) -> &str {
     &text[..text.rfind("{\"sha256\"").unwrap()]
 }
 
+/// The same in format 1.
+fn in_format_1(text: &str) -> String {
+    let header = "{\"kms_proxy_backup\":1,\"created_at\":\"2026-11-24T20:50:06Z\",\
+                  \"chains\":2,\"records\":6}\n";
+    let records = text.split_inclusive('\n').filter(|line| line.starts_with("{\"key\""));
+    sealed(&std::iter::once(header).chain(records).collect::<String>())
+}
+
+/// What the check of a backup that arrives in small parts says.
+fn checked(bytes: &[u8]) -> Result<Summary, ReadError> {
+    let mut check = Check::default();
+    for part in bytes.chunks(7) {
+        check.take(part)?;
+    }
+    check.finish()
+}
+
 fn refused(text: &str) -> String {
     parse(text.as_bytes()).err().expect("it is no good backup").to_string()
 }
@@ -91,10 +218,7 @@ async fn records_come_back_byte_by_byte() {
     let (text, report) = written(&store).await;
     assert_eq!((report.chains, report.added, &report.problems[..]), (2, 6, &[][..]));
     assert!(
-        text.starts_with(
-            "{\"kms_proxy_backup\":1,\"created_at\":\"2026-11-24T20:50:06Z\",\
-         \"chains\":2,\"records\":6}\n"
-        ),
+        text.starts_with("{\"kms_proxy_backup\":2,\"created_at\":\"2026-11-24T20:50:06Z\"}\n"),
         "{text}"
     );
     let read = parse(text.as_bytes()).unwrap();
@@ -102,6 +226,10 @@ async fn records_come_back_byte_by_byte() {
     let kept = entries(&store).await.into_iter().filter(|(key, _)| !key.ends_with("claim"));
     assert_eq!(entries(&read.store).await, kept.collect::<Vec<_>>());
     assert_eq!(sealed(content(&text)), text);
+
+    let older = parse(in_format_1(&text).as_bytes()).unwrap();
+    assert_eq!((older.chains, older.records, older.left_out), (2, 6, 0));
+    assert_eq!(entries(&older.store).await, entries(&read.store).await);
 }
 
 #[tokio::test]
@@ -115,23 +243,39 @@ async fn what_is_damaged_is_left_out_and_named() {
     let mut keys: Vec<_> = report.problems.iter().map(|problem| &*problem.key).collect();
     keys.sort_unstable();
     assert_eq!(keys, [&*uses, "chains/b/head", "chains/b/keks/x"]);
-    assert_eq!(parse(text.as_bytes()).unwrap().records, 4);
+    let read = parse(text.as_bytes()).unwrap();
+    assert_eq!((read.records, read.left_out), (4, 3));
+    let (chains, records, left_out) = (read.chains, read.records, read.left_out);
+    let summary = Summary { chains, records, left_out };
+    assert_eq!(checked(text.as_bytes()).unwrap(), summary);
 }
 
 #[tokio::test]
 async fn every_cut_and_every_changed_byte_is_found() {
     let (text, _) = written(&store().await).await;
+    assert!(checked(text.as_bytes()).is_ok());
     for len in 0..text.len() {
-        refused(&text[..len]);
+        assert!(checked(&text.as_bytes()[..len]).is_err(), "{len}");
     }
-    let whole = text.into_bytes();
-    for at in 0..whole.len() {
-        let mut bytes = whole.clone();
+    for at in 0..text.len() {
+        let mut bytes = text.clone().into_bytes();
         bytes[at] ^= 1;
-        assert!(parse(&bytes).is_err(), "byte {at}");
+        assert!(checked(&bytes).is_err(), "byte {at}");
     }
-    assert!(parse(&[&whole[..], b"\n"].concat()).is_err());
-    assert!(parse(&[&whole[..], &whole].concat()).is_err());
+    assert!(checked(format!("{text}\n").as_bytes()).is_err());
+    for text in [in_format_1(&text), text] {
+        for len in 0..text.len() {
+            refused(&text[..len]);
+        }
+        let whole = text.into_bytes();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            assert!(parse(&bytes).is_err(), "byte {at}");
+        }
+        assert!(parse(&[&whole[..], b"\n"].concat()).is_err());
+        assert!(parse(&[&whole[..], &whole].concat()).is_err());
+    }
 }
 
 #[tokio::test]
@@ -145,9 +289,13 @@ async fn the_place_of_what_is_wrong_is_named() {
     };
     let claim = with(2, "{\"key\":\"chains/a/claim\",\"value\":\"{}\"}\n".to_owned());
     for (content, part) in [
-        (lines[0].replace(":1,", ":9,"), "line 1: its format is 9, this version reads 1"),
-        (lines[..3].concat(), "line 1: it has 1 chains and 2 records"),
-        ([&lines[..], &lines[1..2]].concat().concat(), "line 8: chains/a/head occurs twice"),
+        (lines[0].replace(":2,", ":9,"), "line 1: its format is 9, this version reads 1 and 2"),
+        ([&lines[..3], &lines[7..]].concat().concat(), "line 4: it has 1 chains and 2 records"),
+        (lines[..3].concat(), "line 3: unknown field `key`"),
+        (
+            [&lines[..7], &lines[1..2], &lines[7..]].concat().concat(),
+            "line 8: chains/a/head occurs twice",
+        ),
         (with(0, lines[0].replace("}", ",\"more\":1}")), "line 1: unknown field `more`"),
         (with(3, lines[3].replace("uses", "abuses")), "line 4: its key is not that of a record"),
         (with(2, lines[2].replace("exposed", "opposed")), "line 3: the record chains/a/keks/"),
@@ -164,7 +312,7 @@ async fn the_place_of_what_is_wrong_is_named() {
     assert_eq!(said, "its checksum does not match: it is damaged");
     assert_eq!(
         refused(content(&text)),
-        "line 7: it ends here, without a checksum: the rest is cut off"
+        "line 8: it ends here, without a checksum: the rest is cut off"
     );
 }
 
@@ -183,4 +331,17 @@ async fn no_file_is_replaced_and_a_place_that_is_not_there_is_told_at_once() {
     let error = write(&store, &dir.path().join("new"), &[], 0, |_| {}).await.unwrap_err();
     assert!(matches!(error, WriteError::Store(_)), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn the_time_of_the_last_backup_is_in_the_store_and_in_no_backup() {
+    let store = store().await;
+    assert_eq!(last(&store).await.unwrap(), None);
+    for at in [1_795_553_406, 1_795_553_400] {
+        note(&store, at).await.unwrap();
+        assert_eq!(last(&store).await.unwrap(), Some(at), "the last writer wins");
+    }
+    let (text, report) = written(&store).await;
+    assert_eq!(report.problems, []);
+    assert!(!text.contains("backups/"), "{text}");
 }

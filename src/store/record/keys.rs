@@ -8,6 +8,9 @@ pub const CHAINS: &str = "chains/";
 /// The prefix of all keys of roots.
 pub const ROOTS: &str = "roots/";
 
+/// The key of the [`LastBackup`](super::LastBackup).
+pub const LAST_BACKUP: &str = "backups/last";
+
 /// What a key names within its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
