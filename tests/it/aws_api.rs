@@ -241,7 +241,7 @@ async fn read_an_old_ciphertext(wire: Wire, language: Language) {
     let (code, _) = program.refused("decrypt", json!({"CiphertextBlob": foreign}));
     assert_eq!(code, "AccessDeniedException");
     // The log names the key; the response does not.
-    let log = service.log();
+    let log = service.logged("access to a key was denied").await;
     let denied = log.lines().find(|line| line.contains("access to a key was denied"));
     assert!(denied.is_some_and(|line| line.contains(&world.root)), "{log}");
     service.stop().await;
@@ -372,7 +372,7 @@ async fn boto3_and_node_js_sign_and_see_why_they_are_refused() {
         }
         // Nothing was refused only once, or forwarded.
         assert_eq!(secured.world.calls(), (WRAPS, 0), "{wire:?}");
-        let log = secured.service.log();
+        let log = secured.service.logged("access to a key was denied").await;
         let denied = |line: &&str| line.contains("access to a key was denied");
         let denied = log.lines().find(denied).unwrap_or_else(|| panic!("{log}"));
         for word in ["reader", "Encrypt", &secured.world.key] {

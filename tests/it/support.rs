@@ -112,6 +112,7 @@ impl Setup {
     /// Starts the service and waits until it is ready.
     pub(crate) async fn start(&self) -> Service {
         let mut service = Service::spawn(self.command());
+        service.keep(&self.dir);
         service.ready().await;
         service
     }
@@ -119,6 +120,7 @@ impl Setup {
     /// Starts the service and waits until it listens: it is not ready yet.
     pub(crate) async fn listen(&self) -> Service {
         let mut service = Service::spawn(self.command());
+        service.keep(&self.dir);
         service.listening().await;
         service
     }

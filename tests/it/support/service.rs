@@ -9,6 +9,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -46,6 +47,8 @@ pub(crate) struct Service {
     address: Option<SocketAddr>,
     scheme: &'static str,
     client: reqwest::Client,
+    /// The directory of its data, which must outlive it.
+    _dir: Option<Arc<TempDir>>,
 }
 
 impl Service {
@@ -56,7 +59,14 @@ impl Service {
         let (stdout, out) = Output::of(child.stdout.take().unwrap());
         let (log, err) = Output::of(child.stderr.take().unwrap());
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Self { child, readers: vec![out, err], stdout, log, address: None, scheme: "http", client }
+        let readers = vec![out, err];
+        let (address, scheme) = (None, "http");
+        Self { child, readers, stdout, log, address, scheme, client, _dir: None }
+    }
+
+    /// Keeps the directory of its data as long as the process runs.
+    pub(super) fn keep(&mut self, dir: &Arc<TempDir>) {
+        self._dir = Some(Arc::clone(dir));
     }
 
     /// Calls it with this client from now on, over HTTPS most likely.
