@@ -4,7 +4,7 @@
 //! connections drives them in turns, in many short windows, and the medians are compared. The
 //! handlers form a ladder, so that the table tells where the time goes: JSON, base64,
 //! cryptography, and all the rest of a real service. Then HTTPS next to plain HTTP, and handshakes,
-//! and the AWS KMS API next to `/v1/encrypt`.
+//! the AWS KMS API next to `/v1/encrypt`, and the audit log and archives next to a service without.
 
 #![expect(clippy::indexing_slicing, reason = "a benchmark may end in a panic")]
 
@@ -27,6 +27,8 @@ mod aws;
 mod driver;
 #[path = "load/https.rs"]
 mod https;
+#[path = "load/options.rs"]
+mod options;
 #[allow(dead_code, clippy::unwrap_used, reason = "it is made for tests")]
 #[path = "../tests/it/support/pki.rs"]
 mod pki;
@@ -48,15 +50,23 @@ fn main() -> anyhow::Result<()> {
         return tokio::runtime::Runtime::new()?.block_on(bare_server());
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        // `cargo bench --bench load -- --https` does the second part alone, `-- --aws` the third.
-        let asks = |part: &str| arguments.iter().any(|argument| argument == part);
-        if !asks("--https") && !asks("--aws") {
+        // `cargo bench --bench load -- --https` does that part alone, and so on.
+        let parts = ["--bare", "--https", "--aws", "--options"];
+        let is_asked = |part: &str| arguments.iter().any(|argument| argument == part);
+        let asks = |part: &str| is_asked(part) || !parts.into_iter().any(is_asked);
+        if asks("--bare") {
             compare().await?;
         }
-        if !asks("--aws") {
+        if asks("--https") {
             https::compare().await?;
         }
-        if asks("--https") { Ok(()) } else { aws::compare().await }
+        if asks("--aws") {
+            aws::compare().await?;
+        }
+        if asks("--options") {
+            options::compare().await?;
+        }
+        Ok(())
     })
 }
 

@@ -2,18 +2,19 @@
 //! is changed. Each uses it over HTTP and over TLS. A server before moto, which takes the place of AWS KMS, counts the calls. It runs in
 //! the test, whose other threads serve it while the test waits for a program.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::aws_kms::{DECRYPT, ENCRYPT, metric};
 use crate::support::aws::{Language, Program, bytes, environment};
 use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::pki::{Pki, client};
-use crate::support::{Service, Setup};
+use crate::support::{Service, Setup, until};
 
 mod clients;
 
-/// Every chain has its first KEK wrapped at the start: `default`, `orders` and `other`.
-const WRAPS: usize = 3;
+/// What is wrapped at the first start: the first KEK of each chain, `default`, `orders` and `other`,
+/// and the key of the audit log.
+const WRAPS: usize = 4;
 
 /// The metric of old ciphertexts that AWS KMS decrypted.
 const FORWARDED: &str = r#"kms_proxy_forwarded_calls_total{operation="Decrypt",outcome="ok"}"#;
@@ -69,6 +70,8 @@ impl World {
         self.setup
             .clone()
             .env("KMS_PROXY_CONFIG", config.display())
+            .set("AUDIT__FILE", self.setup.file("audit.jsonl").display())
+            .set("AUDIT__RULE__0__LEVEL", "full")
             .env("AWS_ACCESS_KEY_ID", "test")
             .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-service")
             .env("AWS_EC2_METADATA_DISABLED", "true")
@@ -103,6 +106,17 @@ impl World {
     /// A program that was switched over to `service`.
     fn after(&self, language: Language, service: &Service) -> Program {
         Program::start(language, self.environment(service))
+    }
+
+    /// The lines of the audit log that `is` selects, once there is one.
+    async fn audited(&self, is: impl Fn(&Value) -> bool) -> Vec<Value> {
+        until("a line of the audit log", async || {
+            let text = std::fs::read_to_string(self.setup.file("audit.jsonl")).unwrap_or_default();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let lines: Vec<_> = lines.filter(|line| line["api"] == "aws" && is(line)).collect();
+            (!lines.is_empty()).then_some(lines)
+        })
+        .await
     }
 
     /// How often AWS KMS was called since the last time: for a wrap, and for a decrypt.
@@ -244,6 +258,12 @@ async fn read_an_old_ciphertext(wire: Wire, language: Language) {
     let log = service.logged("access to a key was denied").await;
     let denied = log.lines().find(|line| line.contains("access to a key was denied"));
     assert!(denied.is_some_and(|line| line.contains(&world.root)), "{log}");
+    let refused = world.audited(|line| line["outcome"] == "forbidden").await;
+    assert_eq!((refused.len(), &refused[0]["operation"]), (1, &json!("decrypt")), "{refused:?}");
+    assert_eq!((&refused[0]["key"], &refused[0]["auth"]), (&json!(world.root), &json!("none")));
+    let opened = world.audited(|line| line["operation"] == "decrypt" && line["outcome"] == "ok");
+    let opened = opened.await;
+    assert!(opened.iter().all(|line| line["key"] == world.key), "{opened:?}");
     service.stop().await;
 
     let service = world.serve("forward_cache = '1h'", "", wire).await;
@@ -379,6 +399,18 @@ async fn boto3_and_node_js_sign_and_see_why_they_are_refused() {
             assert!(denied.contains(word), "{denied}");
         }
         assert!(!log.contains(APP.1) && !log.contains(READER.1), "{log}");
+        let by = |client: &str| {
+            let client = client.to_owned();
+            move |line: &Value| line["client"] == client && line["auth"] == "sigv4"
+        };
+        let of_app = secured.world.audited(by("app")).await;
+        assert!(of_app.iter().any(|line| line["operation"] == "encrypt"), "{of_app:?}");
+        let of_reader = secured.world.audited(by("reader")).await;
+        assert!(of_reader.iter().any(|line| line["outcome"] == "forbidden"), "{of_reader:?}");
+        let unsigned = secured.world.audited(|line| line["outcome"] == "unauthenticated").await;
+        assert!(unsigned.iter().all(|line| line["client"] == Value::Null), "{unsigned:?}");
+        let text = std::fs::read_to_string(secured.world.setup.file("audit.jsonl")).unwrap();
+        assert!(!text.contains(APP.1) && !text.contains("Signature"), "{text}");
     }
 }
 
