@@ -1,6 +1,7 @@
 //! The operations on data, served from chains.
 
 use super::*;
+use crate::store::inline;
 
 const CONTEXT: &str = "EncryptionContext";
 
@@ -201,8 +202,16 @@ async fn a_dry_run_says_whether_the_call_would_succeed() {
 #[tokio::test]
 async fn a_blob_with_any_byte_changed_or_missing_fails_as_at_kms() {
     let server = Setup::new().start().await;
-    let inline = ChainSettings { inline: Some(true), ..ChainSettings::default() };
-    server.service.put_chain("bills", inline).await.unwrap();
+    let settings = ChainSettings { inline: Some(true), ..ChainSettings::default() };
+    server.service.put_chain("bills", settings).await.unwrap();
+    // Only a root that has opened a KEK of another process calls an inline KEK forged.
+    let named = root::Named { name: "main".into(), root: Arc::clone(&server.root) as _ };
+    let config = service::Config::default();
+    let (store, clock) = (Arc::new(inline::Store::new()), Arc::new(SystemClock::new()));
+    let metrics = Metrics::new(&Registry::new()).unwrap();
+    let other = KeyService::start(config, store, vec![named], clock, metrics).await.unwrap();
+    let foreign = other.encrypt(None, b"hello"[..].into(), b"").await.unwrap().envelope;
+    server.service.decrypt(None, foreign.as_slice().to_vec(), b"").await.unwrap();
     let context = json!({"a": "b"});
     for (operation, body) in [
         ("Encrypt", json!({"KeyId": "alias/orders", "Plaintext": base64("hello")})),

@@ -21,6 +21,11 @@ type Key = (ChainName, KekId);
 pub(super) struct Evidence {
     /// When it last unwrapped a stored KEK of a chain, or wrapped one when it was proven.
     opened: HashMap<ChainName, Monotonic>,
+    /// Whether it unwrapped a stored KEK that it did not wrap in this process, and an inline one.
+    opened_foreign: bool,
+    opened_inline: bool,
+    /// KEKs that it wrapped in this process, until it unwraps one that it did not.
+    made: HashSet<Key>,
     /// KEKs whose wraps in its name it does not unwrap: they are by another key, or damaged.
     wrong: BTreeMap<Key, Wrong>,
     /// KEKs that it wrapped in this process before it was proven. Unwrapping them proves nothing.
@@ -42,6 +47,10 @@ impl Evidence {
         if !self.own.contains(&key) {
             self.opened.insert(chain.clone(), now);
         }
+        if !self.made.contains(&key) {
+            self.opened_foreign = true;
+            self.made = HashSet::new();
+        }
         self.wrong.remove(&key);
     }
 
@@ -61,6 +70,11 @@ impl Evidence {
         is_news
     }
 
+    /// It unwrapped a KEK that is not stored, but part of an envelope.
+    pub(super) fn opened_inline(&mut self, chain: &ChainName, id: KekId) {
+        self.opened_inline |= !self.made.contains(&(chain.clone(), id));
+    }
+
     /// It wrapped a KEK of this process that is stored.
     pub(super) fn wrapped(
         &mut self,
@@ -69,6 +83,9 @@ impl Evidence {
         is_proven: bool,
         now: Monotonic,
     ) {
+        if !self.opened_foreign {
+            self.made.insert((chain.clone(), id));
+        }
         if is_proven {
             self.opened.insert(chain.clone(), now);
         } else {
@@ -80,6 +97,7 @@ impl Evidence {
     pub(super) fn forget(&mut self, chain: &ChainName, id: KekId) {
         let key = (chain.clone(), id);
         self.own.remove(&key);
+        self.made.remove(&key);
         self.wrong.remove(&key);
     }
 
@@ -98,6 +116,12 @@ impl Evidence {
 
     pub(super) fn opened_any(&self) -> bool {
         !self.opened.is_empty()
+    }
+
+    /// Whether it unwrapped a KEK that it did not wrap in this process. An inline KEK is weaker
+    /// evidence than a stored one: a caller can give the wrap by one root the name of another.
+    pub(super) fn opened_any_foreign(&self) -> bool {
+        self.opened_foreign || self.opened_inline && self.wrong.is_empty()
     }
 
     pub(super) fn is_own(&self, chain: &ChainName, id: KekId) -> bool {

@@ -114,9 +114,9 @@ pub(super) fn is_for_all(result: &Result<Arc<Kek>, Error>) -> bool {
 enum Closed {
     /// One of its roots is away, and may open it later.
     Away,
-    /// A root denies access.
+    /// A root denies access, or it may have another key than the root that is meant.
     Denied,
-    /// No root of this name made it.
+    /// The roots have the right keys, and did not make it.
     Wrong,
 }
 
@@ -235,7 +235,10 @@ impl Keyring {
             let opened =
                 async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
             match self.roots.call_for_caller(state, "unwrap", opened).await {
-                Ok(key) => return Ok(Arc::new(Kek::new(chain, key))),
+                Ok(key) => {
+                    state.opened_inline(chain, id);
+                    return Ok(Arc::new(Kek::new(chain, key)));
+                }
                 Err(error) => {
                     // The record may be forged, so this does not change the health of the root.
                     let (root, why) = (&state.named.name, error.to_string());
@@ -255,6 +258,8 @@ impl Keyring {
                     closed = match (error, closed) {
                         (root::Error::Away(_), _) | (_, Closed::Away) => Closed::Away,
                         (root::Error::Denied(_), _) | (_, Closed::Denied) => Closed::Denied,
+                        // To a root with another key, a good record looks like a forged one.
+                        (root::Error::Wrong(_), _) if !state.opened_any_foreign() => Closed::Denied,
                         (root::Error::Wrong(_), Closed::Wrong) => Closed::Wrong,
                     };
                 }

@@ -85,6 +85,17 @@ impl RootState {
         !evidence.opened_any() && evidence.wrongs() > 0
     }
 
+    /// Whether it unwrapped a KEK that it did not wrap in this process. Then it has the key that is
+    /// meant.
+    pub(super) fn opened_any_foreign(&self) -> bool {
+        self.evidence.lock().opened_any_foreign()
+    }
+
+    /// Notes that it unwrapped an inline KEK.
+    pub(super) fn opened_inline(&self, chain: &ChainName, id: KekId) {
+        self.evidence.lock().opened_inline(chain, id);
+    }
+
     /// Whether it was found, less than `max_age` ago, to have the same key as in other processes.
     pub(in crate::service) fn is_agreed(&self, now: Monotonic, max_age: Duration) -> bool {
         self.evidence.lock().agreed_at().is_some_and(|at| now.since(at) < max_age)

@@ -263,7 +263,6 @@ impl Sim {
         let client = Client {
             hub: Arc::clone(&self.hub),
             process: process.net.process,
-            is_right: process.mistake.is_none(),
             service: Arc::clone(&process.service),
             letters: Arc::clone(&self.letters),
             rng: self.rng.fork(),

@@ -20,8 +20,6 @@ pub(super) struct Letter {
 pub(super) struct Client {
     pub(super) hub: Arc<Hub>,
     pub(super) process: usize,
-    /// Whether its roots have the right keys.
-    pub(super) is_right: bool,
     pub(super) service: Arc<KeyService>,
     pub(super) letters: Arc<Mutex<Vec<Letter>>>,
     pub(super) rng: Rng,
@@ -62,12 +60,6 @@ impl Client {
         self.letters.lock().unwrap().push(letter);
     }
 
-    /// A root with a wrong key cannot distinguish the inline KEK of a good ciphertext from a forged
-    /// one, if the store lacks the KEK.
-    fn wrong_inline(&self) -> Option<Kind> {
-        (!self.is_right).then_some(Kind::InvalidCiphertext)
-    }
-
     pub(super) async fn encrypt(&self) {
         let plaintext = self.rng.next().to_le_bytes();
         let made = self.service.encrypt(None, plaintext[..].into(), b"aad").await;
@@ -96,7 +88,6 @@ impl Client {
         // A store may lose KEKs, but not those that are archived.
         let may_lose = history > 0 && !self.hub.is_guaranteed();
         kinds.extend(may_lose.then_some(Kind::UnknownKek));
-        kinds.extend(self.wrong_inline());
         if let Some(opened) = self.judge("decrypt", opened, &kinds) {
             assert_eq!(opened.plaintext.as_slice(), letter.plaintext);
             let now = self.hub.now();
@@ -107,7 +98,7 @@ impl Client {
     pub(super) async fn rewrap(&self) {
         let Some(letter) = self.letter() else { return };
         let moved = self.service.rewrap(None, letter.bytes.clone()).await;
-        let mut kinds = vec![
+        let kinds = [
             Kind::KekExhausted,
             Kind::RootUnavailable,
             Kind::StoreUnavailable,
@@ -115,7 +106,6 @@ impl Client {
             Kind::KekDisabled,
             Kind::UnknownKek,
         ];
-        kinds.extend(self.wrong_inline());
         let moved = self.judge("rewrap", moved, &kinds);
         if let Some(moved) = moved.filter(|moved| moved.kek_id != moved.previous_kek_id) {
             self.keep(Letter { bytes: moved.envelope, kek: moved.kek_id, ..letter });
