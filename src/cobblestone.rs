@@ -3,8 +3,12 @@
 //!
 //! HKDF-Expand with SHA-512 derives a key, a base nonce and a commitment from the input key, a
 //! salt and a context. The ciphertext is salt, commitment, and AES-GCM chunks of 16 KiB, of which
-//! the last one is shorter. This file owns the derivation and single chunks; [`Sealer`] and
-//! [`Opener`] cut a message into chunks. Nothing here knows about envelopes or key chains.
+//! the last one is shorter. This file owns the derivation and single chunks. [`Sealer`] and
+//! [`Opener`] cut a message into chunks without I/O; [`Writer`], [`Reader`] and [`RandomReader`] do
+//! I/O, and [`parallel`] does it on several threads. Nothing here knows about envelopes or key
+//! chains.
+
+use std::io;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha512;
@@ -16,9 +20,14 @@ use crate::id::Suite;
 use crate::random;
 use crate::secret::KeyBytes;
 
+mod blocking;
 mod message;
+pub mod parallel;
+mod random_reader;
 
-pub use message::{Opener, Sealer};
+pub use blocking::{Reader, Writer};
+pub use message::{Opener, Sealer, open_in_place};
+pub use random_reader::RandomReader;
 
 /// The size of the plaintext of a chunk in bytes: 16 KiB. The last chunk is shorter.
 pub const CHUNK_LEN: usize = 16 << 10;
@@ -47,11 +56,23 @@ pub enum SealError {
     Randomness(#[from] random::Unavailable),
 }
 
+impl From<SealError> for io::Error {
+    fn from(error: SealError) -> Self {
+        Self::other(error)
+    }
+}
+
 /// The ciphertext does not open: a wrong key or context, or bytes that were changed, removed or
 /// added. Which one is not reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("authentication failed")]
 pub struct Invalid;
+
+impl From<Invalid> for io::Error {
+    fn from(error: Invalid) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
 
 /// The key and the base nonce of one message.
 pub struct MessageKey {

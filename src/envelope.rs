@@ -6,8 +6,10 @@ use crate::aead::{NONCE_LEN, TAG_LEN};
 use crate::id::{ChainName, KekId, Suite};
 
 mod inline;
+mod version;
 
 pub use inline::InlineRecord;
+pub use version::{PayloadForm, Version};
 
 /// The longest AAD in bytes: 64 KiB.
 pub const MAX_AAD_LEN: usize = 64 * 1024;
@@ -21,22 +23,25 @@ pub const fn header_len(suite: Suite) -> usize {
     1 + 1 + KekId::LEN + NONCE_LEN + suite.key_len() + TAG_LEN
 }
 
+/// The bytes that every header begins with: version, suite and kek_id.
+const FIXED_LEN: usize = 1 + 1 + KekId::LEN;
+
 /// The longest version 1 header in bytes.
 pub const MAX_STORED_HEADER_LEN: usize = header_len(Suite::Aes256Gcm);
 
 /// Why bytes are not an envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The version byte is neither 1 nor 2.
+    /// The version byte is not 1 to 4.
     #[error("unknown envelope version")]
     Version,
     /// The suite byte is not assigned.
     #[error("unknown cipher suite")]
     Suite,
-    /// The header, or the tag of the payload, is incomplete.
+    /// The header is incomplete, or no payload of this version has this length.
     #[error("the envelope is truncated")]
     Truncated,
-    /// The inline record of a version 2 header is malformed.
+    /// The inline record of the header is malformed.
     #[error("the inline record is malformed")]
     Record,
     /// The text form is not `kp:` followed by standard padded base64.
@@ -44,30 +49,10 @@ pub enum Malformed {
     Text,
 }
 
-/// The format version, and with it where the KEK of an envelope is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version<'a> {
-    /// Version 1: the KEK is in the store.
-    Stored,
-    /// Version 2: the wrapped KEK is in the header, as this [`InlineRecord`].
-    Inline(&'a [u8]),
-}
-
-impl Version<'_> {
-    /// The version byte: 1 or 2.
-    #[must_use]
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Stored => 1,
-            Self::Inline(_) => 2,
-        }
-    }
-}
-
 /// Everything before the payload: which KEK, and the DEK wrapped by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header<'a> {
-    /// Version 1, or version 2 with its inline record.
+    /// The version, with the inline record if it has one.
     pub version: Version<'a>,
     /// The suite of KEK and DEK.
     pub suite: Suite,
@@ -90,20 +75,18 @@ impl<'a> Header<'a> {
     /// [`Malformed`].
     pub fn split_from(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), Malformed> {
         let mut reader = Reader(bytes);
-        let version = match reader.byte()? {
-            code @ (1 | 2) => code,
-            _ => return Err(Malformed::Version),
-        };
+        let (form, is_inline) = Version::parts(reader.byte()?).ok_or(Malformed::Version)?;
         let suite = Suite::from_code(reader.byte()?).ok_or(Malformed::Suite)?;
         let kek_id = KekId::from_bytes(*reader.array()?);
-        let version = if version == 1 {
-            Version::Stored
-        } else {
+        let record = if is_inline {
             let len = u16::from_be_bytes(*reader.array()?);
             let record = reader.take(usize::from(len))?;
             InlineRecord::parse(record)?;
-            Version::Inline(record)
+            Some(record)
+        } else {
+            None
         };
+        let version = Version::new(form, record);
         let wrap_nonce = reader.array()?;
         let wrapped_dek = reader.take(suite.key_len())?;
         let wrap_tag = reader.array()?;
@@ -115,8 +98,30 @@ impl<'a> Header<'a> {
         ))
     }
 
-    /// The AAD of the DEK's wrap: `kms-proxy dek v1`, version, suite, kek_id, chain, and in
-    /// version 2 the inline record. It authenticates every bit of the header.
+    /// The length of the header that starts with `start`; if that does not tell it yet, a larger
+    /// number of bytes than `start` has, which are part of any such header.
+    ///
+    /// # Errors
+    /// [`Malformed::Version`] and [`Malformed::Suite`]. It does not look at the rest.
+    pub fn len_from(start: &[u8]) -> Result<usize, Malformed> {
+        let is_inline = match start.first() {
+            None => return Ok(FIXED_LEN),
+            Some(&code) => Version::parts(code).ok_or(Malformed::Version)?.1,
+        };
+        let suite = match start.get(1) {
+            None => return Ok(FIXED_LEN),
+            Some(&code) => Suite::from_code(code).ok_or(Malformed::Suite)?,
+        };
+        if !is_inline {
+            return Ok(header_len(suite));
+        }
+        let record_len = start.get(FIXED_LEN..).and_then(|rest| rest.first_chunk());
+        let Some(len) = record_len else { return Ok(FIXED_LEN + 2) };
+        Ok(header_len(suite) + 2 + usize::from(u16::from_be_bytes(*len)))
+    }
+
+    /// The AAD of the DEK's wrap: `kms-proxy dek v1`, version, suite, kek_id, chain, and the
+    /// inline record if there is one. It authenticates every bit of the header.
     #[must_use]
     pub fn dek_aad(&self, chain: &ChainName) -> Vec<u8> {
         dek_aad(self.version, self.suite, &self.kek_id, chain)
@@ -128,7 +133,8 @@ impl<'a> Header<'a> {
 pub struct Envelope<'a> {
     /// Everything before the payload.
     pub header: Header<'a>,
-    /// The ciphertext with its 16-byte tag; empty for a header alone.
+    /// What follows the header: the ciphertext with its 16-byte tag, or the chunks of a stream.
+    /// Empty for a header alone.
     pub payload: &'a [u8],
 }
 
@@ -136,7 +142,7 @@ impl<'a> Envelope<'a> {
     /// Parses a whole envelope.
     ///
     /// # Errors
-    /// [`Malformed`]; a payload shorter than its tag is [`Malformed::Truncated`].
+    /// [`Malformed`]; a payload that is too short for its version is [`Malformed::Truncated`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let envelope = Self::parse_header_or_whole(bytes)?;
         if envelope.payload.is_empty() { Err(Malformed::Truncated) } else { Ok(envelope) }
@@ -148,10 +154,17 @@ impl<'a> Envelope<'a> {
     /// [`Malformed`].
     pub fn parse_header_or_whole(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let (header, payload) = Header::split_from(bytes)?;
-        match payload.len() {
-            1..TAG_LEN => Err(Malformed::Truncated),
-            _ => Ok(Self { header, payload }),
+        if payload.is_empty() || header.version.form().message_len(payload.len()).is_some() {
+            Ok(Self { header, payload })
+        } else {
+            Err(Malformed::Truncated)
         }
+    }
+
+    /// The length of the plaintext; `None` for a header alone.
+    #[must_use]
+    pub fn plaintext_len(&self) -> Option<usize> {
+        self.header.version.form().message_len(self.payload.len())
     }
 }
 
@@ -196,8 +209,17 @@ pub fn dek_aad(version: Version<'_>, suite: Suite, kek_id: &KekId, chain: &Chain
 /// It does not bind the KEK, so that a rewrap only has to replace the header.
 #[must_use]
 pub fn data_aad(suite: Suite, chain: &ChainName, aad: &[u8]) -> Option<Vec<u8>> {
+    payload_aad(b"kms-proxy data v1", suite, chain, aad)
+}
+
+/// The Cobblestone context of a payload in chunks: as [`data_aad`], with `kms-proxy stream v1`.
+#[must_use]
+pub fn stream_context(suite: Suite, chain: &ChainName, aad: &[u8]) -> Option<Vec<u8>> {
+    payload_aad(b"kms-proxy stream v1", suite, chain, aad)
+}
+
+fn payload_aad(label: &[u8], suite: Suite, chain: &ChainName, aad: &[u8]) -> Option<Vec<u8>> {
     let len = u32::try_from(aad.len()).ok().filter(|_| aad.len() <= MAX_AAD_LEN)?;
-    let label = b"kms-proxy data v1";
     // One allocation: this runs for every message.
     let fixed = label.len() + 1 + 2 + chain.as_str().len() + 4;
     let mut whole = Vec::with_capacity(fixed + aad.len());
@@ -236,7 +258,7 @@ fn push_chain(out: &mut Vec<u8>, chain: &ChainName) {
 }
 
 fn push_inline(out: &mut Vec<u8>, version: Version<'_>) {
-    if let Version::Inline(record) = version {
+    if let Some(record) = version.record() {
         // A record from parsing or from InlineRecord::to_bytes fits its length field.
         out.extend_from_slice(&u16::try_from(record.len()).unwrap_or(u16::MAX).to_be_bytes());
         out.extend_from_slice(record);
@@ -274,6 +296,15 @@ mod tests {
         InlineRecord { wraps }.to_bytes().unwrap()
     }
 
+    pub(super) fn versions(record: &[u8]) -> [Version<'_>; 4] {
+        [
+            Version::Stored,
+            Version::Inline(record),
+            Version::StoredStream,
+            Version::InlineStream(record),
+        ]
+    }
+
     pub(super) fn sample(version: Version<'_>, suite: Suite, payload: usize) -> Vec<u8> {
         let mut out = Vec::new();
         let id = KekId::from_bytes([9; 16]);
@@ -291,14 +322,58 @@ mod tests {
     #[test]
     fn a_written_header_parses_to_the_same_parts() {
         let record = record();
-        for version in [Version::Stored, Version::Inline(&record)] {
+        for version in versions(&record) {
             for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
-                let bytes = sample(version, suite, 20);
+                let bytes = sample(version, suite, 80);
                 let envelope = Envelope::parse(&bytes).unwrap();
                 assert_eq!((envelope.header.version, envelope.header.suite), (version, suite));
                 assert_eq!(envelope.header.kek_id, KekId::from_bytes([9; 16]));
-                assert_eq!(envelope.payload, &[4; 20]);
+                assert_eq!(envelope.payload, &[4; 80]);
                 assert_eq!([envelope.header.bytes, envelope.payload].concat(), bytes);
+                let tags = if version.form() == PayloadForm::Chunked { 72 } else { 16 };
+                assert_eq!(envelope.plaintext_len(), Some(80 - tags));
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_bytes_tell_the_length_of_a_header() {
+        let record = record();
+        for version in versions(&record) {
+            for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+                let bytes = sample(version, suite, 80);
+                let (mut known, mut rounds) = (0, 0);
+                while let len = Header::len_from(&bytes[..known]).unwrap()
+                    && len > known
+                {
+                    assert!(bytes.len() >= len, "a header has no fewer bytes");
+                    (known, rounds) = (len, rounds + 1);
+                }
+                assert_eq!(known, Header::split_from(&bytes).unwrap().0.bytes.len());
+                assert!(rounds <= 3, "{rounds}");
+                for start in 0..bytes.len() {
+                    assert!(Header::len_from(&bytes[..start]).unwrap() <= known, "{start}");
+                }
+            }
+        }
+        assert_eq!(Header::len_from(&[5]), Err(Malformed::Version));
+        assert_eq!(Header::len_from(&[3, 3]), Err(Malformed::Suite));
+    }
+
+    #[test]
+    fn a_payload_in_chunks_has_no_other_length_than_a_message_gives() {
+        let record = record();
+        for version in [Version::StoredStream, Version::InlineStream(&record)] {
+            let refused = |payload| {
+                let bytes = sample(version, Suite::Aes128Gcm, payload);
+                Envelope::parse_header_or_whole(&bytes) == Err(Malformed::Truncated)
+            };
+            let full = 56 + 16_400;
+            for payload in [1, 16, 55, 56, 71, full, full + 1, full + 15, full + 16_400] {
+                assert!(refused(payload), "{payload}");
+            }
+            for payload in [0, 72, full - 1, full + 16, full + 16_399] {
+                assert!(!refused(payload), "{payload}");
             }
         }
     }
@@ -306,12 +381,13 @@ mod tests {
     #[test]
     fn every_truncation_is_refused() {
         let record = record();
-        for version in [Version::Stored, Version::Inline(&record)] {
-            let bytes = sample(version, Suite::Aes128Gcm, TAG_LEN);
+        for version in versions(&record) {
+            let least = if version.form() == PayloadForm::Chunked { 72 } else { TAG_LEN };
+            let bytes = sample(version, Suite::Aes128Gcm, least);
             for len in 0..bytes.len() {
                 assert!(Envelope::parse(&bytes[..len]).is_err(), "{len} of {}", bytes.len());
             }
-            let header = &bytes[..bytes.len() - TAG_LEN];
+            let header = &bytes[..bytes.len() - least];
             assert!(Envelope::parse_header_or_whole(header).unwrap().payload.is_empty());
         }
     }
@@ -339,6 +415,11 @@ mod tests {
             data_aad(Suite::Aes256Gcm, &chain, b"row 7").unwrap(),
             b"kms-proxy data v1\x02\x00\x06orders\x00\x00\x00\x05row 7"
         );
+        assert_eq!(
+            stream_context(Suite::Aes128Gcm, &chain, b"row 7").unwrap(),
+            b"kms-proxy stream v1\x01\x00\x06orders\x00\x00\x00\x05row 7"
+        );
+        assert!(stream_context(Suite::Aes128Gcm, &chain, &vec![0; MAX_AAD_LEN + 1]).is_none());
         assert!(data_aad(Suite::Aes128Gcm, &chain, &vec![0; MAX_AAD_LEN]).is_some());
         assert!(data_aad(Suite::Aes128Gcm, &chain, &vec![0; MAX_AAD_LEN + 1]).is_none());
     }
@@ -348,7 +429,7 @@ mod tests {
         #[test]
         fn parsing_never_panics_and_loses_nothing(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..300),
-            version in 0_u8..4,
+            version in 0_u8..6,
             suite in 0_u8..4,
         ) {
             if let Some(first) = bytes.first_mut() { *first = version; }

@@ -9,7 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::clock::Monotonic;
-use crate::envelope::{Envelope, Version};
+use crate::cobblestone::{MessageKey, Prefix};
+use crate::envelope::{Envelope, Header};
 use crate::id::{ChainName, KekId, Suite};
 
 pub mod budget;
@@ -19,12 +20,14 @@ pub mod inline;
 pub mod kek;
 pub mod message;
 pub mod rotation;
+pub mod stream;
 
 use budget::Budget;
 pub use error::{DecryptError, EncryptError, Refusal};
 pub use inline::{InlineKek, KekPlacement};
 use kek::{Dek, Kek};
 use message::{Opened, Plaintext, Sealed};
+use stream::NewStream;
 
 /// The uses that a KEK has in a chain of its own: 2^22, see [`KeyChain::generate`].
 pub const UNSHARED_USES: u64 = 1 << 22;
@@ -234,7 +237,16 @@ impl KeyChain {
         one.seal(plaintext, aad)
     }
 
-    /// Decrypts a whole binary envelope.
+    /// Starts an envelope whose plaintext arrives in pieces. [`crate::stream`] seals it to a
+    /// writer.
+    ///
+    /// # Errors
+    /// [`EncryptError`].
+    pub fn start_stream(&self, aad: &[u8]) -> Result<NewStream, EncryptError> {
+        self.take(Monotonic::default()).ok_or(EncryptError::Exhausted)?.start_stream(aad)
+    }
+
+    /// Decrypts a whole binary envelope, of any version.
     ///
     /// # Errors
     /// [`DecryptError`].
@@ -274,9 +286,9 @@ impl KeyChain {
     #[must_use]
     pub(crate) fn is_current(&self, envelope: &Envelope<'_>, placement: KekPlacement) -> bool {
         self.primary_id() == Some(envelope.header.kek_id)
-            && match (envelope.header.version, placement) {
-                (Version::Stored, KekPlacement::Stored) => true,
-                (Version::Inline(record), KekPlacement::Inline) => {
+            && match (envelope.header.version.record(), placement) {
+                (None, KekPlacement::Stored) => true,
+                (Some(record), KekPlacement::Inline) => {
                     self.inline().is_some_and(|inline| inline.record() == record)
                 }
                 _ => false,
@@ -291,6 +303,21 @@ impl KeyChain {
         let id = envelope.header.kek_id;
         self.allows(id)?;
         self.kek(id).ok_or(DecryptError::UnknownKek(id))?.open_dek(&envelope.header)
+    }
+
+    /// The key of the stream with this header, whose payload begins with `prefix`. The wrap and the
+    /// commitment are verified. [`crate::stream`] opens streams from a reader.
+    ///
+    /// # Errors
+    /// [`DecryptError`].
+    pub fn open_stream(
+        &self,
+        header: &Header<'_>,
+        prefix: &Prefix,
+        aad: &[u8],
+    ) -> Result<MessageKey, DecryptError> {
+        let dek = self.open_dek(&Envelope { header: *header, payload: &[] })?;
+        dek.open_stream(&self.name, prefix, aad)
     }
 
     /// Opens a whole envelope in its own buffer with its DEK.
@@ -309,8 +336,8 @@ impl KeyChain {
         let start = buffer.len() - payload_len;
         let payload = buffer.get_mut(start..).unwrap_or_default();
         // When it fails, the buffer contains no plaintext: there is nothing to wipe.
-        let len = dek.open(&self.name, payload, aad)?;
-        Ok(Opened::new(buffer, start..start + len))
+        let range = dek.open(&self.name, payload, aad)?;
+        Ok(Opened::new(buffer, start + range.start..start + range.end))
     }
 }
 
@@ -366,6 +393,14 @@ impl Permit<'_> {
     /// [`EncryptError`]; the use is lost then.
     pub fn seal(self, plaintext: Plaintext, aad: &[u8]) -> Result<Sealed, EncryptError> {
         self.kek.seal(plaintext, aad, self.inline()?)
+    }
+
+    /// Starts an envelope whose plaintext arrives in pieces, under a fresh DEK.
+    ///
+    /// # Errors
+    /// [`EncryptError`]; the use is lost then.
+    pub fn start_stream(self, aad: &[u8]) -> Result<NewStream, EncryptError> {
+        self.kek.start_stream(aad, self.inline()?)
     }
 
     /// A header that holds an opened DEK.

@@ -94,6 +94,34 @@
 //! # }
 //! ```
 //!
+//! # Seal a long text
+//!
+//! [`stream`] seals and opens a plaintext of any length in constant memory, and reads any part of
+//! it. An authenticated chunk has 16 KiB:
+//!
+//! ```
+//! use std::io::{Cursor, Read, Seek, SeekFrom, Write};
+//!
+//! use kms_proxy::{KeyChain, stream};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let chain = KeyChain::new()?;
+//! let mut sealing = stream::seal_to(&chain, Vec::new(), b"video 7")?;
+//! for _ in 0..1000 {
+//!     sealing.write_all(b"of a thousand parts; ")?;
+//! }
+//! let envelope = sealing.finish()?;
+//!
+//! let mut opened = stream::open_random(&chain, Cursor::new(envelope), b"video 7")?;
+//! assert_eq!(opened.len(), 21_000);
+//! let mut part = [0; 5];
+//! opened.seek(SeekFrom::Start(500 * 21 + 14))?;
+//! opened.read_exact(&mut part)?;
+//! assert_eq!(&part, b"parts");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Start from a reader
 //!
 //! A chain is exported to any [`io::Write`](std::io::Write), each of its KEKs wrapped by a
@@ -176,8 +204,10 @@ service.stop().await;
 //! | [`id`], [`secret`], [`random`] | leaves: names, key bytes, randomness |
 //! | [`aead`], [`clock`], [`timestamp`] | leaves: AES-GCM, time |
 //! | [`human_units`], [`loopback`], [`error_chain`] | leaves: quantities, addresses, error texts |
+//! | [`cobblestone`] | messages of any length in chunks |
 //! | [`envelope`] | the wire format |
 //! | [`keychain`] | chains in memory: seal, open, count uses, plan rotations |
+//! | [`stream`] | envelopes of any length: from a reader, to a writer |
 //! | [`root`] | the contract of a root key, and one file for each provider |
 //! | [`export`] | a chain written under a root and read back |
 //! | `store` | the contract of a store, the records in it, and one file for each kind |
@@ -258,6 +288,7 @@ mod sigv4;
 mod single_flight;
 #[cfg(feature = "service")]
 pub mod store;
+pub mod stream;
 #[cfg(feature = "server")]
 pub mod telemetry;
 pub mod timestamp;

@@ -28,7 +28,7 @@ pub(super) fn join(rewrapped: &Rewrapped, payload: &[u8]) -> Result<Vec<u8>> {
     Ok(envelope)
 }
 
-/// Converts an envelope to its binary form, which starts with the version, 1 or 2.
+/// Converts an envelope to its binary form, which starts with the version, 1 to 4.
 pub(super) fn to_binary(input: Vec<u8>) -> Result<Vec<u8>> {
     let text = input.trim_ascii();
     if !text.starts_with(TEXT_PREFIX.as_bytes()) {

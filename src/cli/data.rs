@@ -97,7 +97,7 @@ pub(super) struct RewrapArgs {
     /// Read one envelope per line
     #[arg(long, conflicts_with = "raw")]
     lines: bool,
-    /// Embed the wrapped KEK: the new header has version 2 and needs no store
+    /// Embed the wrapped KEK: the new header has version 2 or 4 and needs no store
     #[arg(long)]
     inline: bool,
     /// Write the binary envelope instead of its text form

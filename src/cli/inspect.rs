@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 
-use kms_proxy::aead::TAG_LEN;
-use kms_proxy::envelope::{Envelope, InlineRecord, Version};
+use kms_proxy::envelope::{Envelope, InlineRecord};
 use serde::Serialize;
 
 use super::ciphertext::to_binary;
@@ -32,11 +31,11 @@ struct Summary {
     suite: &'static str,
     kek_id: String,
     header_bytes: usize,
-    /// The ciphertext with its tag; 0 for a header alone.
+    /// The ciphertext with its tags; 0 for a header alone.
     payload_bytes: usize,
     /// `None` for a header alone.
     plaintext_bytes: Option<usize>,
-    /// The length of the inline record; only version 2 has this and the following fields.
+    /// The length of the inline record; only versions 2 and 4 have this and the following fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     record_bytes: Option<usize>,
     /// The roots that wrapped the inline KEK.
@@ -65,10 +64,10 @@ pub(super) fn run(args: Args) -> Result {
 
 fn summarise(envelope: &[u8]) -> Result<Summary> {
     let refused = |error| Failure::refused(format!("not an envelope: {error}"));
-    let Envelope { header, payload } =
-        Envelope::parse_header_or_whole(envelope).map_err(refused)?;
+    let envelope = Envelope::parse_header_or_whole(envelope).map_err(refused)?;
+    let Envelope { header, payload } = &envelope;
     let (mut record_bytes, mut roots) = (None, None);
-    if let Version::Inline(record) = header.version {
+    if let Some(record) = header.version.record() {
         record_bytes = Some(record.len());
         let wraps = InlineRecord::parse(record).map_err(refused)?.wraps.into_iter();
         let wrap = |(root, wrap): (Cow<'_, str>, Cow<'_, [u8]>)| Wrap {
@@ -83,7 +82,7 @@ fn summarise(envelope: &[u8]) -> Result<Summary> {
         kek_id: header.kek_id.to_string(),
         header_bytes: header.bytes.len(),
         payload_bytes: payload.len(),
-        plaintext_bytes: payload.len().checked_sub(TAG_LEN),
+        plaintext_bytes: envelope.plaintext_len(),
         record_bytes,
         roots,
     })
@@ -91,7 +90,7 @@ fn summarise(envelope: &[u8]) -> Result<Summary> {
 
 #[cfg(test)]
 mod tests {
-    use kms_proxy::envelope::write_header;
+    use kms_proxy::envelope::{Version, write_header};
     use kms_proxy::id::{KekId, Suite};
 
     use super::*;
@@ -126,6 +125,10 @@ mod tests {
         assert_eq!((carried.version, carried.suite), (2, "aes-256-gcm"));
         assert_eq!(carried.header_bytes, 78 + 2 + record.len());
         assert_eq!(carried.plaintext_bytes, Some(0));
+        let stream = envelope(Version::InlineStream(&record), Suite::Aes128Gcm, 72 + 256);
+        let stream = summarise(&stream).unwrap();
+        assert_eq!((stream.version, stream.plaintext_bytes), (4, Some(256)));
+        assert_eq!(stream.record_bytes, Some(record.len()));
         assert_eq!(carried.record_bytes, Some(record.len()));
         let json = serde_json::to_value(carried.roots).unwrap();
         let expected = serde_json::json!([

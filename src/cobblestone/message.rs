@@ -133,3 +133,31 @@ impl Opener {
         Ok(Zeroizing::new(chunk))
     }
 }
+
+/// Opens all chunks of a message, whose ciphertext without the prefix is `chunks`. The plaintext is
+/// at the start of `chunks` then; gives its length.
+///
+/// # Errors
+/// [`Invalid`]; `chunks` contains no plaintext then.
+pub fn open_in_place(key: &MessageKey, chunks: &mut [u8]) -> Result<usize, Invalid> {
+    let opened = open_all(key, chunks);
+    // Behind the plaintext there are pieces of it: each chunk has moved.
+    let wiped = opened.as_ref().map_or(0, |len| *len);
+    chunks.get_mut(wiped..).unwrap_or_default().zeroize();
+    opened
+}
+
+fn open_all(key: &MessageKey, chunks: &mut [u8]) -> Result<usize, Invalid> {
+    let (mut index, mut start, mut len) = (0, 0, 0);
+    loop {
+        let end = (start + SEALED_CHUNK_LEN).min(chunks.len());
+        let chunk = key.open_chunk(index, chunks.get_mut(start..end).ok_or(Invalid)?)?.len();
+        chunks.copy_within(start..start + chunk, len);
+        len += chunk;
+        if chunk < CHUNK_LEN {
+            // A short chunk is the last one.
+            return if end == chunks.len() { Ok(len) } else { Err(Invalid) };
+        }
+        (index, start) = (index + 1, end);
+    }
+}

@@ -10,6 +10,8 @@ use zeroize::Zeroizing;
 
 use super::*;
 
+mod reading;
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
@@ -76,6 +78,17 @@ fn open_in_pieces(
     (plaintext, last)
 }
 
+/// Opens a whole ciphertext in its own buffer.
+fn open_whole(key: &KeyBytes, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Invalid> {
+    let (prefix, chunks) = sealed.split_first_chunk().ok_or(Invalid)?;
+    let key = MessageKey::open(key, prefix, context)?;
+    let mut buffer = chunks.to_vec();
+    let opened = open_in_place(&key, &mut buffer);
+    let rest = &buffer[opened.as_ref().map_or(0, |len| *len)..];
+    assert!(rest.iter().all(|byte| *byte == 0), "nothing is left behind the plaintext");
+    opened.map(|len| buffer[..len].to_vec())
+}
+
 fn seal_in_pieces(key: MessageKey, prefix: &Prefix, message: &[u8], size: usize) -> Vec<u8> {
     let mut sealed = prefix.to_vec();
     let mut sealer = Sealer::new(key);
@@ -123,11 +136,13 @@ fn check(vector: &Vector) {
             assert_eq!(opened_len(sealed.len() as u64), Ok(vector.msg_length), "{id}");
             assert_eq!(sealed_len(vector.msg_length), Some(sealed.len() as u64), "{id}");
             assert_eq!(expected, Some(&*digest), "{id}");
+            assert!(open_whole(&key, &context, &sealed) == Ok(plaintext.clone()), "{id}");
             let salt = sealed.first_chunk().unwrap();
             let (key, prefix) = MessageKey::with_salt(&key, salt, &context).unwrap();
             assert!(seal_in_pieces(key, &prefix, &plaintext, size) == sealed, "{id}");
         } else {
             assert_eq!((&*vector.result, opened), ("invalid", Err(Invalid)), "{id}");
+            assert_eq!(open_whole(&key, &context, &sealed), Err(Invalid), "{id}");
             // No more than the valid chunks before the damage.
             assert_eq!(plaintext.len() as u64, vector.msg_length, "{id}");
             assert!(!has("PartialPlaintext") || expected == Some(&*digest), "{id}");

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::tests::{record, sample};
+use super::tests::{record, sample, versions};
 use super::*;
 
 /// Writes what was parsed again.
@@ -20,7 +20,7 @@ fn written(envelope: &Envelope<'_>) -> Vec<u8> {
 fn a_header_alone_is_whole_or_refused() {
     let record = record();
     for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
-        for version in [Version::Stored, Version::Inline(&record)] {
+        for version in versions(&record) {
             let header = sample(version, suite, 0);
             assert!(Envelope::parse_header_or_whole(&header).unwrap().payload.is_empty());
             assert!(Envelope::parse(&header).is_err());
@@ -63,13 +63,15 @@ fn records_that_do_not_fit_are_not_written() {
 proptest! {
     /// What is nearly an envelope, as random bytes never are.
     #[test]
-    fn changed_version_2_envelopes_are_read_to_the_last_byte_or_refused(
+    fn changed_inline_envelopes_are_read_to_the_last_byte_or_refused(
         long: bool,
+        chunked: bool,
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4), 1..4),
     ) {
         let record = record();
         let suite = if long { Suite::Aes256Gcm } else { Suite::Aes128Gcm };
-        let mut bytes = sample(Version::Inline(&record), suite, 20);
+        let form = if chunked { PayloadForm::Chunked } else { PayloadForm::Whole };
+        let mut bytes = sample(Version::new(form, Some(&record)), suite, 80);
         for (at, byte, edit) in edits {
             let at = at.index(bytes.len());
             match edit {

@@ -78,8 +78,8 @@ pub(super) struct ChainBody {
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
     #[schema(example = 7_776_000)]
     rotate_after_age: u64,
-    /// Whether new envelopes embed the wrapped KEK (version 2). Unless the service has no store,
-    /// the KEK is in the store as well.
+    /// Whether new envelopes embed the wrapped KEK (version 2 or 4). Unless the service has no
+    /// store, the KEK is in the store as well.
     #[schema(example = false)]
     inline: bool,
 }
@@ -145,7 +145,7 @@ pub(super) struct ChainSettingsBody<'a> {
     #[schema(minimum = 60, maximum = 3_153_600_000_u64, example = 7_776_000, required = false)]
     rotate_after_age: Option<u64>,
     /// Whether new envelopes embed the wrapped KEK, which the store has as well: they are of
-    /// version 2, and open without the store. Envelopes that exist do not change.
+    /// version 2 or 4, and open without the store. Envelopes that exist do not change.
     #[schema(example = false, required = false)]
     inline: Option<bool>,
 }

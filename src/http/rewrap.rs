@@ -31,9 +31,9 @@ pub(super) struct RewrapRequest<'a> {
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
     chain: Option<Text<'a>>,
-    /// Whether to embed the wrapped KEK: the result is of version 2, and opens wherever one of its
-    /// roots and the chain's name are configured. In a chain that is set to `inline`, and without a
-    /// store, it always is.
+    /// Whether to embed the wrapped KEK: the result is of version 2 or 4, and opens wherever one of
+    /// its roots and the chain's name are configured. In a chain that is set to `inline`, and
+    /// without a store, it always is.
     #[serde(default)]
     #[schema(required = false)]
     inline: bool,

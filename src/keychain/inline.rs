@@ -1,5 +1,5 @@
-//! The start of the headers that embed a KEK (version 2): the same bytes in every envelope under
-//! it, so they are made once.
+//! The start of the headers that embed a KEK (version 2): the same bytes in every such envelope
+//! under it, so they are made once.
 //!
 //! The inline record is bytes here; what a root wrapped in it is not examined.
 
@@ -9,10 +9,10 @@ use crate::id::{ChainName, KekId, Suite};
 /// Where the KEK of a new envelope is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KekPlacement {
-    /// Version 1: in the store.
+    /// In the store: version 1, or 3 for a stream.
     #[default]
     Stored,
-    /// Version 2: in the header, wrapped by roots.
+    /// In the header, wrapped by roots: version 2, or 4 for a stream.
     Inline,
 }
 

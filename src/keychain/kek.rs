@@ -1,9 +1,12 @@
-//! A KEK in memory: it seals messages under fresh DEKs and opens what it sealed.
+//! A KEK in memory: it seals messages and streams under fresh DEKs and opens what it sealed.
 //!
 //! It knows the envelope and the AEAD; not whether it may be used, nor how often it was.
 
+use std::ops::Range;
+
 use crate::aead::{self, Cipher, NONCE_LEN, TAG_LEN};
-use crate::envelope::{self, Header, Version};
+use crate::cobblestone::{self, MessageKey, PREFIX_LEN, Prefix, SealError};
+use crate::envelope::{self, Header, PayloadForm, Version};
 use crate::id::{ChainName, KekId, Suite};
 use crate::random;
 use crate::secret::KeyBytes;
@@ -11,6 +14,7 @@ use crate::secret::KeyBytes;
 use super::error::{DecryptError, EncryptError};
 use super::inline::InlineKek;
 use super::message::{Plaintext, Sealed};
+use super::stream::NewStream;
 
 /// A key encryption key of one chain, ready for use. Wiped on drop.
 pub struct Kek {
@@ -101,37 +105,73 @@ impl Kek {
             return Ok(plaintext.into_sealed(suite));
         };
         let room = message.len() + TAG_LEN;
-        let header = self.wrap_inline(&dek, inline, room)?;
+        let header = self.wrap_behind(&dek, inline.header_start(), inline.dek_aad(), room)?;
         Ok(plaintext.into_sealed_behind(header))
     }
 
-    /// A header that holds `dek` under this KEK, of version 2 where it is given how: one use.
+    /// Starts an envelope whose plaintext arrives in pieces, under a fresh DEK: one use. If
+    /// `inline` is given, the header embeds the wrapped KEK (version 4).
+    pub(super) fn start_stream(
+        &self,
+        aad: &[u8],
+        inline: Option<&InlineKek>,
+    ) -> Result<NewStream, EncryptError> {
+        let context = envelope::stream_context(self.suite(), &self.chain, aad);
+        let context = context.ok_or(EncryptError::AadTooLong)?;
+        let dek = KeyBytes::random(self.suite())?;
+        let dek = Dek { key: dek, form: PayloadForm::Chunked };
+        let mut head = aead::swept(|| self.wrap_stream(&dek.key, inline, PREFIX_LEN))?;
+        let (key, prefix) = MessageKey::generate(&dek.key, &context)?;
+        head.extend_from_slice(&prefix);
+        Ok(NewStream { head, key, kek_id: self.id })
+    }
+
+    /// A header that holds `dek` under this KEK, for the payload that it came from: one use. If
+    /// `inline` is given, the header embeds the wrapped KEK.
     pub(super) fn seal_dek(
         &self,
         dek: &Dek,
         inline: Option<&InlineKek>,
     ) -> Result<Vec<u8>, EncryptError> {
-        aead::swept(|| {
-            if let Some(inline) = inline {
-                return self.wrap_inline(&dek.0, inline, 0);
+        aead::swept(|| match (dek.form, inline) {
+            (PayloadForm::Whole, None) => {
+                let mut header = vec![0; envelope::header_len(self.suite())];
+                self.wrap(&dek.key, &mut header)?;
+                Ok(header)
             }
-            let mut header = vec![0; envelope::header_len(self.suite())];
-            self.wrap(&dek.0, &mut header)?;
-            Ok(header)
+            (PayloadForm::Whole, Some(inline)) => {
+                self.wrap_behind(&dek.key, inline.header_start(), inline.dek_aad(), 0)
+            }
+            (PayloadForm::Chunked, inline) => self.wrap_stream(&dek.key, inline, 0),
         })
     }
 
-    /// A version 2 header that holds `dek`, with room for as many bytes behind it.
-    fn wrap_inline(
+    /// A header of version 3 or 4 that holds `dek`, with room for as many bytes behind it. Its
+    /// start and the AAD of its wrap are made here: few headers are of a stream.
+    fn wrap_stream(
         &self,
         dek: &KeyBytes,
-        inline: &InlineKek,
+        inline: Option<&InlineKek>,
+        room: usize,
+    ) -> Result<Vec<u8>, EncryptError> {
+        let version = Version::new(PayloadForm::Chunked, inline.map(InlineKek::record));
+        let mut start = Vec::new();
+        envelope::write_header_start(&mut start, version, self.suite(), &self.id);
+        let aad = envelope::dek_aad(version, self.suite(), &self.id, &self.chain);
+        self.wrap_behind(dek, &start, &aad, room)
+    }
+
+    /// The header with this start that holds `dek`, with room for as many bytes behind it.
+    fn wrap_behind(
+        &self,
+        dek: &KeyBytes,
+        start: &[u8],
+        aad: &[u8],
         room: usize,
     ) -> Result<Vec<u8>, EncryptError> {
         if dek.suite() != self.suite() {
             return Err(EncryptError::OtherSuite);
         }
-        let start = inline.header_start();
         // Allocated in full: a DEK must not stay behind in a buffer that grew.
         let len = start.len() + NONCE_LEN + self.suite().key_len() + TAG_LEN;
         let mut header = Vec::with_capacity(len + room);
@@ -142,7 +182,7 @@ impl Kek {
             rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(EncryptError::TooLong)?;
         let (wrapped, tag) = rest.split_last_chunk_mut().ok_or(EncryptError::TooLong)?;
         random::fill(nonce)?;
-        self.seal_key(dek, nonce, inline.dek_aad(), wrapped, tag)?;
+        self.seal_key(dek, nonce, aad, wrapped, tag)?;
         Ok(header)
     }
 
@@ -180,40 +220,84 @@ impl Kek {
             return Err(DecryptError::Invalid);
         }
         let mut dek = KeyBytes::from_slice(header.wrapped_dek).ok_or(DecryptError::Invalid)?;
-        let with_record;
+        let made;
         let aad = match header.version {
             Version::Stored => &self.dek_aad,
-            Version::Inline(_) => {
-                with_record = header.dek_aad(&self.chain);
-                &with_record
+            _ => {
+                made = header.dek_aad(&self.chain);
+                &made
             }
         };
         aead::swept(|| self.cipher.open(header.wrap_nonce, aad, dek.as_mut(), header.wrap_tag))
             .map_err(|_| DecryptError::Invalid)?;
-        Ok(Dek(dek))
+        Ok(Dek { key: dek, form: header.version.form() })
     }
 }
 
 /// A data encryption key that was opened: it opens one payload, or is wrapped again.
-pub struct Dek(KeyBytes);
+pub struct Dek {
+    key: KeyBytes,
+    /// What it opens: the wrap authenticates that, as a part of the version.
+    form: PayloadForm,
+}
 
 impl Dek {
-    /// Opens `payload` (ciphertext and tag) in place and gives the length of the plaintext, which
-    /// stands at its start.
+    #[cfg(test)]
+    pub(super) fn of(key: KeyBytes, form: PayloadForm) -> Self {
+        Self { key, form }
+    }
+
+    /// Opens a whole `payload` in place and gives the range of the plaintext in it.
     ///
     /// # Errors
-    /// [`DecryptError::Invalid`].
+    /// [`DecryptError::Invalid`]; `payload` contains no plaintext then.
     pub fn open(
         &self,
         chain: &ChainName,
         payload: &mut [u8],
         aad: &[u8],
-    ) -> Result<usize, DecryptError> {
-        let aad = envelope::data_aad(self.0.suite(), chain, aad).ok_or(DecryptError::Invalid)?;
-        let (message, tag) =
-            payload.split_last_chunk_mut::<TAG_LEN>().ok_or(DecryptError::Invalid)?;
-        aead::open_once(&self.0, &aad, message, tag).map_err(|_| DecryptError::Invalid)?;
-        Ok(message.len())
+    ) -> Result<Range<usize>, DecryptError> {
+        let invalid = DecryptError::Invalid;
+        match self.form {
+            PayloadForm::Whole => {
+                let aad = envelope::data_aad(self.key.suite(), chain, aad).ok_or(invalid)?;
+                let (message, tag) =
+                    payload.split_last_chunk_mut::<TAG_LEN>().ok_or(DecryptError::Invalid)?;
+                aead::open_once(&self.key, &aad, message, tag).map_err(|_| invalid)?;
+                Ok(0..message.len())
+            }
+            PayloadForm::Chunked => {
+                let (prefix, chunks) = payload.split_first_chunk_mut().ok_or(invalid)?;
+                let key = self.open_stream(chain, prefix, aad)?;
+                let len = cobblestone::open_in_place(&key, chunks).map_err(|_| invalid)?;
+                Ok(PREFIX_LEN..PREFIX_LEN + len)
+            }
+        }
+    }
+
+    /// The key of the stream whose payload begins with `prefix`. The commitment is verified.
+    ///
+    /// # Errors
+    /// [`DecryptError::Invalid`], also if the payload is not in chunks.
+    pub fn open_stream(
+        &self,
+        chain: &ChainName,
+        prefix: &Prefix,
+        aad: &[u8],
+    ) -> Result<MessageKey, DecryptError> {
+        let context = envelope::stream_context(self.key.suite(), chain, aad)
+            .filter(|_| self.form == PayloadForm::Chunked)
+            .ok_or(DecryptError::Invalid)?;
+        MessageKey::open(&self.key, prefix, &context).map_err(|_| DecryptError::Invalid)
+    }
+}
+
+impl From<SealError> for EncryptError {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::TooLong => Self::TooLong,
+            SealError::Randomness(error) => Self::Randomness(error),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::envelope;
 use crate::secret::KeyBytes;
 
+mod streams;
 mod version_2;
 
 fn name(name: &str) -> ChainName {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::audit::{Event, record};
 use crate::clock::Monotonic;
-use crate::envelope::{Envelope, Version};
+use crate::envelope::Envelope;
 use crate::id::KekId;
 use crate::keychain::dek_cache::SharedDek;
 use crate::keychain::message::{Plaintext, Sealed};
@@ -102,9 +102,9 @@ impl KeyService {
         self.rewrap_to(None, chain, envelope).await
     }
 
-    /// As [`rewrap`](Self::rewrap), with an inline KEK: the result has version 2, and any service
-    /// with a chain of this name and one of the roots can decrypt it. In a chain that is set to
-    /// `inline`, and with a store of this kind, every rewrap does this.
+    /// As [`rewrap`](Self::rewrap), with an inline KEK: the result has version 2 or 4, and any
+    /// service with a chain of this name and one of the roots can decrypt it. In a chain that is
+    /// set to `inline`, and with a store of this kind, every rewrap does this.
     ///
     /// # Errors
     /// Those of [`rewrap`](Self::rewrap).
@@ -304,9 +304,9 @@ impl KeyService {
                     // If this fails, it is found in the archive again.
                     let _ = restore::kek(&self.core, chain, id, record).await;
                 }
-                let kek = match (stored, header.version) {
+                let kek = match (stored, header.version.record()) {
                     // The stored record takes precedence over the inline one.
-                    (Err(error), Version::Inline(record))
+                    (Err(error), Some(record))
                         if matches!(error.kind(), Kind::UnknownKek | Kind::ArchiveUnavailable) =>
                     {
                         keyring.inline(&chain.name, header.suite, id, record).await?

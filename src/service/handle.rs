@@ -73,7 +73,7 @@ impl ChainHandle {
         self.service.rewrap(self.id(), envelope.into()).await
     }
 
-    /// Like [`rewrap`](Self::rewrap), and the header embeds the wrapped KEK (version 2): any
+    /// Like [`rewrap`](Self::rewrap), and the header embeds the wrapped KEK (version 2 or 4): any
     /// service with the chain's name and one of its roots can open it. A service without a store
     /// always rewraps in this way.
     ///

@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 
+from cryptography.cobblestone import Cobblestone128Decryptor, Cobblestone256Decryptor
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 SUITES = {1: ("aes-128-gcm", 16), 2: ("aes-256-gcm", 32)}
 MAX_AAD = 65_536
 TAG = 16
+COBBLESTONE = {1: Cobblestone128Decryptor, 2: Cobblestone256Decryptor}
 
 
 class Refused(Exception):
@@ -78,6 +80,14 @@ def gcm_open(key: bytes, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
         raise Refused("does not authenticate") from None
 
 
+def stream_open(suite: int, key: bytes, payload: bytes, context: bytes) -> bytes:
+    decryptor = COBBLESTONE[suite](key, context)
+    try:
+        return decryptor.update(payload) + decryptor.finalize()
+    except InvalidTag:
+        raise Refused("does not authenticate") from None
+
+
 def decrypt(envelope: bytes, chain: str, keks: dict[bytes, bytes], aad: bytes) -> bytes:
     """The plaintext of an envelope; `keks` are the chain's KEKs by id."""
     require(re.fullmatch("[a-z0-9][a-z0-9._-]{0,62}", chain) is not None, "not a chain's name")
@@ -86,12 +96,12 @@ def decrypt(envelope: bytes, chain: str, keks: dict[bytes, bytes], aad: bytes) -
 
     reader = Reader(envelope)
     version, suite = reader.number(1), reader.number(1)
-    require(version in (1, 2), "unknown version")
+    require(version in (1, 2, 3, 4), "unknown version")
     require(suite in SUITES, "unknown suite")
     key_len = SUITES[suite][1]
     named = reader.take(16)
     carried = b""
-    if version == 2:
+    if version in (2, 4):
         record = reader.take(reader.number(2))
         check_record(record)
         carried = u16(len(record)) + record
@@ -105,8 +115,10 @@ def decrypt(envelope: bytes, chain: str, keks: dict[bytes, bytes], aad: bytes) -
     require(len(kek) == key_len and kek_id(kek) == named, "not the KEK that the envelope names")
     codes = bytes([version, suite])
     dek = gcm_open(kek, wrap_nonce, wrapped_dek, b"kms-proxy dek v1" + codes + named + chain_field + carried)
-    data_aad = b"kms-proxy data v1" + codes[1:] + chain_field + len(aad).to_bytes(4, "big") + aad
-    return gcm_open(dek, bytes(12), payload, data_aad)
+    bound = codes[1:] + chain_field + len(aad).to_bytes(4, "big") + aad
+    if version in (3, 4):
+        return stream_open(suite, dek, payload, b"kms-proxy stream v1" + bound)
+    return gcm_open(dek, bytes(12), payload, b"kms-proxy data v1" + bound)
 
 
 def from_hex(text: str) -> bytes:

@@ -38,14 +38,15 @@ const MODULES: &str = "
     tls:       clock files pem secret timestamp
 
     cobblestone: aead id random secret
-    envelope:  aead id
+    envelope:  aead cobblestone id
     root:      aead backoff error_chain files id loopback pem proxy random secret human_units
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
     archive:   error_chain files id loopback pem proxy random store human_units
 
     audit:     clock id metrics random root secret store wildcard human_units
 
-    keychain:  aead clock envelope id random secret
+    keychain:  aead clock cobblestone envelope id random secret
+    stream:    cobblestone envelope id keychain
     export:    base64 id keychain root
     service:   archive audit backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::Output;
 
-use kms_proxy::envelope::{self, Envelope, Version};
+use kms_proxy::envelope::{self, Envelope};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -38,11 +38,7 @@ fn count(calls: &[String], kind: &str) -> usize {
 fn header(ciphertext: &str) -> (usize, Option<usize>) {
     let bytes = envelope::from_text(ciphertext).unwrap();
     let header = Envelope::parse(&bytes).unwrap().header;
-    let record = match header.version {
-        Version::Stored => None,
-        Version::Inline(record) => Some(record.len()),
-    };
-    (header.bytes.len(), record)
+    (header.bytes.len(), header.version.record().map(<[u8]>::len))
 }
 
 /// A command that calls `service`.

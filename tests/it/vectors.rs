@@ -80,6 +80,23 @@ async fn every_vector_opens_or_is_refused_as_it_says() {
     }
 }
 
+/// At least 40 vectors are of streams, half of them negative.
+#[tokio::test]
+async fn streams_have_their_own_vectors() {
+    let paths = files(&root().join("tests/vectors")).into_iter();
+    let names = ["stream-opens.json", "stream-tampered.json", "stream-wrong.json"];
+    let vectors: Vec<_> = paths
+        .filter(|path| names.iter().any(|name| path.ends_with(name)))
+        .flat_map(|path| read(&path))
+        .collect();
+    let valid = vectors.iter().filter(|vector| vector.valid).count();
+    assert!(valid >= 20 && vectors.len() >= 2 * valid, "{valid} of {}", vectors.len());
+    for vector in vectors.into_iter().filter(|vector| vector.valid) {
+        let version = Envelope::parse(&unhex(&vector.envelope)).unwrap().header.version.code();
+        assert!([3, 4].contains(&version), "{}", vector.comment);
+    }
+}
+
 #[test]
 fn valid_vectors_name_the_id_and_the_suite_of_their_kek() {
     for vector in vectors().into_iter().filter(|vector| vector.valid) {
@@ -98,7 +115,11 @@ fn the_example_in_the_document_is_what_the_library_makes() {
     let document = std::fs::read_to_string(root().join("docs/format.md")).unwrap();
     let shown = hex_of_code_blocks(&document);
     let vectors = vectors();
-    for comment in ["the example of docs/format.md", "the version 2 example of docs/format.md"] {
+    for comment in [
+        "the example of docs/format.md",
+        "the version 2 example of docs/format.md",
+        "the version 3 example of docs/format.md",
+    ] {
         let vector = vectors.iter().find(|vector| vector.comment == comment).unwrap();
         assert!(shown.contains(&vector.envelope), "{comment}");
         let chain = ChainName::new(&vector.chain).unwrap();
@@ -110,6 +131,11 @@ fn the_example_in_the_document_is_what_the_library_makes() {
             assert!(shown.contains(&hex(&header.dek_aad(&chain))), "{comment}: AAD of the wrap");
             let aad = data_aad(header.suite, &chain, &unhex(&vector.aad));
             assert!(shown.contains(&hex(&aad)), "{comment}: AAD of the payload");
+        }
+        if header.version == Version::StoredStream {
+            let aad = unhex(&vector.aad);
+            let context = envelope::stream_context(header.suite, &chain, &aad).unwrap();
+            assert!(shown.contains(&hex(&context)), "{comment}: context");
         }
     }
 }
@@ -123,8 +149,11 @@ fn root() -> &'static Path {
 }
 
 fn vectors() -> Vec<Vector> {
-    let read = |path| serde_json::from_slice::<Vec<Vector>>(&std::fs::read(path).unwrap()).unwrap();
-    files(&root().join("tests/vectors")).into_iter().flat_map(read).collect()
+    files(&root().join("tests/vectors")).iter().flat_map(|path| read(path)).collect()
+}
+
+fn read(path: &Path) -> Vec<Vector> {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 /// The JSON files of a directory, in order.

@@ -7,6 +7,7 @@ every run writes the same bytes. Usage: make.py [DIRECTORY], by default its own.
 
 import base64
 import hashlib
+import hmac
 import json
 import pathlib
 import sys
@@ -33,6 +34,23 @@ def u16(value: int) -> bytes:
     return value.to_bytes(2, "big")
 
 
+CHUNK = 16_384
+GCM_NAMES = {1: b"AEAD_AES_128_GCM", 2: b"AEAD_AES_256_GCM"}
+
+
+def expand(key: bytes, info: bytes, size: int, digest: str = "sha512") -> bytes:
+    """HKDF-Expand of RFC 5869, section 2.3."""
+    out, block, counter = b"", b"", 1
+    while len(out) < size:
+        block = hmac.digest(key, block + info + bytes([counter]), digest)
+        out, counter = out + block, counter + 1
+    return out[:size]
+
+
+def nonce_of(base: bytes, index: int) -> bytes:
+    return (int.from_bytes(base, "big") ^ index).to_bytes(12, "big")
+
+
 def record(*wraps: tuple[bytes, bytes]) -> bytes:
     return b"\x01" + b"".join(bytes([len(root)]) + root + u16(len(wrap)) + wrap for root, wrap in wraps)
 
@@ -56,14 +74,25 @@ class Message:
     suite_byte: int | None = None
     wrap_aad: bytes | None = None
     data_aad: bytes | None = None
+    # Versions 3 and 4.
+    salt: bytes | None = None
+    commitment: bytes | None = None
+    pieces: tuple[bytes, ...] | None = None
+    first_index: int = 0
+    gcm_name: bytes | None = None
+    digest: str = "sha512"
 
     def __post_init__(self) -> None:
         of = f"{NAMES[self.suite]} version {self.version} chain {self.chain.decode()}"
+        starts = range(0, len(self.plaintext) + 1, CHUNK)
         defaults = {
-            "record": record((b"main", derive("a root's wrap", 44))) if self.version == 2 else b"",
+            "record": record((b"main", derive("a root's wrap", 44))) if self.version in (2, 4) else b"",
             "kek": derive(f"kek {of}", KEY_LEN[self.suite]),
             "dek": derive(f"dek {of} {self.plaintext.hex()}", KEY_LEN[self.suite]),
             "wrap_nonce": derive(f"nonce {of} {self.plaintext.hex()}", 12),
+            "salt": derive(f"salt {of} {self.plaintext.hex()}", 24),
+            "pieces": tuple(self.plaintext[start : start + CHUNK] for start in starts),
+            "gcm_name": GCM_NAMES[self.suite],
             "version_byte": self.version,
             "suite_byte": self.suite,
         }
@@ -71,34 +100,51 @@ class Message:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-    def fields(self) -> list[bytes]:
-        """The envelope, field by field."""
+    def is_stream(self) -> bool:
+        return self.version in (3, 4)
+
+    def header_fields(self) -> list[bytes]:
         kid = kek_id(self.kek) if self.kek_id is None else self.kek_id
         codes = bytes([self.version_byte, self.suite_byte])
         chain = u16(len(self.chain)) + self.chain
-        carried = [u16(len(self.record)), self.record] if self.version == 2 else []
+        carried = [u16(len(self.record)), self.record] if self.version in (2, 4) else []
         wrap_aad = b"kms-proxy dek v1" + codes + kid + chain + b"".join(carried)
-        data_aad = b"kms-proxy data v1" + codes[1:] + chain + len(self.aad).to_bytes(4, "big") + self.aad
         wrap = AESGCM(self.kek).encrypt(self.wrap_nonce, self.dek, wrap_aad if self.wrap_aad is None else self.wrap_aad)
-        payload = AESGCM(self.dek).encrypt(
-            self.payload_nonce, self.plaintext, data_aad if self.data_aad is None else self.data_aad
-        )
-        dek_len, len_ = len(self.dek), len(self.plaintext)
-        return [
-            codes[:1], codes[1:], kid, *carried, self.wrap_nonce,
-            wrap[:dek_len], wrap[dek_len:], payload[:len_], payload[len_:],
-        ]  # fmt: skip
+        dek_len = len(self.dek)
+        return [codes[:1], codes[1:], kid, *carried, self.wrap_nonce, wrap[:dek_len], wrap[dek_len:]]
+
+    def payload_fields(self) -> list[bytes]:
+        tag = b"kms-proxy stream v1" if self.is_stream() else b"kms-proxy data v1"
+        chain = u16(len(self.chain)) + self.chain
+        aad = tag + bytes([self.suite_byte]) + chain + len(self.aad).to_bytes(4, "big") + self.aad
+        aad = aad if self.data_aad is None else self.data_aad
+        if not self.is_stream():
+            payload = AESGCM(self.dek).encrypt(self.payload_nonce, self.plaintext, aad)
+            return [payload[: len(self.plaintext)], payload[len(self.plaintext) :]]
+        size = KEY_LEN[self.suite]
+        info = b"c2sp.org/chunked-encryption@v1+" + self.gcm_name + b"\x00" + self.salt + aad
+        derived = expand(self.dek, info, size + 12 + 32, self.digest)
+        gcm, base = AESGCM(derived[:size]), derived[size : size + 12]
+        commitment = derived[size + 12 :] if self.commitment is None else self.commitment
+        chunks = [gcm.encrypt(nonce_of(base, self.first_index + i), piece, b"") for i, piece in enumerate(self.pieces)]
+        return [self.salt, commitment, *chunks]
+
+    def fields(self) -> list[bytes]:
+        """The envelope, field by field."""
+        return [*self.header_fields(), *self.payload_fields()]
 
     def names(self) -> list[str]:
-        carried = ["kek_len", "record"] if self.version == 2 else []
+        carried = ["kek_len", "record"] if self.version in (2, 4) else []
         header = ["version", "suite", "kek_id", *carried, "wrap_nonce", "wrapped_dek", "wrap tag"]
+        if self.is_stream():
+            return [*header, "salt", "commitment", *(f"chunk {i}" for i in range(len(self.pieces)))]
         return [*header, "payload", "payload tag"]
 
     def envelope(self) -> bytes:
         return b"".join(self.fields())
 
     def header(self) -> bytes:
-        return b"".join(self.fields()[:-2])
+        return b"".join(self.header_fields())
 
     def with_field(self, name: str, change) -> bytes:
         fields = self.fields()
@@ -145,13 +191,18 @@ def flip(bit: int):
     return change
 
 
-def kinds() -> list[tuple[str, Message]]:
-    return [(f"{NAMES[s]}, version {v}", Message(suite=s, version=v)) for s in (1, 2) for v in (1, 2)]
+def kinds(versions: tuple[int, ...] = (1, 2)) -> list[tuple[str, Message]]:
+    return [(f"{NAMES[s]}, version {v}", Message(suite=s, version=v)) for s in (1, 2) for v in versions]
 
 
 EXAMPLE = Message(kek=bytes(range(16)), dek=bytes(range(16, 32)), wrap_nonce=bytes(range(32, 44)))
 EXAMPLE_2 = replace(
     EXAMPLE, version=2, version_byte=2, record=record((b"main", b"\xaa\xbb\xcc")), wrap_nonce=EXAMPLE.wrap_nonce[::-1]
+)
+
+
+EXAMPLE_3 = replace(
+    EXAMPLE, version=3, version_byte=3, salt=bytes(range(64, 88)), pieces=(b"hello",), wrap_nonce=bytes(range(48, 60))
 )
 
 
@@ -288,6 +339,120 @@ def head(chain: bytes) -> bytes:
     return MAGIC + b"\x01" + bytes([len(chain)]) + chain
 
 
+def pattern(size: int) -> bytes:
+    return bytes(i % 251 for i in range(size))
+
+
+def opening_streams() -> Vectors:
+    v = Vectors()
+    v.opens("the version 3 example of docs/format.md", EXAMPLE_3)
+    for kind, m in kinds((3, 4)):
+        for size in (0, 1, 15, 16, 17, 256):
+            v.opens(f"{kind}: {size} bytes", Message(suite=m.suite, version=m.version, plaintext=bytes(range(size))))
+        v.opens(f"{kind}: empty AAD", replace(m, aad=b""))
+        empty = Message(suite=m.suite, version=m.version, aad=b"", plaintext=b"")
+        v.opens(f"{kind}: empty plaintext, empty AAD", empty)
+        v.opens(f"{kind}: AAD of every byte value", replace(m, aad=bytes(range(256))))
+        v.opens(f"{kind}: chain of 63 bytes", Message(suite=m.suite, version=m.version, chain=b"a.b_c-9" * 9))
+    for size in (CHUNK - 1, CHUNK, CHUNK + 1):
+        v.opens(f"a stream of {size} bytes", Message(version=3, plaintext=pattern(size)))
+    v.opens("a stream of 32,768 bytes", Message(suite=2, version=4, plaintext=pattern(2 * CHUNK)))
+    three, four = Message(version=3), Message(version=4)
+    payload = b"".join(three.payload_fields())
+    newer = {"kek": derive("a newer kek", 16), "wrap_nonce": derive("a newer nonce", 12)}
+    moved = replace(three, **newer)
+    v.opens("a stream under a rewrapped header", three, moved.header() + payload, kek=moved.kek)
+    moved = replace(four, dek=three.dek, **newer)
+    v.opens("a stream under a rewrapped header of version 4", three, moved.header() + payload, kek=moved.kek)
+    return v
+
+
+def tampered_streams() -> Vectors:
+    v = Vectors()
+    for kind, m in kinds((3, 4)):
+        good, fields, names = m.envelope(), m.fields(), m.names()
+        for name, field in zip(names, fields, strict=True):
+            v.fails(f"{kind}: first bit of {name} flipped", m, m.with_field(name, flip(7)))
+            v.fails(f"{kind}: last bit of {name} flipped", m, m.with_field(name, flip(8 * len(field) - 8)))
+        cut = 0
+        for name, field in zip(names, fields, strict=True):
+            v.fails(f"{kind}: {'empty input' if cut == 0 else f'ends before {name}'}", m, good[:cut])
+            cut += len(field)
+        v.fails(f"{kind}: ends a byte early", m, good[:-1])
+        v.fails(f"{kind}: ends after the chunk's first byte", m, good[: -len(fields[-1]) + 1])
+        v.fails(f"{kind}: trailing byte", m, good + b"\0")
+        v.fails(f"{kind}: AAD one byte longer", m, aad=b"row 7\0")
+        v.fails(f"{kind}: no AAD", m, aad=b"")
+        v.fails(f"{kind}: another chain", m, chain=b"invoices")
+        v.fails(f"{kind}: chain's end moved into the AAD", m, chain=b"order", aad=b"srow 7")
+        v.fails(f"{kind}: another KEK", m, kek=derive("another kek", KEY_LEN[m.suite]))
+        other = Message(suite=m.suite, version=m.version, plaintext=b"world")
+        v.fails(f"{kind}: header of one on payload of another", m, other.header() + good[len(m.header()) :])
+        mixed = [*fields[:-1], other.fields()[-1]]
+        v.fails(f"{kind}: the chunk of another message", m, b"".join(mixed))
+        for version in {1, 2, 3, 4} - {m.version}:
+            v.fails(f"{kind}: relabelled as version {version}", m, bytes([version]) + good[1:])
+        v.fails(f"{kind}: relabelled as the other suite", m, good[:1] + bytes([3 - m.suite]) + good[2:])
+        v.fails(f"{kind}: text form in place of bytes", m, b"kp:" + base64.b64encode(good))
+    two = Message(version=3, plaintext=pattern(CHUNK + 5))
+    other = Message(version=3, plaintext=pattern(CHUNK + 6), dek=two.dek, salt=derive("another salt", 24))
+    *start, first, last = two.fields()
+    for comment, chunks in {
+        "without its last chunk": [first],
+        "without its first chunk": [last],
+        "with its last chunk twice": [first, last, last],
+        "with its chunks in the other order": [last, first],
+        "with the last chunk of another message under the same DEK": [first, other.fields()[-1]],
+    }.items():
+        v.fails(f"a stream {comment}", two, b"".join([*start, *chunks]))
+    three = Message(suite=2, version=4, plaintext=pattern(2 * CHUNK + 5))
+    *start, first, second, last = three.fields()
+    for comment, chunks in {
+        "with two full chunks swapped": [second, first, last],
+        "without a chunk in the middle": [first, last],
+        "with a full chunk twice": [first, first, last],
+    }.items():
+        v.fails(f"a stream {comment}", three, b"".join([*start, *chunks]))
+    return v
+
+
+def wrong_streams() -> Vectors:
+    v = Vectors()
+    for kind, m in kinds((3, 4)):
+        n = KEY_LEN[m.suite]
+        chain = u16(len(m.chain)) + m.chain
+        start = b"kms-proxy stream v1" + bytes([m.suite])
+        end = (5).to_bytes(4, "big") + m.aad
+        v.fails(f"{kind}: sealed with version byte 5", replace(m, version_byte=5))
+        v.fails(f"{kind}: sealed with suite byte 3", replace(m, suite_byte=3))
+        v.fails(f"{kind}: sealed with another KEK's id", replace(m, kek_id=kek_id(derive("another kek", n))))
+        v.fails(f"{kind}: DEK of the other suite's size", replace(m, dek=derive("other dek", 48 - n)))
+        tagged = b"kms-proxy data v1" + start[19:] + chain + end
+        v.fails(f"{kind}: the context has the tag of a message", replace(m, data_aad=tagged))
+        v.fails(f"{kind}: the context is the raw AAD alone", replace(m, data_aad=m.aad))
+        v.fails(f"{kind}: the context has no lengths", replace(m, data_aad=start + m.chain + m.aad))
+        other = start[:-1] + bytes([3 - m.suite]) + chain + end
+        v.fails(f"{kind}: the context is of the other suite", replace(m, data_aad=other))
+        v.fails(f"{kind}: wrap sealed for version {m.version - 2}", replace(
+            m, wrap_aad=b"kms-proxy dek v1" + bytes([m.version - 2, m.suite]) + kek_id(m.kek) + chain
+            + (u16(len(m.record)) + m.record if m.version == 4 else b"")
+        ))  # fmt: skip
+        v.fails(f"{kind}: a commitment of zeros", replace(m, commitment=bytes(32)))
+        v.fails(f"{kind}: keys derived with the other AEAD's name", replace(m, gcm_name=GCM_NAMES[3 - m.suite]))
+        v.fails(f"{kind}: keys derived with SHA-256", replace(m, digest="sha256"))
+        v.fails(f"{kind}: chunks counted from 1", replace(m, first_index=1))
+        v.fails(f"{kind}: a short chunk before the last", replace(m, pieces=(b"hel", b"lo")))
+        v.fails(f"{kind}: an empty chunk after a short one", replace(m, pieces=(b"hello", b"")))
+        whole = replace(m, version=m.version - 2, plaintext=bytes(100), dek=m.dek)
+        message = m.header() + b"".join(whole.payload_fields())
+        v.fails(f"{kind}: a message of version {m.version - 2} as payload", m, message)
+        relabelled = replace(m, version_byte=m.version - 2)
+        v.fails(f"{kind}: chunks behind a header of version {m.version - 2}", relabelled)
+    v.fails("a stream whose last chunk is full", Message(version=3, plaintext=pattern(CHUNK), pieces=(pattern(CHUNK),)))
+    v.fails("a stream whose chunk is too long", Message(version=3, plaintext=b"", pieces=(pattern(CHUNK + 1),)))
+    return v
+
+
 class Blobs(Vectors):
     """Ciphertexts of the AWS KMS API, and the AADs of their encryption contexts."""
 
@@ -361,7 +526,15 @@ def blobs() -> Blobs:
 
 if __name__ == "__main__":
     directory = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
-    for name, vectors in {"opens": opening(), "tampered": tampered(), "wrong": wrong(), "long-aad": long_aad()}.items():
+    for name, vectors in {
+        "opens": opening(),
+        "tampered": tampered(),
+        "wrong": wrong(),
+        "long-aad": long_aad(),
+        "stream-opens": opening_streams(),
+        "stream-tampered": tampered_streams(),
+        "stream-wrong": wrong_streams(),
+    }.items():
         vectors.write(directory / f"{name}.json")
     (directory / "aws").mkdir(exist_ok=True)
     blobs().write(directory / "aws" / "blobs.json")

@@ -1,7 +1,7 @@
 //! Version 2 envelopes: the KEK is inline, and no part of its record can be replaced.
 
 use super::*;
-use crate::envelope::InlineRecord;
+use crate::envelope::{InlineRecord, Version};
 
 /// A chain, its KEK, and an envelope of it in version 1.
 struct Sample {

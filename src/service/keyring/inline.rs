@@ -1,5 +1,5 @@
-//! Inline KEKs: those in version 2 envelopes. A root opens each once, and they are kept apart from
-//! the KEKs that the chains have made.
+//! Inline KEKs: those in envelopes of versions 2 and 4. A root opens each once, and they
+//! are kept apart from the KEKs that the chains have made.
 //!
 //! Any caller that may decrypt can forge an inline record. So a forged record evicts nothing that
 //! was opened, does not change the health of a root, and costs a bounded number of root calls.

@@ -31,11 +31,11 @@ async fn decrypt(service: &KeyService, envelope: &[u8]) -> Result<Vec<u8>, Error
     Ok(opened.plaintext.as_slice().to_vec())
 }
 
-/// The names of the roots in the inline record; none of version 1.
+/// The names of the roots in the inline record; none without one.
 fn travels_with(envelope: &[u8]) -> Vec<String> {
-    match Envelope::parse_header_or_whole(envelope).unwrap().header.version {
-        Version::Stored => Vec::new(),
-        Version::Inline(record) => {
+    match Envelope::parse_header_or_whole(envelope).unwrap().header.version.record() {
+        None => Vec::new(),
+        Some(record) => {
             let wraps = InlineRecord::parse(record).unwrap().wraps.into_iter();
             wraps.map(|(root, _)| root.into_owned()).collect()
         }

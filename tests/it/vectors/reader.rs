@@ -1,15 +1,15 @@
 //! An independent writer and an independent reader, both in Python: they agree with the library.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use kms_proxy::aead::{Cipher, NONCE_LEN};
 use kms_proxy::envelope::{self, InlineRecord, Malformed, Version};
 use kms_proxy::secret::KeyBytes;
-use kms_proxy::{ChainName, KekId, KeyChain, Suite, export};
-
-use serde_json::Value;
+use kms_proxy::{ChainName, KekId, KeyChain, Suite, export, stream};
+use serde_json::{Value, json};
 
 use super::{Plain, Vector, data_aad, files, hex, root, unhex, vectors};
 
@@ -96,6 +96,98 @@ async fn both_readers_take_the_one_text_of_an_envelope_and_no_other() {
         let output = open(&bad);
         assert_eq!((output.status.code(), output.stdout), (Some(1), Vec::new()), "{bad:?}");
     }
+}
+
+/// The lengths of streams around the borders of chunks, and short ones.
+fn stream_lens() -> impl Iterator<Item = usize> {
+    (0..18).chain(16_384 - 17..16_384 + 18).chain(32_768 - 2..32_768 + 3)
+}
+
+#[tokio::test]
+async fn the_reader_in_python_opens_streams_of_every_length_around_a_chunk() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut vectors = Vec::new();
+    for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+        let chain = KeyChain::generate(ChainName::new("orders").unwrap(), suite).unwrap();
+        let kek = primary(&chain).await;
+        for len in stream_lens() {
+            let plaintext = vec![b'p'; len];
+            let mut sealing = stream::seal_to(&chain, Vec::new(), b"row 7").unwrap();
+            sealing.write_all(&plaintext).unwrap();
+            let envelope = sealing.finish().unwrap();
+            let vector = |valid, envelope: &[u8]| Vector {
+                comment: format!("{suite}: a stream of {len} bytes"),
+                suite: suite.to_string(),
+                chain: "orders".to_owned(),
+                kek: hex(kek.expose()),
+                aad: hex(b"row 7"),
+                plaintext: if valid { hex(&plaintext) } else { String::new() },
+                envelope: hex(envelope),
+                valid,
+            };
+            vectors.push(vector(false, &envelope[..envelope.len() - 1]));
+            vectors.push(vector(true, &envelope));
+        }
+    }
+    let output = check(&[write(directory.path(), &vectors)]);
+    assert_success(&output);
+    let half = vectors.len() / 2;
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!("{half} vectors opened, {half} refused\n")
+    );
+}
+
+#[tokio::test]
+async fn what_cryptography_seals_opens_here() {
+    let name = ChainName::new("orders").unwrap();
+    let kek = KeyBytes::from_slice(&[7; 16]).unwrap();
+    for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+        let kek = KeyBytes::from_slice(&kek.expose().repeat(suite.key_len() / 16)).unwrap();
+        let (id, dek) = (KekId::of_key(kek.expose()), KeyBytes::random(suite).unwrap());
+        let context = envelope::stream_context(suite, &name, b"row 7").unwrap();
+        let messages: Vec<_> = stream_lens()
+            .map(|len| {
+                let (dek, context) = (hex(dek.expose()), hex(&context));
+                json!({"dek": dek, "context": context, "plaintext": hex(&vec![b'p'; len])})
+            })
+            .collect();
+        for (len, payload) in stream_lens().zip(seal_in_python(&messages)) {
+            let (version, nonce) = (Version::StoredStream, [7; NONCE_LEN]);
+            let mut wrapped = dek.expose().to_vec();
+            let wrap_aad = envelope::dek_aad(version, suite, &id, &name);
+            let tag = Cipher::new(&kek).seal(&nonce, &wrap_aad, &mut wrapped).unwrap();
+            let mut envelope = Vec::new();
+            envelope::write_header(&mut envelope, version, suite, &id, &nonce, &wrapped, &tag);
+            envelope.extend_from_slice(&unhex(&payload));
+            let vector = Vector {
+                comment: String::new(),
+                suite: suite.to_string(),
+                chain: name.to_string(),
+                kek: hex(kek.expose()),
+                aad: hex(b"row 7"),
+                plaintext: String::new(),
+                envelope: hex(&envelope),
+                valid: true,
+            };
+            assert!(vector.open().await == Some(vec![b'p'; len]), "{suite}, {len} bytes");
+        }
+    }
+}
+
+/// Payloads by the Cobblestone of `cryptography`.
+fn seal_in_python(messages: &[Value]) -> Vec<String> {
+    let mut child = python()
+        .arg(root().join("tests/decryptor/seal.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    serde_json::to_writer(child.stdin.take().unwrap(), messages).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_success(&output);
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Envelopes by the library, under keys drawn just now: of every kind that opens, each with a
