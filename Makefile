@@ -100,10 +100,11 @@ soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; 
 		$(CARGO) test --release --locked --test it -- --nocapture etcd_is_wiped_under_load many_keks_are_recovered
 
 .PHONY: lint
+# In the release profile, like the tests: both then use the same build scripts and procedural macros.
 lint: $(PROTOX) ## formatting, clippy, docs and each Cargo feature alone, warnings denied
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps
 	$(MAKE) features
 
 # Each feature alone; `lint` and `test` see all of them together.
@@ -113,7 +114,7 @@ FEATURES := '' aws-kms pkcs11 vault-transit service etcd kubernetes server
 features: $(PROTOX) ## clippy on the library without features, and with each of them alone
 	@set -e; for feature in $(FEATURES); do \
 		set -x; \
-		$(CARGO) clippy --locked --no-default-features --features "$$feature" -- -D warnings; \
+		$(CARGO) clippy --release --locked --no-default-features --features "$$feature" -- -D warnings; \
 		{ set +x; } 2>/dev/null; \
 	done
 

@@ -1,9 +1,9 @@
 //! Envelopes of any length, in constant memory: sealed to a writer, opened from a reader, from the
 //! middle, or on several threads (envelope versions 3 and 4).
 //!
-//! It joins [`KeyChain`] and [`cobblestone`]. It blocks; a caller that must not block drives
+//! It joins [`KeyChain`] and [`crate::cobblestone`]. It blocks; a caller that must not block drives
 //! [`KeyChain::start_stream`], [`KeyChain::open_stream`], and the `Sealer` and `Opener` of
-//! [`cobblestone`] itself. It knows no service.
+//! [`crate::cobblestone`] itself. It knows no service.
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -58,7 +58,7 @@ pub fn seal_to<W: Write>(chain: &KeyChain, mut out: W, aad: &[u8]) -> Result<Wri
     Ok(Writer::new(out, key))
 }
 
-/// Seals all that `plaintext` gives on `threads` threads, and writes the envelope to `out`. Gives
+/// Seals all that `plaintext` gives on `threads` threads, and writes the envelope to `out`. Returns
 /// the length of the plaintext.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ pub fn open_from<R: Read>(
 }
 
 /// Opens the envelope that `envelope` gives on `threads` threads, and writes the plaintext to
-/// `out`. Gives its length.
+/// `out`. Returns its length.
 ///
 /// # Errors
 /// [`Error`]; what was written is authentic then, and incomplete.

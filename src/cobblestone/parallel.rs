@@ -20,7 +20,8 @@ const CHUNKS: usize = 64;
 const BATCHES: usize = 2;
 
 /// Seals what `reader` gives as one message, and writes its chunks to `writer`, which has the
-/// prefix already. Gives the length of the message. It takes about 2 MiB for each of the `threads`.
+/// prefix already. Returns the length of the message. It takes about 2 MiB for each of the
+/// `threads`.
 ///
 /// # Errors
 /// Those of reader and writer, and of a message that is too long. What was written must be thrown
@@ -35,7 +36,7 @@ pub fn seal(
 }
 
 /// Opens the chunks of a message that `reader` gives, from which the prefix was read already, and
-/// writes the message to `writer`. Gives its length.
+/// writes the message to `writer`. Returns its length.
 ///
 /// # Errors
 /// Those of reader and writer. One of kind [`io::ErrorKind::InvalidData`] is an authentication

@@ -1,10 +1,10 @@
-//! The protocol of chains, checked over the real code: processes on one store that lose answers,
-//! lose touch, crash and are cut off from their roots, in a time that only moves when all wait.
+//! Simulates the protocol of chains with the real code: processes on one store lose responses, lose
+//! their connections, crash, and lose access to their roots. The simulated time advances only when
+//! every task waits.
 //!
-//! A seed decides everything. `KMS_PROXY_SIM_SEED=n` runs that one and tells what happened in it,
-//! `KMS_PROXY_SIM_SEEDS=n` runs so many; `make soak` runs thousands. What is not repeated exactly
-//! is the order in which hash maps are walked: of the KEKs that one read or one repair goes
-//! through.
+//! A seed determines a run. `KMS_PROXY_SIM_SEED=n` runs one seed and prints its events,
+//! `KMS_PROXY_SIM_SEEDS=n` runs the first n seeds; `make soak` runs thousands. The iteration order
+//! of hash maps is not reproduced: the order of the KEKs of one read or one repair.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,14 +21,14 @@ mod checks;
 mod client;
 mod ending;
 mod hub;
+mod process;
 mod store;
 mod watch;
-mod world;
 
-/// Seeds of `make test`: some seconds.
+/// The number of seeds in `make test`: a few seconds.
 const SEEDS: u64 = 300;
 
-/// Numbers that a seed decides.
+/// A pseudorandom generator.
 #[derive(Clone)]
 struct Rng(Arc<AtomicU64>);
 
@@ -37,7 +37,7 @@ impl Rng {
         Self(Arc::new(AtomicU64::new(seed)))
     }
 
-    /// Other numbers, for somebody else.
+    /// An independent generator.
     fn fork(&self) -> Self {
         Self::new(self.next())
     }
@@ -70,16 +70,16 @@ impl Rng {
     }
 }
 
-/// What goes wrong in one run, and how often.
-struct Weather {
+/// The faults of one run, and how often they occur.
+struct Conditions {
     is_calm: bool,
     restores: bool,
-    /// Whether the store itself reports restores, as etcd does: if its revision went back, or,
-    /// where this is `true`, each of them.
+    /// Whether the store reports restores, as etcd does: only if its revision went back, or all
+    /// of them if this is `true`.
     reports: Option<bool>,
-    /// One way of a call of the store takes up to this long, now and then.
+    /// The longest delay of a request to the store, or of its response.
     delay: Duration,
-    /// Of 1,000 calls: those that are certainly not sent, and those whose answer is lost.
+    /// Of 1,000 calls: how many are not sent, and how many lose their response.
     refused: u64,
     lost: u64,
     reads_apart: bool,
@@ -90,12 +90,12 @@ struct Weather {
     limits: Limits,
     processes: u64,
     steps: u64,
-    /// How many archives there are, and what they are required for.
+    /// The number of archives, and their policy.
     archives: usize,
     policy: Policy,
 }
 
-impl Weather {
+impl Conditions {
     fn of(seed: u64, rng: &Rng) -> Self {
         let class = seed % 8;
         let is_calm = class == 0;
@@ -113,7 +113,7 @@ impl Weather {
             is_calm,
             restores: class >= 6,
             reports: [None, Some(false), Some(true)][rng.index(3)],
-            // Where all is well a claim does not run out.
+            // Without faults, no claim expires.
             delay: Duration::from_millis([20, 200, 1_000, 2_500][rng.index(4 - 2 * calm)]),
             refused: faults * 10,
             lost: faults * 25,
@@ -133,7 +133,7 @@ impl Weather {
     }
 }
 
-/// What was done.
+/// How often each event occurred.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     steps: u64,
@@ -144,16 +144,16 @@ struct Counts {
     lost: u64,
     crashes: u64,
     restores: u64,
-    /// Processes that the store reported a restore to.
+    /// Reports of restores by the store.
     reported: u64,
     /// Processes whose roots were configured wrongly.
     mistakes: u64,
-    /// Writes that met a revision of another history under the same number.
+    /// Writes refused because the revision number belongs to another history.
     confused: u64,
     failures: u64,
-    /// Objects of KEKs that were written to archives.
+    /// KEK objects written to archives.
     archived: u64,
-    /// Restores of an empty store.
+    /// Restores of an empty copy.
     wipes: u64,
 }
 
@@ -193,7 +193,7 @@ fn run(seed: u64, log: bool) -> Result<(Counts, u64), String> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "it is said to the tests alone")]
+#[expect(clippy::disallowed_methods, reason = "only tests read it")]
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -226,7 +226,7 @@ fn the_promises_hold_in_every_simulated_history() {
         }
     });
     let (counts, broken) = total.into_inner().unwrap();
-    // Not by a macro, whose output is only shown when a test fails.
+    // The output of a macro is shown only if the test fails.
     let _ = writeln!(std::io::stderr(), "simulation: {seeds} seeds, {counts:?}");
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }

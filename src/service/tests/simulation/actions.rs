@@ -1,4 +1,4 @@
-//! What clients, operators and misfortune do to the processes, step by step.
+//! The steps of a run: calls of clients, actions of operators, and faults.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::client::{Client, Letter};
+use super::client::{Ciphertext, Client};
 use super::hub::Hub;
-use super::world::{Birth, Mistake, Process};
-use super::{Counts, Rng, Weather};
+use super::process::{Mistake, Process, Starting};
+use super::{Conditions, Counts, Rng};
 use crate::id::KekId;
 use crate::service::types::{ChainSettings, Change};
 use crate::service::{DEFAULT_CHAIN, Health, Kind};
@@ -20,27 +20,27 @@ pub(super) struct Sim {
     pub(super) hub: Arc<Hub>,
     pub(super) rng: Rng,
     pub(super) processes: Vec<Process>,
-    pub(super) births: Vec<Birth>,
-    pub(super) letters: Arc<Mutex<Vec<Letter>>>,
+    pub(super) starting: Vec<Starting>,
+    pub(super) ciphertexts: Arc<Mutex<Vec<Ciphertext>>>,
     old: Option<Snapshot>,
-    /// KEKs that must outlive a restore, since a process that lives has their records.
+    /// KEKs that must survive a restore, since a running process has their records.
     pub(super) kept: BTreeSet<KekId>,
 }
 
-/// Runs a seed: what was done, and the trace of it.
+/// Runs a seed. Returns the counts and the trace.
 ///
 /// # Errors
-/// What was broken.
+/// The violated invariants.
 pub(super) async fn simulate(seed: u64, log: bool) -> Result<(Counts, u64), String> {
     let rng = Rng::new(seed ^ 0x5eed);
-    let weather = Weather::of(seed, &rng);
-    let hub = Arc::new(Hub::new(weather, log));
+    let conditions = Conditions::of(seed, &rng);
+    let hub = Arc::new(Hub::new(conditions, log));
     let mut sim = Sim {
         hub,
         rng,
         processes: Vec::new(),
-        births: Vec::new(),
-        letters: Arc::default(),
+        starting: Vec::new(),
+        ciphertexts: Arc::default(),
         old: None,
         kept: BTreeSet::new(),
     };
@@ -49,36 +49,36 @@ pub(super) async fn simulate(seed: u64, log: bool) -> Result<(Counts, u64), Stri
     sim.recovery().await;
     sim.quiet().await;
     sim.ending().await;
-    let mut book = sim.hub.book();
-    if let Some(log) = book.log.take() {
+    let mut checker = sim.hub.checker();
+    if let Some(log) = checker.log.take() {
         for line in log {
             println!("{line}");
         }
     }
-    if book.broken.is_empty() {
-        Ok((book.counts, book.trace))
+    if checker.broken.is_empty() {
+        Ok((checker.counts, checker.trace))
     } else {
-        book.broken.truncate(6);
-        Err(book.broken.join("\n"))
+        checker.broken.truncate(6);
+        Err(checker.broken.join("\n"))
     }
 }
 
 impl Sim {
     pub(super) fn is_broken(&self) -> bool {
-        !self.hub.book().broken.is_empty()
+        !self.hub.checker().broken.is_empty()
     }
 
     pub(super) fn broken(&self, what: String) {
         let at = self.hub.now().as_secs_f64();
-        self.hub.book().broken.push(format!("at {at:.3} s: {what}"));
+        self.hub.checker().broken.push(format!("at {at:.3} s: {what}"));
     }
 
     async fn trouble(&mut self) {
-        for _ in 0..self.hub.weather.processes {
-            self.births.push(Birth::new(&self.hub, self.rng.fork()));
+        for _ in 0..self.hub.conditions.processes {
+            self.starting.push(Starting::new(&self.hub, self.rng.fork()));
         }
-        for _ in 0..self.hub.weather.steps {
-            self.hub.book().counts.steps += 1;
+        for _ in 0..self.hub.conditions.steps {
+            self.hub.checker().counts.steps += 1;
             self.receive().await;
             if !self.processes.is_empty() {
                 self.step().await;
@@ -95,29 +95,29 @@ impl Sim {
         }
     }
 
-    /// Takes those in that are born.
+    /// Adds the processes that have started.
     pub(super) async fn receive(&mut self) {
-        let (over, births): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.births).into_iter().partition(Birth::is_over);
-        self.births = births;
-        for birth in over {
-            let mistake = birth.mistake;
-            match birth.born().await {
+        let (over, starting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.starting).into_iter().partition(Starting::is_over);
+        self.starting = starting;
+        for starting in over {
+            let mistake = starting.mistake;
+            match starting.finish().await {
                 Ok(process) => self.processes.push(process),
                 Err(error) => {
                     if error.kind() != Kind::StoreUnavailable {
                         self.broken(format!("a start failed: {error}"));
                     }
-                    self.births.push(Birth::with(&self.hub, self.rng.fork(), mistake));
+                    self.starting.push(Starting::with(&self.hub, self.rng.fork(), mistake));
                 }
             }
         }
     }
 
     async fn step(&mut self) {
-        let (rng, weather) = (self.rng.clone(), &self.hub.weather);
+        let (rng, conditions) = (self.rng.clone(), &self.hub.conditions);
         let one = rng.index(self.processes.len());
-        let faults = if weather.is_calm { 80 } else { 118 };
+        let faults = if conditions.is_calm { 80 } else { 118 };
         match rng.below(faults) {
             0..40 => self.encrypt(one, 1 + rng.below(60)),
             40..55 => self.decrypt(one),
@@ -140,15 +140,15 @@ impl Sim {
                 let until = Instant::now() + rng.up_to(Duration::from_secs(120));
                 self.processes[one].net.silence(until);
             }
-            95..100 if !weather.restores || self.hub.book().history == 0 => self.crash(one),
+            95..100 if !conditions.restores || self.hub.checker().history == 0 => self.crash(one),
             100..102 if self.processes.len() < 6 => {
-                self.births.push(Birth::new(&self.hub, rng.fork()));
+                self.starting.push(Starting::new(&self.hub, rng.fork()));
             }
-            // A process that starts on a store without KEKs founds it, whatever its roots are.
-            102..105 if weather.restores && self.has_keks() => {
+            // A store without KEKs accepts any roots from the first process.
+            102..105 if conditions.restores && self.has_keks() => {
                 self.old = Some(self.hub.store.snapshot());
             }
-            105..110 if weather.restores => self.restore().await,
+            105..110 if conditions.restores => self.restore().await,
             110..114 if self.has_keks() => self.misconfigure(),
             114..118 if !self.hub.archives.is_empty() => {
                 let until = Instant::now() + rng.up_to(Duration::from_secs(150));
@@ -163,35 +163,38 @@ impl Sim {
         let process = self.processes.remove(one);
         let mistake = process.mistake;
         process.kill();
-        self.births.push(Birth::with(&self.hub, self.rng.fork(), mistake));
+        self.starting.push(Starting::with(&self.hub, self.rng.fork(), mistake));
     }
 
     /// Whether the chain has a KEK that a root must open.
     fn has_keks(&self) -> bool {
-        let book = self.hub.book();
-        book.keks.values().any(|page| page.kek.as_ref().is_some_and(|kek| !kek.wraps.is_empty()))
+        let checker = self.hub.checker();
+        checker
+            .keks
+            .values()
+            .any(|observed| observed.kek.as_ref().is_some_and(|kek| !kek.wraps.is_empty()))
     }
 
     /// Whether the chain has a KEK that encrypts, which the archives hold.
     fn has_primary(&self) -> bool {
-        self.hub.book().head.as_ref().is_some_and(|head| head.primary.is_some())
+        self.hub.checker().head.as_ref().is_some_and(|head| head.primary.is_some())
     }
 
     /// An operator starts one more process, with a mistake in its configuration.
     fn misconfigure(&mut self) {
         let wrong = self.processes.iter().filter(|process| process.mistake.is_some()).count()
-            + self.births.iter().filter(|birth| birth.mistake.is_some()).count();
+            + self.starting.iter().filter(|starting| starting.mistake.is_some()).count();
         if wrong >= 2 {
             return;
         }
         let mistakes = [Mistake::AllWrong, Mistake::FirstWrong, Mistake::Swapped];
         let mistake = mistakes[self.rng.index(mistakes.len())];
-        self.hub.book().counts.mistakes += 1;
-        self.births.push(Birth::with(&self.hub, self.rng.fork(), Some(mistake)));
+        self.hub.checker().counts.mistakes += 1;
+        self.starting.push(Starting::with(&self.hub, self.rng.fork(), Some(mistake)));
     }
 
-    /// The operator corrects the configuration of every process, which said all the while that
-    /// something is wrong.
+    /// The operator corrects the configuration of every process. A process with a mistake must not
+    /// report `ok`.
     async fn correction(&mut self) {
         if self.is_broken() {
             return;
@@ -199,7 +202,7 @@ impl Sim {
         for process in &self.processes {
             process.mend();
         }
-        // A process looks at its roots every 5 s, and waits up to 15 s for a call.
+        // A process checks its roots every 5 s, and waits up to 15 s for a call.
         sleep(Duration::from_secs(60)).await;
         for process in &self.processes {
             let health = process.service.readiness().health;
@@ -213,25 +216,25 @@ impl Sim {
         self.processes = right;
         for process in wrong {
             process.kill();
-            self.births.push(Birth::new(&self.hub, self.rng.fork()));
+            self.starting.push(Starting::new(&self.hub, self.rng.fork()));
         }
         let (wrong, right): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.births).into_iter().partition(|it| it.mistake.is_some());
-        self.births = right;
-        for birth in wrong {
-            birth.abandon();
-            self.births.push(Birth::new(&self.hub, self.rng.fork()));
+            std::mem::take(&mut self.starting).into_iter().partition(|it| it.mistake.is_some());
+        self.starting = right;
+        for starting in wrong {
+            starting.abandon();
+            self.starting.push(Starting::new(&self.hub, self.rng.fork()));
         }
     }
 
-    /// An operator puts an old copy in the place of the store.
+    /// An operator replaces the store by an old copy.
     async fn restore(&mut self) {
         let wipes = self.hub.is_guaranteed() && self.has_primary() && self.rng.one_in(2);
         let old = self.old.take();
         let Some(old) = (if wipes { Some(memory::Store::new().snapshot()) } else { old }) else {
             return;
         };
-        self.hub.book().counts.wipes += u64::from(wipes);
+        self.hub.checker().counts.wipes += u64::from(wipes);
         if wipes && self.rng.one_in(3) {
             // The store and all processes are lost at the same moment.
             while !self.processes.is_empty() {
@@ -243,9 +246,9 @@ impl Sim {
         let allowed = |state| !matches!(state, State::Disabled | State::Destroyed);
         let held: BTreeSet<_> = self.processes.iter().flat_map(Process::records).collect();
         {
-            let book = self.hub.book();
+            let checker = self.hub.checker();
             let kept = held.into_iter().filter(|id| {
-                let kek = book.keks.get(id).and_then(|page| page.kek.as_ref());
+                let kek = checker.keks.get(id).and_then(|observed| observed.kek.as_ref());
                 kek.is_some_and(|kek| allowed(kek.state))
             });
             self.kept.extend(kept);
@@ -264,7 +267,7 @@ impl Sim {
             hub: Arc::clone(&self.hub),
             process: process.net.process,
             service: Arc::clone(&process.service),
-            letters: Arc::clone(&self.letters),
+            ciphertexts: Arc::clone(&self.ciphertexts),
             rng: self.rng.fork(),
         };
         process.calls.retain(|call| !call.is_finished());
@@ -293,8 +296,8 @@ impl Sim {
     fn decrypt(&mut self, one: usize) {
         self.call(one, |client| async move {
             for _ in 0..10 {
-                if let Some(letter) = client.letter() {
-                    client.decrypt(&letter).await;
+                if let Some(ciphertext) = client.ciphertext() {
+                    client.decrypt(&ciphertext).await;
                 }
             }
         });
@@ -314,11 +317,11 @@ impl Sim {
 
     fn change_state(&mut self, one: usize) {
         let (id, change) = {
-            let book = self.hub.book();
-            let states: Vec<_> = book
+            let checker = self.hub.checker();
+            let states: Vec<_> = checker
                 .keks
                 .iter()
-                .filter_map(|(id, page)| Some((*id, page.kek.as_ref()?.state)))
+                .filter_map(|(id, observed)| Some((*id, observed.kek.as_ref()?.state)))
                 .filter(|(_, state)| *state != State::Destroyed)
                 .collect();
             if states.is_empty() {
@@ -345,7 +348,7 @@ impl Sim {
         };
         self.call(one, move |client| async move {
             let changed = client.service.put_chain(DEFAULT_CHAIN, settings).await;
-            client.judge("limits", changed, &[Kind::Conflict, Kind::StoreUnavailable]);
+            client.checked("limits", changed, &[Kind::Conflict, Kind::StoreUnavailable]);
         });
     }
 }

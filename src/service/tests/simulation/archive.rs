@@ -1,5 +1,5 @@
-//! The way of each process to the archives: slow, away for a while, with answers that are lost and
-//! writes that come late. And what must hold of their objects.
+//! The connection of each process to the archives: slow, interrupted, with lost responses and late
+//! writes. And the invariants of the archived objects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep};
 
 use super::checks::LATE;
 use super::hub::Hub;
+use super::process::is_right;
 use super::store::Net;
-use super::world::is_right;
 use crate::archive::{
     self, Archive, Condition, Error, Object, OnFailure, Require, Written, object,
 };
@@ -18,7 +18,7 @@ use crate::id::{ChainName, KekId};
 use crate::service::DEFAULT_CHAIN;
 use crate::store::record::{Kek, State};
 
-/// One process's way to one archive.
+/// The connection of one process to one archive.
 pub(super) struct Way {
     pub(super) net: Net,
     pub(super) index: usize,
@@ -46,7 +46,7 @@ impl Hub {
 
     /// Whether the archives guarantee that no envelope is lost.
     pub(super) fn is_guaranteed(&self) -> bool {
-        !self.archives.is_empty() && self.weather.policy.on_failure == OnFailure::Wait
+        !self.archives.is_empty() && self.conditions.policy.on_failure == OnFailure::Wait
     }
 
     /// Whether an archive has a record of a KEK in one of these states.
@@ -69,14 +69,14 @@ impl Hub {
                 })
         };
         let mut archives = 0..self.archives.len();
-        let held = match self.weather.policy.require {
+        let held = match self.conditions.policy.require {
             Require::All => archives.all(holds),
             Require::Any => archives.any(holds),
         };
         if !held {
             let at = self.now().as_secs_f64();
             let broken = format!("at {at:.3} s: {id} encrypts, and is not in the archives");
-            self.book().broken.push(broken);
+            self.checker().broken.push(broken);
         }
     }
 
@@ -88,14 +88,16 @@ impl Hub {
         let Some((_, object::Part::Kek(id))) = object::parse_key(&key) else { return Ok(written) };
         let decode = |bytes: &[u8]| object::decode_kek(&chain(), id, bytes).expect("whole");
         let (next, now) = (decode(&bytes), self.now());
-        let mut book = self.book();
-        book.counts.archived += 1;
-        book.note(now, || format!("archive {index} gets {id} {:?}", next.state));
+        let mut checker = self.checker();
+        checker.counts.archived += 1;
+        checker.note(now, || format!("archive {index} gets {id} {:?}", next.state));
         let undone = before.map(|before| decode(&before)).is_some_and(|before| {
             before.state == State::Destroyed && next.state != State::Destroyed
         });
         if undone {
-            book.broken.push(format!("at {now:?}: the tombstone of {id} is undone in an archive"));
+            checker
+                .broken
+                .push(format!("at {now:?}: the tombstone of {id} is undone in an archive"));
         }
         Ok(written)
     }
@@ -117,13 +119,13 @@ impl Way {
         &self.net.hub
     }
 
-    /// The way there; it may be broken.
+    /// Sends a request, which may fail.
     async fn go(&self) -> Result<(), Error> {
         self.net.alive().await;
         self.net.delay().await;
         let (hub, rng) = (self.hub(), &self.net.rng);
         let is_away = *hub.archives[self.index].1.lock().unwrap() > Instant::now();
-        if is_away || !hub.is_calm() && rng.per_mille(hub.weather.refused) {
+        if is_away || !hub.is_calm() && rng.per_mille(hub.conditions.refused) {
             // The error may come immediately, or after the client's deadline.
             if rng.one_in(2) {
                 sleep(rng.up_to(Duration::from_secs(10))).await;
@@ -148,7 +150,7 @@ impl Archive for Way {
         self.go().await?;
         let put = Put { key: key.to_owned(), bytes, condition };
         let (hub, rng, index) = (Arc::clone(self.hub()), self.net.rng.clone(), self.index);
-        if !hub.is_calm() && rng.per_mille(hub.weather.lost) {
+        if !hub.is_calm() && rng.per_mille(hub.conditions.lost) {
             match rng.below(3) {
                 0 => {}
                 1 => drop(hub.put(index, put).await),

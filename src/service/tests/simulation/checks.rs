@@ -1,5 +1,5 @@
-//! What must hold, whatever happens: a book of all that was stored, granted, wrapped and encrypted,
-//! and the promises that each entry is held against. It knows no service and no fault.
+//! The invariants: the checker records what was stored, granted, wrapped and encrypted, and checks
+//! each event. It knows no service and no fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,59 +9,60 @@ use crate::store::record::{self, Head, Kek, Part, Record, State, Uses};
 use crate::store::{Entry, Txn};
 
 use super::Counts;
-use super::world::is_right;
+use super::process::is_right;
 
-/// A block is void this long after it was asked for.
+/// A block expires this long after it was requested.
 const BLOCK_LIFE: Duration = Duration::from_secs(60);
-/// How long a process that reaches the store may use a KEK that was disabled: it reads all
-/// again every 20 s, and its reads may be slow.
-const TOLD_WITHIN: Duration = Duration::from_secs(45);
-/// A claim of a process that is gone is taken over after this time.
+/// How long a process with access to the store may use a KEK that was disabled: it reads all
+/// records again every 20 s, and its reads may be slow.
+const LEARNS_WITHIN: Duration = Duration::from_secs(45);
+/// Another process takes over the claim of a crashed one after this time.
 const CLAIM_LIFE: Duration = Duration::from_secs(20);
-/// A write whose answer was lost comes this late at most.
+/// The longest delay of a write whose response was lost.
 pub(super) const LATE: Duration = Duration::from_secs(40);
 
-/// Everything that happened.
+/// Everything that happened so far.
 #[derive(Default)]
-pub(super) struct Book {
-    /// How often the store was restored: its promises hold within one history.
+pub(super) struct Checker {
+    /// How often the store was restored. Some invariants hold only between two restores.
     pub(super) history: u32,
     pub(super) head: Option<Head>,
-    pub(super) keks: BTreeMap<KekId, Page>,
+    pub(super) keks: BTreeMap<KekId, Observed>,
     processes: Vec<Process>,
-    made: BTreeMap<KekId, Making>,
-    /// KEKs whose writers heard nothing, and how often a root may wrap them once more for that.
-    unheard: BTreeMap<KekId, u32>,
-    /// When a new KEK was stored whose maker had given it up.
+    made: BTreeMap<KekId, Creation>,
+    /// KEKs whose writers received no response, and how often a root may wrap each again for that
+    /// reason.
+    unanswered: BTreeMap<KekId, u32>,
+    /// When a new KEK was stored after its creator had given it up.
     late: Vec<Duration>,
     pub(super) broken: Vec<String>,
     pub(super) counts: Counts,
-    /// The last lines of what happened, for the reader of a failure.
+    /// The events as text, to print after a failure.
     pub(super) log: Option<Vec<String>>,
-    /// A number that two runs share when they did the same.
+    /// A hash of the events: equal in two runs with the same events.
     pub(super) trace: u64,
 }
 
-/// What is known of one KEK.
+/// What was observed of one KEK.
 #[derive(Default)]
-pub(super) struct Page {
-    /// Its record now; none where a restore took it away.
+pub(super) struct Observed {
+    /// Its current record; `None` if a restore removed it.
     pub(super) kek: Option<Kek>,
     reserved: u64,
-    /// All uses that were ever granted, in every history.
+    /// All uses ever granted, over all restores.
     granted: u64,
-    /// All envelopes, of every process.
+    /// The envelopes of all processes.
     wraps: u64,
     was_primary: bool,
     pub(super) disabled_at: Option<Duration>,
-    /// Somebody tried to disable it: who tries refuses it before it is stored.
+    /// A process tried to disable it. That process refuses it before the change is stored.
     pub(super) doubted: bool,
-    /// By process: uses that were granted and told, envelopes made, and when the last was asked
-    /// for.
+    /// For each process: the uses granted by responses that it received, the envelopes it made, and
+    /// when it requested its last block.
     grants: BTreeMap<usize, (u64, u64, Duration)>,
 }
 
-/// What is known of one process.
+/// What was observed of one process.
 #[derive(Default)]
 struct Process {
     started: Duration,
@@ -70,23 +71,24 @@ struct Process {
     crashed: Option<Duration>,
     /// The counters that it knew when it last wrote, and in which history.
     seen: BTreeMap<KekId, (u64, u32)>,
-    /// KEKs whose counters it saw fall.
-    fallen: BTreeSet<KekId>,
-    /// A standby was there when it last claimed the making of a KEK.
+    /// KEKs whose counters decreased between two of its reads.
+    decreased: BTreeSet<KekId>,
+    /// Whether the chain had a standby when it last claimed the creation of a KEK.
     replaces: bool,
 }
 
-/// How a KEK came to be, or did not.
-struct Making {
+/// The creation of a KEK, successful or not.
+struct Creation {
     process: usize,
     began: Duration,
-    /// A standby was there, which its maker alone could not open: others may promote it meanwhile.
+    /// Whether the chain had a standby that the creator could not open. Other processes may promote
+    /// that standby.
     replaces: bool,
     wraps: BTreeMap<String, u32>,
     put: Option<Put>,
 }
 
-/// What a process heard of its storing a new KEK.
+/// The result of storing a new KEK, as its creator received it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Put {
     Applied,
@@ -94,8 +96,8 @@ pub(super) enum Put {
     Doubtful,
 }
 
-impl Page {
-    /// Whether `next` has the wraps that are stored, and more.
+impl Observed {
+    /// Whether `next` has all stored wraps, and more.
     fn gains_a_wrap(&self, next: &Kek) -> bool {
         self.kek.as_ref().is_some_and(|old| {
             next.wraps.len() > old.wraps.len()
@@ -104,7 +106,7 @@ impl Page {
     }
 }
 
-impl Book {
+impl Checker {
     pub(super) fn note(&mut self, now: Duration, line: impl FnOnce() -> String) {
         if let Some(log) = &mut self.log {
             log.push(format!("{:>9.3} {}", now.as_secs_f64(), line()));
@@ -121,7 +123,7 @@ impl Book {
         self.trace = (self.trace ^ value).wrapping_mul(0x0100_0000_01b3).rotate_left(7);
     }
 
-    /// A process is born; its number comes back.
+    /// A process starts. Returns its number.
     pub(super) fn process(&mut self, now: Duration) -> usize {
         self.processes.push(Process { started: now, ..Process::default() });
         self.processes.len() - 1
@@ -138,7 +140,7 @@ impl Book {
         self.note(now, || format!("a call of {process} fails"));
     }
 
-    /// A txn was applied. What it granted comes back.
+    /// A transaction was applied. Returns the uses that it granted.
     pub(super) fn applied(
         &mut self,
         process: usize,
@@ -168,8 +170,8 @@ impl Book {
             }
         }
         if let Some((id, _)) = granted {
-            let fallen = self.processes[process].fallen.contains(&id);
-            self.check(now, !fallen, || {
+            let decreased = self.processes[process].decreased.contains(&id);
+            self.check(now, !decreased, || {
                 format!("{process} reserves uses of {id}, whose counter it saw fall")
             });
         }
@@ -188,49 +190,51 @@ impl Book {
 
     fn put_kek(&mut self, now: Duration, id: KekId, kek: Kek) {
         let restored = self.history > 0;
-        let page = self.keks.entry(id).or_default();
-        let before = page.kek.as_ref().map(|kek| kek.state);
+        let observed = self.keks.entry(id).or_default();
+        let before = observed.kek.as_ref().map(|kek| kek.state);
         let allowed = match (before, kek.state) {
             (None, State::Standby)
             | (Some(State::Standby), State::Primary | State::Retired)
             | (Some(State::Primary), State::Retired)
             | (Some(State::Retired), State::Disabled)
             | (Some(State::Disabled), State::Retired | State::Destroyed) => true,
-            // Restored, and destroyed again.
+            // It was restored, and is destroyed again.
             (None, State::Retired | State::Disabled | State::Destroyed) => restored,
             (Some(_), State::Destroyed) => restored,
-            // It gets the wrap of a root that was away when it was made.
-            (Some(before), after) => before == after && page.gains_a_wrap(&kek),
+            // It gets the wrap of a root that was unavailable when it was created.
+            (Some(before), after) => before == after && observed.gains_a_wrap(&kek),
             _ => false,
         };
         let mut same = kek.wraps.is_empty() == (kek.state == State::Destroyed);
-        if let Some(old) = &page.kek {
+        if let Some(old) = &observed.kek {
             same &= kek.wraps == old.wraps
                 || kek.state == State::Destroyed
-                || page.gains_a_wrap(&kek) && kek.state == old.state;
+                || observed.gains_a_wrap(&kek) && kek.state == old.state;
             same &= (kek.suite, kek.created_at, kek.exposed)
                 == (old.suite, old.created_at, old.exposed);
-            // One KEK may be promoted once in each history.
+            // A KEK may be promoted once after each restore.
             same &= restored || kek.promoted_at == old.promoted_at || kek.state == State::Primary;
         }
-        // The clocks of two machines are up to 20 s apart each, and a record may have come late.
-        let late = if self.unheard.contains_key(&id) { LATE } else { Duration::ZERO };
+        // The clocks of two machines differ by up to 40 s, and a record may be late.
+        let late = if self.unanswered.contains_key(&id) { LATE } else { Duration::ZERO };
         let early = kek.state == State::Destroyed
             && !restored
-            && page.disabled_at.is_none_or(|at| now + late - at < Duration::from_secs(120 - 40));
+            && observed
+                .disabled_at
+                .is_none_or(|at| now + late - at < Duration::from_secs(120 - 40));
         let opens = kek.wraps.is_empty() || kek.wraps.iter().any(is_right);
-        page.was_primary |= kek.state == State::Primary;
-        page.disabled_at = match kek.state {
-            State::Disabled | State::Destroyed => page.disabled_at.or(Some(now)),
+        observed.was_primary |= kek.state == State::Primary;
+        observed.disabled_at = match kek.state {
+            State::Disabled | State::Destroyed => observed.disabled_at.or(Some(now)),
             _ => None,
         };
         if before.is_none() && kek.state == State::Standby {
             self.counts.keks += 1;
-            let given_up = self.made.get(&id).is_some_and(|making| making.put.is_some());
+            let given_up = self.made.get(&id).is_some_and(|creation| creation.put.is_some());
             self.late.extend(given_up.then_some(now));
         }
         let state = kek.state;
-        page.kek = Some(kek);
+        observed.kek = Some(kek);
         self.check(now, allowed, || format!("{id} goes from {before:?} to {state:?}"));
         self.check(now, same, || format!("another field of {id} changes"));
         self.check(now, !early, || format!("{id} is destroyed too early"));
@@ -239,15 +243,15 @@ impl Book {
 
     fn put_uses(&mut self, now: Duration, id: KekId, uses: Uses) -> Option<(KekId, u64)> {
         let limits = self.head.as_ref()?.limits;
-        let state = self.keks.get(&id).and_then(|page| Some(page.kek.as_ref()?.state));
-        let page = self.keks.entry(id).or_default();
-        let before = page.reserved;
-        page.reserved = uses.reserved;
-        // A restored record counts all uses that there may have been.
+        let state = self.keks.get(&id).and_then(|observed| Some(observed.kek.as_ref()?.state));
+        let observed = self.keks.entry(id).or_default();
+        let before = observed.reserved;
+        observed.reserved = uses.reserved;
+        // A restored record counts all uses that may have been made.
         let more = uses.reserved.saturating_sub(before);
         let grants = more > 0 && state == Some(State::Primary);
         if grants {
-            page.granted += more;
+            observed.granted += more;
         }
         let put_back = self.history > 0
             && matches!(state, Some(State::Retired | State::Disabled | State::Destroyed))
@@ -275,37 +279,44 @@ impl Book {
         let alone = self
             .keks
             .iter()
-            .filter(|(_, page)| page.kek.as_ref().is_some_and(|kek| kek.state == State::Primary))
+            .filter(|(_, observed)| {
+                observed.kek.as_ref().is_some_and(|kek| kek.state == State::Primary)
+            })
             .all(|(id, _)| head.primary == Some(*id));
         self.check(now, primary && standby && alone, || {
             format!("the head names other KEKs than the records do: {head:?}")
         });
     }
 
-    /// The process learns that its block is stored.
-    pub(super) fn told(&mut self, process: usize, asked: Duration, granted: (KekId, u64)) {
+    /// The process receives the response that its block is stored.
+    pub(super) fn block_answered(
+        &mut self,
+        process: usize,
+        asked: Duration,
+        granted: (KekId, u64),
+    ) {
         let (id, uses) = granted;
         let grant = self.keks.entry(id).or_default().grants.entry(process).or_default();
         *grant = (grant.0 + uses, grant.1, asked);
     }
 
-    /// An envelope is born.
+    /// A process returned an envelope.
     pub(super) fn encrypted(&mut self, process: usize, now: Duration, id: KekId) {
         self.counts.envelopes += 1;
         self.traced(id.as_bytes()[0].into());
         let know_by = self.knows_by(process, id);
-        let page = self.keks.entry(id).or_default();
-        page.wraps += 1;
-        let grant = page.grants.entry(process).or_default();
+        let observed = self.keks.entry(id).or_default();
+        observed.wraps += 1;
+        let grant = observed.grants.entry(process).or_default();
         grant.1 += 1;
-        let (told, made, asked) = *grant;
-        let (wraps, granted) = (page.wraps, page.granted);
-        let was_primary = page.was_primary;
-        let disabled_at = page.disabled_at;
-        let destroyed = page.kek.as_ref().is_some_and(|kek| kek.state == State::Destroyed);
+        let (block_answered, made, asked) = *grant;
+        let (wraps, granted) = (observed.wraps, observed.granted);
+        let was_primary = observed.was_primary;
+        let disabled_at = observed.disabled_at;
+        let destroyed = observed.kek.as_ref().is_some_and(|kek| kek.state == State::Destroyed);
         self.check(now, was_primary, || format!("{id} encrypts, and was never stored as primary"));
-        self.check(now, made <= told, || {
-            format!("{process} made {made} envelopes under {id} with {told} uses")
+        self.check(now, made <= block_answered, || {
+            format!("{process} made {made} envelopes under {id} with {block_answered} uses")
         });
         self.check(now, wraps <= granted, || format!("{wraps} envelopes under {id} of {granted}"));
         self.check(now, now < asked + BLOCK_LIFE, || {
@@ -329,27 +340,28 @@ impl Book {
         });
     }
 
-    /// Until when the process must know that the KEK is disabled, if it is.
+    /// When the process must know that the KEK is disabled, if it is.
     fn knows_by(&self, process: usize, id: KekId) -> Option<Duration> {
         let Process { started, failed, .. } = self.processes[process];
         let at = self.keks.get(&id)?.disabled_at?;
-        Some(at.max(started).max(failed) + TOLD_WITHIN)
+        Some(at.max(started).max(failed) + LEARNS_WITHIN)
     }
 
     /// The process read an entry.
     pub(super) fn read(&mut self, process: usize, now: Duration, entry: &Entry) {
         let Some((_, Part::Uses(id))) = record::parse_key(&entry.key) else { return };
         let Ok(uses) = Uses::decode(&entry.key, &entry.value) else { return };
-        let (history, book) = (self.history, &mut self.processes[process]);
-        let knew = book.seen.get(&id);
-        let fell = knew.is_some_and(|seen| seen.1 < history && seen.0 > uses.reserved);
-        if fell && book.fallen.insert(id) {
+        let (history, checker) = (self.history, &mut self.processes[process]);
+        let wrote_after = checker.seen.get(&id);
+        let fell = wrote_after.is_some_and(|seen| seen.1 < history && seen.0 > uses.reserved);
+        if fell && checker.decreased.insert(id) {
             self.note(now, || format!("{process} sees that the counter of {id} fell"));
         }
     }
 
-    /// The process writes on the ground of this entry. What it only read it may not have heard.
-    pub(super) fn knew(&mut self, process: usize, key: &str, value: &[u8]) {
+    /// The process makes a write that depends on this entry, so it received the entry. The response
+    /// to a read alone may be lost.
+    pub(super) fn wrote_after(&mut self, process: usize, key: &str, value: &[u8]) {
         let Some((_, Part::Uses(id))) = record::parse_key(key) else { return };
         let Ok(uses) = Uses::decode(key, value) else { return };
         let seen = (uses.reserved, self.history);
@@ -357,21 +369,21 @@ impl Book {
     }
 
     pub(super) fn wrapped(&mut self, process: usize, now: Duration, id: KekId, root: &str) {
-        let making = self.made.entry(id).or_insert_with(|| Making {
+        let creation = self.made.entry(id).or_insert_with(|| Creation {
             process,
             began: now,
             replaces: self.processes[process].replaces,
             wraps: BTreeMap::new(),
             put: None,
         });
-        let wraps = making.wraps.entry(root.to_owned()).or_default();
+        let wraps = creation.wraps.entry(root.to_owned()).or_default();
         *wraps += 1;
-        // One that was away when the KEK was made makes up for it, and once more where it is not
+        // A root that was unavailable at the creation wraps the KEK later, and again if it is not
         // known whether its wrap was stored.
-        let stored = self.keks.get(&id).and_then(|page| page.kek.as_ref());
+        let stored = self.keks.get(&id).and_then(|observed| observed.kek.as_ref());
         let lacks = stored.is_some_and(|kek| kek.wraps.iter().all(|wrap| wrap.root != root));
         let mut once = *wraps == 1 || lacks;
-        if let Some(left) = self.unheard.get_mut(&id).filter(|left| !once && **left > 0) {
+        if let Some(left) = self.unanswered.get_mut(&id).filter(|left| !once && **left > 0) {
             *left -= 1;
             once = true;
         }
@@ -379,39 +391,39 @@ impl Book {
         self.check(now, once, || format!("{root} wraps {id} again"));
     }
 
-    /// The process learns whether its new KEK was stored.
-    pub(super) fn put_heard(&mut self, now: Duration, id: KekId, put: Put) {
+    /// The process receives the result of storing its new KEK.
+    pub(super) fn put_answered(&mut self, now: Duration, id: KekId, put: Put) {
         self.note(now, || format!("the maker of {id} receives {put:?}"));
-        if let Some(making) = self.made.get_mut(&id) {
-            making.put = Some(put);
+        if let Some(creation) = self.made.get_mut(&id) {
+            creation.put = Some(put);
         }
     }
 
-    /// A process heard nothing of its writing these KEKs.
-    pub(super) fn unheard(&mut self, keks: Vec<KekId>) {
+    /// A process received no response to its write of these KEKs.
+    pub(super) fn unanswered(&mut self, keks: Vec<KekId>) {
         for id in keks {
-            *self.unheard.entry(id).or_default() += 1;
+            *self.unanswered.entry(id).or_default() += 1;
         }
     }
 
-    /// The store is what an old copy of it was.
+    /// The store was replaced by an old copy.
     pub(super) fn restored(&mut self, now: Duration, entries: &[Entry]) {
         self.history += 1;
         self.counts.restores += 1;
         self.head = None;
-        for page in self.keks.values_mut() {
-            (page.kek, page.reserved, page.disabled_at) = (None, 0, None);
+        for observed in self.keks.values_mut() {
+            (observed.kek, observed.reserved, observed.disabled_at) = (None, 0, None);
         }
         for Entry { key, value, .. } in entries {
             match record::parse_key(key).map(|(_, part)| part) {
                 Some(Part::Head) => self.head = Head::decode(key, value).ok(),
                 Some(Part::Kek(id)) => {
                     let kek = Kek::decode(key, value).unwrap();
-                    let page = self.keks.entry(id).or_default();
+                    let observed = self.keks.entry(id).or_default();
                     if matches!(kek.state, State::Disabled | State::Destroyed) {
-                        page.disabled_at = Some(now);
+                        observed.disabled_at = Some(now);
                     }
-                    page.kek = Some(kek);
+                    observed.kek = Some(kek);
                 }
                 Some(Part::Uses(id)) => {
                     self.keks.entry(id).or_default().reserved =
@@ -423,40 +435,42 @@ impl Book {
         self.note(now, || "the store is restored".to_owned());
     }
 
-    /// Each wrap that no stored KEK came of has a reason: its maker crashed, the answer of the
-    /// store was lost, or the roots took so long that another process took over.
+    /// Each wrap of a KEK that was not stored has a reason: its creator crashed, the response of
+    /// the store was lost, or the roots took so long that another process took over.
     pub(super) fn check_wraps(&mut self, now: Duration, is_calm: bool) {
         let mut wasted = Vec::new();
-        for (id, making) in &self.made {
-            let is_stored = self.keks.get(id).is_some_and(|page| page.kek.is_some());
-            if making.put == Some(Put::Applied) || making.put.is_none() && is_stored {
+        for (id, creation) in &self.made {
+            let is_stored = self.keks.get(id).is_some_and(|observed| observed.kek.is_some());
+            if creation.put == Some(Put::Applied) || creation.put.is_none() && is_stored {
                 continue;
             }
-            // It is being made at this moment.
-            if making.put.is_none() && now < making.began + CLAIM_LIFE {
+            // Its creation is in progress.
+            if creation.put.is_none() && now < creation.began + CLAIM_LIFE {
                 continue;
             }
-            let maker = &self.processes[making.process];
-            let reason = match making.put {
+            let maker = &self.processes[creation.process];
+            let reason = match creation.put {
                 Some(Put::Doubtful) => !is_calm,
-                // What was to be read again could not be, the claim ran out, or another KEK of
-                // this maker came late. A repair of a chain ends the claims of others.
+                // A read failed, the claim expired, or another KEK of this creator was late. The
+                // repair of a chain ends the claims of others.
                 Some(Put::Conflict(at)) => {
                     self.history > 0
-                        || making.replaces
-                        || at - making.began >= CLAIM_LIFE / 2
+                        || creation.replaces
+                        || at - creation.began >= CLAIM_LIFE / 2
                         || maker.failed >= at
                         || maker.crashed.is_some()
-                        || self.late.iter().any(|late| (making.began..=at).contains(late))
+                        || self.late.iter().any(|late| (creation.began..=at).contains(late))
                 }
-                // It was not tried: a crash, or another KEK was there already.
+                // It was not stored: a crash, or the chain had another KEK already.
                 None => maker.crashed.is_some() || !is_calm && now > maker.failed,
                 Some(Put::Applied) => true,
             };
             self.counts.wasted += 1;
             if !reason || is_calm {
-                wasted
-                    .push(format!("{} wrapped {id} without use: {:?}", making.process, making.put));
+                wasted.push(format!(
+                    "{} wrapped {id} without use: {:?}",
+                    creation.process, creation.put
+                ));
             }
         }
         for wasted in wasted {
@@ -464,12 +478,13 @@ impl Book {
         }
     }
 
-    /// KEKs whose counters a process that lives saw fall encrypt no more.
-    pub(super) fn check_fallen(&mut self, now: Duration) {
+    /// A KEK whose counter decreased, as a running process saw, encrypts no more.
+    pub(super) fn check_decreased(&mut self, now: Duration) {
         let primary = self.head.as_ref().and_then(|head| head.primary);
         let alive = self.processes.iter().filter(|process| process.crashed.is_none());
-        let fallen: Vec<KekId> = alive.flat_map(|process| process.fallen.iter().copied()).collect();
-        for id in fallen {
+        let decreased: Vec<KekId> =
+            alive.flat_map(|process| process.decreased.iter().copied()).collect();
+        for id in decreased {
             self.check(now, primary != Some(id), || {
                 format!("{id} is primary still, and a process saw its counter fall")
             });

@@ -1,4 +1,4 @@
-//! The clients of one process: what they call, what they may hear, what they keep.
+//! The clients of one process: their calls, the responses they accept, and the envelopes they keep.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,54 +10,54 @@ use crate::service::{DEFAULT_CHAIN, Error, KeyService, Kind};
 
 /// An envelope that a client keeps.
 #[derive(Clone)]
-pub(super) struct Letter {
+pub(super) struct Ciphertext {
     pub(super) bytes: Vec<u8>,
     pub(super) plaintext: Vec<u8>,
     pub(super) kek: KekId,
 }
 
-/// Somebody who calls one process.
+/// A client of one process.
 pub(super) struct Client {
     pub(super) hub: Arc<Hub>,
     pub(super) process: usize,
     pub(super) service: Arc<KeyService>,
-    pub(super) letters: Arc<Mutex<Vec<Letter>>>,
+    pub(super) ciphertexts: Arc<Mutex<Vec<Ciphertext>>>,
     pub(super) rng: Rng,
 }
 
 impl Client {
-    /// What was answered; a failure must be one of those that are documented.
-    pub(super) fn judge<T>(
+    /// The result of a call. An error must be of one of `kinds`.
+    pub(super) fn checked<T>(
         &self,
         what: &str,
         result: Result<T, Error>,
         kinds: &[Kind],
     ) -> Option<T> {
-        let mut book = self.hub.book();
+        let mut checker = self.hub.checker();
         let now = self.hub.now();
         match result {
             Ok(good) => Some(good),
             Err(error) => {
-                book.counts.failures += 1;
-                book.note(now, || format!("{} fails to {what}: {error}", self.process));
+                checker.counts.failures += 1;
+                checker.note(now, || format!("{} fails to {what}: {error}", self.process));
                 if !kinds.contains(&error.kind()) {
                     let at = now.as_secs_f64();
-                    book.broken.push(format!("at {at:.3} s: {what} fails: {error}"));
+                    checker.broken.push(format!("at {at:.3} s: {what} fails: {error}"));
                 }
                 None
             }
         }
     }
 
-    pub(super) fn letter(&self) -> Option<Letter> {
-        let letters = self.letters.lock().unwrap();
-        (!letters.is_empty()).then(|| letters[self.rng.index(letters.len())].clone())
+    pub(super) fn ciphertext(&self) -> Option<Ciphertext> {
+        let ciphertexts = self.ciphertexts.lock().unwrap();
+        (!ciphertexts.is_empty()).then(|| ciphertexts[self.rng.index(ciphertexts.len())].clone())
     }
 
-    fn keep(&self, letter: Letter) {
-        self.hub.book().encrypted(self.process, self.hub.now(), letter.kek);
-        self.hub.check_archived(letter.kek);
-        self.letters.lock().unwrap().push(letter);
+    fn keep(&self, ciphertext: Ciphertext) {
+        self.hub.checker().encrypted(self.process, self.hub.now(), ciphertext.kek);
+        self.hub.check_archived(ciphertext.kek);
+        self.ciphertexts.lock().unwrap().push(ciphertext);
     }
 
     pub(super) async fn encrypt(&self) {
@@ -69,18 +69,21 @@ impl Client {
             Kind::StoreUnavailable,
             Kind::ArchiveUnavailable,
         ];
-        if let Some(made) = self.judge("encrypt", made, &kinds) {
+        if let Some(made) = self.checked("encrypt", made, &kinds) {
             let bytes = made.envelope.as_slice().to_vec();
-            self.keep(Letter { bytes, plaintext: plaintext.to_vec(), kek: made.kek_id });
+            self.keep(Ciphertext { bytes, plaintext: plaintext.to_vec(), kek: made.kek_id });
         }
     }
 
-    pub(super) async fn decrypt(&self, letter: &Letter) {
+    pub(super) async fn decrypt(&self, ciphertext: &Ciphertext) {
         let began = self.hub.now();
-        let opened = self.service.decrypt(None, letter.bytes.clone(), b"aad").await;
+        let opened = self.service.decrypt(None, ciphertext.bytes.clone(), b"aad").await;
         let (history, doubted) = {
-            let book = self.hub.book();
-            (book.history, book.keks.get(&letter.kek).is_some_and(|page| page.doubted))
+            let checker = self.hub.checker();
+            (
+                checker.history,
+                checker.keks.get(&ciphertext.kek).is_some_and(|observed| observed.doubted),
+            )
         };
         let mut kinds =
             vec![Kind::RootUnavailable, Kind::StoreUnavailable, Kind::ArchiveUnavailable];
@@ -88,16 +91,16 @@ impl Client {
         // A store may lose KEKs, but not those that are archived.
         let may_lose = history > 0 && !self.hub.is_guaranteed();
         kinds.extend(may_lose.then_some(Kind::UnknownKek));
-        if let Some(opened) = self.judge("decrypt", opened, &kinds) {
-            assert_eq!(opened.plaintext.as_slice(), letter.plaintext);
+        if let Some(opened) = self.checked("decrypt", opened, &kinds) {
+            assert_eq!(opened.plaintext.as_slice(), ciphertext.plaintext);
             let now = self.hub.now();
-            self.hub.book().decrypted(self.process, began, now, letter.kek);
+            self.hub.checker().decrypted(self.process, began, now, ciphertext.kek);
         }
     }
 
     pub(super) async fn rewrap(&self) {
-        let Some(letter) = self.letter() else { return };
-        let moved = self.service.rewrap(None, letter.bytes.clone()).await;
+        let Some(ciphertext) = self.ciphertext() else { return };
+        let moved = self.service.rewrap(None, ciphertext.bytes.clone()).await;
         let kinds = [
             Kind::KekExhausted,
             Kind::RootUnavailable,
@@ -106,9 +109,9 @@ impl Client {
             Kind::KekDisabled,
             Kind::UnknownKek,
         ];
-        let moved = self.judge("rewrap", moved, &kinds);
+        let moved = self.checked("rewrap", moved, &kinds);
         if let Some(moved) = moved.filter(|moved| moved.kek_id != moved.previous_kek_id) {
-            self.keep(Letter { bytes: moved.envelope, kek: moved.kek_id, ..letter });
+            self.keep(Ciphertext { bytes: moved.envelope, kek: moved.kek_id, ..ciphertext });
         }
     }
 
@@ -121,15 +124,15 @@ impl Client {
             Kind::StoreUnavailable,
             Kind::ArchiveUnavailable,
         ];
-        self.judge("rotate", rotated, &kinds);
+        self.checked("rotate", rotated, &kinds);
     }
 
     pub(super) async fn change(&self, id: KekId, change: Change) {
-        if let Some(page) = self.hub.book().keks.get_mut(&id) {
-            page.doubted |= change != Change::Enable;
+        if let Some(observed) = self.hub.checker().keks.get_mut(&id) {
+            observed.doubted |= change != Change::Enable;
         }
         let now = self.hub.now();
-        self.hub.book().note(now, || format!("{} is to {change:?} {id}", self.process));
+        self.hub.checker().note(now, || format!("{} is to {change:?} {id}", self.process));
         let changed = self.service.change_kek(DEFAULT_CHAIN, id, change).await;
         let kinds = [
             Kind::Conflict,
@@ -138,6 +141,6 @@ impl Client {
             Kind::ArchiveUnavailable,
             Kind::RootUnavailable,
         ];
-        self.judge("change", changed, &kinds);
+        self.checked("change", changed, &kinds);
     }
 }

@@ -1,4 +1,4 @@
-//! The one store, what goes wrong on the way to it, and the book of all that happened.
+//! What all processes share: the store, the archives, the faults, and the checker.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
@@ -6,41 +6,41 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Weather;
-use super::checks::Book;
+use super::Conditions;
+use super::checks::Checker;
 use super::store::Net;
 use crate::archive;
 use crate::id::KekId;
 use crate::store::record::{self, Kek, Part, Record as _, State};
 use crate::store::{Committed, Compare, Error, Store as _, Txn, memory};
 
-/// What all processes share.
+/// The parts that all processes share.
 pub(super) struct Hub {
     pub(super) store: memory::Store,
-    /// The archives, and until when each is away.
+    /// The archives, and until when each is unavailable.
     pub(super) archives: Vec<(archive::memory::Archive, Mutex<Instant>)>,
-    pub(super) weather: Weather,
+    pub(super) conditions: Conditions,
     pub(super) began: Instant,
-    book: Mutex<Book>,
-    /// From now on nothing fails.
+    checker: Mutex<Checker>,
+    /// Whether faults have ended.
     calm: AtomicBool,
-    /// It is being restored.
+    /// Whether the store is being restored.
     pub(super) down: AtomicBool,
 }
 
 impl Hub {
-    pub(super) fn new(weather: Weather, log: bool) -> Self {
-        let mut book = Book::default();
-        book.log = log.then(Vec::new);
+    pub(super) fn new(conditions: Conditions, log: bool) -> Self {
+        let mut checker = Checker::default();
+        checker.log = log.then(Vec::new);
         Self {
             store: memory::Store::new(),
-            archives: (0..weather.archives)
+            archives: (0..conditions.archives)
                 .map(|_| (archive::memory::Archive::new(), Mutex::new(Instant::now())))
                 .collect(),
-            calm: weather.is_calm.into(),
-            weather,
+            calm: conditions.is_calm.into(),
+            conditions,
             began: Instant::now(),
-            book: Mutex::new(book),
+            checker: Mutex::new(checker),
             down: false.into(),
         }
     }
@@ -49,8 +49,8 @@ impl Hub {
         self.began.elapsed()
     }
 
-    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap()
+    pub(super) fn checker(&self) -> MutexGuard<'_, Checker> {
+        self.checker.lock().unwrap()
     }
 
     pub(super) fn set_calm(&self) {
@@ -71,13 +71,13 @@ impl Hub {
     pub(super) async fn restore(&self, snapshot: memory::Snapshot) {
         self.store.restore(snapshot);
         let entries = self.store.list("", None, usize::MAX).await.unwrap();
-        self.book().restored(self.now(), &entries);
+        self.checker().restored(self.now(), &entries);
     }
 
-    /// Applies a txn that was sent in the history of that number. A store that was restored knows
-    /// nothing of what was on its way to it before.
+    /// Applies a transaction that was sent in this history. A restored store receives no request
+    /// that was sent before the restore.
     pub(super) async fn apply(&self, net: &Net, history: u32, txn: Txn) -> Result<Applied, Error> {
-        if self.down.load(Relaxed) || self.book().history != history {
+        if self.down.load(Relaxed) || self.checker().history != history {
             return Err(lost());
         }
         if self.meets_another_history(net, &txn).await {
@@ -86,21 +86,21 @@ impl Hub {
         let committed = self.store.commit(txn.clone()).await?;
         let granted = match committed {
             Committed::Applied(revision) => {
-                for (key, value) in txn.puts.iter().filter(|_| self.weather.restores) {
+                for (key, value) in txn.puts.iter().filter(|_| self.conditions.restores) {
                     net.known.lock().unwrap().insert((key.clone(), revision), value.clone());
                 }
                 for id in txn.puts.iter().filter_map(|(key, value)| promoted(key, value)) {
                     self.check_archived(id);
                 }
-                self.book().applied(net.process, self.now(), &txn)
+                self.checker().applied(net.process, self.now(), &txn)
             }
             Committed::Conflict => None,
         };
         Ok((committed, granted))
     }
 
-    /// After a restore the numbers of revisions come again. A store must notice that a revision is
-    /// not the one that was read, by its value or by its history; this one does.
+    /// After a restore, revision numbers repeat. A store must notice that a revision is not the one
+    /// that was read, by its value or by its history; this one does.
     async fn meets_another_history(&self, net: &Net, txn: &Txn) -> bool {
         for compare in &txn.compares {
             let Compare::Unchanged(key, revision) = compare else { continue };
@@ -108,13 +108,13 @@ impl Hub {
             else {
                 continue;
             };
-            self.book().knew(net.process, key, &known);
+            self.checker().wrote_after(net.process, key, &known);
             let Ok(Some(entry)) = self.store.get(key).await else { continue };
             if entry.revision == *revision && known != entry.value {
                 let now = self.now();
-                let mut book = self.book();
-                book.counts.confused += 1;
-                book.note(now, || format!("{} takes {key} for another history's", net.process));
+                let mut checker = self.checker();
+                checker.counts.confused += 1;
+                checker.note(now, || format!("{} takes {key} for another history's", net.process));
                 return true;
             }
         }
@@ -122,7 +122,7 @@ impl Hub {
     }
 }
 
-/// The KEK that a write makes primary.
+/// The KEK that a write promotes to primary.
 fn promoted(key: &str, value: &[u8]) -> Option<KekId> {
     let Some((_, Part::Kek(id))) = record::parse_key(key) else { return None };
     (Kek::decode(key, value).ok()?.state == State::Primary).then_some(id)

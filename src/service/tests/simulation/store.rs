@@ -1,5 +1,5 @@
-//! The way of each process to the one store: slow, broken for a while, with answers that are lost
-//! and writes that come late.
+//! The connection of each process to the store: slow, interrupted, with lost responses and late
+//! writes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -26,25 +26,25 @@ fn refused() -> Error {
 /// The value that each revision of a key has.
 type Values = BTreeMap<(String, Revision), Vec<u8>>;
 
-/// What a process saw of the store's history, as etcd's headers show it.
+/// What a process knows of the store's history from the headers of etcd's responses.
 struct Seen {
     history: u32,
     revision: u64,
     restores: watch::Sender<u64>,
 }
 
-/// One process's way to the store.
+/// The connection of one process to the store.
 #[derive(Clone)]
 pub(super) struct Net {
     pub(super) hub: Arc<Hub>,
     pub(super) process: usize,
     pub(super) rng: Rng,
     dead: Arc<AtomicBool>,
-    /// No call gets through until then.
+    /// Calls fail until then.
     cut: Arc<Mutex<Instant>>,
-    /// The watch tells nothing until then.
+    /// The watch sends nothing until then.
     pub(super) silent: Arc<Mutex<Instant>>,
-    /// What it read and wrote, while revisions may come again.
+    /// The values that it read and wrote, if revision numbers may repeat.
     pub(super) known: Arc<Mutex<Values>>,
     seen: Arc<Mutex<Seen>>,
 }
@@ -55,7 +55,7 @@ impl Net {
         let (cut, silent) = (began(), began());
         let (dead, known) = Default::default();
         let seen = Seen {
-            history: hub.book().history,
+            history: hub.checker().history,
             revision: hub.store.revision(),
             restores: watch::Sender::new(0),
         };
@@ -68,21 +68,21 @@ impl Net {
         self.seen.lock().unwrap().restores.subscribe()
     }
 
-    /// A call was answered. Its header shows a restore if the revision went back, or if the copy
-    /// was restored as a new cluster.
+    /// A response arrived. Its header shows a restore if the revision went back, or if the copy was
+    /// restored as a new cluster.
     fn header(&self) {
-        let Some(new_cluster) = self.hub.weather.reports else { return };
-        let (history, revision) = (self.hub.book().history, self.hub.store.revision());
+        let Some(new_cluster) = self.hub.conditions.reports else { return };
+        let (history, revision) = (self.hub.checker().history, self.hub.store.revision());
         let mut seen = self.seen.lock().unwrap();
         let went_back = revision < seen.revision || new_cluster;
         if history != seen.history && went_back {
             seen.restores.send_modify(|restores| *restores += 1);
-            self.hub.book().counts.reported += 1;
+            self.hub.checker().counts.reported += 1;
         }
         (seen.history, seen.revision) = (history, revision);
     }
 
-    /// The process is gone: what it called never comes back to it.
+    /// The process is killed: it receives no more responses.
     pub(super) fn kill(&self) {
         self.dead.store(true, Relaxed);
     }
@@ -95,13 +95,13 @@ impl Net {
         *self.silent.lock().unwrap() = until;
     }
 
-    /// Mends everything.
+    /// Ends all faults.
     pub(super) fn mend(&self) {
         self.cut(self.hub.began);
         self.silence(self.hub.began);
     }
 
-    /// Nothing comes back to a process that is gone.
+    /// Waits forever if the process was killed.
     pub(super) async fn alive(&self) {
         if self.dead.load(Relaxed) {
             std::future::pending().await
@@ -109,7 +109,7 @@ impl Net {
     }
 
     pub(super) async fn delay(&self) {
-        let most = self.hub.weather.delay;
+        let most = self.hub.conditions.delay;
         if self.rng.one_in(4) {
             sleep(self.rng.up_to(most)).await;
         } else {
@@ -119,17 +119,17 @@ impl Net {
     }
 
     fn failed(&self, error: Error) -> Error {
-        self.hub.book().call_failed(self.process, self.hub.now());
+        self.hub.checker().call_failed(self.process, self.hub.now());
         error
     }
 
-    /// The way there; it may be broken.
+    /// Sends a request, which may fail.
     async fn go(&self) -> Result<u32, Error> {
         self.alive().await;
-        let history = self.hub.book().history;
+        let history = self.hub.checker().history;
         self.delay().await;
         let cut = *self.cut.lock().unwrap() > Instant::now() || self.hub.down.load(Relaxed);
-        if cut || !self.hub.is_calm() && self.rng.per_mille(self.hub.weather.refused) {
+        if cut || !self.hub.is_calm() && self.rng.per_mille(self.hub.conditions.refused) {
             // The error may come immediately, or after the client's deadline.
             if self.rng.one_in(2) {
                 sleep(self.rng.up_to(Duration::from_secs(3))).await;
@@ -142,24 +142,24 @@ impl Net {
 
     fn read(&self, entry: Option<&Entry>) {
         let Some(entry) = entry else { return };
-        if self.hub.weather.restores {
+        if self.hub.conditions.restores {
             let (key, value) = ((entry.key.clone(), entry.revision), entry.value.clone());
             self.known.lock().unwrap().insert(key, value);
         }
-        self.hub.book().read(self.process, self.hub.now(), entry);
+        self.hub.checker().read(self.process, self.hub.now(), entry);
     }
 
-    /// Whether this commit's answer is lost; then what becomes of it.
+    /// Whether the response to this commit is lost, and if so, what happens to the commit.
     async fn lose(&self, history: u32, txn: &Txn) -> bool {
-        if self.hub.is_calm() || !self.rng.per_mille(self.hub.weather.lost) {
+        if self.hub.is_calm() || !self.rng.per_mille(self.hub.conditions.lost) {
             return false;
         }
-        self.hub.book().counts.lost += 1;
+        self.hub.checker().counts.lost += 1;
         match self.rng.below(3) {
             0 => {}
             1 => drop(self.hub.apply(self, history, txn.clone()).await),
             _ => {
-                // Other writes come before it.
+                // Other writes are applied before it.
                 let (net, txn) = (self.clone(), txn.clone());
                 let late = self.rng.up_to(LATE);
                 tokio::spawn(async move {
@@ -184,7 +184,7 @@ impl Net {
         self.delay().await;
         let (committed, granted) = applied.map_err(|error| self.failed(error))?;
         if let Some(granted) = granted {
-            self.hub.book().told(self.process, asked, granted);
+            self.hub.checker().block_answered(self.process, asked, granted);
         }
         Ok(committed)
     }
@@ -227,7 +227,7 @@ impl Store for Net {
             self.header();
             self.read(entry.as_ref());
             entries.push(entry);
-            if self.hub.weather.reads_apart {
+            if self.hub.conditions.reads_apart {
                 self.delay().await;
             }
         }
@@ -262,10 +262,10 @@ impl Store for Net {
         let keks: Vec<_> = txn.puts.iter().filter_map(|(key, _)| kek_of(key)).collect();
         let committed = self.commit_and_tell(asked, txn).await;
         if let Err(Error::Unavailable { maybe_applied: true, .. }) = committed {
-            self.hub.book().unheard(keks);
+            self.hub.checker().unanswered(keks);
         }
         if let Some(id) = new_kek {
-            self.hub.book().put_heard(
+            self.hub.checker().put_answered(
                 self.hub.now(),
                 id,
                 match committed {

@@ -1,4 +1,4 @@
-//! The watch of one process: behind, silent for a while, or one that missed something.
+//! The watch of one process: late, interrupted, or with missed events.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::Rng;
 use super::store::Net;
 use crate::store::{News, Watch};
 
-/// A watch that is behind, and tells nothing while it is silent.
+/// A watch that is late, and sends nothing while it is interrupted.
 pub(super) struct Slow {
     inner: Box<dyn Watch>,
     net: Net,
@@ -60,7 +60,7 @@ impl Slow {
             return;
         }
         let late = if self.rng.one_in(3) {
-            self.rng.up_to(self.net.hub.weather.watch_delay)
+            self.rng.up_to(self.net.hub.conditions.watch_delay)
         } else {
             Duration::ZERO
         };

@@ -1,4 +1,4 @@
-//! The processes of a simulation, their roots and their clocks: born, cut off, killed.
+//! The processes of a run, with their roots and clocks: how they start and how they are killed.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -21,10 +21,10 @@ use crate::store::record::Wrap;
 
 /// 2026-01-01T00:00:00Z.
 const EPOCH: u64 = 1_767_225_600;
-/// The clocks of two machines differ by twice this at most.
+/// The clocks of two machines differ by at most twice this number of seconds.
 pub(super) const SKEW: u64 = 20;
 
-/// The time of the simulation, as one machine has it.
+/// The clock of one machine.
 struct SimClock {
     began: Instant,
     epoch: u64,
@@ -81,7 +81,7 @@ fn contradicts<'a>(wraps: &[Wrap], mut roots: impl Iterator<Item = (&'a str, &'a
     roots.any(|(name, key)| wraps.iter().any(|wrap| wrap.root == name && !is_by(wrap, key)))
 }
 
-/// One root as one process reaches it.
+/// A root, and the connection of one process to it.
 pub(super) struct Root {
     name: Arc<str>,
     key: String,
@@ -94,14 +94,14 @@ impl Root {
         *self.away.lock().unwrap() = until;
     }
 
-    /// The way there or back.
+    /// Sends a request or a response, which may fail.
     async fn way(&self) -> Result<(), root::Error> {
         let (rng, hub) = (&self.net.rng, &self.net.hub);
         if rng.one_in(3) {
-            sleep(rng.up_to(hub.weather.root_delay)).await;
+            sleep(rng.up_to(hub.conditions.root_delay)).await;
         }
         // The service gives up after 15 s.
-        if !hub.is_calm() && rng.per_mille(hub.weather.hangs) {
+        if !hub.is_calm() && rng.per_mille(hub.conditions.hangs) {
             sleep(Duration::from_secs(60)).await;
         }
         self.net.alive().await;
@@ -115,7 +115,7 @@ impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, root::Error> {
         self.way().await?;
         let hub = &self.net.hub;
-        hub.book().wrapped(self.net.process, hub.now(), context.kek_id, &self.name);
+        hub.checker().wrapped(self.net.process, hub.now(), context.kek_id, &self.name);
         let wrap = [self.key.as_bytes(), &context.aad(), kek.expose()].concat();
         self.way().await?;
         Ok(wrap)
@@ -134,7 +134,7 @@ impl RootKey for Root {
     }
 }
 
-/// A process: a service with its own way to everything.
+/// A process: a service with its own connections.
 pub(super) struct Process {
     pub(super) net: Net,
     pub(super) roots: Vec<Arc<Root>>,
@@ -144,30 +144,30 @@ pub(super) struct Process {
     pub(super) calls: Vec<JoinHandle<()>>,
 }
 
-/// A process that is being born.
-pub(super) struct Birth {
+/// A process that is starting.
+pub(super) struct Starting {
     net: Net,
     roots: Vec<Arc<Root>>,
     pub(super) mistake: Option<Mistake>,
     starting: JoinHandle<Result<Arc<KeyService>, Error>>,
 }
 
-impl Birth {
+impl Starting {
     pub(super) fn new(hub: &Arc<Hub>, rng: super::Rng) -> Self {
         Self::with(hub, rng, None)
     }
 
-    /// A process whose roots are not those that are meant.
+    /// A process with a mistake in its configuration.
     pub(super) fn with(hub: &Arc<Hub>, rng: super::Rng, mistake: Option<Mistake>) -> Self {
-        let number = hub.book().process(hub.now());
+        let number = hub.checker().process(hub.now());
         let net = Net::new(Arc::clone(hub), number, rng);
         let roots: Vec<_> = hub
-            .weather
+            .conditions
             .roots
             .iter()
             .enumerate()
             .map(|(index, &name)| {
-                let key = key_of(hub.weather.roots, index, mistake);
+                let key = key_of(hub.conditions.roots, index, mistake);
                 let away = Mutex::new(Instant::now());
                 Arc::new(Root { name: name.into(), key, net: net.clone(), away })
             })
@@ -183,10 +183,10 @@ impl Birth {
         let config = Config {
             chain: ChainConfig {
                 destroy_delay: MIN_DESTROY_DELAY,
-                ..ChainConfig::with_limits(hub.weather.limits)
+                ..ChainConfig::with_limits(hub.conditions.limits)
             },
             cache: CacheConfig { dek_entries: 64, keks: 1_000, ..CacheConfig::default() },
-            archive_policy: hub.weather.policy,
+            archive_policy: hub.conditions.policy,
             wait: Duration::from_secs(1 + net.rng.below(10)),
             ..Config::default()
         };
@@ -203,16 +203,16 @@ impl Birth {
         self.starting.is_finished()
     }
 
-    /// It is given up.
+    /// Kills it.
     pub(super) fn abandon(self) {
         self.net.kill();
         self.starting.abort();
         let hub = &self.net.hub;
-        hub.book().crashed(self.net.process, hub.now());
+        hub.checker().crashed(self.net.process, hub.now());
     }
 
-    /// The process; an error when the store did not answer it.
-    pub(super) async fn born(self) -> Result<Process, Error> {
+    /// The process; an error if the store was not available.
+    pub(super) async fn finish(self) -> Result<Process, Error> {
         let service = self.starting.await.expect("a start panicked")?;
         let Self { net, roots, mistake, .. } = self;
         Ok(Process { net, roots, mistake, service, calls: Vec::new() })
@@ -220,7 +220,7 @@ impl Birth {
 }
 
 impl Process {
-    /// It is gone from one moment to the next: what it had under way never ends.
+    /// Kills it: its calls never end.
     pub(super) fn kill(self) {
         self.net.kill();
         for call in &self.calls {
@@ -228,17 +228,17 @@ impl Process {
         }
         self.service.abort_tasks();
         let hub = &self.net.hub;
-        hub.book().crashed(self.net.process, hub.now());
+        hub.checker().crashed(self.net.process, hub.now());
     }
 
-    /// All its roots are away for a while.
+    /// Makes all its roots unavailable.
     pub(super) fn lose_roots(&self, until: Instant) {
         for root in &self.roots {
             root.set_away(until);
         }
     }
 
-    /// One of its roots is.
+    /// Makes one of its roots unavailable.
     pub(super) fn lose_root(&self, until: Instant) {
         self.roots[self.net.rng.index(self.roots.len())].set_away(until);
     }
@@ -250,19 +250,19 @@ impl Process {
 
     /// Whether it has a root that does not open the primary's wrap of its name.
     pub(super) fn must_complain(&self) -> bool {
-        let book = self.net.hub.book();
-        let primary = book.head.as_ref().and_then(|head| head.primary);
-        let kek = primary.and_then(|id| book.keks.get(&id)?.kek.as_ref());
+        let checker = self.net.hub.checker();
+        let primary = checker.head.as_ref().and_then(|head| head.primary);
+        let kek = primary.and_then(|id| checker.keks.get(&id)?.kek.as_ref());
         let roots = self.roots.iter().map(|root| (&*root.name, &*root.key));
         kek.is_some_and(|kek| contradicts(&kek.wraps, roots))
     }
 
-    /// None of its tasks ended, as one that panicked does.
+    /// Whether all its background tasks run: a task that panicked does not.
     pub(super) fn is_whole(&self) -> bool {
         self.service.has_all_tasks()
     }
 
-    /// The KEKs whose records it has.
+    /// The KEKs whose records it remembers.
     pub(super) fn records(&self) -> BTreeSet<KekId> {
         self.service.remembered_keks().into_iter().collect()
     }
