@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::audit::record;
 use crate::auth::Auth;
@@ -44,6 +44,8 @@ use forward::Forwarder;
 use identity::Caller;
 use key_id::Keys;
 use operation::Operation;
+
+const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 
 /// The longest body in bytes. ReEncrypt with two encryption contexts of 64 KiB, each byte of which
 /// is escaped, does not fit; no program sends one.
@@ -118,7 +120,7 @@ impl Api {
         }
         let done = match operation {
             Operation::Served(served) => self.serve(caller, served, body).await,
-            Operation::Other(other) => self.forward_other(caller, other, body).await,
+            Operation::Other(other) => Box::pin(self.forward_other(caller, other, body)).await,
         };
         if let Err(error) = &done
             && !error.is_counted
@@ -157,21 +159,21 @@ impl Beside for Api {
         response::error(&error)
     }
 
-    fn complete(&self, response: &mut Response, id: &str) {
+    fn complete(&self, response: &mut Response, id: &HeaderValue) {
         response::complete(response, id);
     }
 }
 
 /// The operation that the headers name.
 fn target(headers: &HeaderMap) -> Result<Operation, Error> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let media = text(CONTENT_TYPE.as_str()).unwrap_or_default();
+    let media = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media = media.unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim();
     if !media.eq_ignore_ascii_case(response::MEDIA_TYPE) {
         let message = "the content type must be application/x-amz-json-1.1";
         return Err(Error::new(Code::Serialization, message));
     }
-    let target = text("x-amz-target").unwrap_or_default();
+    let target = headers.get(TARGET).and_then(|value| value.to_str().ok()).unwrap_or_default();
     Operation::of_target(target).ok_or_else(|| {
         let message = "X-Amz-Target must be TrentService.NAME, with an operation of AWS KMS";
         Error::new(Code::UnknownOperation, message)

@@ -61,7 +61,6 @@ mod tests;
 pub(crate) use audited::Outcome;
 pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
-pub(crate) use body::Text;
 use budget::Budget;
 pub use config::Config;
 use identity::GuardedService;
@@ -209,6 +208,8 @@ impl Entrance {
     /// changes nothing.
     pub(crate) fn serve_beside(&self, api: Arc<dyn Beside>) {
         _ = self.handler.0.beside.set(api);
+        // They start at 0.
+        _ = self.handler.0.metrics.traffic.requests(beside::API);
     }
 
     /// From now on `service` gets the requests, also those of connections that are open. A second

@@ -217,7 +217,7 @@ service.stop().await;
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
-//! | `sigv4` | the signatures of AWS |
+//! | `sigv4`, `json` | the signatures of AWS; the JSON of calls on data |
 //! | `http`, `aws_api`, `kubernetes`, `config`, `app` | the server around it |
 //!
 //! A module imports only modules above or beside it in this table; a test enforces that.
@@ -263,6 +263,10 @@ pub mod http;
 mod http2_frames;
 pub mod human_units;
 pub mod id;
+#[cfg(feature = "service")]
+mod in_progress;
+#[cfg(feature = "server")]
+mod json;
 pub mod keychain;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

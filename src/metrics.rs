@@ -30,7 +30,7 @@ pub use forwarded::Forwarded;
 pub use operations::{FAILURES, Operation};
 pub use roots::Roots;
 pub use store::{DekCache, StoreMetrics};
-pub use traffic::{Counted, Traffic};
+pub use traffic::{Counted, Requests, Traffic};
 
 use chains::Chains;
 use operations::Operations;

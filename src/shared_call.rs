@@ -1,19 +1,17 @@
 //! One call for all callers, which continues as long as any of them waits.
 //!
 //! For calls that cost money and own what they need: a call of `single_flight` is cancelled when
-//! its first caller leaves, and the next caller makes it again. A leaf: it does not know what is
-//! called.
+//! its first caller leaves, and the next caller makes it again. It does not know what is called.
 
-use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::in_progress::InProgress;
+
 /// The calls in progress, by what they are for.
-pub(crate) struct SharedCalls<K, V>(Mutex<HashMap<K, Weak<Running<V>>>>);
+pub(crate) struct SharedCalls<K, V>(InProgress<K, Running<V>>);
 
 /// A call, held by each caller that waits for it. It is cancelled when the last one leaves.
 struct Running<V> {
@@ -21,7 +19,15 @@ struct Running<V> {
     task: AbortHandle,
 }
 
-impl<V> Running<V> {
+impl<V: Send + Sync + 'static> Running<V> {
+    fn start(call: impl Future<Output = V> + Send + 'static) -> Self {
+        let (sender, result) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            sender.send_replace(Some(call.await));
+        });
+        Self { result, task: task.abort_handle() }
+    }
+
     /// Whether it has a result, or never will.
     fn is_over(&self) -> bool {
         self.task.is_finished() || self.result.borrow().is_some()
@@ -36,7 +42,7 @@ impl<V> Drop for Running<V> {
 
 impl<K, V> Default for SharedCalls<K, V> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(InProgress::default())
     }
 }
 
@@ -50,62 +56,22 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let call = self.find_or_start(key, call);
-        let mut result = call.result.clone();
-        let _waiter = Waiter { calls: self, key, call: Some(call) };
+        let waiter = self.0.join(key, Running::is_over, || Running::start(call()));
+        let mut result = waiter.result.clone();
         // The sender is dropped without a result only if the call panicked.
         result.wait_for(Option::is_some).await.ok()?.clone()
-    }
-
-    fn find_or_start<F>(&self, key: &K, call: impl FnOnce() -> F) -> Arc<Running<V>>
-    where
-        F: Future<Output = V> + Send + 'static,
-    {
-        let mut calls = self.0.lock();
-        let current = calls.get(key).and_then(Weak::upgrade).filter(|call| !call.is_over());
-        current.unwrap_or_else(|| {
-            let (sender, result) = watch::channel(None);
-            let call = call();
-            let task = tokio::spawn(async move {
-                sender.send_replace(Some(call.await));
-            });
-            let running = Arc::new(Running { result, task: task.abort_handle() });
-            calls.insert(key.clone(), Arc::downgrade(&running));
-            running
-        })
     }
 
     /// How many callers wait for a call.
     #[cfg(test)]
     pub(crate) fn callers(&self) -> usize {
-        self.0.lock().values().map(Weak::strong_count).sum()
-    }
-}
-
-/// A caller that waits for a call. The last one to leave removes the call.
-struct Waiter<'a, K: Clone + Eq + Hash, V> {
-    calls: &'a SharedCalls<K, V>,
-    key: &'a K,
-    /// Taken on drop.
-    call: Option<Arc<Running<V>>>,
-}
-
-impl<K: Clone + Eq + Hash, V> Drop for Waiter<'_, K, V> {
-    fn drop(&mut self) {
-        let mut calls = self.calls.0.lock();
-        let Some(call) = self.call.take() else { return };
-        let current = calls.get(self.key);
-        let is_ours = current.is_some_and(|current| current.as_ptr() == Arc::as_ptr(&call));
-        if is_ours && Arc::strong_count(&call) == 1 {
-            calls.remove(self.key);
-        }
-        // Before the lock is released: of two that leave together one must see that it is the last.
-        drop(call);
+        self.0.callers()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     use tokio::sync::Semaphore;
@@ -174,7 +140,7 @@ mod tests {
         let results = [one.await, same.await, other.await].map(|result| result.unwrap().unwrap());
         assert_eq!((results[0], world.begun.load(SeqCst)), (results[1], 2));
         assert_ne!(results[0], results[2]);
-        assert!(world.shared.0.lock().is_empty());
+        assert!(world.shared.0.len() == 0);
     }
 
     #[tokio::test]
@@ -200,7 +166,7 @@ mod tests {
             assert!(caller.await.unwrap_err().is_cancelled());
         }
         world.until(|world| world.dropped.load(SeqCst) == 1).await;
-        assert!(world.shared.0.lock().is_empty());
+        assert!(world.shared.0.len() == 0);
         let next = world.joined(1, 1).await;
         world.gate.close();
         assert_eq!(next.await.unwrap(), Some(1));
@@ -220,6 +186,6 @@ mod tests {
         let shared = SharedCalls::<u8, u8>::default();
         assert_eq!(shared.join(&1, || async { panic!("planted") }).await, None);
         assert_eq!(shared.join(&1, || async { 7 }).await, Some(7));
-        assert!(shared.0.lock().is_empty());
+        assert!(shared.0.len() == 0);
     }
 }

@@ -4,6 +4,7 @@
 //! in the time. The canonical form is that of the AWS General Reference, for services that encode
 //! the path once more and do not normalize it.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -95,8 +96,12 @@ impl<'a> Authorization<'a> {
         let parts = parts.and_then(|text| text.strip_prefix(ALGORITHM)?.strip_prefix(' '));
         let parts = parts.ok_or(Refusal::Incomplete("authorization must be AWS4-HMAC-SHA256"))?;
         let (mut credential, mut signed_headers, mut signature) = (None, None, None);
-        for part in parts.split(',') {
-            let (name, value) = part.trim().split_once('=').unwrap_or_default();
+        for part in pieces(parts, b',') {
+            let mut name_and_value = part.trim().splitn(2, '=');
+            let (name, value) = (name_and_value.next(), name_and_value.next());
+            let (Some(name), Some(value)) = (name, value) else {
+                return Err(Refusal::Incomplete("authorization has an unknown part"));
+            };
             let slot = match name {
                 "Credential" => &mut credential,
                 "SignedHeaders" => &mut signed_headers,
@@ -109,8 +114,11 @@ impl<'a> Authorization<'a> {
         }
         let credential =
             credential.ok_or(Refusal::Incomplete("authorization has no Credential"))?;
-        let parts: Vec<&str> = credential.split('/').collect();
-        let [access_key_id, day, region, service, TERMINATOR] = parts[..] else {
+        let mut parts = pieces(credential, b'/');
+        let parts: [Option<&str>; 6] = std::array::from_fn(|_| parts.next());
+        let [Some(access_key_id), Some(day), Some(region), Some(service), Some(TERMINATOR), None] =
+            parts
+        else {
             return Err(Refusal::Incomplete(
                 "Credential must be ID/DAY/REGION/SERVICE/aws4_request",
             ));
@@ -137,12 +145,12 @@ impl<'a> Authorization<'a> {
     /// # Errors
     /// Every [`Refusal`] but [`Refusal::Missing`]; a body with another hash is
     /// [`Refusal::Signature`].
-    pub(crate) fn check(
-        &self,
-        request: &Request<'_>,
+    pub(crate) fn check<'b>(
+        &'b self,
+        request: &'b Request<'b>,
         scope: Scope<'_>,
         unix_now: u64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Checked<'b>, Refusal> {
         let headers = request.headers;
         if headers.contains_key(SECURITY_TOKEN) {
             return Err(Refusal::SecurityToken);
@@ -158,9 +166,9 @@ impl<'a> Authorization<'a> {
             return Err(Refusal::Scope);
         }
         self.check_headers(request)?;
-        if let Some(sent) = one(headers, &CONTENT_SHA256)
-            && sent.as_bytes() != hex_digest(request.body)
-        {
+        let sent_hash = one(headers, &CONTENT_SHA256);
+        let body_hash = sent_hash.map(|_| hex_digest(request.body));
+        if sent_hash.map(HeaderValue::as_bytes) != body_hash.as_ref().map(<[u8; 64]>::as_slice) {
             return Err(Refusal::Signature);
         }
         let skew = MAX_SKEW.as_secs();
@@ -170,65 +178,103 @@ impl<'a> Authorization<'a> {
         if signed_at > unix_now.saturating_add(skew) {
             return Err(Refusal::NotYetValid);
         }
-        Ok(())
+        Ok(Checked { authorization: self, request, body_hash })
     }
 
     /// `host` and every `x-amz-*` header must be signed, and each signed header must be sent once.
     fn check_headers(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        let names: Vec<&str> = self.signed_headers.split(';').collect();
-        let is_lower = !self.signed_headers.bytes().any(|b| b.is_ascii_uppercase());
-        if !is_lower || !names.is_sorted_by(|a, b| a < b) {
-            let detail = "SignedHeaders must be lower-case names in order, each of them once";
-            return Err(Refusal::Incomplete(detail));
+        let is_of_aws = |name: &[u8]| name.starts_with(b"x-amz-");
+        let (mut last, mut has_host, mut of_aws): (&[u8], _, _) = (b"", false, 0);
+        for name in signed_names(self.signed_headers) {
+            if name <= last || name.iter().any(u8::is_ascii_uppercase) {
+                let detail = "SignedHeaders must be lower-case names in order, each of them once";
+                return Err(Refusal::Incomplete(detail));
+            }
+            let is_host = name == HOST.as_str().as_bytes();
+            let mut values = values(request.headers, name);
+            let is_once = match values.next() {
+                Some(_) => values.next().is_none(),
+                None => is_host && request.authority.is_some(),
+            };
+            // At the first name that was not sent, so headers limit the names that are tried.
+            if !is_once {
+                let detail = "every signed header must be sent exactly once";
+                return Err(Refusal::Incomplete(detail));
+            }
+            (last, has_host) = (name, has_host || is_host);
+            of_aws += usize::from(is_of_aws(name));
         }
-        let is_signed = |name: &str| names.binary_search(&name).is_ok();
-        if !is_signed("host") {
+        if !has_host {
             return Err(Refusal::Incomplete("host must be signed"));
         }
-        let mut sent = request.headers.keys().map(HeaderName::as_str);
-        if !sent.all(|name| !name.starts_with("x-amz-") || is_signed(name)) {
+        // Each signed name is that of a header that was sent, so none is missing if there are as
+        // many of them.
+        let sent = request.headers.keys().filter(|name| is_of_aws(name.as_str().as_bytes()));
+        if sent.count() != of_aws {
             return Err(Refusal::Incomplete("every x-amz-* header must be signed"));
-        }
-        let is_once = |name: &&str| {
-            let is_authority = *name == HOST.as_str() && !request.headers.contains_key(HOST);
-            is_authority && request.authority.is_some()
-                || request.headers.get_all(*name).iter().count() == 1
-        };
-        if !names.iter().all(is_once) {
-            return Err(Refusal::Incomplete("every signed header must be sent exactly once"));
         }
         Ok(())
     }
 
-    /// Compares the signature in constant time. [`check`](Self::check) comes first.
-    ///
-    /// # Errors
-    /// [`Refusal::Signature`].
-    pub(crate) fn verify(&self, request: &Request<'_>, key: &SigningKey) -> Result<(), Refusal> {
+    /// Compares the signature with that of a request whose body has this hash.
+    fn verify(
+        &self,
+        request: &Request<'_>,
+        body_hash: &[u8; 64],
+        key: &SigningKey,
+    ) -> Result<(), Refusal> {
         let date = one(request.headers, &DATE).map(HeaderValue::as_bytes).unwrap_or_default();
-        let hash = Sha256::digest(canonical::request(request, self.signed_headers));
+        let mut hash = Sha256::new();
+        canonical::write(request, self.signed_headers, body_hash, &mut |text| hash.update(text));
         let scope = Scope { region: self.region, service: self.service };
-        let text = string_to_sign(date, self.day, scope, hash.into());
-        mac(key.0.as_slice(), &text)
-            .and_then(|mac| mac.verify_slice(&self.signature).ok())
-            .ok_or(Refusal::Signature)
+        let Some(key) = key.0.as_deref() else { return Err(Refusal::Signature) };
+        let mut mac = key.clone();
+        string_to_sign(date, self.day, scope, hash, &mut |text| mac.update(text));
+        mac.verify_slice(&self.signature).map_err(|_| Refusal::Signature)
     }
 }
 
-/// The key that signs one day's requests for one scope. Wiped on drop.
+/// A request that needs only its signature verified.
+pub(crate) struct Checked<'a> {
+    authorization: &'a Authorization<'a>,
+    request: &'a Request<'a>,
+    /// The hash of the body, if it was needed before.
+    body_hash: Option<[u8; 64]>,
+}
+
+impl Checked<'_> {
+    /// Compares the signature in constant time.
+    ///
+    /// # Errors
+    /// [`Refusal::Signature`].
+    pub(crate) fn verify(&self, key: &SigningKey) -> Result<(), Refusal> {
+        let body_hash = self.body_hash.unwrap_or_else(|| hex_digest(self.request.body));
+        self.authorization.verify(self.request, &body_hash, key)
+    }
+}
+
+/// The key that signs one day's requests for one scope, prepared for use. Cheap to clone; wiped on
+/// drop. HMAC-SHA-256 takes keys of any length, so there always is one.
 #[derive(Clone)]
-#[cfg_attr(test, derive(PartialEq, Eq))]
-pub(crate) struct SigningKey(Zeroizing<[u8; 32]>);
+pub(crate) struct SigningKey(Option<Arc<Hmac<Sha256>>>);
 
 impl SigningKey {
     /// The key of a secret access key for a day such as `20150830`.
     pub(crate) fn derive(secret: &[u8], day: &str, scope: Scope<'_>) -> Self {
+        Self(Self::prepare(secret, day, scope).map(Arc::new))
+    }
+
+    fn prepare(secret: &[u8], day: &str, scope: Scope<'_>) -> Option<Hmac<Sha256>> {
         let mut start = Zeroizing::new(Vec::with_capacity(4 + secret.len()));
         start.extend_from_slice(b"AWS4");
         start.extend_from_slice(secret);
-        let parts = [scope.region, scope.service, TERMINATOR];
-        let first = hash_mac(&start, day.as_bytes());
-        Self(parts.iter().fold(first, |key, part| hash_mac(key.as_slice(), part.as_bytes())))
+        let mut mac = Hmac::<Sha256>::new_from_slice(&start).ok()?;
+        for part in [day, scope.region, scope.service, TERMINATOR] {
+            mac.update(part.as_bytes());
+            let key: Zeroizing<[u8; 32]> = Zeroizing::new(mac.finalize().into_bytes().into());
+            mac = Hmac::new_from_slice(&*key).ok()?;
+        }
+        Some(mac)
     }
 }
 
@@ -241,24 +287,50 @@ pub(crate) fn format_date(unix: u64) -> String {
 
 /// Seconds since the Unix epoch of `20150830T123600Z`.
 fn parse_date(text: &str) -> Option<u64> {
-    let is_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
     let (day, time) = text.strip_suffix('Z')?.split_once('T')?;
-    if day.len() != 8 || time.len() != 6 || !is_digits(day) || !is_digits(time) {
+    let is_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if !is_digits(day) || !is_digits(time) {
         return None;
     }
-    let part = |text: &str, at: usize, len: usize| text.get(at..at + len).map(str::to_owned);
-    let (year, month, of_month) = (part(day, 0, 4)?, part(day, 4, 2)?, part(day, 6, 2)?);
-    let (hour, minute, second) = (part(time, 0, 2)?, part(time, 2, 2)?, part(time, 4, 2)?);
-    let text = format!("{year}-{month}-{of_month}T{hour}:{minute}:{second}Z");
-    let time = humantime::parse_rfc3339(&text).ok()?;
+    let [a, b, c, d, e, f, g, h] = day.as_bytes() else { return None };
+    let [i, j, k, l, m, n] = time.as_bytes() else { return None };
+    let text = [a, b, c, d, &b'-', e, f, &b'-', g, h, &b'T', i, j, &b':', k, l, &b':', m, n, &b'Z'];
+    let text = text.map(|byte| *byte);
+    let time = humantime::parse_rfc3339(str::from_utf8(&text).ok()?).ok()?;
     time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-fn string_to_sign(date: &[u8], day: &str, scope: Scope<'_>, hash: [u8; 32]) -> Vec<u8> {
-    let Scope { region, service } = scope;
-    let scope = format!("{day}/{region}/{service}/{TERMINATOR}");
-    let hash = base16ct::lower::encode_string(&hash);
-    [ALGORITHM.as_bytes(), date, scope.as_bytes(), hash.as_bytes()].join(&b'\n')
+/// Passes the text that is signed to `sink`, in pieces. `hash` is that of the canonical request.
+fn string_to_sign(
+    date: &[u8],
+    day: &str,
+    Scope { region, service }: Scope<'_>,
+    hash: Sha256,
+    sink: &mut impl FnMut(&[u8]),
+) {
+    let line_of_scope = [day, "/", region, "/", service, "/", TERMINATOR, "\n"];
+    [ALGORITHM.as_bytes(), b"\n", date, b"\n"].into_iter().for_each(&mut *sink);
+    line_of_scope.into_iter().for_each(|part| sink(part.as_bytes()));
+    sink(&hex(&hash.finalize().into()));
+}
+
+/// The parts of a text. For short ones this is faster than [`str::split`].
+fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let pieces = text.as_bytes().split(move |byte| *byte == separator);
+    // An ASCII character splits UTF-8 into UTF-8.
+    pieces.map(|piece| str::from_utf8(piece).unwrap_or_default())
+}
+
+/// The names in `SignedHeaders`.
+fn signed_names(signed_headers: &str) -> impl Iterator<Item = &[u8]> {
+    signed_headers.as_bytes().split(|byte| *byte == b';')
+}
+
+/// The values of a header. Requests have few headers: to compare all names is faster than to hash
+/// one.
+fn values<'a>(headers: &'a HeaderMap, name: &'a [u8]) -> impl Iterator<Item = &'a HeaderValue> {
+    let named = headers.iter().filter(move |(other, _)| other.as_str().as_bytes() == name);
+    named.map(|(_, value)| value)
 }
 
 /// The value of a header that is sent exactly once.
@@ -267,8 +339,16 @@ fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue>
     values.next().filter(|_| values.next().is_none())
 }
 
-fn hex_digest(bytes: &[u8]) -> Vec<u8> {
-    base16ct::lower::encode_string(&Sha256::digest(bytes)).into_bytes()
+fn hex_digest(bytes: &[u8]) -> [u8; 64] {
+    hex(&Sha256::digest(bytes).into())
+}
+
+/// Lower-case hexadecimal digits.
+fn hex(hash: &[u8; 32]) -> [u8; 64] {
+    let mut digits = [0; 64];
+    // There is room for two digits of each byte.
+    _ = base16ct::lower::encode(hash, &mut digits);
+    digits
 }
 
 /// Exactly 64 lower-case digits.
@@ -276,15 +356,4 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     let decoded = base16ct::lower::decode(text, &mut bytes).ok()?;
     (decoded.len() == bytes.len()).then_some(bytes)
-}
-
-/// HMAC-SHA-256 takes keys of any length, so this is always `Some`.
-fn mac(key: &[u8], text: &[u8]) -> Option<Hmac<Sha256>> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
-    mac.update(text);
-    Some(mac)
-}
-
-fn hash_mac(key: &[u8], text: &[u8]) -> Zeroizing<[u8; 32]> {
-    Zeroizing::new(mac(key, text).map(|mac| mac.finalize().into_bytes().into()).unwrap_or_default())
 }

@@ -1,23 +1,20 @@
 //! One call for all callers that need the same result at the same time.
 //!
-//! A leaf: it does not know what is called.
+//! It does not know what is called.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::pin::pin;
-use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-type Cell<V> = Arc<OnceCell<V>>;
+use crate::in_progress::InProgress;
 
 /// The calls in progress, by what they are for.
-pub(crate) struct SingleFlight<K, V>(Mutex<HashMap<K, Cell<V>>>);
+pub(crate) struct SingleFlight<K, V>(InProgress<K, OnceCell<V>>);
 
 impl<K, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(InProgress::default())
     }
 }
 
@@ -35,10 +32,10 @@ impl<K: Clone + Eq + Hash, V: Clone> SingleFlight<K, V> {
     ) -> V {
         let mut call = pin!(call);
         loop {
-            let cell = Arc::clone(self.0.lock().entry(key.clone()).or_default());
-            let waiter = Waiter { calls: self, key, cell };
+            // A call with a result takes no further callers.
+            let waiter = self.0.join(key, OnceCell::initialized, OnceCell::new);
             let mut own = false;
-            let result = waiter.cell.get_or_init(async || {
+            let result = waiter.get_or_init(async || {
                 own = true;
                 call.as_mut().await
             });
@@ -52,40 +49,19 @@ impl<K: Clone + Eq + Hash, V: Clone> SingleFlight<K, V> {
     /// How many calls are in progress.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.0.lock().len()
+        self.0.len()
     }
 
     /// How many callers make a call or wait for one.
     #[cfg(test)]
     pub(crate) fn callers(&self) -> usize {
-        self.0.lock().values().map(|cell| Arc::strong_count(cell) - 1).sum()
-    }
-}
-
-/// A caller that waits for a call. The last one to leave, with a result or without, removes the
-/// call, so callers that are dropped leave nothing behind.
-struct Waiter<'a, K: Clone + Eq + Hash, V> {
-    calls: &'a SingleFlight<K, V>,
-    key: &'a K,
-    cell: Cell<V>,
-}
-
-impl<K: Clone + Eq + Hash, V> Drop for Waiter<'_, K, V> {
-    fn drop(&mut self) {
-        let mut calls = self.calls.0.lock();
-        let cell = std::mem::take(&mut self.cell);
-        let ours = calls.get(self.key).is_some_and(|current| Arc::ptr_eq(current, &cell));
-        // A call with a result takes no further callers; one without continues for the others.
-        if ours && (cell.initialized() || Arc::strong_count(&cell) == 2) {
-            calls.remove(self.key);
-        }
-        // Before the lock is released: of two that leave together one must see that it is the last.
-        drop(cell);
+        self.0.callers()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::Semaphore;

@@ -1,5 +1,5 @@
-//! Encrypt of the AWS KMS API, whose signatures are verified, next to `/v1/encrypt` with a token,
-//! on one service.
+//! Encrypt of the AWS KMS API, whose signatures are verified, next to `/v1/encrypt`: with a token
+//! on the same service, and without an identity on another one.
 
 use std::process::Command;
 
@@ -18,14 +18,28 @@ const ID: &str = "KPBENCH";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 const SCOPE: [&str; 3] = ["us-east-1", "kms", "aws4_request"];
 
+/// How a call is authenticated: the lines of the table.
+const KINDS: [&str; 3] =
+    ["/v1/encrypt, no identity", "/v1/encrypt, token", "AWS Encrypt, Signature Version 4"];
+
+/// What came of one kind of call with one size.
+#[derive(Default)]
+struct Rates {
+    /// Calls a second, one number a window.
+    rates: Vec<f64>,
+    /// Calls, and seconds of the server's processors.
+    total: (f64, f64),
+}
+
 /// Prints the table.
 pub(crate) async fn compare() -> anyhow::Result<()> {
     println!(
-        "\nEncrypt with Signature Version 4 next to /v1/encrypt with a token: calls a second over \
-         {CONNECTIONS} kept connections"
+        "\nEncrypt of the AWS KMS API next to /v1/encrypt: calls a second over {CONNECTIONS} kept \
+         connections;"
     );
-    println!("{:>9}  {:>9}  {:>9}  {:>5}", "plaintext", "token 1/s", "SigV4 1/s", "ratio");
-    let (mut tokens, mut signed) = (SIZES.map(|_| Vec::new()), SIZES.map(|_| Vec::new()));
+    println!("ratios: of the AWS KMS API to each line, medians of interleaved windows\n");
+    println!("{:>9}  {:<34} {:>9}  {:>5}  {:>7}", "plaintext", "", "1/s", "ratio", "CPU us");
+    let mut all = SIZES.map(|_| KINDS.map(|_| Rates::default()));
     for _ in 0..SERVICES {
         let directory = tempfile::tempdir()?;
         let (token, digest) = token()?;
@@ -43,30 +57,42 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
             ("CLIENT__1__AWS_SECRET_ACCESS_KEY_FILE", secret.display().to_string()),
             ("CLIENT__1__ALLOW", allow),
         ];
+        let open = kms_proxy(&directory.path().join("open"), &[]).await?;
         let service = kms_proxy(&directory.path().join("data"), &settings).await?;
-        for (index, size) in SIZES.into_iter().enumerate() {
+        for (size, all) in SIZES.into_iter().zip(&mut all) {
             // The AWS KMS API takes 4,096 bytes at most, so no more are compared.
             let text = STANDARD.encode_to_string(vec![7; size]);
             let plain = request("/v1/encrypt", &format!(r#"{{"plaintext":"{text}"}}"#));
-            let plain = with_header(&plain, &format!("authorization: Bearer {token}"));
-            let body = format!(r#"{{"KeyId":"default","Plaintext":"{text}"}}"#);
-            let mut with_token = Driver::new(&service, vec![plain]).await?;
-            let mut with_signature = Driver::new(&service, vec![sign(&body)?]).await?;
+            let with_token = with_header(&plain, &format!("authorization: Bearer {token}"));
+            let signed = sign(&format!(r#"{{"KeyId":"default","Plaintext":"{text}"}}"#))?;
+            let mut drivers = [
+                Driver::new(&open, vec![plain]).await?,
+                Driver::new(&service, vec![with_token]).await?,
+                Driver::new(&service, vec![signed]).await?,
+            ];
             // The first round warms everything up and does not count.
             for round in 0..=WINDOWS {
-                let rates = (with_token.window().await?.0, with_signature.window().await?.0);
-                if round > 0 {
-                    tokens[index].push(rates.0);
-                    signed[index].push(rates.1);
+                for (driver, kind) in drivers.iter_mut().zip(&mut *all) {
+                    let (rate, calls, cpu) = driver.window().await?;
+                    if round > 0 {
+                        kind.rates.push(rate);
+                        kind.total.0 += calls;
+                        kind.total.1 += cpu;
+                    }
                 }
             }
         }
     }
-    for (index, size) in SIZES.into_iter().enumerate() {
-        let ratios = signed[index].iter().zip(&tokens[index]).map(|(aws, token)| aws / token);
-        let ratio = median(ratios.collect());
-        let (token, aws) = (median(tokens[index].clone()), median(signed[index].clone()));
-        println!("{size:>9}  {token:>9.0}  {aws:>9.0}  {ratio:>5.3}");
+    for (size, [open, token, aws]) in SIZES.into_iter().zip(&all) {
+        for (name, kind) in KINDS.into_iter().zip([open, token, aws]) {
+            let ratios = aws.rates.iter().zip(&kind.rates).map(|(aws, kind)| aws / kind);
+            println!(
+                "{size:>9}  {name:<34} {:>9.0}  {:>5.3}  {:>7.2}",
+                median(kind.rates.clone()),
+                median(ratios.collect()),
+                kind.total.1 / kind.total.0 * 1e6
+            );
+        }
     }
     Ok(())
 }

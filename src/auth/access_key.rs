@@ -82,8 +82,20 @@ impl AccessKey {
         if let Some(answer) = answer() {
             return answer;
         }
+        // Boxed, since nearly no request comes here.
+        Box::pin(self.read_again(day, scope, clock)).await
+    }
+
+    /// The same, once the secret was read.
+    async fn read_again(
+        self: &Arc<Self>,
+        day: &str,
+        scope: Scope<'_>,
+        clock: &dyn Clock,
+    ) -> Result<SigningKey, String> {
         let _reading = self.reading.lock().await;
-        if let Some(answer) = answer() {
+        // Another request may have read it meanwhile.
+        if let Some(answer) = self.held.load().as_ref().and_then(|it| it.answer(day, clock.now())) {
             return answer;
         }
         let held = self.read(day, scope, clock.now()).await;

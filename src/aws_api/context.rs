@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 
 use crate::envelope::MAX_AAD_LEN;
-use crate::http::Text;
+use crate::json::Text;
 
 /// What every AAD of an encryption context starts with.
 const PREFIX: &[u8] = b"kms-proxy aws context v1";

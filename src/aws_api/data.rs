@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
 
 use crate::audit::{Event, record};
-use crate::base64;
 use crate::id::ChainName;
+use crate::json::Object;
 use crate::keychain::message::{Opened, Plaintext, Sealed};
 use crate::metrics::Operation as Permission;
 use crate::secret::SecretBytes;
@@ -21,31 +20,7 @@ use super::identity::Caller;
 use super::key_id::Key;
 use super::operation::Served;
 use super::request::{self, MAX_BLOB, MAX_BYTES, SYMMETRIC};
-use super::{Answer, Api, Forward, response};
-
-/// The response of every operation on data, with the members that it has.
-#[derive(Default, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Response<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ciphertext_blob: Option<Base64<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plaintext: Option<Base64<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_key_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encryption_algorithm: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_encryption_algorithm: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_encryption_algorithm: Option<&'static str>,
-}
-
-/// Bytes that are written as base64.
-#[derive(Serialize)]
-struct Base64<'a>(#[serde(serialize_with = "base64::serialize")] &'a [u8]);
+use super::{Answer, Api, Forward};
 
 /// A ciphertext that was opened.
 struct Decrypted {
@@ -89,12 +64,12 @@ impl Api {
         if request.is_dry_run() {
             return Err(Error::dry_run());
         }
-        Ok(Answer::Json(response::write(&Response {
-            ciphertext_blob: Some(Base64(&sealed)),
-            key_id: Some(&key.arn),
-            encryption_algorithm: Some(SYMMETRIC),
-            ..Default::default()
-        })))
+        Ok(write(sealed.len(), |object| {
+            object
+                .base64("CiphertextBlob", &sealed)
+                .text("KeyId", &key.arn)
+                .plain("EncryptionAlgorithm", SYMMETRIC)
+        }))
     }
 
     pub(super) async fn decrypt(&self, caller: &Caller, body: Bytes) -> Result<Answer, Error> {
@@ -105,12 +80,13 @@ impl Api {
         if request.is_dry_run() {
             return Err(Error::dry_run());
         }
-        Ok(Answer::Json(response::write(&Response {
-            plaintext: Some(Base64(opened.plaintext())),
-            key_id: Some(&opened.arn),
-            encryption_algorithm: Some(SYMMETRIC),
-            ..Default::default()
-        })))
+        let plaintext = opened.plaintext();
+        Ok(write(plaintext.len(), |object| {
+            object
+                .base64("Plaintext", plaintext)
+                .text("KeyId", &opened.arn)
+                .plain("EncryptionAlgorithm", SYMMETRIC)
+        }))
     }
 
     /// GenerateDataKey, and GenerateDataKeyWithoutPlaintext.
@@ -133,13 +109,15 @@ impl Api {
         if request.is_dry_run() {
             return Err(Error::dry_run());
         }
-        let has_plaintext = operation == Served::GenerateDataKey;
-        Ok(Answer::Json(response::write(&Response {
-            ciphertext_blob: Some(Base64(&sealed)),
-            plaintext: has_plaintext.then(|| Base64(made.plaintext.expose())),
-            key_id: Some(&key.arn),
-            ..Default::default()
-        })))
+        let plaintext = made.plaintext.expose();
+        Ok(write(sealed.len() + plaintext.len(), |object| {
+            let object = object.base64("CiphertextBlob", &sealed);
+            let object = match operation {
+                Served::GenerateDataKey => object.base64("Plaintext", plaintext),
+                _ => object,
+            };
+            object.text("KeyId", &key.arn)
+        }))
     }
 
     pub(super) async fn re_encrypt(&self, caller: &Caller, body: Bytes) -> Result<Answer, Error> {
@@ -164,14 +142,14 @@ impl Api {
         if request.is_dry_run() {
             return Err(Error::dry_run());
         }
-        Ok(Answer::Json(response::write(&Response {
-            ciphertext_blob: Some(Base64(&sealed)),
-            key_id: Some(&key.arn),
-            source_key_id: Some(&opened.arn),
-            source_encryption_algorithm: Some(SYMMETRIC),
-            destination_encryption_algorithm: Some(SYMMETRIC),
-            ..Default::default()
-        })))
+        Ok(write(sealed.len(), |object| {
+            object
+                .base64("CiphertextBlob", &sealed)
+                .text("KeyId", &key.arn)
+                .text("SourceKeyId", &opened.arn)
+                .plain("SourceEncryptionAlgorithm", SYMMETRIC)
+                .plain("DestinationEncryptionAlgorithm", SYMMETRIC)
+        }))
     }
 
     pub(super) fn generate_random(&self, caller: &Caller, body: &[u8]) -> Result<Answer, Error> {
@@ -179,8 +157,8 @@ impl Api {
         caller.check_some(Served::GenerateRandom.name(), Permission::Datakey)?;
         let random = SecretBytes::random(request.bytes()?);
         let random = random.map_err(|error| Error::new(Code::Internal, error.to_string()))?;
-        let plaintext = Some(Base64(random.expose()));
-        Ok(Answer::Json(response::write(&Response { plaintext, ..Default::default() })))
+        let random = random.expose();
+        Ok(write(random.len(), |object| object.base64("Plaintext", random)))
     }
 
     async fn seal(
@@ -361,6 +339,13 @@ fn damaged_name(error: service::Error, is_named: bool) -> Error {
         }
         _ => error.into(),
     }
+}
+
+/// A response with `len` binary bytes and the members that `members` adds.
+fn write(len: usize, members: impl FnOnce(Object<'_>) -> Object<'_>) -> Answer {
+    let mut out = Vec::new();
+    members(Object::start(&mut out, Object::room(len))).end();
+    Answer::Json(out)
 }
 
 fn aad(member: &'static str, context: &Context<'_>) -> Result<Vec<u8>, Error> {

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::http::Text;
+use crate::json::Text;
 use crate::metrics::{Metrics, Operation as Permission};
 use crate::root;
 use crate::root::forward::{self as kms, Response};

@@ -110,7 +110,7 @@ impl Api {
         let Some(auth) = &self.auth else { return Ok(None) };
         if let Some(peer) = stranger.peer() {
             let shown = Shown { peer: Some(peer), token: Token::Missing };
-            match auth.identify(shown).await {
+            match Box::pin(auth.identify(shown)).await {
                 Ok(client) => return Ok(Some(identified(client, "mtls"))),
                 Err(Refusal::UnknownCertificate) => {}
                 Err(refusal) => {
@@ -148,7 +148,8 @@ impl Api {
         };
         let scope = Scope { region: &self.region, service: SERVICE };
         let authorization = Authorization::parse(&parts.headers).map_err(refused)?;
-        authorization.check(&request, scope, self.clock.unix_now()).map_err(refused)?;
+        let checked = authorization.check(&request, scope, self.clock.unix_now());
+        let checked = checked.map_err(refused)?;
         let key = auth.access_key(authorization.access_key_id);
         let key = key.ok_or_else(|| (Refusal::UnknownToken, unrecognized()))?;
         let signing = key.signing_key(authorization.day, scope, &*self.clock).await;
@@ -158,7 +159,7 @@ impl Api {
             let message = "kms-proxy cannot read the secret of this access key; its log says why";
             (Refusal::UnknownKey, Error::new(Code::DependencyTimeout, message))
         })?;
-        authorization.verify(&request, &signing).map_err(refused)?;
+        checked.verify(&signing).map_err(refused)?;
         Ok(Arc::clone(key.client()))
     }
 

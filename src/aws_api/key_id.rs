@@ -89,7 +89,7 @@ impl Keys {
     pub(super) fn arn(&self, chain: &ChainName) -> Arc<str> {
         match self.mapped.iter().find(|mapped| mapped.chain == *chain) {
             Some(mapped) => Arc::clone(&mapped.arn),
-            None => format!("{}key/{chain}", self.own).into(),
+            None => [&*self.own, "key/", chain.as_str()].concat().into(),
         }
     }
 

@@ -32,16 +32,17 @@ impl Api {
         operation: Served,
         body: Bytes,
     ) -> Result<Answer, Error> {
+        // Boxed, since a large future is copied from layer to layer.
         match operation {
-            Served::Encrypt => self.encrypt(caller, body).await,
-            Served::Decrypt => self.decrypt(caller, body).await,
+            Served::Encrypt => Box::pin(self.encrypt(caller, body)).await,
+            Served::Decrypt => Box::pin(self.decrypt(caller, body)).await,
             Served::GenerateDataKey | Served::GenerateDataKeyWithoutPlaintext => {
-                self.generate_data_key(caller, operation, body).await
+                Box::pin(self.generate_data_key(caller, operation, body)).await
             }
-            Served::ReEncrypt => self.re_encrypt(caller, body).await,
+            Served::ReEncrypt => Box::pin(self.re_encrypt(caller, body)).await,
             Served::GenerateRandom => self.generate_random(caller, &body),
             Served::ListKeys => self.list_keys(caller, &body),
-            Served::ListAliases => self.list_aliases(caller, body).await,
+            Served::ListAliases => Box::pin(self.list_aliases(caller, body)).await,
             Served::DescribeKey
             | Served::GetKeyRotationStatus
             | Served::ListKeyRotations
@@ -49,7 +50,7 @@ impl Api {
             | Served::ListGrants
             | Served::ListKeyPolicies
             | Served::GetKeyPolicy
-            | Served::RotateKeyOnDemand => self.on_key(caller, operation, body).await,
+            | Served::RotateKeyOnDemand => Box::pin(self.on_key(caller, operation, body)).await,
         }
     }
 

@@ -6,7 +6,7 @@ use base64_simd::STANDARD;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::http::Text;
+use crate::json::{Encoded, Text};
 use crate::keychain::message::Plaintext;
 
 use super::context::Context;
@@ -31,7 +31,7 @@ pub(super) struct Encrypt<'a> {
     #[serde(borrow)]
     key_id: Option<Text<'a>>,
     #[serde(borrow)]
-    plaintext: Option<Text<'a>>,
+    plaintext: Option<Encoded<'a>>,
     #[serde(borrow, default)]
     pub(super) encryption_context: Context<'a>,
     #[serde(borrow)]
@@ -46,7 +46,7 @@ pub(super) struct Decrypt<'a> {
     #[serde(borrow)]
     key_id: Option<Text<'a>>,
     #[serde(borrow)]
-    ciphertext_blob: Option<Text<'a>>,
+    ciphertext_blob: Option<Encoded<'a>>,
     #[serde(borrow, default)]
     pub(super) encryption_context: Context<'a>,
     #[serde(borrow)]
@@ -75,7 +75,7 @@ pub(super) struct GenerateDataKey<'a> {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ReEncrypt<'a> {
     #[serde(borrow)]
-    ciphertext_blob: Option<Text<'a>>,
+    ciphertext_blob: Option<Encoded<'a>>,
     #[serde(borrow)]
     source_key_id: Option<Text<'a>>,
     #[serde(borrow, default)]
@@ -149,7 +149,7 @@ impl Encrypt<'_> {
     /// The plaintext, decoded straight into the buffer that is sealed in place.
     pub(super) fn plaintext(&self) -> Result<Plaintext, Error> {
         let text = self.plaintext.as_ref().ok_or_else(|| missing("plaintext"))?;
-        let text = text.0.as_bytes();
+        let text = text.as_bytes();
         let len = STANDARD.decoded_length(text).map_err(|_| not_base64("plaintext"))?;
         check_len("plaintext", len, MAX_PLAINTEXT)?;
         Plaintext::appended(len, |buffer| STANDARD.decode_append(text, buffer))
@@ -298,8 +298,8 @@ fn optional_key<'a>(
     }
 }
 
-fn blob(text: Option<&Text<'_>>) -> Result<Vec<u8>, Error> {
-    let text = text.ok_or_else(|| missing("ciphertextBlob"))?.0.as_bytes();
+fn blob(text: Option<&Encoded<'_>>) -> Result<Vec<u8>, Error> {
+    let text = text.ok_or_else(|| missing("ciphertextBlob"))?.as_bytes();
     let len = STANDARD.decoded_length(text).map_err(|_| not_base64("ciphertextBlob"))?;
     check_len("ciphertextBlob", len, MAX_BLOB)?;
     STANDARD.decode_to_vec(text).map_err(|_| not_base64("ciphertextBlob"))

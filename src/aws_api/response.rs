@@ -35,10 +35,8 @@ pub(super) fn error(error: &Error) -> Response {
 }
 
 /// Adds the id of the request.
-pub(super) fn complete(response: &mut Response, id: &str) {
-    if let Ok(id) = HeaderValue::from_str(id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+pub(super) fn complete(response: &mut Response, id: &HeaderValue) {
+    response.headers_mut().insert(REQUEST_ID, id.clone());
 }
 
 /// The JSON text of a response.

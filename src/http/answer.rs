@@ -1,85 +1,20 @@
-//! Responses: small JSON objects written into one buffer, or raw bytes.
+//! Responses of JSON or of raw bytes.
 //!
-//! Base64, hex and chain names need no escaping, so this writes the responses of the data calls
-//! several times faster than a serializer. The buffer contains plaintexts. The allocator wipes it,
-//! like all buffers of HTTP, when it grows and when it is freed.
+//! Their buffers contain plaintexts. The allocator wipes them, like all buffers of HTTP, when they
+//! grow and when they are freed.
 
 use axum::body::Body;
 use axum::response::Response;
-use base64_simd::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
 
-use crate::envelope::TEXT_PREFIX;
 use crate::id::{ChainName, KekId};
 use crate::service::error::{Error, Kind};
 
 use super::media::CHAIN_HEADER;
 
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
-
-/// One JSON object at the end of a buffer.
-pub(super) struct Object<'a> {
-    out: &'a mut Vec<u8>,
-    empty: bool,
-}
-
-impl<'a> Object<'a> {
-    /// Starts an object; `room` bytes are about what will be written.
-    pub(super) fn start(out: &'a mut Vec<u8>, room: usize) -> Self {
-        out.reserve(room);
-        out.push(b'{');
-        Self { out, empty: true }
-    }
-
-    fn key(&mut self, key: &'static str) {
-        self.out.extend_from_slice(if self.empty { b"\"" } else { b",\"" });
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(b"\":\"");
-        self.empty = false;
-    }
-
-    /// A text that needs no escaping: of letters, digits and `.:_-`.
-    pub(super) fn plain(mut self, key: &'static str, text: &str) -> Self {
-        self.key(key);
-        self.out.extend_from_slice(text.as_bytes());
-        self.out.push(b'"');
-        self
-    }
-
-    /// Bytes as standard base64.
-    pub(super) fn base64(mut self, key: &'static str, bytes: &[u8]) -> Self {
-        self.key(key);
-        STANDARD.encode_append(bytes, self.out);
-        self.out.push(b'"');
-        self
-    }
-
-    /// An envelope in its text form.
-    pub(super) fn envelope(mut self, key: &'static str, envelope: &[u8]) -> Self {
-        self.key(key);
-        self.out.extend_from_slice(TEXT_PREFIX.as_bytes());
-        STANDARD.encode_append(envelope, self.out);
-        self.out.push(b'"');
-        self
-    }
-
-    /// The id of a KEK.
-    pub(super) fn kek(self, key: &'static str, id: KekId) -> Self {
-        self.plain(key, id.to_hex().as_str())
-    }
-
-    /// Ends the object.
-    pub(super) fn end(self) {
-        self.out.push(b'}');
-    }
-}
-
-/// About how many bytes an answer with `len` binary bytes takes.
-pub(super) fn room(len: usize) -> usize {
-    STANDARD.encoded_length(len) + 192
-}
 
 /// An answer of JSON that is written already.
 pub(super) fn written(json: Vec<u8>) -> Response {

@@ -13,6 +13,7 @@ use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
 use crate::service::{Check, Health};
 
+use super::beside;
 use super::problem::Problem;
 
 /// The errors that end calls outside the API which have a line all the same.
@@ -45,7 +46,7 @@ impl Recording {
         is_beside: bool,
     ) -> Self {
         let peer = address.map_or(Peer::Unknown, Peer::Address);
-        let record = audit.begin(if is_beside { "aws" } else { "http" }, id, peer);
+        let record = audit.begin(if is_beside { beside::API } else { "http" }, id, peer);
         let path = request.uri().path();
         let call = if is_beside {
             let target = request.headers().get("x-amz-target");

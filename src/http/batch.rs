@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::audit;
+use crate::json::Text;
 use crate::metrics::Operation;
 use crate::service::DEFAULT_CHAIN;
 use crate::service::error::{Error, Kind};
 
 use super::App;
 use super::answer;
-use super::body::{self, Text};
+use super::body;
 use super::data_call::{DataCall, Made};
 use super::decrypt::{DecryptRequest, DecryptResponse};
 use super::encrypt::{EncryptRequest, EncryptResponse};

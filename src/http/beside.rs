@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
+use http::HeaderValue;
 use http::request::Parts;
 
 use crate::auth::Refusal;
@@ -14,6 +15,9 @@ use crate::tls::peer::Peer;
 
 use super::body::{self, Limit};
 use super::budget::Budget;
+
+/// The API, as the audit log and the metrics name it.
+pub(super) const API: &str = "aws";
 
 /// What a gate does for a request of an API beside this one.
 pub(super) trait Gatekeeper: Send + Sync {
@@ -41,19 +45,19 @@ pub(crate) trait Beside: Send + Sync + 'static {
     fn refuse(&self, error: &Error, id: &str) -> Response;
 
     /// Completes a response to the request `id`.
-    fn complete(&self, response: &mut Response, id: &str);
+    fn complete(&self, response: &mut Response, id: &HeaderValue);
 }
 
 /// A request for an API beside this one.
 pub(crate) struct Call {
     request: Request,
-    id: String,
+    id: HeaderValue,
     gate: Arc<dyn Gatekeeper>,
 }
 
 impl Call {
-    pub(super) fn new(request: Request, id: &str, gate: Arc<dyn Gatekeeper>) -> Self {
-        Self { request, id: id.to_owned(), gate }
+    pub(super) fn new(request: Request, id: &HeaderValue, gate: Arc<dyn Gatekeeper>) -> Self {
+        Self { request, id: id.clone(), gate }
     }
 
     /// Reads the body, of at most `len` bytes.
@@ -71,7 +75,7 @@ impl Call {
 /// What is known of the caller before it is recognised, and where its refusal is logged.
 pub(crate) struct Caller {
     peer: Option<Arc<Peer>>,
-    id: String,
+    id: HeaderValue,
     gate: Arc<dyn Gatekeeper>,
 }
 
@@ -83,12 +87,12 @@ impl Caller {
 
     /// The id of the request.
     pub(crate) fn request_id(&self) -> &str {
-        &self.id
+        self.id.to_str().unwrap_or_default()
     }
 
     /// Counts and logs that the caller is not recognised.
     pub(crate) fn refused(&self, refusal: Refusal) {
-        self.gate.not_recognised(refusal, &self.id, self.peer());
+        self.gate.not_recognised(refusal, self.request_id(), self.peer());
     }
 
     /// Whether one more refusal is logged: strangers cannot fill the disk.

@@ -3,7 +3,6 @@
 //! Error messages never quote the body: it may contain a secret.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -11,10 +10,10 @@ use base64_simd::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
-use serde::de::Visitor;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use crate::envelope;
+use crate::json::Encoded;
 use crate::keychain::message::Plaintext;
 use crate::service::error::{Error, Kind};
 
@@ -196,50 +195,6 @@ fn shown(name: &str) -> String {
         shown.push_str("...");
     }
     shown
-}
-
-/// A string that is borrowed from the body unless it has escapes.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
-
-impl Text<'_> {
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// A base64 string that is not decoded yet. UTF-8 is not checked, since base64 is ASCII.
-pub(super) struct Encoded<'a>(Cow<'a, [u8]>);
-
-impl Encoded<'_> {
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Encoded<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// JSON has no bytes: they come from a string.
-        struct Bytes;
-
-        impl<'de> Visitor<'de> for Bytes {
-            type Value = Encoded<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
-                Ok(Encoded(Cow::Borrowed(bytes)))
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-                Ok(Encoded(Cow::Owned(bytes.to_vec())))
-            }
-        }
-
-        deserializer.deserialize_bytes(Bytes)
-    }
 }
 
 /// The bytes of standard base64.

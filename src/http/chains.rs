@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::id::{KekId, Suite};
+use crate::json::Text;
 use crate::metrics::Operation;
 use crate::service::error::Error;
 use crate::service::{ChainInfo, ChainSettings};
 
 use super::App;
 use super::answer;
-use super::body::{self, Text};
+use super::body;
 use super::identity::Caller;
 use super::keks::KekBody;
 use super::params::path;

@@ -7,13 +7,14 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::envelope::TEXT_PREFIX;
+use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
 use crate::service::error::Error;
 use crate::service::{DataKey, KeyService};
 
 use super::App;
-use super::answer::{self, Object};
-use super::body::{self, Encoded, Text};
+use super::body;
 use super::data_call::{self, DataCall, Made};
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
@@ -86,11 +87,11 @@ impl DataCall for DatakeyRequest<'_> {
 impl Made for DataKey {
     fn write(&self, out: &mut Vec<u8>) {
         let (key, envelope) = (self.plaintext.expose(), self.envelope.as_slice());
-        Object::start(out, answer::room(key.len() + envelope.len()))
+        Object::start(out, Object::room(key.len() + envelope.len()))
             .base64("plaintext", key)
-            .envelope("ciphertext", envelope)
+            .prefixed_base64("ciphertext", TEXT_PREFIX, envelope)
             .plain("chain", self.chain.as_str())
-            .kek("kek_id", self.kek_id)
+            .plain("kek_id", self.kek_id.to_hex().as_str())
             .end();
     }
 }

@@ -8,14 +8,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
 use crate::service::Decrypted;
 use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Object};
-use super::body::{self, Encoded, Text};
+use super::answer;
+use super::body;
 use super::data_call::{self, DataCall, Made, RawMade, Received};
 use super::media::{Media, Octets};
 use super::problem::{Problem, ProblemBody};
@@ -109,10 +110,10 @@ impl DataCall for DecryptRequest<'_> {
 impl Made for Decrypted {
     fn write(&self, out: &mut Vec<u8>) {
         let plaintext = self.plaintext.as_slice();
-        Object::start(out, answer::room(plaintext.len()))
+        Object::start(out, Object::room(plaintext.len()))
             .base64("plaintext", plaintext)
             .plain("chain", self.chain.as_str())
-            .kek("kek_id", self.kek_id)
+            .plain("kek_id", self.kek_id.to_hex().as_str())
             .end();
     }
 }

@@ -7,14 +7,16 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::envelope::TEXT_PREFIX;
+use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
 use crate::service::Encrypted;
 use crate::service::KeyService;
 use crate::service::error::Error;
 
 use super::App;
-use super::answer::{self, Object};
-use super::body::{self, Encoded, Text};
+use super::answer;
+use super::body;
 use super::data_call::{self, DataCall, Made, RawMade, Received};
 use super::media::{Media, Octets};
 use super::problem::{Problem, ProblemBody};
@@ -105,10 +107,10 @@ impl DataCall for EncryptRequest<'_> {
 impl Made for Encrypted {
     fn write(&self, out: &mut Vec<u8>) {
         let envelope = self.envelope.as_slice();
-        Object::start(out, answer::room(envelope.len()))
-            .envelope("ciphertext", envelope)
+        Object::start(out, Object::room(envelope.len()))
+            .prefixed_base64("ciphertext", TEXT_PREFIX, envelope)
             .plain("chain", self.chain.as_str())
-            .kek("kek_id", self.kek_id)
+            .plain("kek_id", self.kek_id.to_hex().as_str())
             .end();
     }
 }

@@ -5,8 +5,8 @@
 //! bodies, and the service counts operations.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -21,12 +21,12 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::auth::{Auth, Client, Refusal};
-use crate::metrics::{Counted, Metrics, Operation};
+use crate::metrics::{Counted, Metrics, Operation, Requests};
 use crate::service::error::{Error, Kind};
 use crate::tls::peer::Peer;
 
 use super::audited::{self, Recording};
-use super::beside::Gatekeeper;
+use super::beside::{API, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::RefusalLog;
 use super::origins::Origins;
@@ -74,6 +74,10 @@ pub(super) struct Shared {
     metrics: Arc<Metrics>,
     in_flight: IntGauge,
     connections: IntGauge,
+    /// What has become of requests; not set for the listener of operators.
+    requests: Option<Requests>,
+    /// The same of the API beside this one, once it has a request.
+    requests_beside: OnceLock<Requests>,
     /// Generated ids: a random number for the process, and a counter.
     process: [u8; 4],
     count: AtomicU64,
@@ -87,6 +91,7 @@ impl Gate {
         let metrics = Arc::clone(&handler.0.metrics);
         let listener = if handler.0.has_data { "public" } else { "admin" };
         let (in_flight, connections) = metrics.traffic.listener(listener);
+        let requests = handler.0.has_data.then(|| metrics.traffic.requests("http"));
         let shared = Shared {
             auth: handler.0.auth.clone(),
             refusal_log: RefusalLog::default(),
@@ -102,6 +107,8 @@ impl Gate {
             metrics,
             in_flight,
             connections,
+            requests,
+            requests_beside: OnceLock::new(),
             process,
             count: AtomicU64::new(0),
         };
@@ -219,9 +226,13 @@ impl Gate {
             && let Err(error) = Box::pin(recording.end(failure)).await
         {
             response = refused(&error);
+            failure = Some(error.kind().code());
+        }
+        if let Some(requests) = shared.requests(beside.is_some()) {
+            requests.ended(failure);
         }
         if let Some(api) = &beside {
-            api.complete(&mut response, id_text(&id));
+            api.complete(&mut response, &id);
         }
         let headers = response.headers_mut();
         if last {
@@ -315,6 +326,14 @@ impl Shared {
         let beside = if many { STREAM } else { 0 };
         let held = self.budget.take(len.saturating_add(beside)).ok_or(NoRoom)?;
         Ok(Some((held, len)))
+    }
+
+    /// The counters of this API, or of the one beside it.
+    fn requests(&self, is_beside: bool) -> Option<&Requests> {
+        match is_beside {
+            false => self.requests.as_ref(),
+            true => Some(self.requests_beside.get_or_init(|| self.metrics.traffic.requests(API))),
+        }
     }
 
     /// The id that the caller sent, if it is valid, or a new one.

@@ -7,13 +7,14 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::envelope::TEXT_PREFIX;
+use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
 use crate::service::error::Error;
 use crate::service::{KeyService, Rewrapped};
 
 use super::App;
-use super::answer::{self, Object};
-use super::body::{self, Encoded, Text};
+use super::body;
 use super::data_call::{self, DataCall, Made};
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
@@ -93,11 +94,11 @@ impl DataCall for RewrapRequest<'_> {
 
 impl Made for Rewrapped {
     fn write(&self, out: &mut Vec<u8>) {
-        Object::start(out, answer::room(self.envelope.len()))
-            .envelope("ciphertext", &self.envelope)
+        Object::start(out, Object::room(self.envelope.len()))
+            .prefixed_base64("ciphertext", TEXT_PREFIX, &self.envelope)
             .plain("chain", self.chain.as_str())
-            .kek("kek_id", self.kek_id)
-            .kek("previous_kek_id", self.previous_kek_id)
+            .plain("kek_id", self.kek_id.to_hex().as_str())
+            .plain("previous_kek_id", self.previous_kek_id.to_hex().as_str())
             .end();
     }
 }

@@ -7,11 +7,12 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::json::Text;
 use crate::metrics::Operation;
 
 use super::App;
 use super::answer;
-use super::body::{self, Text};
+use super::body;
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 

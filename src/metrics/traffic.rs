@@ -3,7 +3,7 @@
 //! The label `client` holds names of configured clients alone.
 
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::register::Register;
 
@@ -14,10 +14,28 @@ const REFUSALS: [&str; 2] = ["forbidden", "overloaded"];
 pub struct Traffic {
     in_flight: IntGaugeVec,
     connections: IntGaugeVec,
+    requests: IntCounterVec,
     client_requests: IntCounterVec,
     client_refusals: IntCounterVec,
     /// The configured clients, as far as they have metrics.
     clients: Mutex<Vec<String>>,
+}
+
+/// The counters of an API.
+pub struct Requests {
+    all: IntCounterVec,
+    api: &'static str,
+    ok: IntCounter,
+}
+
+impl Requests {
+    /// Counts a request that has ended, with the error of this code or without one.
+    pub fn ended(&self, failure: Option<&'static str>) {
+        match failure {
+            None => self.ok.inc(),
+            Some(code) => self.all.with_label_values(&[self.api, code]).inc(),
+        }
+    }
 }
 
 /// Counts for one in a gauge until it is dropped.
@@ -51,6 +69,11 @@ impl Traffic {
                 "Open connections of HTTP clients.",
                 &["listener"],
             )?,
+            requests: register.counter_vec(
+                "kms_proxy_requests_total",
+                "Requests of the public listener by API and outcome: ok or the error's code.",
+                &["api", "outcome"],
+            )?,
             client_requests: register.counter_vec(
                 "kms_proxy_client_requests_total",
                 "Requests by the configured client that sent them.",
@@ -71,6 +94,13 @@ impl Traffic {
     pub fn listener(&self, listener: &'static str) -> (IntGauge, IntGauge) {
         let labels = [listener];
         (self.in_flight.with_label_values(&labels), self.connections.with_label_values(&labels))
+    }
+
+    /// The counters of an API, as the audit log names it: `http` or `aws`.
+    #[must_use]
+    pub fn requests(&self, api: &'static str) -> Requests {
+        let ok = self.requests.with_label_values(&[api, "ok"]);
+        Requests { all: self.requests.clone(), api, ok }
     }
 
     /// Sets the names of the configured clients. New ones start at 0; the metrics of those that are

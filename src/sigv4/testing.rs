@@ -1,10 +1,11 @@
 //! Makes signatures, for tests.
 
+use hmac::Mac;
 use http::HeaderName;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ALGORITHM, DATE, Request, Scope, SigningKey, TERMINATOR, canonical, hash_mac, one,
+    ALGORITHM, DATE, Request, Scope, SigningKey, TERMINATOR, canonical, hex, hex_digest, one,
     string_to_sign,
 };
 
@@ -27,10 +28,12 @@ pub(crate) fn sign(
     let mut names: Vec<&str> = request.headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
     let names = names.join(";");
-    let hash = Sha256::digest(canonical::request(request, &names));
-    let text = string_to_sign(date.as_bytes(), day, scope, hash.into());
+    let mut hash = Sha256::new();
+    canonical::write(request, &names, &hex_digest(request.body), &mut |text| hash.update(text));
     let key = SigningKey::derive(credentials.secret.as_bytes(), day, scope);
-    let signature = base16ct::lower::encode_string(hash_mac(key.0.as_slice(), &text).as_slice());
+    let mut mac = (*key.0.unwrap()).clone();
+    string_to_sign(date.as_bytes(), day, scope, hash, &mut |text| mac.update(text));
+    let signature = String::from_utf8(hex(&mac.finalize().into_bytes().into()).into()).unwrap();
     let (id, Scope { region, service }) = (credentials.access_key_id, scope);
     format!(
         "{ALGORITHM} Credential={id}/{day}/{region}/{service}/{TERMINATOR}, \
@@ -40,5 +43,13 @@ pub(crate) fn sign(
 
 /// The SHA-256 of a body, as `x-amz-content-sha256`.
 pub(crate) fn hex_of(body: &[u8]) -> String {
-    String::from_utf8(super::hex_digest(body)).unwrap()
+    String::from_utf8(hex_digest(body).into()).unwrap()
+}
+
+impl PartialEq for SigningKey {
+    fn eq(&self, other: &Self) -> bool {
+        let mac_of_nothing =
+            |key: &Self| key.0.as_deref().map(|mac| mac.clone().finalize().into_bytes());
+        mac_of_nothing(self) == mac_of_nothing(other)
+    }
 }

@@ -3,7 +3,7 @@
 use http::Uri;
 use serde::Deserialize;
 
-use super::testing::{Credentials, sign};
+use super::testing::{Credentials, hex_of, sign};
 use super::*;
 
 /// The credentials, the scope and the time of every case of AWS's suite.
@@ -94,14 +94,17 @@ fn the_24_cases_of_aws_have_the_right_signatures_and_irregular_ones_are_refused(
         let request = parsed.request();
         let authorization = Authorization::parse(&parsed.headers).unwrap();
         let names = authorization.signed_headers;
-        let canonical = canonical::request(&request, names);
+        let body_hash = hex_digest(request.body);
+        let (mut canonical, mut text) = (Vec::new(), Vec::new());
+        canonical::write(&request, names, &body_hash, &mut |part| canonical.extend(part));
         assert_eq!(String::from_utf8(canonical.clone()).unwrap(), case.canonical_request);
-        let hash = Sha256::digest(&canonical).into();
-        let text = string_to_sign(b"20150830T123600Z", "20150830", SUITE, hash);
+        let hash = Sha256::new_with_prefix(&canonical);
+        let (date, day) = (b"20150830T123600Z", "20150830");
+        string_to_sign(date, day, SUITE, hash, &mut |part| text.extend(part));
         assert_eq!(String::from_utf8(text).unwrap(), case.string_to_sign, "{}", case.name);
         let key = SigningKey::derive(SECRET.as_bytes(), authorization.day, SUITE);
-        assert_eq!(authorization.verify(&request, &key), Ok(()), "{}", case.name);
-        let checked = authorization.check(&request, SUITE, NOW);
+        assert_eq!(authorization.verify(&request, &body_hash, &key), Ok(()), "{}", case.name);
+        let checked = authorization.check(&request, SUITE, NOW).map(|_| ());
         if parsed.headers.contains_key(SECURITY_TOKEN) {
             refused += 1;
             assert_eq!(checked, Err(Refusal::SecurityToken), "{}", case.name);
@@ -183,9 +186,8 @@ impl Sent {
     fn verify_at(&self, now: u64) -> Result<(), Refusal> {
         let request = self.request();
         let authorization = Authorization::parse(&self.headers)?;
-        authorization.check(&request, KMS, now)?;
         let key = SigningKey::derive(SECRET.as_bytes(), authorization.day, KMS);
-        authorization.verify(&request, &key)
+        authorization.check(&request, KMS, now)?.verify(&key)
     }
 
     fn verify(&self) -> Result<(), Refusal> {
@@ -245,10 +247,11 @@ fn another_region_service_or_key_is_refused() {
         assert_eq!(sent.verify(), Err(Refusal::Scope), "{scope:?}");
     }
     let sent = Sent::signed();
-    let authorization = Authorization::parse(&sent.headers).unwrap();
+    let (request, authorization) = (sent.request(), Authorization::parse(&sent.headers).unwrap());
     for (secret, day) in [("", "20150830"), ("another", "20150830"), (SECRET, "20150829")] {
         let key = SigningKey::derive(secret.as_bytes(), day, KMS);
-        assert_eq!(authorization.verify(&sent.request(), &key), Err(Refusal::Signature));
+        let checked = authorization.check(&request, KMS, NOW).unwrap();
+        assert_eq!(checked.verify(&key), Err(Refusal::Signature));
     }
 }
 
@@ -340,8 +343,7 @@ fn a_security_token_is_refused_even_if_it_is_signed() {
 
 #[test]
 fn a_declared_hash_must_be_that_of_the_body() {
-    let right = String::from_utf8(hex_digest(BODY)).unwrap();
-    let wrong = String::from_utf8(hex_digest(b"")).unwrap();
+    let (right, wrong) = (hex_of(BODY), hex_of(b""));
     for (hash, expected) in [
         (right.as_str(), Ok(())),
         (&wrong, Err(Refusal::Signature)),
@@ -368,7 +370,7 @@ fn the_authority_of_http_2_is_the_host() {
         let request = Request { headers: &headers, authority, ..sent.request() };
         let authorization = Authorization::parse(&headers).unwrap();
         let checked = authorization.check(&request, KMS, NOW);
-        assert_eq!(checked.and_then(|()| authorization.verify(&request, &key)), expected);
+        assert_eq!(checked.and_then(|checked| checked.verify(&key)), expected);
     }
 }
 

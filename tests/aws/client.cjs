@@ -3,11 +3,21 @@
 // It reads commands from stdin, a JSON object a line, and answers each with one on stdout, as client.py
 // does for boto3: {"call": operation, "args": {...}}, with an operation such as "generate_data_key".
 // Bytes are {"hex": text} in both directions. A call that fails is {"error": code, "message": text}.
+// CLIENT_CERT names a file with a client certificate and its key, for which the SDK has no variable.
 
+const fs = require("node:fs");
+const https = require("node:https");
 const readline = require("node:readline");
 const kms = require("@aws-sdk/client-kms");
 
-const client = new kms.KMSClient({});
+function options() {
+  const file = process.env.CLIENT_CERT;
+  if (!file) return {};
+  const both = fs.readFileSync(file);
+  return { requestHandler: { httpsAgent: new https.Agent({ cert: both, key: both, keepAlive: true }) } };
+}
+
+const client = new kms.KMSClient(options());
 
 function toBytes(value) {
   if (value === null || typeof value !== "object") return value;

@@ -1,4 +1,5 @@
 """A program that uses AWS KMS: boto3 and the AWS Encryption SDK, with nothing set but the environment.
+CLIENT_CERT names a file with a client certificate and its key, for which boto3 has no variable.
 
 It reads commands from stdin, a JSON object a line, and answers each with one on stdout:
 
@@ -20,6 +21,7 @@ import concurrent.futures
 import datetime
 import json
 import logging
+import os
 import sys
 
 import aws_encryption_sdk
@@ -34,7 +36,10 @@ from aws_cryptographic_material_providers.mpl.models import (
 )
 from aws_encryption_sdk.exceptions import AWSEncryptionSDKClientError
 
-kms = boto3.client("kms", config=botocore.config.Config(max_pool_connections=16))
+config = botocore.config.Config(
+    max_pool_connections=16, client_cert=os.environ.get("CLIENT_CERT")
+)
+kms = boto3.client("kms", config=config)
 sdk = aws_encryption_sdk.EncryptionSDKClient()
 materials = AwsCryptographicMaterialProviders(config=MaterialProvidersConfig())
 

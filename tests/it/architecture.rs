@@ -18,6 +18,8 @@ const MODULES: &str = "
     error_chain:
     http2_frames:
     id:
+    in_progress:
+    json:
     log_throttle:
     loopback:
     random:
@@ -31,9 +33,9 @@ const MODULES: &str = "
     metrics:   id
     pem:       timestamp
     proxy:     loopback
-    shared_call:
+    shared_call: in_progress
     sigv4:
-    single_flight:
+    single_flight: in_progress
     telemetry: human_units
     tls:       clock files pem secret timestamp
 
@@ -52,10 +54,10 @@ const MODULES: &str = "
 
     auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
-    http:      accept audit auth clock envelope http2_frames id keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    http:      accept audit auth clock envelope http2_frames id json keychain log_throttle loopback metrics random secret service timestamp tls human_units
     kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
-    aws_api:   audit auth base64 clock envelope http id keychain metrics root secret service shared_call sigv4 human_units
+    aws_api:   audit auth clock envelope http id json keychain metrics root secret service shared_call sigv4 human_units
 
     config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units

@@ -254,6 +254,8 @@ async fn read_an_old_ciphertext(wire: Wire, language: Language) {
     let foreign = before.call("encrypt", args)["CiphertextBlob"].clone();
     let (code, _) = program.refused("decrypt", json!({"CiphertextBlob": foreign}));
     assert_eq!(code, "AccessDeniedException");
+    let forbidden = r#"kms_proxy_requests_total{api="aws",outcome="forbidden"}"#;
+    assert_eq!(metric(&service, forbidden).await, 1);
     // The log names the key; the response does not.
     let log = service.logged("access to a key was denied").await;
     let denied = log.lines().find(|line| line.contains("access to a key was denied"));
@@ -412,6 +414,64 @@ async fn boto3_and_node_js_sign_and_see_why_they_are_refused() {
         let text = std::fs::read_to_string(secured.world.setup.file("audit.jsonl")).unwrap();
         assert!(!text.contains(APP.1) && !text.contains("Signature"), "{text}");
     }
+}
+
+/// The credentials that a program gets from an IAM role: kms-proxy cannot know their secret.
+const ROLE: [(&str, &str); 3] = [
+    ("AWS_ACCESS_KEY_ID", "ASIAIOSFODNN7EXAMPLE"),
+    ("AWS_SECRET_ACCESS_KEY", "secret-of-a-role"),
+    ("AWS_SESSION_TOKEN", "token-of-a-role"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_with_a_client_certificate_keep_the_credentials_of_their_role() {
+    let world = World::start().await;
+    let ca = world.pki.ca();
+    let mut rest = format!(
+        "client_ca = '{}'\nclient_cert = 'optional'\n[auth]\nmode = 'required'\n",
+        ca.display()
+    );
+    for (name, operations) in
+        [("app", "['encrypt', 'decrypt', 'datakey', 'read']"), ("reader", "['decrypt']")]
+    {
+        rest += &format!(
+            "[[client]]\nname = '{name}'\ntls_san = '{name}.example'\n\
+             allow = [{{ chains = ['orders'], operations = {operations} }}]\n"
+        );
+    }
+    // It continues the table `server.tls`.
+    let service = world.serve("", &rest, Wire::Tls).await;
+    for language in Language::ALL {
+        let program = |certificate: Option<&str>| {
+            let mut environment = world.environment(&service);
+            environment.extend(ROLE.map(|(name, value)| (name, value.to_owned())));
+            if let Some(name) = certificate {
+                let (cert, key) = world.pki.client(&[name]);
+                let both = [std::fs::read(key).unwrap(), std::fs::read(cert).unwrap()].concat();
+                let file = world.setup.file(name);
+                std::fs::write(&file, both).unwrap();
+                environment.push(("CLIENT_CERT", file.display().to_string()));
+            }
+            Program::start(language, environment)
+        };
+        let (mut app, mut reader) = (program(Some("app.example")), program(Some("reader.example")));
+        let encrypt = json!({"KeyId": "alias/orders", "Plaintext": bytes(b"a")});
+        let blob = app.call("encrypt", encrypt.clone())["CiphertextBlob"].clone();
+        app.call("generate_data_key", json!({"KeyId": world.key, "KeySpec": "AES_256"}));
+        for program in [&mut app, &mut reader] {
+            let opened = program.call("decrypt", json!({"CiphertextBlob": blob}));
+            assert_eq!(opened["Plaintext"], bytes(b"a"));
+        }
+        let (code, message) = reader.refused("encrypt", encrypt.clone());
+        assert!(code == "AccessDeniedException" && message.contains("reader"), "{message}");
+        for unknown in [None, Some("unknown.example")] {
+            let (code, _) = program(unknown).refused("encrypt", encrypt.clone());
+            assert_eq!(code, "UnrecognizedClientException", "{language:?} {unknown:?}");
+        }
+    }
+    let of_app = world.audited(|line| line["client"] == "app").await;
+    assert!(of_app.iter().all(|line| line["auth"] == "mtls"), "{of_app:?}");
+    assert_eq!(world.calls(), (WRAPS, 0));
 }
 
 fn sign(secured: &Secured, language: Language) {

@@ -45,7 +45,7 @@ impl Passing<'_> {
         shared.origins.check(&request)?;
         match (beside, &shared.auth) {
             (Some(api), _) => {
-                let call = Call::new(request, id_text(id), Arc::clone(shared) as _);
+                let call = Call::new(request, id, Arc::clone(shared) as _);
                 guarded(api.respond(call), shared).await
             }
             (None, None) => guarded(handler.answer(request), shared).await,
