@@ -24,6 +24,7 @@ mod rules;
 pub mod secret;
 #[cfg(feature = "server")]
 mod sink;
+pub mod stored;
 mod system;
 #[cfg(feature = "server")]
 mod writer;
@@ -47,7 +48,7 @@ pub use config::{AadForm, Config, OnFailure, Sync, Target};
 #[cfg(feature = "server")]
 pub use open::{Opened, open};
 pub use queue::PATIENCE;
-pub use record::{Event, Peer, Record, Request};
+pub use record::{ChainRef, Event, Peer, Record, Request};
 #[cfg(feature = "server")]
 pub use roots::audited;
 pub use rules::{Level, Rule};

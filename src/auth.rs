@@ -66,6 +66,40 @@ pub(crate) enum Token<'a> {
     Bearer(&'a str),
 }
 
+/// What identified a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// A verified client certificate.
+    Certificate,
+    /// A token of the configuration.
+    Token,
+    /// A JWT.
+    Jwt,
+    /// A signature by an access key of AWS.
+    AccessKey,
+}
+
+impl Credential {
+    /// How the audit log calls it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Certificate => "mtls",
+            Self::Token => "token",
+            Self::Jwt => "jwt",
+            Self::AccessKey => "sigv4",
+        }
+    }
+}
+
+/// A caller that was identified.
+#[derive(Clone, Debug)]
+pub(crate) struct Identified {
+    /// Who it is.
+    pub(crate) client: Arc<Client>,
+    /// By what.
+    pub(crate) by: Credential,
+}
+
 /// Why a caller was not identified. For the log and the metrics only: callers do not learn it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -237,11 +271,14 @@ impl Auth {
 
     /// Identifies the caller. A token has precedence over a certificate: with an invalid token, a
     /// valid certificate does not help.
-    pub(crate) async fn identify(&self, shown: Shown<'_>) -> Result<Arc<Client>, Refusal> {
+    pub(crate) async fn identify(&self, shown: Shown<'_>) -> Result<Identified, Refusal> {
         match (shown.token, shown.peer) {
             (Token::Bearer(token), _) => self.by_token(token).await,
             (Token::Malformed, _) => Err(Refusal::Malformed),
-            (Token::Missing, Some(peer)) => self.rules.load().by_certificate(peer),
+            (Token::Missing, Some(peer)) => {
+                let client = self.rules.load().by_certificate(peer)?;
+                Ok(Identified { client, by: Credential::Certificate })
+            }
             (Token::Missing, None) => Err(Refusal::Nothing),
         }
     }
@@ -256,10 +293,10 @@ impl Auth {
         self.metrics.callers.failed(refusal.as_str());
     }
 
-    async fn by_token(&self, token: &str) -> Result<Arc<Client>, Refusal> {
+    async fn by_token(&self, token: &str) -> Result<Identified, Refusal> {
         let find = || self.rules.load().by_token(token, &*self.clock);
         match find() {
-            Ok(client) => Ok(client),
+            Ok(identified) => Ok(identified),
             // The issuer may have new keys.
             Err((refusal, Some(keys))) => {
                 if Box::pin(keys.ask()).await {

@@ -210,8 +210,7 @@ impl KeyService {
         metrics.took(operation, self.core.clock.now().since(started));
         audit::record::report(&audit::Event {
             operation: Some(operation),
-            chain: Some(chain.name.as_str()),
-            is_known: true,
+            chain: audit::ChainRef::Known(&chain.name),
             outcome: result
                 .as_ref()
                 .map_or_else(|error| error.kind().code(), |_| audit::record::OK),

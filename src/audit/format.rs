@@ -25,13 +25,18 @@ impl<'a> Line<'a> {
         Self(out)
     }
 
+    /// Continues what is in `out`.
+    pub(super) fn onto(out: &'a mut Vec<u8>) -> Self {
+        Self(out)
+    }
+
     fn key(&mut self, key: &'static str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(key.as_bytes());
         self.0.extend_from_slice(b"\":");
     }
 
-    /// A text that needs no escaping: letters, digits and `.:_/+=-`.
+    /// A text that needs no escaping: letters, digits and `.:_/+=-[]%`.
     pub(super) fn plain(mut self, key: &'static str, text: &str) -> Self {
         self.key(key);
         self.0.push(b'"');
@@ -64,14 +69,6 @@ impl<'a> Line<'a> {
             self.key(key);
             decimal(self.0, number);
         }
-        self
-    }
-
-    /// Something whose text needs no escaping.
-    pub(super) fn display(mut self, key: &'static str, value: &dyn fmt::Display) -> Self {
-        self.key(key);
-        // A vector takes every byte.
-        _ = write!(self.0, "\"{value}\"");
         self
     }
 

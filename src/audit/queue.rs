@@ -1,17 +1,20 @@
 //! The lines that wait for the writer, and the calls that wait for their lines.
 //!
 //! All lines that wait are one batch: the writer hands them to the operating system by one write,
-//! and then the calls of the batch continue. Nothing waits longer than [`PATIENCE`], and no more
-//! than [`MAX_BYTES`] wait. It knows no format and no sink.
+//! and then the calls of the batch continue. To wake the writer costs more than to write a line.
+//! So the first call of a thread that adds to a batch lets the other tasks of the thread run, and
+//! then wakes the writer. Nothing waits longer than [`PATIENCE`], and no more than [`MAX_BYTES`]
+//! wait. It knows no format and no sink.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// How long a call waits for its line: longer than a busy disk takes, and shorter than clients
 /// wait.
@@ -22,6 +25,9 @@ pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// A buffer that grew beyond this is not kept.
 const KEPT: usize = 1 << 20;
+
+/// So many bytes of lines are written without waiting for others.
+const PLENTY: usize = 16 << 10;
 
 /// The lines that wait.
 pub(super) struct Queue {
@@ -39,7 +45,9 @@ struct State {
     lines: Vec<u8>,
     count: u64,
     batch: Arc<Batch>,
-    /// The writer waits for lines.
+    /// The writer should take the lines now.
+    is_due: bool,
+    /// The writer waits until it should.
     is_idle: bool,
     /// Why no line is taken.
     down: Option<String>,
@@ -119,12 +127,50 @@ impl Queue {
         state.lines.extend_from_slice(lines);
         state.count += count;
         let batch = Arc::clone(&state.batch);
+        if state.lines.len() >= PLENTY {
+            self.wake(state);
+            return Taken::Waiting(Written { batch, leads: false });
+        }
+        let leads = !state.is_due && batch.is_first_of_thread();
+        Taken::Waiting(Written { batch, leads })
+    }
+
+    /// The same, and the writer takes them now.
+    pub(super) fn submit_now(&self, lines: &[u8], count: u64) -> Taken {
+        let taken = self.submit(lines, count);
+        if let Taken::Waiting(written) = &taken {
+            self.wake_for(&written.batch);
+        }
+        taken
+    }
+
+    /// Waits until lines are written; false if the call must fail.
+    pub(super) async fn written(&self, written: Written) -> bool {
+        let Written { batch, leads } = written;
+        if leads {
+            // It wakes the writer also if the call is given up: others wait for the same write.
+            let leader = Leader { queue: self, batch: &batch };
+            tokio::task::yield_now().await;
+            drop(leader);
+        }
+        Waiting { batch: &batch, place: None }.await
+    }
+
+    /// The writer takes the lines of `batch` now, unless it has.
+    fn wake_for(&self, batch: &Arc<Batch>) {
+        let state = self.state.lock();
+        if Arc::ptr_eq(&state.batch, batch) {
+            self.wake(state);
+        }
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        state.is_due = true;
         let wakes = std::mem::take(&mut state.is_idle);
         drop(state);
         if wakes {
             self.ready.notify_one();
         }
-        Taken::Waiting(Written(batch))
     }
 
     /// Asks the writer for something.
@@ -143,11 +189,12 @@ impl Queue {
             spare = Vec::new();
         }
         let mut state = self.state.lock();
-        if state.lines.is_empty() && state.orders == Orders::default() {
+        if !state.is_due && state.orders == Orders::default() {
             state.is_idle = true;
             _ = self.ready.wait_for(&mut state, wait);
             state.is_idle = false;
         }
+        state.is_due = false;
         let lines = std::mem::replace(&mut state.lines, spare);
         let (count, batch) = (std::mem::take(&mut state.count), std::mem::take(&mut state.batch));
         state.writing = Some((Instant::now(), Arc::clone(&batch)));
@@ -244,8 +291,9 @@ impl Queue {
 }
 
 /// The calls whose lines are written together.
-#[derive(Default)]
 pub(super) struct Batch {
+    /// No other batch of the process has it.
+    number: u64,
     /// One of the following.
     state: AtomicU8,
     waiting: Mutex<Vec<Waker>>,
@@ -255,9 +303,28 @@ const WAITING: u8 = 0;
 const DONE: u8 = 1;
 const FAILED: u8 = 2;
 
+impl Default for Batch {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { number, state: AtomicU8::new(WAITING), waiting: Mutex::default() }
+    }
+}
+
 impl Batch {
+    /// Whether this thread has not asked before.
+    fn is_first_of_thread(&self) -> bool {
+        thread_local! {
+            static LAST: Cell<u64> = const { Cell::new(0) };
+        }
+        LAST.replace(self.number) != self.number
+    }
+
     /// Lets the calls continue, or fail. Only the first call counts.
     fn end(&self, is_done: bool) {
+        if self.outcome().is_some() {
+            return;
+        }
         let mut waiting = self.waiting.lock();
         let end = if is_done { DONE } else { FAILED };
         _ = self.state.compare_exchange(WAITING, end, Ordering::AcqRel, Ordering::Acquire);
@@ -274,23 +341,59 @@ impl Batch {
     }
 }
 
-/// Waits until lines are written; false if the call must fail.
-pub(super) struct Written(Arc<Batch>);
+/// Lines that wait for the writer.
+pub(super) struct Written {
+    batch: Arc<Batch>,
+    /// Whether the call wakes the writer, after the other tasks of its thread.
+    leads: bool,
+}
 
-impl Future for Written {
+impl Written {
+    /// Waits until lines are written for which the writer was woken; false if the call must fail.
+    pub(super) async fn end(self) -> bool {
+        Waiting { batch: &self.batch, place: None }.await
+    }
+}
+
+/// Wakes the writer when it is dropped.
+struct Leader<'a> {
+    queue: &'a Queue,
+    batch: &'a Arc<Batch>,
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        self.queue.wake_for(self.batch);
+    }
+}
+
+/// A call that waits for its batch.
+struct Waiting<'a> {
+    batch: &'a Batch,
+    /// Where its waker is.
+    place: Option<usize>,
+}
+
+impl Future for Waiting<'_> {
     type Output = bool;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
-        if let Some(outcome) = self.0.outcome() {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
+        if let Some(outcome) = self.batch.outcome() {
             return Poll::Ready(outcome);
         }
-        let mut waiting = self.0.waiting.lock();
+        let mut waiting = self.batch.waiting.lock();
         // It may have ended meanwhile.
-        if let Some(outcome) = self.0.outcome() {
+        if let Some(outcome) = self.batch.outcome() {
             return Poll::Ready(outcome);
         }
-        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiting.push(context.waker().clone());
+        match self.place.and_then(|place| waiting.get_mut(place)) {
+            Some(waker) => waker.clone_from(context.waker()),
+            None => {
+                let place = waiting.len();
+                waiting.push(context.waker().clone());
+                drop(waiting);
+                self.place = Some(place);
+            }
         }
         Poll::Pending
     }
@@ -324,9 +427,87 @@ mod tests {
         assert_eq!((&*work.lines, work.count), (&b"a\nb\nc\n"[..], 3));
         let next = waits(queue.submit(b"d\n", 1));
         assert_eq!(queue.done(&work.batch), None);
-        assert!(one.await && two.await);
-        assert_eq!(next.0.outcome(), None);
+        assert!(queue.written(one).await && queue.written(two).await);
+        assert_eq!(next.batch.outcome(), None);
         assert_eq!(&*take(&queue).lines, b"d\n");
+    }
+
+    /// Whether the writer would take lines now.
+    fn is_due(queue: &Queue) -> bool {
+        queue.state.lock().is_due
+    }
+
+    #[tokio::test]
+    async fn the_writer_is_woken_after_the_other_tasks_of_the_thread() {
+        let queue = Arc::new(queue(true));
+        let call = |line: &'static [u8]| {
+            let queue = Arc::clone(&queue);
+            tokio::spawn(async move {
+                let written = waits(queue.submit(line, 1));
+                queue.written(written).await
+            })
+        };
+        let (one, two) = (call(b"a\n"), call(b"b\n"));
+        let deadline = Instant::now() + PATIENCE;
+        while !is_due(&queue) && Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
+        let work = take(&queue);
+        assert_eq!(&*work.lines, b"a\nb\n", "both lines are in one batch");
+        assert!(!is_due(&queue));
+        queue.done(&work.batch);
+        assert!(one.await.unwrap() && two.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_wakes_the_writer_all_the_same() {
+        let queue = queue(true);
+        let call = queue.written(waits(queue.submit(b"a\n", 1)));
+        let behind = waits(queue.submit(b"b\n", 1));
+        assert!(!behind.leads, "one call of a thread wakes the writer");
+        let mut call = Box::pin(call);
+        let polled = std::future::poll_fn(|context| Poll::Ready(call.as_mut().poll(context)));
+        assert!(polled.await.is_pending() && !is_due(&queue));
+        drop(call);
+        assert!(is_due(&queue));
+    }
+
+    #[test]
+    fn many_lines_are_written_without_waiting_for_others() {
+        let queue = queue(true);
+        waits(queue.submit(&vec![b'x'; PLENTY], 1));
+        assert!(is_due(&queue));
+        take(&queue);
+        // A thread that has led a batch that was taken leads the next one.
+        assert!(waits(queue.submit(b"a\n", 1)).leads);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| waits(queue.submit(b"b\n", 1)).leads);
+            assert!(other.join().unwrap(), "one call of each thread: a thread may hang");
+        });
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_polled_again_is_woken_by_its_last_waker() {
+        let batch = Batch::default();
+        let mut waiting = Waiting { batch: &batch, place: None };
+        let wakers = [Arc::new(Woken::default()), Arc::new(Woken::default())];
+        for woken in &wakers {
+            let waker = Waker::from(Arc::clone(woken));
+            let polled = Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+        }
+        assert_eq!(batch.waiting.lock().len(), 1);
+        batch.end(true);
+        assert_eq!(wakers.map(|it| it.0.load(Ordering::Relaxed)), [false, true]);
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 
     #[tokio::test]
@@ -337,7 +518,7 @@ mod tests {
             let work = take(&queue);
             let behind = waits(queue.submit(b"b\n", 1));
             queue.fail(&work.batch, 1, "no space".to_owned());
-            assert_eq!((call.await, behind.await), (!refuses, !refuses));
+            assert_eq!((call.end().await, behind.end().await), (!refuses, !refuses));
             assert_eq!(queue.is_closed(), refuses);
             match queue.submit(b"c\n", 1) {
                 Taken::Refused => assert!(refuses),
@@ -365,7 +546,7 @@ mod tests {
         queue.state.lock().writing.as_mut().unwrap().0 = long_ago;
         queue.check();
         assert!(queue.is_closed());
-        assert_eq!((call.await, behind.await), (false, false));
+        assert_eq!((call.end().await, behind.end().await), (false, false));
         // The line that was in its hands is written, that of the call behind is not.
         let missing = queue.done(&work.batch).unwrap();
         assert_eq!(missing, Missing { lost: 0, refused: 1 });

@@ -4,6 +4,7 @@
 //! scope, and waits for [`Record::end`] before it responds. The service reports each operation to
 //! the record of the current request. A request that reports nothing has one line all the same.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -25,8 +26,16 @@ tokio::task_local! {
 /// The outcome of an operation that succeeded.
 pub const OK: &str = "ok";
 
+thread_local! {
+    /// Where the lines of a request are made.
+    static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer that grew beyond this is not kept.
+const KEPT: usize = 256 << 10;
+
 /// The operation of a request that the API does not have.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// The outcomes of refused callers, whose lines are limited.
 const REFUSED: [&str; 4] = ["unauthenticated", "forbidden", "not_found", "method_not_allowed"];
@@ -36,10 +45,8 @@ const REFUSED: [&str; 4] = ["unauthenticated", "forbidden", "not_found", "method
 pub struct Event<'a> {
     /// What was done; without it, what the request asked for.
     pub operation: Option<Operation>,
-    /// The chain, as far as the caller named a possible one.
-    pub chain: Option<&'a str>,
-    /// Whether the chain is known to exist.
-    pub is_known: bool,
+    /// The chain.
+    pub chain: ChainRef<'a>,
     /// The key that the caller named, where it is not a chain.
     pub key: Option<&'a str>,
     /// The KEK.
@@ -52,6 +59,28 @@ pub struct Event<'a> {
     pub outcome: &'static str,
     /// What an administrative call changed.
     pub change: &'a [(&'a str, &'a Value<'a>)],
+}
+
+/// The chain of an operation.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum ChainRef<'a> {
+    /// No chain.
+    #[default]
+    None,
+    /// As a caller named it: it may not exist, and may not be a name.
+    Named(&'a str),
+    /// One that exists.
+    Known(&'a ChainName),
+}
+
+impl<'a> ChainRef<'a> {
+    fn text(self) -> Option<&'a str> {
+        match self {
+            Self::None => None,
+            Self::Named(name) => Some(name),
+            Self::Known(name) => Some(name.as_str()),
+        }
+    }
 }
 
 /// Whether the current request has a record. Without one nothing needs to be reported.
@@ -79,15 +108,37 @@ pub async fn within<T>(record: Option<Arc<Record>>, call: impl Future<Output = T
     }
 }
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
+/// Runs `call` with the record of a request, if there is one. It is for one poll of a future.
+pub fn enter<T>(record: Option<&Arc<Record>>, call: impl FnOnce() -> T) -> T {
+    match record {
+        Some(record) => CURRENT.sync_scope(Arc::clone(record), call),
+        None => call(),
+    }
+}
+
+/// Who is at the other end of a connection, as lines say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer(Option<Arc<str>>);
+
+impl Peer {
     /// It is not known.
-    Unknown,
+    pub const UNKNOWN: Self = Self(None);
+
     /// An address.
-    Address(SocketAddr),
+    #[must_use]
+    pub fn address(address: SocketAddr) -> Self {
+        Self(Some(address.to_string().into()))
+    }
+
     /// A user of this machine.
-    User(u32),
+    #[must_use]
+    pub fn user(uid: u32) -> Self {
+        Self(Some(format!("uid:{uid}").into()))
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
 }
 
 /// What one request reports.
@@ -113,6 +164,7 @@ struct Entry {
     level: Level,
     operation: Option<Operation>,
     chain: Option<ChainName>,
+    /// Whether the chain exists.
     is_known: bool,
     key: Option<Box<str>>,
     kek_id: Option<KekId>,
@@ -148,6 +200,12 @@ impl Record {
         Self { audit, api, request_id: id.into(), peer, state: Mutex::default() }
     }
 
+    /// Whether the request must fail before it does anything, since its lines could not be written.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.audit.is_closed()
+    }
+
     /// The id of the request.
     #[must_use]
     pub fn request_id(&self) -> &str {
@@ -166,25 +224,49 @@ impl Record {
         self.state.lock().operation = Some(operation);
     }
 
+    /// A record of what the same request does after its response has begun.
+    #[must_use]
+    pub fn continued(&self) -> Self {
+        let state = self.state.lock();
+        let (client, auth) = (state.client.clone(), state.auth);
+        drop(state);
+        Self {
+            audit: Arc::clone(&self.audit),
+            api: self.api,
+            request_id: self.request_id.clone(),
+            peer: self.peer.clone(),
+            state: Mutex::new(State { client, auth, ..State::default() }),
+        }
+    }
+
     /// Adds an operation.
     pub fn add(&self, event: &Event<'_>) {
         let mut state = self.state.lock();
         let asked = event.operation.or(state.operation);
         let operation = asked.map_or(UNKNOWN, Operation::as_str);
-        let level = self.audit.rules.level(operation, event.chain, state.client.as_deref());
+        let named = event.chain.text();
+        let level = self.audit.rules.level(operation, named, state.client.as_deref());
         let aad = event.aad.filter(|aad| level == Level::Full && !aad.is_empty());
         let aad = match (aad, self.audit.aad) {
             (None, _) | (_, AadForm::None) => Aad::None,
             (Some(aad), AadForm::Hmac) => Aad::Hmac((self.audit.hmac)(aad)),
             (Some(aad), AadForm::Plain) => Aad::Plain(plain(aad)),
         };
-        // An invalid name may be a secret in the wrong field.
-        let chain = event.chain.and_then(|chain| ChainName::new(chain).ok());
+        let (chain, is_known) = match event.chain {
+            ChainRef::None => (None, false),
+            // An invalid name may be a secret in the wrong field.
+            ChainRef::Named(name) => (ChainName::new(name).ok(), false),
+            ChainRef::Known(name) => (Some(name.clone()), true),
+        };
+        if state.entries.is_empty() {
+            // Most requests have one.
+            state.entries.reserve_exact(1);
+        }
         state.entries.push(Entry {
             level,
             operation: asked,
             chain,
-            is_known: event.is_known,
+            is_known,
             key: event.key.map(Into::into),
             kek_id: event.kek_id,
             aad,
@@ -202,7 +284,9 @@ impl Record {
         match self.submit(&request) {
             Taken::Lost => Ok(()),
             Taken::Refused => Err(Unavailable),
-            Taken::Waiting(written) => written.await.then_some(()).ok_or(Unavailable),
+            Taken::Waiting(written) => {
+                self.audit.queue.written(written).await.then_some(()).ok_or(Unavailable)
+            }
         }
     }
 
@@ -213,66 +297,73 @@ impl Record {
         if is_silent {
             self.add(&Event {
                 operation: request.operation,
-                chain: request.chain,
+                chain: request.chain.map_or(ChainRef::None, ChainRef::Named),
                 outcome: request.failure.unwrap_or(OK),
                 ..Event::default()
             });
         }
         let State { client, auth, entries, .. } = std::mem::take(&mut *self.state.lock());
-        let (mut lines, mut count) = (Vec::new(), 0);
-        let mut head = Vec::new();
-        for (item, entry) in entries.iter().enumerate() {
-            // What is not returned was not done for the caller.
-            let outcome = match request.failure {
-                Some(failure) if entry.outcome == OK => failure,
-                _ => entry.outcome,
-            };
-            match entry.level {
-                Level::None => {}
-                Level::Count => self.count(entry, outcome, client.as_ref(), auth),
-                Level::Full => {
-                    let is_limited = auth.is_none() || REFUSED.contains(&outcome);
-                    if is_limited && !self.audit.refusals.admit(client.as_ref()) {
-                        self.audit.metrics.audit.omitted.inc();
-                        continue;
+        LINES.with_borrow_mut(|lines| {
+            lines.clear();
+            // The head of the first line is that of the others.
+            let (mut head, mut count) = (0, 0);
+            for (item, entry) in entries.into_iter().enumerate() {
+                // What is not returned was not done for the caller.
+                let outcome = match request.failure {
+                    Some(failure) if entry.outcome == OK => failure,
+                    _ => entry.outcome,
+                };
+                match entry.level {
+                    Level::None => {}
+                    Level::Count => self.count(entry, outcome, client.as_ref(), auth),
+                    Level::Full => {
+                        let is_limited = auth.is_none() || REFUSED.contains(&outcome);
+                        if is_limited && !self.audit.refusals.admit(client.as_ref()) {
+                            self.audit.metrics.audit.omitted.inc();
+                            continue;
+                        }
+                        if count == 0 {
+                            self.head(lines, client.as_deref(), auth);
+                            head = lines.len();
+                        } else {
+                            lines.extend_from_within(..head);
+                        }
+                        let item = request.is_batch.then_some(item);
+                        entry.write(request, item, outcome, lines);
+                        count += 1;
                     }
-                    if head.is_empty() {
-                        self.head(&mut head, client.as_deref(), auth);
-                    }
-                    let item = request.is_batch.then_some(item);
-                    entry.write(&head, request, item, outcome, &mut lines);
-                    count += 1;
                 }
             }
-        }
-        if count > 0 {
-            return self.audit.queue.submit(&lines, count);
-        }
-        match self.audit.queue.is_closed() {
-            true => Taken::Refused,
-            false => Taken::Lost,
-        }
+            let taken = if count > 0 {
+                self.audit.queue.submit(lines, count)
+            } else if self.audit.queue.is_closed() {
+                Taken::Refused
+            } else {
+                Taken::Lost
+            };
+            if lines.capacity() > KEPT {
+                *lines = Vec::new();
+            }
+            taken
+        })
     }
 
     /// The fields that all lines of the request have.
     fn head(&self, out: &mut Vec<u8>, client: Option<&str>, auth: Option<&'static str>) {
         format::start(out, self.audit.clock.unix_millis(), &self.audit.node);
-        let mut line = Line::after(b"", out)
+        let line = Line::onto(out)
             .text("request_id", Some(&self.request_id))
             .plain("api", self.api)
             .text("client", client)
             .text("auth", auth);
-        match self.peer {
-            Peer::Unknown => {}
-            Peer::Address(address) => line = line.display("peer", &address),
-            Peer::User(uid) => line = line.display("peer", &format_args!("uid:{uid}")),
+        if let Some(peer) = self.peer.text() {
+            _ = line.plain("peer", peer);
         }
-        _ = line;
     }
 
     fn count(
         &self,
-        entry: &Entry,
+        entry: Entry,
         outcome: &'static str,
         client: Option<&Arc<str>>,
         auth: Option<&'static str>,
@@ -283,8 +374,8 @@ impl Record {
             api: self.api,
             client: client.cloned(),
             auth,
-            operation: entry.operation.map_or(UNKNOWN, Operation::as_str),
-            chain: entry.chain.clone().filter(|_| entry.is_known),
+            operation: entry.operation,
+            chain: entry.chain.filter(|_| entry.is_known),
             kek_id: entry.kek_id.filter(|_| is_ok),
             outcome,
         };
@@ -294,16 +385,9 @@ impl Record {
 }
 
 impl Entry {
-    fn write(
-        &self,
-        head: &[u8],
-        request: &Request<'_>,
-        item: Option<usize>,
-        outcome: &str,
-        out: &mut Vec<u8>,
-    ) {
+    fn write(&self, request: &Request<'_>, item: Option<usize>, outcome: &str, out: &mut Vec<u8>) {
         let operation = self.operation.map_or(UNKNOWN, Operation::as_str);
-        let mut line = Line::after(head, out)
+        let mut line = Line::onto(out)
             .plain("operation", operation)
             .some("call", request.call)
             .number("item", item.and_then(|item| u64::try_from(item).ok()));

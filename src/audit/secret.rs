@@ -1,46 +1,16 @@
-//! The secret of a deployment that the keys of its audit log are derived from. It is in the store,
-//! wrapped by every root, like a KEK.
+//! The secret of a deployment that the keys of its audit log are derived from.
 //!
 //! It knows roots and the store, and nothing about lines.
 
-use serde::{Deserialize, Serialize};
-
-use crate::id::{ChainName, KekId, Suite};
-use crate::root::{Context, Named};
+use crate::id::{KekId, Suite};
+use crate::root::Named;
 use crate::secret::KeyBytes;
-use crate::store::record::Wrap;
-use crate::store::{Committed, Entry, Store, Txn};
+use crate::store::{Committed, Store, Txn};
 
 use super::keys::Keys;
+use super::stored::{self, KEY, Stored, TRIES};
 
-/// The key of its record.
-const KEY: &str = "audit/key";
-/// The name in the context of its wraps. No envelope is made under it.
-const CHAIN: &str = "audit-log";
-/// How often the record is read again when other processes change it.
-const TRIES: usize = 4;
-
-/// The record.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    id: KekId,
-    wraps: Vec<Wrap>,
-}
-
-/// Why the keys can't be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The store does not answer, or its record is damaged.
-    #[error(transparent)]
-    Store(#[from] crate::store::Error),
-    /// No root wraps or unwraps the secret.
-    #[error("no root can {0} the key of the audit log: {1}")]
-    Roots(&'static str, String),
-    /// There is no randomness, or no key can be derived.
-    #[error("the key of the audit log can't be made")]
-    Internal,
-}
+pub use super::stored::Error;
 
 /// Reads the secret, or creates it if it is missing, lets each root wrap it that has not yet, and
 /// derives the keys. A store that does not outlive the process has a new secret at each start.
@@ -48,24 +18,23 @@ pub enum Error {
 /// # Errors
 /// [`Error`].
 pub async fn keys(store: &dyn Store, roots: &[Named]) -> Result<Keys, Error> {
-    let chain = ChainName::new(CHAIN).map_err(|_| Error::Internal)?;
     for _ in 0..TRIES {
         let (secret, txn) = match store.get(KEY).await? {
             None => {
                 let secret = KeyBytes::random(Suite::Aes256Gcm).map_err(|_| Error::Internal)?;
                 let id = KekId::of_key(secret.expose());
                 let mut stored = Stored { id, wraps: Vec::new() };
-                wrap(&mut stored, &chain, &secret, roots).await?;
+                stored::wrap(&mut stored, &secret, roots).await?;
                 if stored.wraps.is_empty() {
                     return Err(Error::Roots("wrap", "none answers".to_owned()));
                 }
-                (secret, Some(Txn::default().create(KEY.to_owned(), encode(&stored)?)))
+                (secret, Some(Txn::default().create(KEY.to_owned(), stored::encode(&stored)?)))
             }
             Some(entry) => {
-                let mut stored = decode(&entry)?;
-                let secret = unwrap(&stored, &chain, roots).await?;
-                let is_new = wrap(&mut stored, &chain, &secret, roots).await?;
-                let txn = is_new.then(|| encode(&stored)).transpose()?;
+                let mut stored = stored::decode(&entry)?;
+                let secret = stored::unwrap(&stored, roots).await?;
+                let is_new = stored::wrap(&mut stored, &secret, roots).await?;
+                let txn = is_new.then(|| stored::encode(&stored)).transpose()?;
                 let key = KEY.to_owned();
                 (secret, txn.map(|value| Txn::default().replace(key, entry.revision, value)))
             }
@@ -81,62 +50,12 @@ pub async fn keys(store: &dyn Store, roots: &[Named]) -> Result<Keys, Error> {
     Err(Error::Internal)
 }
 
-/// Has each root wrap the secret that has not. Returns whether one did.
-async fn wrap(
-    stored: &mut Stored,
-    chain: &ChainName,
-    secret: &KeyBytes,
-    roots: &[Named],
-) -> Result<bool, Error> {
-    let mut is_new = false;
-    let context = Context { chain, kek_id: stored.id, suite: Suite::Aes256Gcm };
-    for Named { name, root } in roots {
-        if stored.wraps.iter().any(|wrap| *wrap.root == **name) {
-            continue;
-        }
-        match root.wrap(context, secret).await {
-            Ok(bytes) => {
-                stored.wraps.push(Wrap { root: name.to_string(), bytes });
-                is_new = true;
-            }
-            Err(error) => {
-                tracing::warn!(root = %name, %error, "a root did not wrap the audit log's key");
-            }
-        }
-    }
-    Ok(is_new)
-}
-
-async fn unwrap(stored: &Stored, chain: &ChainName, roots: &[Named]) -> Result<KeyBytes, Error> {
-    let context = Context { chain, kek_id: stored.id, suite: Suite::Aes256Gcm };
-    let mut why = "none of the configured roots has wrapped it".to_owned();
-    for Named { name, root } in roots {
-        let Some(wrap) = stored.wraps.iter().find(|wrap| *wrap.root == **name) else { continue };
-        match root.unwrap(context, &wrap.bytes).await {
-            Ok(secret) if KekId::of_key(secret.expose()) == stored.id => return Ok(secret),
-            Ok(_) => why = format!("{name} returned another key"),
-            Err(error) => why = format!("{name}: {error}"),
-        }
-    }
-    Err(Error::Roots("unwrap", why))
-}
-
-fn encode(stored: &Stored) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(stored).map_err(|_| Error::Internal)
-}
-
-fn decode(entry: &Entry) -> Result<Stored, Error> {
-    serde_json::from_slice(&entry.value).map_err(|_| {
-        let detail = "it is not the key of an audit log".to_owned();
-        crate::store::Error::Corrupt { key: KEY.to_owned(), detail }.into()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::audit::stored::Changed;
     use crate::root::local;
     use crate::store::memory;
 
@@ -161,5 +80,29 @@ mod tests {
         assert!(keys(&store, &[root("three")]).await.is_err());
         let other = keys(&memory::Store::new(), &[one]).await.unwrap();
         assert_ne!(public(&other), first);
+    }
+
+    #[tokio::test]
+    async fn a_removed_root_loses_its_wrap_and_never_the_last_one() {
+        let (store, one, two) = (memory::Store::new(), root("one"), root("two"));
+        let remove =
+            async |roots: &[Named], removed| stored::remove(&store, roots, removed).await.unwrap();
+        let roots = std::slice::from_ref;
+        assert!(matches!(remove(roots(&two), "one").await, Changed::Nothing), "no record");
+        let first = public(&keys(&store, roots(&one)).await.unwrap());
+        // The other root has no wrap, so it can't unwrap the secret to wrap it.
+        let needed = remove(roots(&two), "one").await;
+        assert!(matches!(needed, Changed::Needed(_, _)), "{needed:?}");
+        keys(&store, &[one.clone(), two.clone()]).await.unwrap();
+        assert!(matches!(remove(roots(&two), "one").await, Changed::Wraps));
+        assert!(matches!(remove(roots(&two), "one").await, Changed::Nothing), "done");
+        assert!(keys(&store, roots(&one)).await.is_err(), "the removed root opens nothing");
+        assert_eq!(public(&keys(&store, roots(&two)).await.unwrap()), first);
+        // Before a wrap is erased, each remaining root has one.
+        let three = root("three");
+        let remaining = [two.clone(), three.clone()];
+        keys(&store, &[two.clone(), one.clone()]).await.unwrap();
+        assert!(matches!(remove(&remaining, "one").await, Changed::Wraps));
+        assert_eq!(public(&keys(&store, roots(&three)).await.unwrap()), first);
     }
 }

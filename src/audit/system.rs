@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use crate::id::{ChainName, KekId};
+use crate::metrics::Operation;
 
 use super::format::{self, Line};
 use super::queue::Taken;
-use super::record::{self, OK, Value};
+use super::record::{self, OK, Peer, Value};
+use super::rules::Level;
 use super::{Audit, Unavailable};
+
+/// The operation of a caller that got no further than the handshake of TLS.
+const HANDSHAKE: &str = "handshake";
 
 /// An event of the process.
 pub struct System<'a> {
@@ -40,14 +45,38 @@ impl Audit {
         &self,
         event: &System<'_>,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send + use<> {
-        let taken = self.queue.submit(&self.system_line(event), 1);
+        let taken = self.queue.submit_now(&self.system_line(event), 1);
         async move {
             match taken {
                 Taken::Lost => Ok(()),
                 Taken::Refused => Err(Unavailable),
-                Taken::Waiting(written) => written.await.then_some(()).ok_or(Unavailable),
+                Taken::Waiting(written) => written.end().await.then_some(()).ok_or(Unavailable),
             }
         }
+    }
+
+    /// Writes a line about a caller whose certificate was refused by the handshake. Such lines are
+    /// limited together with those about other callers that are not identified. Nothing waits for
+    /// it, since there is no response.
+    pub fn handshake_refused(&self, peer: &Peer) {
+        if self.rules.level(HANDSHAKE, None, None) == Level::None {
+            return;
+        }
+        if !self.refusals.admit(None) {
+            self.metrics.audit.omitted.inc();
+            return;
+        }
+        let mut out = Vec::new();
+        format::start(&mut out, self.clock.unix_millis(), &self.node);
+        Line::onto(&mut out)
+            .plain("api", "http")
+            .text("client", None)
+            .text("auth", None)
+            .some("peer", peer.text())
+            .plain("operation", HANDSHAKE)
+            .plain("outcome", "unauthenticated")
+            .end();
+        self.queue.submit_now(&out, 1);
     }
 
     /// The line of an event, without its beginning.
@@ -84,7 +113,7 @@ impl Audit {
                 .plain("api", key.api)
                 .text("client", key.client.as_deref())
                 .text("auth", key.auth)
-                .plain("operation", key.operation)
+                .plain("operation", key.operation.map_or(record::UNKNOWN, Operation::as_str))
                 .number("count", Some(sum.calls));
             if let Some(chain) = &key.chain {
                 line = line.plain("chain", chain.as_str());

@@ -11,7 +11,6 @@ use quick_cache::sync::Cache;
 use crate::clock::Clock;
 use crate::tls::peer::Peer;
 
-use super::Refusal;
 use super::access_key::AccessKey;
 use super::client::{Client, Usage};
 use super::config::Config;
@@ -19,6 +18,7 @@ use super::jwt::{self, Unverified};
 use super::keys::Source;
 use super::san::San;
 use super::token::{ByDigest, TokenDigest};
+use super::{Credential, Identified, Refusal};
 
 /// Maximum number of verified JWTs in the cache.
 const VERIFIED: usize = 10_000;
@@ -136,13 +136,13 @@ impl Rules {
         &self,
         token: &str,
         clock: &dyn Clock,
-    ) -> Result<Arc<Client>, (Refusal, Option<Arc<Source>>)> {
+    ) -> Result<Identified, (Refusal, Option<Arc<Source>>)> {
         if token.len() > MAX_TOKEN {
             return Err((Refusal::TooLong, None));
         }
         let digest = TokenDigest::of(token);
         if let Some(client) = self.tokens.find(&digest) {
-            return Ok(Arc::clone(client));
+            return Ok(Identified { client: Arc::clone(client), by: Credential::Token });
         }
         if self.issuers.is_empty() || !jwt::is_jwt(token) {
             return Err((Refusal::UnknownToken, None));
@@ -152,12 +152,12 @@ impl Rules {
             && now < until
             && generation == keys.generation()
         {
-            return Ok(client);
+            return Ok(Identified { client, by: Credential::Jwt });
         }
         let verified = self.verify(token, now)?;
         let client = Arc::clone(&verified.client);
         self.verified.insert(digest, verified);
-        Ok(client)
+        Ok(Identified { client, by: Credential::Jwt })
     }
 
     fn verify(&self, token: &str, now: u64) -> Result<Verified, (Refusal, Option<Arc<Source>>)> {

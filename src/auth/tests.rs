@@ -65,7 +65,7 @@ fn jwt_client(name: &str, subject: &str, file: &Path) -> String {
 impl World {
     async fn token(&self, token: &str) -> Result<String, Refusal> {
         let shown = Shown { peer: None, token: Token::Bearer(token) };
-        self.auth.identify(shown).await.map(|client| client.name().to_owned())
+        self.auth.identify(shown).await.map(|it| it.client.name().to_owned())
     }
 
     async fn peer(&self, dns: &[&str], uris: &[&str]) -> Result<String, Refusal> {
@@ -75,7 +75,7 @@ impl World {
 
     async fn certificate(&self, peer: &Peer) -> Result<String, Refusal> {
         let shown = Shown { peer: Some(peer), token: Token::Missing };
-        self.auth.identify(shown).await.map(|client| client.name().to_owned())
+        self.auth.identify(shown).await.map(|it| it.client.name().to_owned())
     }
 }
 
@@ -158,11 +158,12 @@ async fn a_token_is_the_client_of_its_digest_and_counts_before_a_certificate() {
     let peer = Peer { dns: vec!["b".to_owned()], ..Peer::default() };
     let shown = |token| Shown { peer: Some(&peer), token };
     let both = world.auth.identify(shown(Token::Bearer(&token))).await.unwrap();
-    assert_eq!(both.name(), "a");
+    assert_eq!((both.client.name(), both.by), ("a", Credential::Token));
     for bad in [Token::Bearer("x"), Token::Malformed] {
         assert!(world.auth.identify(shown(bad)).await.is_err());
     }
-    assert_eq!(world.auth.identify(shown(Token::Missing)).await.unwrap().name(), "b");
+    let by_name = world.auth.identify(shown(Token::Missing)).await.unwrap();
+    assert_eq!((by_name.client.name(), by_name.by), ("b", Credential::Certificate));
     let nothing = Shown { peer: None, token: Token::Missing };
     assert_eq!(world.auth.identify(nothing).await.unwrap_err(), Refusal::Nothing);
 }
@@ -526,7 +527,7 @@ async fn a_reload_changes_permissions_and_keeps_what_clients_take_up() {
         world(client("max_in_flight = 2\nallow = [{ chains = ['a'], operations = ['encrypt'] }]"))
             .await;
     let shown = || Shown { peer: None, token: Token::Bearer(&token) };
-    let before = world.auth.identify(shown()).await.unwrap();
+    let before = world.auth.identify(shown()).await.unwrap().client;
     let (one, two) = (before.enter().unwrap(), before.enter().unwrap());
     let full = before.enter().err().unwrap();
     assert_eq!(full.kind(), Kind::Overloaded);
@@ -534,7 +535,7 @@ async fn a_reload_changes_permissions_and_keeps_what_clients_take_up() {
 
     let wider = client("max_in_flight = 2\nallow = [{ chains = ['b'], operations = ['decrypt'] }]");
     world.auth.replace(wider.clone()).await;
-    let after = world.auth.identify(shown()).await.unwrap();
+    let after = world.auth.identify(shown()).await.unwrap().client;
     assert!(after.check(Operation::Decrypt, "b").is_ok());
     let refused = after.check(Operation::Encrypt, "a").unwrap_err();
     assert_eq!(refused.kind(), Kind::Forbidden);

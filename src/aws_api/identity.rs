@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use crate::audit::{Event, record};
-use crate::auth::{Client, Refusal, Shown, Token};
+use crate::auth::{Client, Credential, Identified, Refusal, Shown, Token};
 use crate::http::Stranger;
 use crate::metrics::Operation as Permission;
 use crate::sigv4::{self, Authorization, MAX_SKEW, Request, Scope};
@@ -111,7 +111,7 @@ impl Api {
         if let Some(peer) = stranger.peer() {
             let shown = Shown { peer: Some(peer), token: Token::Missing };
             match Box::pin(auth.identify(shown)).await {
-                Ok(client) => return Ok(Some(identified(client, "mtls"))),
+                Ok(known) => return Ok(Some(identified(known))),
                 Err(Refusal::UnknownCertificate) => {}
                 Err(refusal) => {
                     stranger.refused(refusal);
@@ -121,7 +121,7 @@ impl Api {
             }
         }
         match self.verify(parts, body).await {
-            Ok(client) => Ok(Some(identified(client, "sigv4"))),
+            Ok(client) => Ok(Some(identified(Identified { client, by: Credential::AccessKey }))),
             Err((refusal, error)) => {
                 stranger.refused(refusal);
                 Err(error)
@@ -215,9 +215,10 @@ impl Api {
 }
 
 /// Tells the audit log how a client was identified.
-fn identified(client: Arc<Client>, how: &'static str) -> Arc<Client> {
+fn identified(known: Identified) -> Arc<Client> {
+    let Identified { client, by } = known;
     if let Some(record) = record::current() {
-        record.identified(Some(client.shared_name()), how);
+        record.identified(Some(client.shared_name()), by.as_str());
     }
     client
 }

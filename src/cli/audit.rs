@@ -295,7 +295,8 @@ fn find(args: FindArgs) -> Result {
     let FindArgs { chain, client, operation, since, until, json, files, .. } = args;
     let (since, until) = (since.map(rfc3339_millis), until.map(rfc3339_millis));
     let query = Query { chain, aad, client, operation, since, until };
-    let mut rows = Vec::new();
+    let titles = ["TIME", "NODE", "CLIENT", "OPERATION", "COUNT", "CHAIN", "KEK", "OUTCOME"];
+    let (mut rows, mut printed) = (Vec::new(), false);
     for path in &files {
         let (mut reader, _) = open(path)?;
         let mut line = Vec::new();
@@ -317,17 +318,23 @@ fn find(args: FindArgs) -> Result {
                         text(event.kek_id),
                         text(event.outcome),
                     ]);
+                    if rows.len() == MAX_ROWS {
+                        print(table(titles, rows.drain(..)).as_bytes())?;
+                        printed = true;
+                    }
                 }
             }
             line.clear();
         }
     }
-    if json {
+    if json || rows.is_empty() && printed {
         return Ok(());
     }
-    let titles = ["TIME", "NODE", "CLIENT", "OPERATION", "COUNT", "CHAIN", "KEK", "OUTCOME"];
     print(table(titles, rows.into_iter()).as_bytes())
 }
+
+/// Lines of a table. More are in the next table, so that memory is bounded.
+const MAX_ROWS: usize = 10_000;
 
 /// A text of a log on a terminal: without control characters.
 fn clean(text: &str) -> String {

@@ -2,13 +2,11 @@
 //!
 //! It knows paths and responses. What operations report, the service decides.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::response::Response;
 
-use crate::audit::{Audit, Peer, Record, Request as Recorded, record};
-use crate::auth::Token;
+use crate::audit::{Audit, Peer, Record, Request as Recorded};
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
 use crate::service::{Check, Health};
@@ -25,7 +23,6 @@ pub(crate) struct Outcome(pub(crate) &'static str);
 
 /// The recording of one request.
 pub(super) struct Recording {
-    audit: Arc<Audit>,
     record: Arc<Record>,
     operation: Option<Operation>,
     call: Option<String>,
@@ -41,11 +38,10 @@ impl Recording {
         audit: &Arc<Audit>,
         request: &axum::extract::Request,
         id: &str,
-        address: Option<SocketAddr>,
+        peer: Peer,
         operation: Option<Operation>,
         is_beside: bool,
     ) -> Self {
-        let peer = address.map_or(Peer::Unknown, Peer::Address);
         let record = audit.begin(if is_beside { beside::API } else { "http" }, id, peer);
         let path = request.uri().path();
         let call = if is_beside {
@@ -59,7 +55,6 @@ impl Recording {
         };
         let chain = path.strip_prefix("/v1/chains/").and_then(|rest| rest.split('/').next());
         Self {
-            audit: Arc::clone(audit),
             record,
             operation,
             call,
@@ -69,20 +64,18 @@ impl Recording {
         }
     }
 
-    /// Runs the request, whose parts report to the record. A call is refused before it does
-    /// anything if there could be no line about it.
-    pub(super) async fn run(
-        &self,
-        is_open: bool,
-        answering: impl Future<Output = Result<Response, Error>>,
-    ) -> Result<Response, Error> {
+    /// What the parts of the request report to. `is_open` says that callers need no identity.
+    ///
+    /// # Errors
+    /// When there could be no line about the request: it is refused before it does anything.
+    pub(super) fn record(&self, is_open: bool) -> Result<&Arc<Record>, Error> {
         if is_open {
             self.record.identified(None, "none");
         }
-        if self.always && self.audit.is_closed() {
+        if self.always && self.record.is_closed() {
             return Err(unavailable());
         }
-        record::within(Some(Arc::clone(&self.record)), answering).await
+        Ok(&self.record)
     }
 
     /// Writes the lines of the request, whose response is ready. `failure` is the code of the error
@@ -130,14 +123,4 @@ pub(super) fn check(audit: &Audit) -> Check {
         Some(trouble) => (Health::Degraded, format!("lines are lost: {trouble}")),
     };
     Check { name: "audit".to_owned(), health, detail: Some(detail) }
-}
-
-/// How a caller is identified by what they show.
-pub(super) fn how(token: &Token<'_>) -> &'static str {
-    match token {
-        Token::Missing | Token::Malformed => "mtls",
-        // Tokens of the configuration have no points.
-        Token::Bearer(token) if token.bytes().filter(|&byte| byte == b'.').count() == 2 => "jwt",
-        Token::Bearer(_) => "token",
-    }
 }

@@ -1,11 +1,11 @@
 //! `GET /v1/backup`: a backup of the store, streamed.
 //!
-//! Its end is the end of a complete backup: if it fails, the connection is cut. It knows nothing of
-//! the format.
+//! Its end is the end of a complete backup: if it fails, the connection is cut. The audit log has a
+//! line before the first byte, and one before the end. It knows nothing of the format.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -13,7 +13,10 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http_body::Frame;
+use tokio::runtime::Handle;
 
+use crate::audit::{Event, Record, Request, record};
+use crate::metrics::Operation;
 use crate::service::backup::{HotBackup, Part};
 
 use super::App;
@@ -39,16 +42,55 @@ pub(super) async fn backup(
     caller: Caller,
 ) -> Result<Response, Problem> {
     let backup = app.access.enter_to_back_up(&caller)?.backup().await?;
-    let mut response = Response::new(Body::new(Streamed { backup, is_over: false }));
+    report(None, "started", record::OK);
+    let record = record::current().map(|record| Arc::new(record.continued()));
+    let streamed = Streamed { backup, is_over: false, record, ending: None };
+    let mut response = Response::new(Body::new(streamed));
     let content_type = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     Ok(response)
 }
 
+/// The outcome of a backup that was not sent to its end.
+const ABORTED: &str = "aborted";
+
+/// Reports a backup to `record`, or to the record of the current request.
+fn report(record: Option<&Record>, state: &'static str, outcome: &'static str) {
+    let event = Event {
+        operation: Some(Operation::Manage),
+        outcome,
+        change: &[("call", &"backup"), ("state", &state)],
+        ..Event::default()
+    };
+    match record {
+        Some(record) => record.add(&event),
+        None => record::report(&event),
+    }
+}
+
+/// Waits for the line about the end; false if there can be none.
+type Ending = Pin<Box<dyn Future<Output = bool> + Send>>;
+
 /// The body of the response.
 struct Streamed {
     backup: HotBackup,
     is_over: bool,
+    /// Of the end, until it is reported.
+    record: Option<Arc<Record>>,
+    /// All was sent, and the line about it is being written.
+    ending: Option<Ending>,
+}
+
+impl Streamed {
+    /// Reports the end.
+    fn end(&mut self, state: &'static str, outcome: &'static str) -> Option<Ending> {
+        let record = self.record.take()?;
+        report(Some(&record), state, outcome);
+        Some(Box::pin(async move {
+            let request = Request { call: Some("GET /v1/backup"), ..Request::default() };
+            record.end(request).await.is_ok()
+        }))
+    }
 }
 
 impl http_body::Body for Streamed {
@@ -62,21 +104,37 @@ impl http_body::Body for Streamed {
         if self.is_over {
             return Poll::Ready(None);
         }
-        self.backup.poll_next(context).map(|part| match part {
-            Some(Part::Bytes(bytes)) => Some(Ok(Frame::data(bytes.into()))),
-            Some(Part::End) => {
-                self.is_over = true;
-                None
+        if self.ending.is_none() {
+            match ready!(self.backup.poll_next(context)) {
+                Some(Part::Bytes(bytes)) => {
+                    return Poll::Ready(Some(Ok(Frame::data(bytes.into()))));
+                }
+                Some(Part::End) => self.ending = self.end("completed", record::OK),
+                None => {
+                    self.is_over = true;
+                    return Poll::Ready(Some(Err(Incomplete)));
+                }
             }
-            None => {
-                self.is_over = true;
-                Some(Err(Incomplete))
-            }
-        })
+        }
+        let is_written = match &mut self.ending {
+            Some(ending) => ready!(ending.as_mut().poll(context)),
+            None => true,
+        };
+        self.is_over = true;
+        Poll::Ready((!is_written).then_some(Err(Incomplete)))
     }
 
     fn is_end_stream(&self) -> bool {
         self.is_over
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        // Without a line so far, it failed, or the client has left.
+        if let (Some(ending), Ok(runtime)) = (self.end("aborted", ABORTED), Handle::try_current()) {
+            runtime.spawn(ending);
+        }
     }
 }
 

@@ -194,7 +194,7 @@ fn fail(app: &App, operation: Operation, chain: Option<&str>, error: &Error, out
     if !error.is_counted() {
         audit::record::report(&audit::Event {
             operation: Some(operation),
-            chain: chain.or(Some(DEFAULT_CHAIN)),
+            chain: audit::ChainRef::Named(chain.unwrap_or(DEFAULT_CHAIN)),
             outcome: error.kind().code(),
             ..audit::Event::default()
         });

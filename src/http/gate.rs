@@ -4,7 +4,9 @@
 //! It is one step, since a stack of layers costs more than the cryptography. The handlers limit
 //! bodies, and the service counts operations.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,6 +22,7 @@ use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::audit::{self, record};
 use crate::auth::{Auth, Client, Refusal};
 use crate::metrics::{Counted, Metrics, Operation, Requests};
 use crate::service::error::{Error, Kind};
@@ -57,8 +60,8 @@ pub(super) struct NoRoom;
 pub(super) struct Gate {
     handler: Handler,
     shared: Arc<Shared>,
-    /// The address at the other end of the connection, if there is an audit log.
-    address: Option<SocketAddr>,
+    /// Who is at the other end of the connection, if there is an audit log.
+    peer: audit::Peer,
 }
 
 pub(super) struct Shared {
@@ -112,13 +115,14 @@ impl Gate {
             process,
             count: AtomicU64::new(0),
         };
-        Self { handler, shared: Arc::new(shared), address: None }
+        Self { handler, shared: Arc::new(shared), peer: audit::Peer::UNKNOWN }
     }
 
     /// The gate for the requests of a connection.
     pub(super) fn of(self, stream: &TcpStream) -> Self {
         let address = self.handler.0.audit.get().and_then(|_| stream.peer_addr().ok());
-        Self { address, ..self }
+        let peer = address.map_or(audit::Peer::UNKNOWN, audit::Peer::address);
+        Self { peer, ..self }
     }
 
     /// How long a connection stays open between two requests.
@@ -142,6 +146,9 @@ impl Gate {
             auth.failed(Refusal::Certificate);
         }
         self.shared.refusal_log.handshake(why);
+        if let Some(audit) = self.handler.0.audit.get() {
+            audit.handshake_refused(&self.peer);
+        }
     }
 
     /// Handles a request. A response that counts has its length and its part of the budget.
@@ -152,7 +159,7 @@ impl Gate {
         self,
         request: Request,
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
-        let Self { handler, shared, address } = self;
+        let Self { handler, shared, peer } = self;
         let _in_flight = Counted::new(&shared.in_flight);
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
@@ -169,15 +176,17 @@ impl Gate {
         let recording = handler.0.audit.get().map(|audit| {
             let is_beside = beside.is_some();
             let id = id_text(&id);
-            Recording::begin(audit, &request, id, address, operation, is_beside)
+            Recording::begin(audit, &request, id, peer, operation, is_beside)
         });
         let is_open = shared.auth.is_none();
         let passing = Passing { shared: &shared, id: &id, client: &mut client };
-        let answering = passing.answer(handler, request, beside.as_deref(), framed);
-        let answered = match &recording {
-            None => answering.await,
-            // Boxed, so that requests without an audit log don't carry this future.
-            Some(recording) => Box::pin(recording.run(is_open, answering)).await,
+        let answered = match recording.as_ref().map(|it| it.record(is_open)).transpose() {
+            Err(error) => Err(error),
+            Ok(record) => {
+                let mut answering =
+                    pin!(passing.answer(handler, request, beside.as_deref(), framed));
+                poll_fn(|context| record::enter(record, || answering.as_mut().poll(context))).await
+            }
         };
         let mut failure = match &answered {
             Ok(response) => audited::failure(response),
@@ -223,7 +232,7 @@ impl Gate {
             Ok(held) => held,
         };
         if let Some(recording) = recording
-            && let Err(error) = Box::pin(recording.end(failure)).await
+            && let Err(error) = recording.end(failure).await
         {
             response = refused(&error);
             failure = Some(error.kind().code());

@@ -158,7 +158,7 @@ impl GuardedService {
             checked.inspect_err(|error| {
                 audit::record::report(&audit::Event {
                     operation: Some(operation),
-                    chain: Some(chain),
+                    chain: audit::ChainRef::Named(chain),
                     outcome: error.kind().code(),
                     ..audit::Event::default()
                 });

@@ -62,9 +62,10 @@ pub(super) async fn run(
             continue;
         }
         let (plugin, starting) = (Arc::clone(&plugin), Arc::clone(&starting));
-        let peer = stream.peer_cred().map_or(Peer::Unknown, |peer| Peer::User(peer.uid()));
+        let peer = stream.peer_cred().map_or(Peer::UNKNOWN, |peer| Peer::user(peer.uid()));
         let answer = move |request| {
-            respond(plugin.get().cloned().ok_or_else(|| starting.error()), peer, request)
+            let plugin = plugin.get().cloned().ok_or_else(|| starting.error());
+            respond(plugin, peer.clone(), request)
         };
         let (strangers, stop) = (Arc::clone(&strangers), stop.clone());
         tokio::spawn(async move {

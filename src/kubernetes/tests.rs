@@ -76,7 +76,7 @@ async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
     let store = Arc::default();
     let (service, plugin) = start(&store, Duration::ZERO).await;
     let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
-    let made = Arc::clone(&plugin).encrypt(Peer::Unknown, request).await.unwrap();
+    let made = Arc::clone(&plugin).encrypt(Peer::UNKNOWN, request).await.unwrap();
     service.rotate(Some("kubernetes")).await.unwrap();
     service.stop().await;
 
@@ -88,7 +88,7 @@ async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
             ..DecryptRequest::default()
         };
         let began = tokio::time::Instant::now();
-        let answer = Arc::clone(&plugin).decrypt(Peer::Unknown, request).await;
+        let answer = Arc::clone(&plugin).decrypt(Peer::UNKNOWN, request).await;
         assert!(began.elapsed() < Duration::from_secs(3), "kube-apiserver has given up");
         answer
     };
@@ -105,7 +105,7 @@ async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_st
     let inline = |inline| service::ChainSettings { inline: Some(inline), ..Default::default() };
     let encrypt = async || {
         let request = EncryptRequest { plaintext: vec![7; 946], uid: String::new() };
-        let made = Arc::clone(&plugin).encrypt(Peer::Unknown, request).await.unwrap();
+        let made = Arc::clone(&plugin).encrypt(Peer::UNKNOWN, request).await.unwrap();
         assert_eq!(made.ciphertext.len(), 1024, "the most that kube-apiserver accepts");
         made
     };
@@ -117,7 +117,7 @@ async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_st
             ..DecryptRequest::default()
         };
         Arc::clone(plugin)
-            .decrypt(Peer::Unknown, request)
+            .decrypt(Peer::UNKNOWN, request)
             .await
             .map(|opened| opened.plaintext.clone())
     };
@@ -279,7 +279,7 @@ async fn an_encrypt_that_waits_only_for_the_store_fails_with_store_unavailable()
     clock.advance(Duration::from_secs(61));
     store.is_stuck.store(true, Ordering::SeqCst);
     let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
-    let error = plugin.encrypt(Peer::Unknown, request).await.unwrap_err();
+    let error = plugin.encrypt(Peer::UNKNOWN, request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
     assert!(error.message().starts_with("store_unavailable: "), "{error}");
 }

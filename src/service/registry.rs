@@ -68,10 +68,11 @@ impl KeyService {
     ) -> Error {
         let code = error.kind().code();
         self.core.metrics.failed(operation, chain, code);
+        let known = ChainName::new(chain).ok();
+        let named = named.map_or(audit::ChainRef::None, audit::ChainRef::Named);
         audit::record::report(&audit::Event {
             operation: Some(operation),
-            chain: named,
-            is_known: !chain.is_empty(),
+            chain: known.as_ref().map_or(named, audit::ChainRef::Known),
             outcome: code,
             ..audit::Event::default()
         });

@@ -15,7 +15,7 @@ mod destroy;
 mod disk;
 mod existing;
 mod loss;
-mod many;
+pub(crate) mod many;
 mod outage;
 
 const HELLO: &str = "aGVsbG8=";
@@ -28,14 +28,14 @@ fn setup() -> Setup {
 }
 
 /// `setup` with a local root whose key is in `key`.
-fn root(setup: Setup, key: &Path) -> Setup {
+pub(crate) fn root(setup: Setup, key: &Path) -> Setup {
     let setup = setup.set("ROOT__0__NAME", "main").set("ROOT__0__KIND", "local");
     setup.set("ROOT__0__KEY_FILE", key.display())
 }
 
 /// `setup` with the directory `path` as the archive `nas`, number `index` of the configuration. It
 /// is created if it is missing.
-fn directory(setup: Setup, index: usize, path: &Path) -> Setup {
+pub(crate) fn directory(setup: Setup, index: usize, path: &Path) -> Setup {
     if !path.exists() {
         create(path);
         std::fs::write(path.join("kms-proxy-archive"), "").unwrap();

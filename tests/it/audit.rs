@@ -14,6 +14,10 @@ use serde_json::{Value, json};
 
 use crate::support::{Service, Setup, root, until};
 
+mod backups;
+mod identities;
+mod keys;
+mod many;
 mod mappings;
 mod sinks;
 mod verifier;

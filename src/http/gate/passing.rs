@@ -13,11 +13,11 @@ use axum::response::Response;
 use http::header::HeaderValue;
 
 use crate::audit::record;
-use crate::auth::{Auth, Client};
+use crate::auth::{Auth, Client, Identified};
 use crate::service::error::{Error, Kind};
 
 use super::super::beside::{Beside, Call};
-use super::super::{Handler, audited, identity};
+use super::super::{Handler, identity};
 use super::{Shared, id_text};
 
 /// A request on its way to what handles it.
@@ -71,9 +71,8 @@ impl Recognised<'_> {
     /// Handles it with the permissions of its client. Probes need none.
     async fn answer(self, handler: Handler, mut request: Request) -> Result<Response, Error> {
         let shown = identity::shown(request.headers(), request.extensions());
-        let how = audited::how(&shown.token);
-        let client = match self.auth.identify(shown).await {
-            Ok(client) => client,
+        let Identified { client, by } = match self.auth.identify(shown).await {
+            Ok(identified) => identified,
             // Until the service has started every request gets the same answer.
             Err(_) if handler.is_starting() || identity::is_open(request.uri().path()) => {
                 return guarded(handler.answer(request), self.shared).await;
@@ -86,10 +85,10 @@ impl Recognised<'_> {
         };
         let client = self.client.insert(client);
         self.shared.metrics.traffic.client_called(client.name());
-        let _place = client.enter()?;
         if let Some(record) = record::current() {
-            record.identified(Some(client.shared_name()), how);
+            record.identified(Some(client.shared_name()), by.as_str());
         }
+        let _place = client.enter()?;
         request.extensions_mut().insert(Arc::clone(client));
         client.lookups().scope(guarded(handler.answer(request), self.shared)).await
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::Event;
+use crate::audit::stored::{self, Changed};
 use crate::id::KekId;
 use crate::keychain;
 use crate::keychain::rotation::Reason;
@@ -167,11 +168,38 @@ async fn change_page(
                 progress.settles_in = reservations.settles_in(core.clock.now());
             }
         }
+        change_audit_key(core, chain, root, change, &mut progress).await?;
         // At the end, since a cluster that sees another key id encrypts again, under the current
         // primary. The changes of earlier pages are not known here.
         key_id::note_change(core, chain, progress.changed > 0 || after.is_some()).await?;
     }
     Ok(progress)
+}
+
+/// Applies the change to the key of the audit log, which belongs to no chain: the first chain whose
+/// change ends does it.
+async fn change_audit_key(
+    core: &Core,
+    chain: &Chain,
+    root: &str,
+    change: RootChange,
+    progress: &mut RootProgress,
+) -> Result<(), Error> {
+    let roots: Vec<_> = core.keyring.roots.iter().map(|state| state.named.clone()).collect();
+    let changed = match change {
+        RootChange::Rewrap => stored::complete(&*core.store, &roots).await,
+        RootChange::Remove => stored::remove(&*core.store, &roots, root).await,
+    };
+    match changed {
+        Ok(Changed::Nothing) => {}
+        Ok(Changed::Wraps) => progress.changed += 1,
+        Ok(Changed::Needed(id, why)) => {
+            progress.failed.push((id, format!("this is the key of the audit log: {why}")));
+        }
+        Err(stored::Error::Store(error)) => return Err(core.store_error(&chain.name, error)),
+        Err(error) => return Err(Error::internal(&error)),
+    }
+    Ok(())
 }
 
 /// A KEK from memory, or unwrapped by a root.

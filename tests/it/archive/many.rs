@@ -46,7 +46,7 @@ pub(super) fn objects(count: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
 }
 
 /// Writes generated objects to the archive in `path`, as files and without a sync of each.
-pub(super) fn fill(path: &Path, count: u64) {
+pub(crate) fn fill(path: &Path, count: u64) {
     std::fs::create_dir_all(path.join(object::chain_prefix(&chain()))).unwrap();
     for (key, bytes) in objects(count) {
         std::fs::write(path.join(key), bytes).unwrap();
@@ -54,7 +54,7 @@ pub(super) fn fill(path: &Path, count: u64) {
 }
 
 /// Waits until a process ends: what it printed, and the most memory that it had, in kB.
-fn measure(mut child: Child) -> (String, u64) {
+pub(crate) fn measure(mut child: Child) -> (String, u64) {
     let status = format!("/proc/{}/status", child.id());
     let mut most = 0;
     while child.try_wait().unwrap().is_none() {

@@ -114,6 +114,12 @@ fn prometheus_and_grafana_of_compose_find_their_files_and_each_other() {
     assert!(source(provider.as_str().unwrap()).join("kms-proxy.json").exists());
 }
 
+/// The environment of a service.
+fn variables<'a>(compose: &'a Value, name: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let variables = compose["services"][name]["environment"].as_object().unwrap();
+    variables.iter().map(|(name, value)| (&**name, value.as_str().unwrap()))
+}
+
 /// Runs a script of the Compose file, as its container would.
 async fn script(name: &str, variables: &[(&str, String)]) -> Output {
     let mut command = tokio::process::Command::new("sh");
@@ -150,18 +156,18 @@ async fn the_parts_of_the_compose_file_run_together_and_its_numbers_move() {
     config = config.replace(volume, &format!("{}/", archive.path().display()));
     config = config.replace("http://kms:5000", &kms).replace("0.0.0.0:9090", "127.0.0.1:0");
     let compose = compose();
-    let variables = compose["services"]["kms-proxy-0"]["environment"].as_object().unwrap();
-    let start = async || {
+    let start = async |name: &str| {
         let mut setup = Setup::new();
         let file = setup.file("kms-proxy.toml");
         std::fs::write(&file, &config).unwrap();
         setup = setup.env("KMS_PROXY_CONFIG", file.display());
-        for (name, value) in variables {
-            setup = setup.env(name, value.as_str().unwrap());
+        for (name, value) in variables(&compose, name) {
+            setup =
+                setup.env(name, value.replace(volume, &format!("{}/", archive.path().display())));
         }
         setup.start().await
     };
-    let replicas = [start().await, start().await];
+    let replicas = [start("kms-proxy-0").await, start("kms-proxy-1").await];
     let servers = replicas.each_ref().map(Service::url).join(" ");
     let load = [("SERVERS", servers), ("PAUSE", "0.05".to_owned()), ("ROUNDS", "10".to_owned())];
     let output = script("load.sh", &load).await;
@@ -196,6 +202,18 @@ async fn the_parts_of_the_compose_file_run_together_and_its_numbers_move() {
         let arn = "arn:aws:kms:eu-central-1:123456789012:key/orders";
         assert_eq!(described["KeyMetadata"]["Arn"], arn);
         assert!(value("kms_proxy_root_calls_avoided_total") > 3_900.0);
+    }
+    for replica in replicas {
+        replica.stop().await;
+    }
+    for replica in ["audit-0", "audit-1"] {
+        let file = archive.path().join(format!("{replica}.jsonl"));
+        let lines = std::fs::read_to_string(&file).unwrap();
+        let decrypts = lines.lines().filter(|line| line.contains("\"operation\":\"decrypt\""));
+        // 3 chains, 10 rounds, and one that is wrong.
+        assert_eq!(decrypts.count(), 3 * 30 + 1, "{lines}");
+        let verified = Command::new(BINARY).args(["audit", "verify"]).arg(&file).output().unwrap();
+        assert!(printed(verified).contains("0 lines not proved yet"), "{replica}");
     }
     for chain in ["default", "invoices", "orders"] {
         let objects = std::fs::read_dir(archive.path().join("archive/v1").join(chain)).unwrap();

@@ -20,7 +20,8 @@ const HTTPS: &str = "localhost:8443";
 /// How long a command may take.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Directories that documents name, which are below the session's own.
-const PLACES: [&str; 4] = ["/var/lib/kms-proxy", "/run/secrets", "/etc/kms-proxy", "/backups"];
+const PLACES: [&str; 5] =
+    ["/var/lib/kms-proxy", "/var/log/kms-proxy", "/run/secrets", "/etc/kms-proxy", "/backups"];
 
 /// What every session starts with. `serve` is what `kms-proxy serve` becomes: it goes on in the background,
 /// on a free port, until the next one.
