@@ -48,7 +48,7 @@ pub use config::{AadForm, Config, OnFailure, Sync, Target};
 #[cfg(feature = "server")]
 pub use open::{Opened, open};
 pub use queue::PATIENCE;
-pub use record::{ChainRef, Event, Peer, Record, Request};
+pub use record::{Call, ChainRef, Event, Peer, Record, Request};
 #[cfg(feature = "server")]
 pub use roots::audited;
 pub use rules::{Level, Rule};
@@ -88,8 +88,14 @@ pub struct Audit {
 impl Audit {
     /// Begins the record of a request of an API: `http`, `aws` or `kubernetes`.
     #[must_use]
-    pub fn begin(self: &Arc<Self>, api: &'static str, id: &str, peer: Peer) -> Arc<Record> {
-        Arc::new(Record::new(Arc::clone(self), api, id, peer))
+    pub fn begin(
+        self: &Arc<Self>,
+        api: &'static str,
+        id: &str,
+        peer: Peer,
+        call: Call,
+    ) -> Arc<Record> {
+        Arc::new(Record::new(Arc::clone(self), api, id, peer, call))
     }
 
     /// Whether calls must fail before they do anything, since their lines could not be written.

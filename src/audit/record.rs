@@ -26,14 +26,6 @@ tokio::task_local! {
 /// The outcome of an operation that succeeded.
 pub const OK: &str = "ok";
 
-thread_local! {
-    /// Where the lines of a request are made.
-    static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A buffer that grew beyond this is not kept.
-const KEPT: usize = 256 << 10;
-
 /// The operation of a request that the API does not have.
 pub(super) const UNKNOWN: &str = "unknown";
 
@@ -147,7 +139,17 @@ pub struct Record {
     api: &'static str,
     request_id: Box<str>,
     peer: Peer,
+    call: Call,
     state: Mutex<State>,
+}
+
+/// What a request says of all its operations.
+#[derive(Clone, Debug, Default)]
+pub struct Call {
+    /// The call, as the API names it. Left out where the operation says it all.
+    pub name: Option<Box<str>>,
+    /// Whether each operation is an item of a batch.
+    pub is_batch: bool,
 }
 
 #[derive(Default)]
@@ -157,27 +159,15 @@ struct State {
     auth: Option<&'static str>,
     /// What the request asks for.
     operation: Option<Operation>,
-    entries: Vec<Entry>,
-}
-
-struct Entry {
-    level: Level,
-    operation: Option<Operation>,
-    chain: Option<ChainName>,
-    /// Whether the chain exists.
-    is_known: bool,
-    key: Option<Box<str>>,
-    kek_id: Option<KekId>,
-    aad: Aad,
-    plaintext_bytes: Option<usize>,
-    outcome: &'static str,
-    change: Option<String>,
-}
-
-enum Aad {
-    None,
-    Hmac([u8; 32]),
-    Plain(String),
+    /// How many operations were reported.
+    reported: u64,
+    /// The lines of those of the level `full`.
+    lines: Vec<u8>,
+    count: u64,
+    /// The bytes at the beginning of the first line that all lines have.
+    head: usize,
+    /// Those of the level `count`, with the sizes of their plaintexts.
+    counted: Vec<(counts::Key, u64)>,
 }
 
 /// What a listener knows of a request when its response is ready.
@@ -185,19 +175,21 @@ enum Aad {
 pub struct Request<'a> {
     /// What it asked for.
     pub operation: Option<Operation>,
-    /// The call, as the API names it. Left out where the operation says it all.
-    pub call: Option<&'a str>,
     /// The chain in its path.
     pub chain: Option<&'a str>,
-    /// Whether each operation is an item of a batch.
-    pub is_batch: bool,
     /// The code of the error that it ends with.
     pub failure: Option<&'static str>,
 }
 
 impl Record {
-    pub(super) fn new(audit: Arc<Audit>, api: &'static str, id: &str, peer: Peer) -> Self {
-        Self { audit, api, request_id: id.into(), peer, state: Mutex::default() }
+    pub(super) fn new(
+        audit: Arc<Audit>,
+        api: &'static str,
+        id: &str,
+        peer: Peer,
+        call: Call,
+    ) -> Self {
+        Self { audit, api, request_id: id.into(), peer, call, state: Mutex::default() }
     }
 
     /// Whether the request must fail before it does anything, since its lines could not be written.
@@ -212,7 +204,8 @@ impl Record {
         &self.request_id
     }
 
-    /// The caller is identified: by name, or as one who needs no name.
+    /// The caller is identified: by name, or as one who needs no name. It comes before the first
+    /// operation.
     pub fn identified(&self, client: Option<Arc<str>>, auth: &'static str) {
         let mut state = self.state.lock();
         state.client = client;
@@ -235,6 +228,7 @@ impl Record {
             api: self.api,
             request_id: self.request_id.clone(),
             peer: self.peer.clone(),
+            call: self.call.clone(),
             state: Mutex::new(State { client, auth, ..State::default() }),
         }
     }
@@ -242,38 +236,98 @@ impl Record {
     /// Adds an operation.
     pub fn add(&self, event: &Event<'_>) {
         let mut state = self.state.lock();
+        let item = state.reported;
+        state.reported += 1;
         let asked = event.operation.or(state.operation);
         let operation = asked.map_or(UNKNOWN, Operation::as_str);
         let named = event.chain.text();
-        let level = self.audit.rules.level(operation, named, state.client.as_deref());
-        let aad = event.aad.filter(|aad| level == Level::Full && !aad.is_empty());
-        let aad = match (aad, self.audit.aad) {
-            (None, _) | (_, AadForm::None) => Aad::None,
-            (Some(aad), AadForm::Hmac) => Aad::Hmac((self.audit.hmac)(aad)),
-            (Some(aad), AadForm::Plain) => Aad::Plain(plain(aad)),
-        };
-        let (chain, is_known) = match event.chain {
-            ChainRef::None => (None, false),
-            // An invalid name may be a secret in the wrong field.
-            ChainRef::Named(name) => (ChainName::new(name).ok(), false),
-            ChainRef::Known(name) => (Some(name.clone()), true),
-        };
-        if state.entries.is_empty() {
-            // Most requests have one.
-            state.entries.reserve_exact(1);
+        match self.audit.rules.level(operation, named, state.client.as_deref()) {
+            Level::None => {}
+            Level::Count => self.count(&mut state, asked, event),
+            Level::Full => {
+                let is_limited = state.auth.is_none() || REFUSED.contains(&event.outcome);
+                if is_limited && !self.audit.refusals.admit(state.client.as_ref()) {
+                    self.audit.metrics.audit.omitted.inc();
+                    return;
+                }
+                if state.count == 0 {
+                    state.lines = take_buffer();
+                    self.head(&mut state);
+                } else {
+                    let head = state.head;
+                    state.lines.extend_from_within(..head);
+                }
+                state.count += 1;
+                self.write(&mut state.lines, operation, item, event);
+            }
         }
-        state.entries.push(Entry {
-            level,
-            operation: asked,
-            chain,
-            is_known,
-            key: event.key.map(Into::into),
-            kek_id: event.kek_id,
-            aad,
-            plaintext_bytes: event.plaintext_bytes,
+    }
+
+    /// The fields that all lines of the request have.
+    fn head(&self, state: &mut State) {
+        let State { lines, client, auth, .. } = state;
+        format::start(lines, self.audit.clock.unix_millis(), &self.audit.node);
+        let line = Line::onto(lines)
+            .text("request_id", Some(&self.request_id))
+            .plain("api", self.api)
+            .text("client", client.as_deref())
+            .text("auth", *auth);
+        if let Some(peer) = self.peer.text() {
+            _ = line.plain("peer", peer);
+        }
+        state.head = state.lines.len();
+    }
+
+    /// Writes the fields of one operation.
+    fn write(&self, lines: &mut Vec<u8>, operation: &str, item: u64, event: &Event<'_>) {
+        let mut line = Line::onto(lines)
+            .plain("operation", operation)
+            .some("call", self.call.name.as_deref())
+            .number("item", self.call.is_batch.then_some(item));
+        line = match event.chain {
+            ChainRef::Known(name) => line.plain("chain", name.as_str()),
+            // An invalid name may be a secret in the wrong field.
+            ChainRef::Named(name) if ChainName::new(name).is_ok() => line.plain("chain", name),
+            ChainRef::Named(_) | ChainRef::None => line,
+        };
+        line = line.some("key", event.key);
+        if let Some(id) = event.kek_id {
+            line = line.plain("kek_id", id.to_hex().as_str());
+        }
+        line = match (event.aad.filter(|aad| !aad.is_empty()), self.audit.aad) {
+            (None, _) | (_, AadForm::None) => line,
+            (Some(aad), AadForm::Hmac) => line.hmac("aad", &(self.audit.hmac)(aad)),
+            (Some(aad), AadForm::Plain) => line.whole("aad", &plain(aad)),
+        };
+        let bytes = event.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+        line = line.number("plaintext_bytes", bytes).plain("outcome", event.outcome);
+        if !event.change.is_empty() {
+            line = line.json("change", &format::object(event.change));
+        }
+        line.end();
+    }
+
+    fn count(&self, state: &mut State, operation: Option<Operation>, event: &Event<'_>) {
+        // A name or an id that a caller may have invented is not counted separately.
+        let is_ok = event.outcome == OK;
+        let key = counts::Key {
+            api: self.api,
+            client: state.client.clone(),
+            auth: state.auth,
+            operation,
+            chain: match event.chain {
+                ChainRef::Known(name) => Some(name.clone()),
+                ChainRef::Named(_) | ChainRef::None => None,
+            },
+            kek_id: event.kek_id.filter(|_| is_ok),
             outcome: event.outcome,
-            change: (!event.change.is_empty()).then(|| format::object(event.change)),
-        });
+        };
+        let bytes = event.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+        if state.counted.is_empty() {
+            // Most requests have one.
+            state.counted.reserve_exact(1);
+        }
+        state.counted.push((key, bytes.filter(|_| is_ok).unwrap_or_default()));
     }
 
     /// Writes the lines of the request, and waits until the operating system has them.
@@ -290,9 +344,9 @@ impl Record {
         }
     }
 
-    /// Makes the lines and gives them to the writer.
+    /// Gives the lines to the writer.
     fn submit(&self, request: &Request<'_>) -> Taken {
-        let is_silent = self.state.lock().entries.is_empty();
+        let is_silent = self.state.lock().reported == 0;
         // A failure before any operation, and a call that reads, report nothing themselves.
         if is_silent {
             self.add(&Event {
@@ -302,113 +356,66 @@ impl Record {
                 ..Event::default()
             });
         }
-        let State { client, auth, entries, .. } = std::mem::take(&mut *self.state.lock());
-        LINES.with_borrow_mut(|lines| {
-            lines.clear();
-            // The head of the first line is that of the others.
-            let (mut head, mut count) = (0, 0);
-            for (item, entry) in entries.into_iter().enumerate() {
-                // What is not returned was not done for the caller.
-                let outcome = match request.failure {
-                    Some(failure) if entry.outcome == OK => failure,
-                    _ => entry.outcome,
-                };
-                match entry.level {
-                    Level::None => {}
-                    Level::Count => self.count(entry, outcome, client.as_ref(), auth),
-                    Level::Full => {
-                        let is_limited = auth.is_none() || REFUSED.contains(&outcome);
-                        if is_limited && !self.audit.refusals.admit(client.as_ref()) {
-                            self.audit.metrics.audit.omitted.inc();
-                            continue;
-                        }
-                        if count == 0 {
-                            self.head(lines, client.as_deref(), auth);
-                            head = lines.len();
-                        } else {
-                            lines.extend_from_within(..head);
-                        }
-                        let item = request.is_batch.then_some(item);
-                        entry.write(request, item, outcome, lines);
-                        count += 1;
-                    }
-                }
-            }
-            let taken = if count > 0 {
-                self.audit.queue.submit(lines, count)
-            } else if self.audit.queue.is_closed() {
-                Taken::Refused
-            } else {
-                Taken::Lost
-            };
-            if lines.capacity() > KEPT {
-                *lines = Vec::new();
-            }
-            taken
-        })
-    }
-
-    /// The fields that all lines of the request have.
-    fn head(&self, out: &mut Vec<u8>, client: Option<&str>, auth: Option<&'static str>) {
-        format::start(out, self.audit.clock.unix_millis(), &self.audit.node);
-        let line = Line::onto(out)
-            .text("request_id", Some(&self.request_id))
-            .plain("api", self.api)
-            .text("client", client)
-            .text("auth", auth);
-        if let Some(peer) = self.peer.text() {
-            _ = line.plain("peer", peer);
+        let mut state = std::mem::take(&mut *self.state.lock());
+        if let Some(failure) = request.failure {
+            self.fail(&mut state, failure);
         }
+        for (key, bytes) in state.counted {
+            self.audit.counts.add(key, bytes);
+        }
+        let taken = if state.count > 0 {
+            self.audit.queue.submit(&state.lines, state.count)
+        } else if self.audit.queue.is_closed() {
+            Taken::Refused
+        } else {
+            Taken::Lost
+        };
+        keep_buffer(state.lines);
+        taken
     }
 
-    fn count(
-        &self,
-        entry: Entry,
-        outcome: &'static str,
-        client: Option<&Arc<str>>,
-        auth: Option<&'static str>,
-    ) {
-        // A name or an id that a caller may have invented is not counted separately.
-        let is_ok = outcome == OK;
-        let key = counts::Key {
-            api: self.api,
-            client: client.cloned(),
-            auth,
-            operation: entry.operation,
-            chain: entry.chain.filter(|_| entry.is_known),
-            kek_id: entry.kek_id.filter(|_| is_ok),
-            outcome,
-        };
-        let bytes = entry.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
-        self.audit.counts.add(key, bytes.filter(|_| is_ok).unwrap_or_default());
+    /// What is not returned was not done for the caller: the operations that succeeded have the
+    /// outcome of the request.
+    fn fail(&self, state: &mut State, failure: &'static str) {
+        for (key, bytes) in &mut state.counted {
+            if key.outcome == OK {
+                (key.outcome, key.kek_id, *bytes) = (failure, None, 0);
+            }
+        }
+        let Ok(text) = std::str::from_utf8(&state.lines) else { return };
+        if text.contains(SUCCEEDED) {
+            let failed = format!(",\"outcome\":\"{failure}\"");
+            state.lines = text.replace(SUCCEEDED, &failed).into_bytes();
+        }
     }
 }
 
-impl Entry {
-    fn write(&self, request: &Request<'_>, item: Option<usize>, outcome: &str, out: &mut Vec<u8>) {
-        let operation = self.operation.map_or(UNKNOWN, Operation::as_str);
-        let mut line = Line::onto(out)
-            .plain("operation", operation)
-            .some("call", request.call)
-            .number("item", item.and_then(|item| u64::try_from(item).ok()));
-        if let Some(chain) = &self.chain {
-            line = line.plain("chain", chain.as_str());
-        }
-        line = line.some("key", self.key.as_deref());
-        if let Some(id) = self.kek_id {
-            line = line.plain("kek_id", id.to_hex().as_str());
-        }
-        line = match &self.aad {
-            Aad::None => line,
-            Aad::Hmac(hmac) => line.hmac("aad", hmac),
-            Aad::Plain(text) => line.whole("aad", text),
-        };
-        let bytes = self.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
-        line = line.number("plaintext_bytes", bytes).plain("outcome", outcome);
-        if let Some(change) = &self.change {
-            line = line.json("change", change);
-        }
-        line.end();
+thread_local! {
+    /// Buffers for lines: a buffer that grows is copied, and wiped where it was.
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The outcome in a line about an operation that succeeded. No text of a line contains these bytes,
+/// since its quotes are escaped.
+const SUCCEEDED: &str = ",\"outcome\":\"ok\"";
+
+/// The buffers of a thread that are kept, and their largest size.
+const MAX_BUFFERS: usize = 16;
+const KEPT: usize = 128 << 10;
+
+fn take_buffer() -> Vec<u8> {
+    let kept = BUFFERS.with_borrow_mut(Vec::pop);
+    kept.unwrap_or_else(|| Vec::with_capacity(512))
+}
+
+fn keep_buffer(mut buffer: Vec<u8>) {
+    if (1..=KEPT).contains(&buffer.capacity()) {
+        buffer.clear();
+        BUFFERS.with_borrow_mut(|buffers| {
+            if buffers.len() < MAX_BUFFERS {
+                buffers.push(buffer);
+            }
+        });
     }
 }
 
@@ -417,5 +424,83 @@ fn plain(aad: &[u8]) -> String {
     match std::str::from_utf8(aad) {
         Ok(text) => format!("text:{text}"),
         Err(_) => format!("base64:{}", base64_simd::STANDARD.encode_to_string(aad)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value as Json;
+
+    use super::*;
+    use crate::audit::counts::{Counts, Refusals};
+    use crate::audit::queue::Queue;
+    use crate::audit::rules::Rules;
+    use crate::clock::ManualClock;
+    use crate::metrics::{Metrics, Registry};
+
+    fn audit(level: &str) -> Arc<Audit> {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let rules = serde_json::from_str(&format!("[{{\"level\":\"{level}\"}}]")).unwrap();
+        Arc::new(Audit {
+            queue: Queue::new(true, Arc::clone(&metrics)),
+            counts: Counts::default(),
+            refusals: Refusals::default(),
+            rules: Rules::new(rules),
+            aad: AadForm::Plain,
+            hmac: Box::new(|_| [0; 32]),
+            node: "\"node\"".to_owned(),
+            public_key: String::new(),
+            clock: Arc::new(ManualClock::new()),
+            metrics,
+        })
+    }
+
+    /// A batch whose first item succeeded, whose second failed, and which failed as a whole.
+    fn failed(audit: &Arc<Audit>) {
+        let call = Call { name: None, is_batch: true };
+        let record = audit.begin("http", "7", Peer::UNKNOWN, call);
+        record.identified(Some("billing".into()), "token");
+        let chain = ChainName::default();
+        for (outcome, aad) in [(OK, &b"\",\"outcome\":\"ok\""[..]), ("invalid_ciphertext", b"")] {
+            record.add(&Event {
+                operation: Some(Operation::Decrypt),
+                chain: ChainRef::Known(&chain),
+                aad: Some(aad),
+                plaintext_bytes: Some(5),
+                outcome,
+                change: &[("call", &"x")],
+                ..Event::default()
+            });
+        }
+        let request = Request { failure: Some("overloaded"), ..Request::default() };
+        _ = record.submit(&request);
+    }
+
+    #[test]
+    fn what_is_not_returned_did_not_succeed() {
+        let audit = audit("full");
+        failed(&audit);
+        let work = audit.queue.take(Vec::new(), std::time::Duration::ZERO);
+        let text = String::from_utf8(work.lines).unwrap();
+        let lines: Vec<Json> =
+            text.lines().map(|line| serde_json::from_str(&format!("{{{line}")).unwrap()).collect();
+        let field = |name: &str| lines.iter().map(|line| line[name].clone()).collect::<Vec<_>>();
+        assert_eq!(field("outcome"), ["overloaded", "invalid_ciphertext"]);
+        assert_eq!(field("item"), [0, 1]);
+        assert_eq!(field("client"), ["billing", "billing"]);
+        assert_eq!(lines[0]["aad"], "text:\",\"outcome\":\"ok\"", "no text is changed");
+        assert_eq!(work.count, 2);
+    }
+
+    #[test]
+    fn counts_of_what_is_not_returned_are_failures() {
+        let audit = audit("count");
+        failed(&audit);
+        let counts = audit.counts.take();
+        let mut outcomes: Vec<_> =
+            counts.iter().map(|(key, sum)| (key.outcome, sum.calls, sum.plaintext_bytes)).collect();
+        outcomes.sort_unstable();
+        assert_eq!(outcomes, [("invalid_ciphertext", 1, 0), ("overloaded", 1, 0)]);
+        assert!(audit.queue.take(Vec::new(), std::time::Duration::ZERO).lines.is_empty());
     }
 }

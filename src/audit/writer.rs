@@ -31,8 +31,9 @@ pub(super) struct Writer {
     sealer: Sealer,
     sync: Sync,
     stopping: Arc<AtomicBool>,
-    /// Whole lines, as they are written.
+    /// Whole lines, as they are written, and where each ends.
     out: Vec<u8>,
+    ends: Vec<usize>,
     /// The sink failed: nothing is written until it is opened again.
     failed: bool,
     ticked: Instant,
@@ -58,6 +59,7 @@ impl Writer {
             sync,
             stopping,
             out: Vec::new(),
+            ends: Vec::new(),
             failed: false,
             ticked: now,
             synced: now,
@@ -170,16 +172,18 @@ impl Writer {
             let most = MAX_UNSEALED.saturating_sub(self.sealer.unsealed()).max(1);
             self.out.clear();
             let piece = left.min(most);
+            self.ends.clear();
             for seq in self.sealer.size()..self.sealer.size() + piece {
                 begin_line(&mut self.out, seq);
                 self.out.extend_from_slice(next_line(&mut rest));
+                self.ends.push(self.out.len());
             }
             let written = self.hand_over();
             if written.is_ok() && piece == left {
                 // No call waits for the tree.
                 self.audit.queue.release(batch);
             }
-            let accepted = seal(&mut self.sealer, &self.out, written.as_ref().err());
+            let accepted = self.seal(written.as_ref().err());
             self.audit.queue.wrote(accepted);
             if let Err(failed) = written {
                 return Err((left - accepted, failed.error));
@@ -190,6 +194,18 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Adds the lines of `out` that the sink has to the tree; returns how many.
+    fn seal(&mut self, failed: Option<&Failed>) -> u64 {
+        let accepted = failed.map_or(self.out.len(), |failed| failed.accepted);
+        let (mut start, mut count) = (0, 0);
+        for &end in self.ends.iter().take_while(|&&end| end <= accepted) {
+            let line = self.out.get(start..end).unwrap_or_default();
+            self.sealer.append(line.strip_suffix(b"\n").unwrap_or(line));
+            (start, count) = (end, count + 1);
+        }
+        count
     }
 
     /// Gives `out` to the sink, and to the disk if each line must be there.
@@ -328,19 +344,6 @@ impl Writer {
     fn now(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.audit.clock.unix_millis())
     }
-}
-
-/// Adds the lines of `out` that the sink has to the tree; returns how many.
-fn seal(sealer: &mut Sealer, out: &[u8], failed: Option<&Failed>) -> u64 {
-    let accepted = failed.map_or(out.len(), |failed| failed.accepted);
-    let mut count = 0;
-    let mut rest = out.get(..accepted).unwrap_or_default();
-    while !rest.is_empty() {
-        let line = next_line(&mut rest);
-        sealer.append(line.strip_suffix(b"\n").unwrap_or(line));
-        count += 1;
-    }
-    count
 }
 
 /// Takes the first line of `rest`, with its newline.

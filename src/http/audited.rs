@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 
-use crate::audit::{Audit, Peer, Record, Request as Recorded};
+use crate::audit::{Audit, Call, Peer, Record, Request as Recorded};
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
 use crate::service::{Check, Health};
@@ -25,9 +25,7 @@ pub(crate) struct Outcome(pub(crate) &'static str);
 pub(super) struct Recording {
     record: Arc<Record>,
     operation: Option<Operation>,
-    call: Option<String>,
     chain: Option<String>,
-    is_batch: bool,
     /// Whether it has a line even if nobody is refused.
     always: bool,
 }
@@ -42,24 +40,23 @@ impl Recording {
         operation: Option<Operation>,
         is_beside: bool,
     ) -> Self {
-        let record = audit.begin(if is_beside { beside::API } else { "http" }, id, peer);
         let path = request.uri().path();
-        let call = if is_beside {
+        let name = if is_beside {
             let target = request.headers().get("x-amz-target");
             let target = target.and_then(|target| target.to_str().ok()).unwrap_or_default();
-            Some(target.strip_prefix("TrentService.").unwrap_or(target).to_owned())
+            Some(target.strip_prefix("TrentService.").unwrap_or(target).into())
         } else if operation.is_some_and(|operation| is_plain(path, operation)) {
             None
         } else {
-            Some(format!("{} {path}", request.method()))
+            Some(format!("{} {path}", request.method()).into())
         };
+        let call = Call { name, is_batch: path.starts_with("/v1/batch/") };
+        let record = audit.begin(if is_beside { beside::API } else { "http" }, id, peer, call);
         let chain = path.strip_prefix("/v1/chains/").and_then(|rest| rest.split('/').next());
         Self {
             record,
             operation,
-            call,
             chain: chain.filter(|chain| !chain.is_empty()).map(str::to_owned),
-            is_batch: path.starts_with("/v1/batch/"),
             always: is_beside || operation.is_some(),
         }
     }
@@ -87,9 +84,7 @@ impl Recording {
         }
         let ended = self.record.end(Recorded {
             operation: self.operation,
-            call: self.call.as_deref(),
             chain: self.chain.as_deref(),
-            is_batch: self.is_batch,
             failure,
         });
         let ended = ended.await;

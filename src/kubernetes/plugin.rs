@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::audit::{self, Audit, Peer, Request, record};
+use crate::audit::{self, Audit, Call, Peer, Request, record};
 use crate::id::{ChainName, KekId};
 use crate::keychain::message::Plaintext;
 use crate::metrics::Operation;
@@ -192,7 +192,7 @@ impl Plugin {
         let Some(audit) = &self.audit else { return call.await };
         let unavailable =
             |error: audit::Unavailable| Error::new(Kind::AuditUnavailable, error.to_string());
-        let record = audit.begin("kubernetes", uid, peer);
+        let record = audit.begin("kubernetes", uid, peer, Call::default());
         record.identified(None, "socket");
         let done = match audit.is_closed() {
             true => Err(unavailable(audit::Unavailable)),
@@ -202,7 +202,6 @@ impl Plugin {
             operation: Some(operation),
             chain: Some(self.chain.as_str()),
             failure: done.as_ref().err().map(|error| error.kind().code()),
-            ..Request::default()
         });
         ended.await.map_err(unavailable)?;
         done
