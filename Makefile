@@ -35,8 +35,15 @@ install: $(PROTOX) ## build the program and install it where `cargo install` doe
 .PHONY: test
 test: export PROPTEST_RNG_SEED ?= 1
 test: $(PROTOX) test-env ## install what the tests need and run them all
-	$(CARGO) test --release --locked
-	$(CARGO) test --release --locked --no-default-features --lib
+	$(CARGO) test --release --locked $(QUICKLY) --lib
+	$(CARGO) test --release --locked --bins --examples --test it
+	$(CARGO) test --release --locked --doc
+	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
+
+# Full optimisation of this crate in one codegen unit takes minutes. The program that `--test it` starts is
+# built so; the tests of the library do not need it.
+OF_THIS_CRATE := profile.release.package.kms-proxy
+QUICKLY := --config $(OF_THIS_CRATE).opt-level=1 --config $(OF_THIS_CRATE).codegen-units=16
 
 .PHONY: test-env
 test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the tests need: servers from Debian, and Python and Node.js in target/test-env

@@ -67,8 +67,7 @@ pub(super) async fn serve(
         async move {
             if request.headers().len() > MAX_FIELDS {
                 drop(request);
-                let mut refused =
-                    Response::new(Outgoing::new(Body::empty(), None, under_way.activity()));
+                let mut refused = Response::new(Outgoing::new(Body::empty(), None, under_way));
                 *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 return Ok(refused);
             }
@@ -80,7 +79,7 @@ pub(super) async fn serve(
             if head > FREE && budget.is_scarce() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, NoRoom>(answer.map(|body| Outgoing::new(body, held, under_way.activity())))
+            Ok::<_, NoRoom>(answer.map(|body| Outgoing::new(body, held, under_way)))
         }
     });
     if is_http_2 {
@@ -206,6 +205,8 @@ async fn discard(mut body: Incoming) {
 struct Outgoing {
     body: Body,
     owed: Option<Arc<Owed>>,
+    /// Of a response without a length, which may take longer than a connection may be idle.
+    _under_way: Option<UnderWay>,
 }
 
 struct Owed {
@@ -221,12 +222,14 @@ impl Drop for Owed {
 }
 
 impl Outgoing {
-    fn new(body: Body, held: Option<(Held, usize)>, activity: &Arc<Activity>) -> Self {
+    fn new(body: Body, held: Option<(Held, usize)>, under_way: UnderWay) -> Self {
+        let activity = under_way.activity();
         let owed = held.map(|(held, len)| {
             let number = activity.owe(len);
             Arc::new(Owed { activity: Arc::clone(activity), number, _held: held })
         });
-        Self { body, owed }
+        let has_no_len = http_body::Body::size_hint(&body).exact().is_none();
+        Self { body, owed, _under_way: has_no_len.then_some(under_way) }
     }
 }
 
@@ -285,7 +288,8 @@ mod tests {
         drop(UnderWay::begin(Arc::clone(&activity)));
         let answer = |len: usize| {
             let held = budget.take(len).unwrap();
-            Outgoing::new(Body::from(vec![0; len]), Some((held, len)), &activity)
+            let under_way = UnderWay::begin(Arc::clone(&activity));
+            Outgoing::new(Body::from(vec![0; len]), Some((held, len)), under_way)
         };
         let (first, second) = (answer(4 << 20), answer(6 << 20));
         assert!(budget.take(1).is_none());
@@ -303,7 +307,8 @@ mod tests {
         let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(100);
         let held = budget.take(100).map(|held| (held, 100));
-        let mut answer = Outgoing::new(Body::from(vec![7; 100]), held, &activity);
+        let under_way = UnderWay::begin(Arc::clone(&activity));
+        let mut answer = Outgoing::new(Body::from(vec![7; 100]), held, under_way);
         assert_eq!(http_body::Body::size_hint(&answer).exact(), Some(100));
         let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
         drop(answer);
@@ -319,7 +324,8 @@ mod tests {
         let budget = Budget::new(1 << 20);
         let answer = || {
             let held = budget.take(100).map(|held| (held, 100));
-            Outgoing::new(Body::from(vec![7; 100]), held, &activity)
+            let under_way = UnderWay::begin(Arc::clone(&activity));
+            Outgoing::new(Body::from(vec![7; 100]), held, under_way)
         };
         let busy = async {
             let mut last = answer();

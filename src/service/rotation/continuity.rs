@@ -58,7 +58,7 @@ pub(in crate::service) async fn allowed(
         // Every KEK that is stored here was made by this process.
         return Ok(roots.all_allowed());
     }
-    let mut keks = Keks { asks_archives: true, ..Keks::new(chain, held) };
+    let mut keks = Keks::with_archived(chain, held);
     let mut allowed = Allowed::default();
     for state in roots.iter() {
         let verdict = match judge(core, state, &mut keks).await? {
@@ -182,7 +182,7 @@ pub(in crate::service) async fn may_add(
 ) -> Result<(), Error> {
     let state = core.keyring.roots.iter().find(|state| *state.named.name == *root);
     let Some(state) = state else { return Ok(()) };
-    let verdict = match judge(core, state, &mut Keks::new(chain, held)).await? {
+    let verdict = match judge(core, state, &mut Keks::with_archived(chain, held)).await? {
         Verdict::Unused => unused(core, chain, state).await?,
         verdict => verdict,
     };
@@ -237,16 +237,23 @@ struct Keks<'a> {
     chain: &'a ChainName,
     held: &'a [(KekId, Kek)],
     listed: Option<Vec<(KekId, Kek)>>,
-    /// Whether archived KEKs count if the store has none.
+    /// Whether archived KEKs count if the store has none, or none by a root.
     asks_archives: bool,
+    archived: Option<Vec<(KekId, Kek)>>,
 }
 
 impl<'a> Keks<'a> {
     fn new(chain: &'a ChainName, held: &'a [(KekId, Kek)]) -> Self {
-        Self { chain, held, listed: None, asks_archives: false }
+        Self { chain, held, listed: None, asks_archives: false, archived: None }
     }
 
-    /// The wraps by `root` among KEKs that are known, the newest first; else among all.
+    /// The same, and archived KEKs count.
+    fn with_archived(chain: &'a ChainName, held: &'a [(KekId, Kek)]) -> Self {
+        Self { asks_archives: true, ..Self::new(chain, held) }
+    }
+
+    /// The wraps by `root` among KEKs that are known, the newest first; else among all in the store;
+    /// else among archived ones: the store may have been lost, and have new KEKs only.
     async fn wrapped_by(&mut self, core: &Core, root: &str) -> Result<Vec<(KekId, Kek)>, Error> {
         let of = |keks: &[(KekId, Kek)]| -> Vec<_> {
             let wrapped = |(_, kek): &&(KekId, Kek)| kek.wraps.iter().any(|it| it.root == root);
@@ -257,6 +264,9 @@ impl<'a> Keks<'a> {
         keks.extend(of(self.listed.as_deref().unwrap_or_default()));
         if keks.is_empty() && self.listed.is_none() {
             keks = of(self.list(core).await?);
+        }
+        if keks.is_empty() && self.asks_archives {
+            keks = of(self.archived(core).await?);
         }
         keks.sort_by_key(|(_, kek)| std::cmp::Reverse(kek.promoted_at.unwrap_or(kek.created_at)));
         Ok(keks)
@@ -290,12 +300,20 @@ impl<'a> Keks<'a> {
             let is_alive = |(_, kek): &(KekId, Kek)| !kek.wraps.is_empty();
             if self.asks_archives && !keks.iter().any(is_alive) {
                 // The store may have been lost.
-                let archived = find::sample(core, Some(self.chain)).await?;
-                keks.extend(archived.into_iter().map(|(_, id, kek)| (id, kek)));
+                keks.extend_from_slice(self.archived(core).await?);
             }
             self.listed = Some(keks);
         }
         Ok(self.listed.as_deref().unwrap_or_default())
+    }
+
+    /// Reads a sample of the archived KEKs once.
+    async fn archived(&mut self, core: &Core) -> Result<&[(KekId, Kek)], Error> {
+        if self.archived.is_none() {
+            let archived = find::sample(core, Some(self.chain)).await?;
+            self.archived = Some(archived.into_iter().map(|(_, id, kek)| (id, kek)).collect());
+        }
+        Ok(self.archived.as_deref().unwrap_or_default())
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) struct Checker {
     /// KEKs whose writers received no response, and how often a root may wrap each again for that
     /// reason.
     unanswered: BTreeMap<KekId, u32>,
-    /// When a new KEK was stored after its creator had given it up.
+    /// When a new KEK was stored after its creator had given it up, or after the claim may have
+    /// expired.
     late: Vec<Duration>,
     pub(super) broken: Vec<String>,
     pub(super) counts: Counts,
@@ -230,8 +231,11 @@ impl Checker {
         };
         if before.is_none() && kek.state == State::Standby {
             self.counts.keks += 1;
-            let given_up = self.made.get(&id).is_some_and(|creation| creation.put.is_some());
-            self.late.extend(given_up.then_some(now));
+            // Its creator gave it up, or its claim expired, so another process may create one too.
+            let is_late = self.made.get(&id).is_some_and(|creation| {
+                creation.put.is_some() || now - creation.began >= CLAIM_LIFE / 2
+            });
+            self.late.extend(is_late.then_some(now));
         }
         let state = kek.state;
         observed.kek = Some(kek);

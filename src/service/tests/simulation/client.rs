@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::Rng;
 use super::hub::Hub;
+use crate::envelope::{Envelope, Version};
 use crate::id::KekId;
 use crate::service::types::Change;
 use crate::service::{DEFAULT_CHAIN, Error, KeyService, Kind};
@@ -14,6 +15,14 @@ pub(super) struct Ciphertext {
     pub(super) bytes: Vec<u8>,
     pub(super) plaintext: Vec<u8>,
     pub(super) kek: KekId,
+}
+
+impl Ciphertext {
+    /// Whether it contains its KEK.
+    pub(super) fn is_inline(&self) -> bool {
+        let envelope = Envelope::parse(&self.bytes).unwrap();
+        matches!(envelope.header.version, Version::Inline(_))
+    }
 }
 
 /// A client of one process.

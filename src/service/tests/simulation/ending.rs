@@ -117,8 +117,14 @@ impl Sim {
                 (Err(error), Some(State::Disabled | State::Destroyed)) => {
                     error.kind() == Kind::KekDisabled
                 }
+                // The store lost it, and the envelope contains it.
+                (Ok(opened), None) if self.hub.archives.is_empty() => {
+                    self.hub.checker().history > 0
+                        && ciphertext.is_inline()
+                        && opened.plaintext.as_slice() == ciphertext.plaintext
+                }
                 // It was read from an archive.
-                (Ok(opened), None) if !self.hub.archives.is_empty() => {
+                (Ok(opened), None) => {
                     let destroyed = self.hub.is_archived_as(ciphertext.kek, &[State::Destroyed]);
                     !destroyed && opened.plaintext.as_slice() == ciphertext.plaintext
                 }
