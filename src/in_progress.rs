@@ -19,7 +19,7 @@ impl<K, C> Default for InProgress<K, C> {
 }
 
 impl<K: Clone + Eq + Hash, C> InProgress<K, C> {
-    /// Joins the call for `key`, or the one that `start` makes if there is none that is not over.
+    /// Joins the call for `key`. If all such calls are over, `start` makes another one.
     pub(crate) fn join<'a>(
         &'a self,
         key: &'a K,
