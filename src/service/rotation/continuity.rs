@@ -252,8 +252,8 @@ impl<'a> Keks<'a> {
         Self { asks_archives: true, ..Self::new(chain, held) }
     }
 
-    /// The wraps by `root` among KEKs that are known, the newest first; else among all in the store;
-    /// else among archived ones: the store may have been lost, and have new KEKs only.
+    /// The wraps by `root` among KEKs that are known, the newest first; else among all in the
+    /// store; else among archived ones: the store may have been lost, and have new KEKs only.
     async fn wrapped_by(&mut self, core: &Core, root: &str) -> Result<Vec<(KekId, Kek)>, Error> {
         let of = |keks: &[(KekId, Kek)]| -> Vec<_> {
             let wrapped = |(_, kek): &&(KekId, Kek)| kek.wraps.iter().any(|it| it.root == root);
