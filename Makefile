@@ -36,7 +36,8 @@ install: $(PROTOX) ## build the program and install it where `cargo install` doe
 test: export PROPTEST_RNG_SEED ?= 1
 test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked $(QUICKLY) --lib
-	$(CARGO) test --release --locked --bins --examples --test it
+	$(BUILD_LIKE_TESTS)
+	$(CARGO) test --release --locked --bins --test it
 	$(CARGO) test --release --locked --doc
 	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
 
