@@ -48,6 +48,8 @@ pub struct Event<'a> {
     pub aad: Option<&'a [u8]>,
     /// The size of the plaintext.
     pub plaintext_bytes: Option<usize>,
+    /// The chunk of a stream in which it failed.
+    pub chunk: Option<u64>,
     /// [`OK`] or the code of the error.
     pub outcome: &'static str,
     /// What an administrative call changed.
@@ -118,6 +120,7 @@ struct Entry {
     kek_id: Option<KekId>,
     aad: Aad,
     plaintext_bytes: Option<usize>,
+    chunk: Option<u64>,
     outcome: &'static str,
     change: Option<String>,
 }
@@ -166,6 +169,21 @@ impl Record {
         self.state.lock().operation = Some(operation);
     }
 
+    /// A record of the same request, for what is reported after its response began.
+    #[must_use]
+    pub fn later(&self) -> Self {
+        let state = self.state.lock();
+        let (client, auth, operation) = (state.client.clone(), state.auth, state.operation);
+        let state = State { client, auth, operation, entries: Vec::new() };
+        Self {
+            audit: Arc::clone(&self.audit),
+            api: self.api,
+            request_id: self.request_id.clone(),
+            peer: self.peer,
+            state: Mutex::new(state),
+        }
+    }
+
     /// Adds an operation.
     pub fn add(&self, event: &Event<'_>) {
         let mut state = self.state.lock();
@@ -189,6 +207,7 @@ impl Record {
             kek_id: event.kek_id,
             aad,
             plaintext_bytes: event.plaintext_bytes,
+            chunk: event.chunk,
             outcome: event.outcome,
             change: (!event.change.is_empty()).then(|| format::object(event.change)),
         });
@@ -320,7 +339,10 @@ impl Entry {
             Aad::Plain(text) => line.whole("aad", text),
         };
         let bytes = self.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
-        line = line.number("plaintext_bytes", bytes).plain("outcome", outcome);
+        line = line
+            .number("plaintext_bytes", bytes)
+            .number("chunk", self.chunk)
+            .plain("outcome", outcome);
         if let Some(change) = &self.change {
             line = line.json("change", change);
         }

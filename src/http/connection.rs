@@ -28,6 +28,7 @@ use super::activity::{Activity, Over, UnderWay};
 use super::budget::Held;
 use super::gate::{Gate, NoRoom, size};
 use super::heads::{Counted, FREE, MAX_FIELDS, MAX_HEAD};
+use super::paced::{Paced, Streaming};
 
 /// How long an idle connection may take to close.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,8 +68,7 @@ pub(super) async fn serve(
         async move {
             if request.headers().len() > MAX_FIELDS {
                 drop(request);
-                let mut refused =
-                    Response::new(Outgoing::new(Body::empty(), None, under_way.activity()));
+                let mut refused = Response::new(Outgoing::new(Body::empty(), None, under_way));
                 *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 return Ok(refused);
             }
@@ -80,7 +80,10 @@ pub(super) async fn serve(
             if head > FREE && budget.is_scarce() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, NoRoom>(answer.map(|body| Outgoing::new(body, held, under_way.activity())))
+            if answer.extensions_mut().remove::<Streaming>().is_some() {
+                return Ok(answer.map(|body| Outgoing::Streamed(Paced::new(body, under_way))));
+            }
+            Ok::<_, NoRoom>(answer.map(|body| Outgoing::new(body, held, under_way)))
         }
     });
     if is_http_2 {
@@ -203,9 +206,15 @@ async fn discard(mut body: Incoming) {
 
 /// The body of a response. If it counts, it holds its part of the budget until the last byte is
 /// written to the socket.
-struct Outgoing {
-    body: Body,
-    owed: Option<Arc<Owed>>,
+enum Outgoing {
+    Made {
+        body: Body,
+        owed: Option<Arc<Owed>>,
+        /// Of a response that has no length, and may take long.
+        _under_way: Option<UnderWay>,
+    },
+    /// It is made while it is sent.
+    Streamed(Paced),
 }
 
 struct Owed {
@@ -221,12 +230,21 @@ impl Drop for Owed {
 }
 
 impl Outgoing {
-    fn new(body: Body, held: Option<(Held, usize)>, activity: &Arc<Activity>) -> Self {
+    fn new(body: Body, held: Option<(Held, usize)>, under_way: UnderWay) -> Self {
+        let activity = under_way.activity();
         let owed = held.map(|(held, len)| {
             let number = activity.owe(len);
             Arc::new(Owed { activity: Arc::clone(activity), number, _held: held })
         });
-        Self { body, owed }
+        let has_no_len = http_body::Body::size_hint(&body).exact().is_none();
+        Self::Made { body, owed, _under_way: has_no_len.then_some(under_way) }
+    }
+
+    fn body(&self) -> &Body {
+        match self {
+            Self::Made { body, .. } => body,
+            Self::Streamed(paced) => paced.body(),
+        }
     }
 }
 
@@ -238,8 +256,12 @@ impl http_body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        let Some(owed) = &self.owed else { return polled };
+        let (body, owed) = match &mut *self {
+            Self::Made { body, owed, .. } => (body, owed),
+            Self::Streamed(paced) => return paced.poll_frame(context),
+        };
+        let polled = Pin::new(body).poll_frame(context);
+        let Some(owed) = owed else { return polled };
         polled.map(|frame| {
             frame.map(|frame| {
                 frame.map(|frame| {
@@ -250,11 +272,11 @@ impl http_body::Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body().size_hint()
     }
 }
 
@@ -285,7 +307,11 @@ mod tests {
         drop(UnderWay::begin(Arc::clone(&activity)));
         let answer = |len: usize| {
             let held = budget.take(len).unwrap();
-            Outgoing::new(Body::from(vec![0; len]), Some((held, len)), &activity)
+            Outgoing::new(
+                Body::from(vec![0; len]),
+                Some((held, len)),
+                UnderWay::begin(Arc::clone(&activity)),
+            )
         };
         let (first, second) = (answer(4 << 20), answer(6 << 20));
         assert!(budget.take(1).is_none());
@@ -303,7 +329,8 @@ mod tests {
         let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(100);
         let held = budget.take(100).map(|held| (held, 100));
-        let mut answer = Outgoing::new(Body::from(vec![7; 100]), held, &activity);
+        let mut answer =
+            Outgoing::new(Body::from(vec![7; 100]), held, UnderWay::begin(Arc::clone(&activity)));
         assert_eq!(http_body::Body::size_hint(&answer).exact(), Some(100));
         let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
         drop(answer);
@@ -319,7 +346,7 @@ mod tests {
         let budget = Budget::new(1 << 20);
         let answer = || {
             let held = budget.take(100).map(|held| (held, 100));
-            Outgoing::new(Body::from(vec![7; 100]), held, &activity)
+            Outgoing::new(Body::from(vec![7; 100]), held, UnderWay::begin(Arc::clone(&activity)))
         };
         let busy = async {
             let mut last = answer();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -336,6 +337,30 @@ async fn a_client_that_disconnects_ends_the_backup_and_another_one_waits_for_nob
     let text = std::fs::read_to_string(&to).unwrap();
     assert_eq!(text.matches("\"chains/old/keks/").count(), KEKS);
     until("the time of the backup", async || (last_backup(&service).await > 0).then_some(())).await;
+}
+
+/// The connection of a backup that takes longer than `server.idle_timeout` is not idle.
+#[tokio::test]
+async fn a_backup_may_take_longer_than_the_time_out_of_idle_connections() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let setup = Setup::new().set("SERVER__IDLE_TIMEOUT", "1s");
+    let file = setup.file("large");
+    std::fs::write(&file, large(600)).unwrap();
+    good(restore(&file, &setup.data()));
+    let service = setup.start_ready_or_not().await;
+    // The kernel keeps little for it, and all the rest stays in the service.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut client = socket.connect(service.address()).await.unwrap();
+    let get = b"GET /v1/backup HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+    client.write_all(get).await.unwrap();
+    read_until(&mut client, "kms_proxy_backup").await;
+    // An idle connection is cut 5 s after the time-out.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.len() > 600 * 32_000, "only {} bytes came", rest.len());
+    assert!(rest.ends_with(b"\r\n0\r\n\r\n"), "it is not whole");
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use crate::auth::{Auth, Client};
 use crate::service::error::{Error, Kind};
 
 use super::super::beside::{Beside, Call};
+use super::super::paced::Streaming;
 use super::super::{Handler, audited, identity};
 use super::{Shared, id_text};
 
@@ -86,12 +87,18 @@ impl Recognised<'_> {
         };
         let client = self.client.insert(client);
         self.shared.metrics.traffic.client_called(client.name());
-        let _place = client.enter()?;
+        let place = client.enter()?;
         if let Some(record) = record::current() {
             record.identified(Some(client.shared_name()), how);
         }
         request.extensions_mut().insert(Arc::clone(client));
-        client.lookups().scope(guarded(handler.answer(request), self.shared)).await
+        let answer = client.lookups().scope(guarded(handler.answer(request), self.shared)).await;
+        if let Ok(response) = &answer
+            && let Some(streaming) = response.extensions().get::<Streaming>()
+        {
+            streaming.hold(place);
+        }
+        answer
     }
 }
 

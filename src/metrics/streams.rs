@@ -1,0 +1,78 @@
+//! The metrics of streams: how many there are now, how they ended, and the bytes that they moved.
+
+use prometheus::{IntCounterVec, IntGauge};
+
+use super::operations::Operation;
+use super::register::Register;
+
+/// How a stream ended: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// It is complete.
+    Complete,
+    /// A chunk did not open: it was changed, or the ciphertext was cut.
+    Invalid,
+    /// The client ended its body early, closed the connection, or did not read.
+    Aborted,
+    /// The client sent nothing for too long.
+    Stalled,
+    /// It is longer than a stream can be.
+    TooLong,
+}
+
+impl StreamEnd {
+    /// Every end.
+    pub const ALL: [Self; 5] =
+        [Self::Complete, Self::Invalid, Self::Aborted, Self::Stalled, Self::TooLong];
+
+    /// The label, and the outcome in the audit log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "ok",
+            Self::Invalid => "invalid_ciphertext",
+            Self::Aborted => "aborted",
+            Self::Stalled => "stalled",
+            Self::TooLong => "payload_too_large",
+        }
+    }
+}
+
+/// The metrics of streams.
+pub struct Streams {
+    /// Streams that are under way.
+    pub open: IntGauge,
+    ends: IntCounterVec,
+    bytes: IntCounterVec,
+}
+
+impl Streams {
+    pub(super) fn new(register: &Register<'_>) -> Result<Self, prometheus::Error> {
+        let streams = Self {
+            open: register.int_gauge("kms_proxy_streams_open", "Streams that are under way.")?,
+            ends: register.counter_vec(
+                "kms_proxy_streams_total",
+                "Streams that ended, of those that began with status 200.",
+                &["operation", "outcome"],
+            )?,
+            bytes: register.counter_vec(
+                "kms_proxy_stream_bytes_total",
+                "Bytes of plaintext that passed in streams.",
+                &["operation"],
+            )?,
+        };
+        for operation in [Operation::Encrypt, Operation::Decrypt] {
+            _ = streams.bytes.with_label_values(&[operation.as_str()]);
+            for end in StreamEnd::ALL {
+                _ = streams.ends.with_label_values(&[operation.as_str(), end.as_str()]);
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Counts a stream of `operation` that ended after `bytes` bytes of plaintext.
+    pub fn ended(&self, operation: Operation, end: StreamEnd, bytes: u64) {
+        self.ends.with_label_values(&[operation.as_str(), end.as_str()]).inc();
+        self.bytes.with_label_values(&[operation.as_str()]).inc_by(bytes);
+    }
+}
