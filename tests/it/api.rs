@@ -242,10 +242,10 @@ const METRICS: [(&str, &str); 43] = [
 
 #[test]
 fn every_metric_has_its_line_for_operators() {
-    let text = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let text = std::fs::read_to_string(root().join("docs/monitoring.md")).unwrap();
     for (name, _) in METRICS {
         let name = name.trim_end_matches("_bucket").trim_end_matches("_count");
-        assert!(text.contains(&format!("`{name}`")), "docs/operations.md does not have {name}");
+        assert!(text.contains(&format!("`{name}`")), "docs/monitoring.md does not have {name}");
     }
 }
 

@@ -249,15 +249,15 @@ fn each_alert_fires_on_what_it_is_for_and_on_nothing_else() {
 #[test]
 fn the_runbook_url_of_each_alert_is_the_section_that_says_what_to_do() {
     let rules = yaml_file(&alerts());
-    let document = std::fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let document = std::fs::read_to_string(root().join("docs/monitoring.md")).unwrap();
     for rule in rules["groups"][0]["rules"].as_array().unwrap() {
         let name = rule["alert"].as_str().unwrap();
         let (_, section) = document
             .split_once(&format!("\n### {name}\n\n"))
-            .unwrap_or_else(|| panic!("no section {name} in docs/operations.md"));
+            .unwrap_or_else(|| panic!("no section {name} in docs/monitoring.md"));
         assert!(section.starts_with(|c: char| c.is_alphanumeric()), "{name} says nothing");
         let anchor = name.to_ascii_lowercase();
-        let url = format!("{}/blob/main/docs/operations.md#{anchor}", env!("CARGO_PKG_REPOSITORY"));
+        let url = format!("{}/blob/main/docs/monitoring.md#{anchor}", env!("CARGO_PKG_REPOSITORY"));
         assert_eq!(rule["annotations"]["runbook_url"], url);
         assert!(rule["annotations"]["summary"].is_string(), "{rule}");
     }
