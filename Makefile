@@ -41,10 +41,9 @@ test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked --doc
 	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
 
-# Full optimisation of this crate in one codegen unit takes minutes. The program that `--test it` starts is
-# built so; the tests of the library do not need it.
-OF_THIS_CRATE := profile.release.package.kms-proxy
-QUICKLY := --config $(OF_THIS_CRATE).opt-level=1 --config $(OF_THIS_CRATE).codegen-units=16
+# Full optimisation of this crate takes minutes. The program that `--test it` starts is built so; the tests of
+# the library do not need it.
+QUICKLY := --config profile.release.package.kms-proxy.opt-level=1
 
 .PHONY: test-env
 test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the tests need: servers from Debian, and Python and Node.js in target/test-env

@@ -5,8 +5,9 @@ use base64_simd::STANDARD;
 
 use crate::driver::{CONNECTIONS, Driver, kms_proxy, median, request};
 
-/// Windows of each kind with one set of services, and sets.
-const WINDOWS: usize = 5;
+/// Windows of each kind with one set of services, and sets. Each service is as often first in a
+/// round as the others.
+const WINDOWS: usize = 8;
 const SETS: usize = 5;
 const SIZE: usize = 256;
 const ITEMS: usize = 100;
@@ -55,9 +56,13 @@ impl Extra {
 pub(crate) async fn compare() -> anyhow::Result<()> {
     println!(
         "\nAn audit log and an archive next to a service without them: requests a second over \
-         {CONNECTIONS} kept connections, and the ratio to nothing"
+         {CONNECTIONS} kept connections, and the ratio to nothing; \
+         then the CPU time of a request in the service"
     );
-    println!("{:>16}  {:>13}  {:>9}  {:>5}", "plaintext", "with", "1/s", "ratio");
+    println!(
+        "{:>16}  {:>13}  {:>9}  {:>5}  {:>7}  {:>5}",
+        "plaintext", "with", "1/s", "ratio", "CPU us", "ratio"
+    );
     let text = STANDARD.encode_to_string(vec![7; SIZE]);
     let item = format!(r#"{{"plaintext":"{text}"}}"#);
     let items = vec![item.as_str(); ITEMS].join(",");
@@ -67,7 +72,8 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
         (format!("{ITEMS} x {SIZE} B"), request("/v1/batch/encrypt", &batch)),
     ];
     for (kind, request) in kinds {
-        let mut rates = Extra::ALL.map(|_| Vec::new());
+        let (mut rates, mut costs) =
+            (Extra::ALL.map(|_| Vec::new()), Extra::ALL.map(|_| Vec::new()));
         for _ in 0..SETS {
             let (mut services, mut drivers) = (Vec::new(), Vec::new());
             for extra in Extra::ALL {
@@ -79,20 +85,30 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
             }
             // The first round warms everything up and does not count.
             for round in 0..=WINDOWS {
-                for (driver, rates) in drivers.iter_mut().zip(&mut rates) {
-                    let rate = driver.window().await?.0;
+                for turn in 0..Extra::ALL.len() {
+                    let at = (turn + round) % Extra::ALL.len();
+                    let (rate, requests, cpu) = drivers[at].window().await?;
                     if round > 0 {
-                        rates.push(rate);
+                        rates[at].push(rate);
+                        costs[at].push(cpu * 1e6 / requests);
                     }
                 }
             }
         }
-        let [nothing, ..] = &rates;
-        for (extra, with) in Extra::ALL.into_iter().zip(&rates) {
-            let ratio = median(with.iter().zip(nothing).map(|(with, base)| with / base).collect());
-            let (name, rate) = (extra.name(), median(with.clone()));
-            println!("{kind:>16}  {name:>13}  {rate:>9.0}  {ratio:>5.3}");
+        for (at, extra) in Extra::ALL.into_iter().enumerate() {
+            let (rate, faster) = beside(&rates[at], &rates[0]);
+            let (cost, dearer) = beside(&costs[at], &costs[0]);
+            println!(
+                "{kind:>16}  {:>13}  {rate:>9.0}  {faster:>5.3}  {cost:>7.1}  {dearer:>5.3}",
+                extra.name()
+            );
         }
     }
     Ok(())
+}
+
+/// The median of `these`, and of their ratios to `those` of the same rounds.
+fn beside(these: &[f64], those: &[f64]) -> (f64, f64) {
+    let ratios = these.iter().zip(those).map(|(this, that)| this / that).collect();
+    (median(these.to_vec()), median(ratios))
 }

@@ -325,17 +325,18 @@ async fn without_kms_everything_but_uncached_old_ciphertexts_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_thousand_calls_of_boto3_cause_no_call_of_kms() {
-    const COUNT: usize = 10_000;
-    let world = World::start().await;
-    let service = world.serve("", "", Wire::Http).await;
-    let mut program = world.after(Language::Python, &service);
-    let load = json!({"load": COUNT, "threads": 4, "key": "alias/orders"});
-    assert_eq!(world.calls(), (WRAPS, 0));
-    let done = program.good(&load);
-    assert_eq!((&done["made"], &done["wrong"]), (&json!(COUNT), &json!(0)), "{done}");
-    assert_eq!(world.calls(), (0, 0));
-    assert_eq!(metric(&service, FORWARDED).await, 0);
+async fn thousands_of_calls_of_boto3_cause_no_call_of_kms() {
+    for (wire, count) in [(Wire::Http, 10_000), (Wire::Tls, 1_000)] {
+        let world = World::start().await;
+        let service = world.serve("", "", wire).await;
+        let mut program = world.after(Language::Python, &service);
+        let load = json!({"load": count, "threads": 4, "key": "alias/orders"});
+        assert_eq!(world.calls(), (WRAPS, 0));
+        let done = program.good(&load);
+        assert_eq!((&done["made"], &done["wrong"]), (&json!(count), &json!(0)), "{done}");
+        assert_eq!(world.calls(), (0, 0), "{wire:?}");
+        assert_eq!(metric(&service, FORWARDED).await, 0);
+    }
 }
 
 /// A service with two clients that sign: `app` may do everything with `orders`, and
