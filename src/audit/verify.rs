@@ -3,7 +3,7 @@
 //!
 //! This file owns the report and the reading of files. It knows no secret and no configuration.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, Read};
 
 use super::keys::PublicKey;
@@ -186,6 +186,8 @@ struct Logs {
     keys: Vec<PublicKey>,
     from: Vec<Signed>,
     logs: HashMap<String, Log>,
+    /// The nodes whose files were read.
+    nodes: HashSet<String>,
     order: Vec<String>,
     report: Report,
 }

@@ -43,8 +43,11 @@ Without --key it only proves that the files are consistent with the key that the
 who can replace whole files can sign them with another key. Without --from it can't know that \
 the end was cut off.
 
-CHECKPOINT is a file: a checkpoint as the service's log contains it, as a line of the audit log, \
-or as a signed note.
+CHECKPOINT is a file with one checkpoint: a line of the service's log with one, a line of the \
+audit log, or a signed note. The service's log has one at least once a minute while lines are written.
+
+Verify the files of each service separately if several run on one machine: by the name of the \
+machine, it finds out which files belong together.
 
 Exit codes: 0 if nothing is wrong, 1 if something is.
 
@@ -222,7 +225,13 @@ fn text(report: &Report, has_key: bool) -> String {
         ));
     }
     let (lines, logs) = (count(report.lines, "line"), count(report.logs.len(), "log"));
+    let unproved = report.logs.iter().map(|log| log.unproved).sum::<u64>();
     text.push_str(&match (report.problems.len(), has_key) {
+        (0, _) if report.lines == 0 => "no lines: nothing is proved\n".to_owned(),
+        (0, true) if unproved > 0 => format!(
+            "{lines}, {logs}: nothing was changed before the last {}, which no checkpoint proves\n",
+            count(unproved, "line")
+        ),
         (0, true) => format!("{lines}, {logs}: nothing was changed\n"),
         (0, false) => {
             let mut keys: Vec<_> = report.logs.iter().map(|log| log.key.to_string()).collect();

@@ -1,10 +1,10 @@
-//! The inline record of a version 2 header: parsing and writing.
+//! The inline record of a header of version 2 or 4: parsing and writing.
 
 use std::borrow::Cow;
 
 use super::{Malformed, Reader};
 
-/// The inline record of a version 2 header: the wraps of the KEK, one for each root.
+/// The inline record of a header of version 2 or 4: the wraps of the KEK, one for each root.
 ///
 /// A format byte (1), then for each wrap: the length of the root's name (u8), the name, the length
 /// of the wrapped KEK (u16), the wrapped KEK.

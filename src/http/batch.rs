@@ -53,7 +53,7 @@ macro_rules! describe {
             #[serde(borrow)]
             #[schema(min_items = 1, max_items = 10_000)]
             items: Vec<$item>,
-            /// The key chain of all items; `default` when it is left out.
+            /// The key chain of all items; by default, `default`.
             #[schema(
                 pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
                 example = "default",
@@ -62,22 +62,22 @@ macro_rules! describe {
             chain: Option<&'a str>,
         }
 
-        /// What became of the items.
+        /// The results of the items.
         #[derive(ToSchema)]
         #[expect(dead_code, reason = "it describes what `run` writes; a test compares the two")]
         pub(super) struct $response {
-            /// One result an item, in the items' order.
+            /// One result for each item, in the same order.
             results: Vec<$result>,
         }
 
-        /// What became of an item.
+        /// The result of an item.
         #[derive(Serialize, ToSchema)]
         #[serde(untagged)]
         #[expect(dead_code, reason = "it describes what `run` writes; a test compares the two")]
         pub(super) enum $result {
-            /// It succeeded.
+            /// The item succeeded.
             Done($answer),
-            /// It failed.
+            /// The item failed.
             Failed(ItemFailure),
         }
     };
@@ -100,7 +100,7 @@ pub(super) struct ItemError {
     /// The stable code of the error.
     #[schema(schema_with = super::problem::error_code)]
     code: &'static str,
-    /// A sentence for the caller.
+    /// An explanation for the caller.
     #[schema(example = "plaintext is not base64")]
     detail: String,
 }
@@ -108,7 +108,7 @@ pub(super) struct ItemError {
 /// Encrypts many plaintexts.
 #[utoipa::path(post, path = "/v1/batch/encrypt", operation_id = "batch_encrypt", tag = "data",
     request_body = EncryptBatch,
-    responses((status = 200, description = "What became of each item.", body = EncryptResults),
+    responses((status = 200, description = "The result of each item.", body = EncryptResults),
         ProblemBody))]
 pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
@@ -122,7 +122,7 @@ pub(super) async fn encrypt(
 /// Decrypts many envelopes.
 #[utoipa::path(post, path = "/v1/batch/decrypt", operation_id = "batch_decrypt", tag = "data",
     request_body = DecryptBatch,
-    responses((status = 200, description = "What became of each item.", body = DecryptResults),
+    responses((status = 200, description = "The result of each item.", body = DecryptResults),
         ProblemBody))]
 pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
@@ -133,10 +133,10 @@ pub(super) async fn decrypt(
     run::<DecryptRequest<'_>>(&app, &caller, &body).await
 }
 
-/// Moves many envelopes, or headers alone, to the primary KEK.
+/// Rewraps the DEKs of many envelopes, or of headers alone, under the primary KEK.
 #[utoipa::path(post, path = "/v1/batch/rewrap", operation_id = "batch_rewrap", tag = "data",
     request_body = RewrapBatch,
-    responses((status = 200, description = "What became of each item.", body = RewrapResults),
+    responses((status = 200, description = "The result of each item.", body = RewrapResults),
         ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,

@@ -126,7 +126,7 @@ pub(super) fn problem(kinds: &[Kind]) -> Response {
         let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
         let header = HeaderBuilder::new()
             .schema(Some(seconds))
-            .description(Some("After how many seconds it is worth another try."));
+            .description(Some("Seconds after which the caller should try again."));
         response.header("retry-after", header.build()).build()
     } else {
         response.build()

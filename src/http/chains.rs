@@ -32,10 +32,10 @@ const MAX_LIMIT: usize = 1000;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct PageQuery {
-    /// The `next` of the part before.
+    /// The `next` of the previous part.
     #[param(required = false)]
     after: Option<String>,
-    /// Items at most.
+    /// The most items to return.
     #[param(required = false, minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
@@ -61,19 +61,19 @@ pub(super) struct ChainBody {
     /// The suite of its new KEKs.
     #[schema(example = "aes-128-gcm")]
     suite: &'static str,
-    /// The KEK that encrypts; null until the first one is made.
+    /// The KEK that encrypts; null before the first one is made.
     #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     primary: Option<String>,
-    /// The KEK that will encrypt next, made ahead of need.
+    /// The KEK that will encrypt next.
     #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
     standby: Option<String>,
-    /// How many KEKs it has, destroyed ones included.
+    /// The number of its KEKs, including destroyed ones.
     #[schema(example = 12)]
     keks: u64,
     /// Uses of a KEK that start a rotation.
     #[schema(example = 2_097_152)]
     rotate_after_uses: u64,
-    /// Uses that a KEK never passes.
+    /// The most uses of a KEK.
     #[schema(example = 4_194_304)]
     max_uses: u64,
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
@@ -126,12 +126,13 @@ pub(super) struct ChainWithKeksBody {
     next: Option<String>,
 }
 
-/// What to set on a chain; what is left out stays, or takes the default on a new chain.
+/// The settings of a chain. One that is left out does not change; on a new chain it has its
+/// default.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = ChainSettings)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChainSettingsBody<'a> {
-    /// The suite of its KEKs; it can't be changed later.
+    /// The suite of its KEKs, which can't be changed later.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^aes-(128|256)-gcm$", example = "aes-128-gcm",
         required = false)]
@@ -139,7 +140,7 @@ pub(super) struct ChainSettingsBody<'a> {
     /// Uses of a KEK that start a rotation.
     #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 2_097_152, required = false)]
     rotate_after_uses: Option<u64>,
-    /// Uses that a KEK never passes.
+    /// The most uses of a KEK.
     #[schema(minimum = 1, maximum = 4_294_967_296_u64, example = 4_194_304, required = false)]
     max_uses: Option<u64>,
     /// Age of a KEK since its promotion, in seconds, that starts a rotation.
@@ -170,14 +171,14 @@ pub(super) async fn list(
     })?)
 }
 
-/// Tells of one key chain and its KEKs.
+/// Returns one key chain and its KEKs.
 #[utoipa::path(get, path = "/v1/chains/{name}", operation_id = "read_chain", tag = "keys",
     params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         description = "The chain's name."),
         ("after" = Option<String>, Query, pattern = "^[0-9a-f]{32}$",
-            description = "The `next` of the part before."),
+            description = "The `next` of the previous part."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000,
-            description = "KEKs at most; 100 when it is left out.")),
+            description = "The most KEKs to return; 100 by default.")),
     responses((status = 200, description = "The chain.", body = ChainWithKeksBody), ProblemBody))]
 pub(super) async fn read(
     State(app): State<Arc<App>>,
@@ -199,14 +200,15 @@ pub(super) async fn read(
     })?)
 }
 
-/// Makes a key chain, or changes the settings of one.
+/// Creates a key chain, or changes the settings of one.
 #[utoipa::path(put, path = "/v1/chains/{name}", operation_id = "put_chain", tag = "keys",
     params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         description = "The chain's name.")),
     request_body = ChainSettingsBody,
     responses(
-        (status = 200, description = "It was there; its settings are as asked.", body = ChainBody),
-        (status = 201, description = "It was made.", body = ChainBody),
+        (status = 200, description = "The chain existed. It has the settings of the request.",
+            body = ChainBody),
+        (status = 201, description = "The chain was created.", body = ChainBody),
         ProblemBody,
     ))]
 pub(super) async fn put(
@@ -238,7 +240,7 @@ pub(super) async fn put(
 #[utoipa::path(delete, path = "/v1/chains/{name}", operation_id = "delete_chain", tag = "keys",
     params(("name" = String, Path, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         description = "The chain's name.")),
-    responses((status = 204, description = "It is deleted."), ProblemBody))]
+    responses((status = 204, description = "The chain was deleted."), ProblemBody))]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -22,7 +22,7 @@ use super::problem::{Problem, ProblemBody};
 /// The size of a data key in bytes when none is asked for.
 const DEFAULT_BYTES: usize = 32;
 
-/// What kind of key to make.
+/// The key to make.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DatakeyRequest<'a> {
@@ -33,7 +33,7 @@ pub(super) struct DatakeyRequest<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
     aad: Option<Encoded<'a>>,
-    /// The key chain; `default` when it is left out.
+    /// The key chain; by default, `default`.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
@@ -44,10 +44,10 @@ pub(super) struct DatakeyRequest<'a> {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes what the handler writes; a test compares the two")]
 pub(super) struct DatakeyResponse {
-    /// The key, in base64. Use it, then forget it.
+    /// The key, in base64. Do not store it.
     #[schema(format = Byte, example = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=")]
     plaintext: String,
-    /// Its envelope, in its text form. Keep it; decrypt gives the key back.
+    /// The key's envelope, in its text form. Keep it: `decrypt` returns the key.
     #[schema(example = "kp:AQF4...")]
     ciphertext: String,
     /// The key chain.

@@ -21,7 +21,7 @@ use super::data_call::{self, DataCall, Made, RawMade, Received};
 use super::media::{Media, Octets};
 use super::problem::{Problem, ProblemBody};
 
-/// What to decrypt; also an item of a batch, where the chain is given once for all.
+/// An envelope to decrypt; also an item of a batch, which names the chain once for all items.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DecryptRequest<'a> {
@@ -33,7 +33,7 @@ pub(super) struct DecryptRequest<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<String>, format = Byte, example = "cm93IDc=", required = false)]
     aad: Option<Encoded<'a>>,
-    /// The key chain; `default` when it is left out.
+    /// The key chain; by default, `default`.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]

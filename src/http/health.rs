@@ -19,18 +19,18 @@ use super::audited;
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
-/// How well the service stands.
+/// The readiness of the service.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Readiness)]
 pub(super) struct ReadinessBody {
-    /// `ok`, `degraded` (it works, and an operator should look) or `unavailable`.
+    /// `ok`, `degraded` (it works, and an operator should examine it) or `unavailable`.
     #[schema(example = "degraded")]
     status: &'static str,
-    /// The things that were looked at.
+    /// The checks.
     checks: Vec<CheckBody>,
 }
 
-/// One thing that was looked at.
+/// A check of readiness.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Check)]
 pub(super) struct CheckBody {
@@ -41,7 +41,7 @@ pub(super) struct CheckBody {
     /// `ok`, `degraded` or `unavailable`.
     #[schema(example = "degraded")]
     status: &'static str,
-    /// What an operator should know.
+    /// A text for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "the root is away: throttled, since 2026-11-23T20:41:07Z")]
     detail: Option<String>,
@@ -56,22 +56,22 @@ pub(super) struct HealthBody {
     status: &'static str,
 }
 
-/// Whether the process answers at all.
+/// Whether the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "operations", security(()),
     responses((status = 200, description = "It answers.", body = HealthBody), ProblemBody))]
 pub(super) async fn healthz() -> Result<Response, Problem> {
     Ok(answer::json(&HealthBody { status: status(Health::Ok) })?)
 }
 
-/// Whether the service should get requests, and what is not well.
+/// Whether the service should receive requests, and what is degraded.
 ///
-/// 503 only while it is shutting down, or can neither encrypt nor decrypt; an outage that it
-/// coasts through is 200 with `degraded`. Where clients alone are served, the checks are shown to
-/// those who may read all chains.
+/// The status is 503 only while the service shuts down, or can neither encrypt nor decrypt. While
+/// it continues during an outage, the status is 200 and the body says `degraded`. If clients must
+/// authenticate, only those who may read all chains see the checks.
 #[utoipa::path(get, path = "/readyz", tag = "operations", security(()),
     responses(
-        (status = 200, description = "It should get requests.", body = ReadinessBody),
-        (status = 503, description = "It should get none.", body = ReadinessBody),
+        (status = 200, description = "The service should receive requests.", body = ReadinessBody),
+        (status = 503, description = "The service should receive none.", body = ReadinessBody),
     ))]
 pub(super) async fn readyz(
     State(app): State<Arc<App>>,
@@ -103,10 +103,10 @@ pub(super) fn respond(readiness: Readiness) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// The metrics, for Prometheus.
+/// The metrics in the Prometheus text format.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
     responses(
-        (status = 200, description = "Prometheus' text format.", body = String,
+        (status = 200, description = "The Prometheus text format.", body = String,
             content_type = "text/plain"),
         ProblemBody,
     ))]

@@ -213,7 +213,7 @@ impl GuardedService {
         }
     }
 
-    /// How well the service stands. Who may not read all chains, or is nobody, does not see what
+    /// The readiness of the service. A caller who may not read all chains does not see what
     /// was looked at: it names chains.
     pub(super) fn readiness(
         &self,

@@ -40,7 +40,7 @@ pub(super) struct KekBody {
     /// When it became primary; null before.
     #[schema(format = DateTime, example = "2026-11-23T20:40:00Z")]
     promoted_at: Option<String>,
-    /// When it was last disabled; null if it never was.
+    /// When it was last disabled; null if never.
     #[schema(format = DateTime)]
     disabled_at: Option<String>,
     /// Its uses that are reserved in the store.
@@ -76,30 +76,30 @@ impl From<KekInfo> for KekBody {
     }
 }
 
-/// Nothing to say.
+/// No options.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
-/// How to disable.
+/// The options of a disable.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = DisableRequest)]
 pub(super) struct Disabling {
-    /// Disables it in a chain that a Kubernetes cluster encrypts with, too.
+    /// Disables the KEK also in a chain that serves Kubernetes.
     #[serde(default)]
     #[schema(example = false)]
     force: bool,
 }
 
-/// A word of confirmation.
+/// A confirmation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Confirmation {
-    /// The id of the KEK once more.
+    /// The KEK's id again.
     #[schema(pattern = "^[0-9a-f]{32}$", example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     confirm: String,
-    /// Destroys it in a chain that a Kubernetes cluster encrypts with, too.
+    /// Destroys the KEK also in a chain that serves Kubernetes.
     #[serde(default)]
     #[schema(example = false)]
     force: bool,
@@ -117,9 +117,9 @@ pub(super) struct KekPath {
     id: String,
 }
 
-/// Disables a retired KEK: nothing decrypts under it until it is enabled again.
+/// Disables a retired KEK: it decrypts nothing until it is enabled again.
 ///
-/// In a chain that a Kubernetes cluster encrypts with it takes `force`.
+/// In a chain that serves Kubernetes, `force` is required.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/disable", operation_id = "disable_kek",
     tag = "keys",
     params(KekPath),
@@ -155,9 +155,8 @@ pub(super) async fn enable(
 
 /// Destroys a KEK permanently, with everything that was encrypted under it.
 ///
-/// It must have been disabled for `destroy_delay`. In a chain that a Kubernetes cluster encrypts
-/// with it takes `force`. Old copies of the store still contain its wraps: delete
-/// these too.
+/// It must have been disabled for `destroy_delay`. In a chain that serves Kubernetes, `force` is
+/// required. Old copies of the store still contain its wraps: delete them too.
 #[utoipa::path(post, path = "/v1/chains/{name}/keks/{id}/destroy", operation_id = "destroy_kek",
     tag = "keys",
     params(KekPath),
@@ -178,18 +177,18 @@ pub(super) async fn destroy(
     kek.change(if said.force { Change::ForceDestroy } else { Change::Destroy }).await
 }
 
-/// KEKs of a chain that were asked for and can't be used.
+/// KEKs of a chain that were requested and can't be used.
 #[derive(Serialize, ToSchema)]
 #[schema(as = MissingKeks)]
 pub(super) struct MissingBody {
     /// The key chain.
     #[schema(example = "orders")]
     chain: String,
-    /// The KEKs, the longest missed first: at most 1,000.
+    /// At most 1,000 KEKs, the one that was first missed first.
     items: Vec<MissingKekBody>,
 }
 
-/// A KEK that was asked for and can't be used.
+/// A KEK that was requested and can't be used.
 #[derive(Serialize, ToSchema)]
 #[schema(as = MissingKek)]
 pub(super) struct MissingKekBody {
@@ -202,12 +201,12 @@ pub(super) struct MissingKekBody {
     /// When this process first missed it (RFC 3339).
     #[schema(format = DateTime, example = "2026-11-24T08:00:00Z")]
     first_seen: String,
-    /// When it last did (RFC 3339).
+    /// When this process last missed it (RFC 3339).
     #[schema(format = DateTime, example = "2026-11-24T08:10:00Z")]
     last_seen: String,
 }
 
-/// Lists the KEKs of a chain that callers asked this process for and that can't be used.
+/// Lists the KEKs of a chain that callers requested from this process and that it could not use.
 ///
 /// Ids come from ciphertexts, and a ciphertext can be forged. The list is in memory: each process
 /// has its own, and it starts empty.

@@ -35,7 +35,7 @@ impl IntoResponse for Problem {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct ProblemBody<'a> {
-    /// Always `about:blank`: the code tells the kind.
+    /// Always `about:blank`: `code` has the kind of the error.
     #[serde(rename = "type")]
     #[schema(example = "about:blank")]
     kind: &'static str,
@@ -48,7 +48,7 @@ pub(super) struct ProblemBody<'a> {
     /// The stable code of the error.
     #[schema(schema_with = error_code)]
     code: &'static str,
-    /// A sentence for the caller.
+    /// An explanation for the caller.
     #[schema(example = "the ciphertext is malformed or was not made with this chain and AAD")]
     detail: &'a str,
     /// The request's id, as in the header `x-request-id` and in the log.

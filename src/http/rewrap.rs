@@ -19,7 +19,7 @@ use super::data_call::{self, DataCall, Made};
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
-/// What to rewrap; also an item of a batch, where the chain is given once for all.
+/// An envelope to rewrap; also an item of a batch, which names the chain once for all items.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RewrapRequest<'a> {
@@ -27,7 +27,7 @@ pub(super) struct RewrapRequest<'a> {
     #[serde(borrow)]
     #[schema(value_type = String, example = "kp:AQF4...")]
     ciphertext: Encoded<'a>,
-    /// The key chain; `default` when it is left out.
+    /// The key chain; by default, `default`.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
@@ -43,7 +43,7 @@ pub(super) struct RewrapRequest<'a> {
 /// The envelope under the primary KEK.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RewrapResponse {
-    /// As much as was given: an envelope, or a header alone.
+    /// An envelope or a header alone, as in the request.
     #[schema(example = "kp:AQF4...")]
     ciphertext: String,
     /// The key chain.
@@ -52,12 +52,12 @@ pub(super) struct RewrapResponse {
     /// The KEK that wraps the DEK now.
     #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     kek_id: String,
-    /// The KEK that wrapped it before; the same one when nothing had to be done.
+    /// The KEK that wrapped it before; the same one if nothing had to be changed.
     #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
     previous_kek_id: String,
 }
 
-/// Moves an envelope's DEK to the primary KEK.
+/// Rewraps an envelope's DEK under the primary KEK.
 ///
 /// The header alone is enough: the payload does not change, so a new header can be put before the
 /// old payload. A payload that is passed along is not verified. An envelope that is under the

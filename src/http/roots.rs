@@ -24,30 +24,30 @@ use super::problem::{Problem, ProblemBody};
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
-/// Which KEKs.
+/// The KEKs to process.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RootRequest)]
 pub(super) struct RequestBody {
-    /// The `next` of the part before.
+    /// The `next` of the previous part.
     #[schema(pattern = "^[0-9a-f]{32}$", example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     after: Option<String>,
-    /// KEKs at most.
+    /// The most KEKs to process.
     #[schema(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
 
-/// What was done.
+/// The result.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RootProgress)]
 pub(super) struct ProgressBody {
-    /// KEKs that were looked at.
+    /// The number of KEKs that were examined.
     #[schema(example = 100)]
     looked_at: u64,
-    /// Those of them that were changed.
+    /// The KEKs that were changed.
     #[schema(example = 12)]
     changed: u64,
-    /// Those that could not be changed.
+    /// The KEKs that could not be changed.
     failed: Vec<FailedBody>,
     /// What to give as `after` for the next part; null at the end.
     #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
@@ -101,15 +101,15 @@ pub(super) struct RootPath {
     root: String,
 }
 
-/// Has KEKs of the chain wrapped by the root: those that it has not wrapped yet, or would wrap
-/// otherwise today.
+/// Wraps KEKs of the chain with the root: those that it has not wrapped, or would wrap differently
+/// now.
 ///
 /// Each call processes a part of the KEKs; repeat it with `next` until that is null.
 #[utoipa::path(post, path = "/v1/chains/{name}/roots/{root}/rewrap", operation_id = "rewrap_root",
     tag = "keys",
     params(RootPath),
     request_body = RequestBody,
-    responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
+    responses((status = 200, description = "The result.", body = ProgressBody), ProblemBody))]
 pub(super) async fn rewrap(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -129,7 +129,7 @@ pub(super) async fn rewrap(
     tag = "keys",
     params(RootPath),
     request_body = RequestBody,
-    responses((status = 200, description = "What was done.", body = ProgressBody), ProblemBody))]
+    responses((status = 200, description = "The result.", body = ProgressBody), ProblemBody))]
 pub(super) async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -16,11 +16,11 @@ use super::body;
 use super::identity::Caller;
 use super::problem::{Problem, ProblemBody};
 
-/// Which chain to rotate.
+/// The chain to rotate.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RotateRequest<'a> {
-    /// The key chain; `default` when it is left out.
+    /// The key chain; by default, `default`.
     #[serde(borrow)]
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
@@ -47,7 +47,7 @@ pub(super) struct RotateResponse {
     /// The KEK that encrypts now.
     #[schema(example = "7841c0b3f2a94d1e8c55e02f6b9d1a37")]
     primary: String,
-    /// The KEK that encrypted before; null for a chain's first.
+    /// The KEK that encrypted before; null for the first KEK of a chain.
     #[schema(example = "0a3f5b7c9d1e2f40516273849506a7b8")]
     previous: Option<String>,
     /// The new Kubernetes key id; null if none was asked for.

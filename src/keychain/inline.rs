@@ -1,5 +1,5 @@
-//! The start of the headers that embed a KEK (version 2): the same bytes in every such envelope
-//! under it, so they are made once.
+//! The start of the headers that embed a KEK (versions 2 and 4): the same bytes in every such
+//! envelope under it, so they are made once.
 //!
 //! The inline record is bytes here; what a root wrapped in it is not examined.
 
@@ -16,8 +16,8 @@ pub enum KekPlacement {
     Inline,
 }
 
-/// The start of every version 2 header under one KEK, with the record in it, and the AAD of every
-/// wrap.
+/// The start of every header of version 2 or 4 under one KEK, with the record in it, and the AAD of
+/// every wrap.
 pub struct InlineKek {
     /// Version, suite, id, the record's length and the record.
     start: Vec<u8>,

@@ -38,7 +38,7 @@ impl Chains {
             )?,
             max_uses: register.int_gauge_vec(
                 "kms_proxy_kek_max_uses",
-                "Uses that a KEK never passes.",
+                "The most uses of a KEK.",
                 &["chain"],
             )?,
             age: register.gauge_vec(

@@ -73,7 +73,7 @@ pub struct ChainInfo {
     pub primary: Option<KekId>,
     /// The KEK that will encrypt next.
     pub standby: Option<KekId>,
-    /// How many KEKs it has, destroyed ones included.
+    /// The number of its KEKs, including destroyed ones.
     pub keks: u64,
     /// When KEKs are replaced.
     pub limits: Limits,
@@ -226,7 +226,7 @@ pub struct Check {
     pub name: String,
     /// Its result.
     pub health: Health,
-    /// What an operator should know.
+    /// A text for the operator.
     pub detail: Option<String>,
 }
 

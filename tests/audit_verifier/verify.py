@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 NAME = "kms-proxy/audit"
+MOST_UNPROVED = 4096
 PREFIX = re.compile(rb'\{"v":1,"seq":(0|[1-9][0-9]{0,19}),')
 TIME = re.compile(rb'"time":"[^"]{24}",')
 
@@ -103,6 +104,8 @@ class Log:
         leaf = sha256(b"\x00", line)
         self.tree.append(leaf)
         self.listed.append(leaf[:4])
+        if self.unproved() > MOST_UNPROVED:
+            raise Wrong("a checkpoint is missing before this line")
 
     def seal(self, checkpoint):
         self.sealed, self.listed = checkpoint.size, []
@@ -114,7 +117,7 @@ class Log:
 class Verifier:
     def __init__(self, keys, kept):
         self.keys, self.kept = keys, kept
-        self.logs, self.met, self.lines = {}, set(), 0
+        self.logs, self.nodes, self.met, self.lines = {}, set(), set(), 0
 
     def compare(self, origin, log):
         for at, kept in enumerate(self.kept):
@@ -199,6 +202,10 @@ class Verifier:
         elif origin is not None:
             self.logs[origin].closed = True
         log = self.logs.get(checkpoint.origin)
+        node = checkpoint.origin.rsplit("/", 1)[0]
+        if log is None and checkpoint.size > 0 and node in self.nodes:
+            raise Wrong("the file before it is missing")
+        self.nodes.add(node)
         if log is None:
             log = self.logs[checkpoint.origin] = Log(key, tree)
         elif (key.text, tree.size, tree.hashes) != (log.key.text, log.tree.size, log.tree.hashes):

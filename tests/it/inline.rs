@@ -163,7 +163,9 @@ async fn a_million_encrypts_over_three_processes_cost_what_they_should() {
         }
     }
     let calls = front.targets();
-    assert_eq!((count(&calls, ENCRYPT), calls.len()), (wraps, wraps), "the log of the server");
+    assert_eq!(count(&calls, ENCRYPT), calls.len(), "the log of the server");
+    // A process that is killed may be making its next KEK.
+    assert!((wraps..=wraps + 6).contains(&calls.len()), "{} calls, {wraps} wraps", calls.len());
     front.take();
     let reader = setups[0].start().await;
     let envelopes: Vec<_> = keks.into_values().map(|(_, sealed)| sealed).collect();

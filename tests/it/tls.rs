@@ -9,7 +9,13 @@ use std::time::Duration;
 
 use reqwest::Method;
 use rustix::process::Signal;
+use rustls::crypto::{SupportedKxGroup, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, NamedGroup, RootCertStore};
 use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::support::pki::{Pki, client, now};
 use crate::support::{Service, Setup, run, until};
@@ -140,6 +146,47 @@ async fn tls_1_2_and_1_3_are_spoken_and_nothing_below() {
     let (well, said) =
         program("curl", &["-sS", "--noproxy", "*", &service.url().replace("https", "http")], "");
     assert!(!well, "plain HTTP is not answered: {said}");
+}
+
+/// The key exchange of a handshake by a rustls client that offers these groups.
+async fn key_exchange(
+    https: &Https,
+    service: &Service,
+    groups: &[&'static dyn SupportedKxGroup],
+) -> NamedGroup {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(https.pki.ca()).unwrap()).unwrap();
+    let mut provider = aws_lc_rs::default_provider();
+    if !groups.is_empty() {
+        provider.kx_groups = groups.to_vec();
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(service.address()).await.unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    stream.get_ref().1.negotiated_key_exchange_group().unwrap().name()
+}
+
+#[tokio::test]
+async fn the_key_exchange_is_post_quantum_with_every_client_that_prefers_it() {
+    use aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
+    let https = Https::new();
+    let service = https.start().await;
+    // Without groups: as the command line, and the clients of etcd and of roots, offer them.
+    for (groups, expected) in [
+        (&[][..], NamedGroup::X25519MLKEM768),
+        (&[X25519MLKEM768, X25519], NamedGroup::X25519MLKEM768),
+        (&[X25519MLKEM768], NamedGroup::X25519MLKEM768),
+        (&[X25519], NamedGroup::X25519),
+        (&[X25519, SECP256R1], NamedGroup::X25519),
+        (&[SECP256R1], NamedGroup::secp256r1),
+    ] {
+        assert_eq!(key_exchange(&https, &service, groups).await, expected, "{groups:?}");
+    }
 }
 
 #[tokio::test]

@@ -232,19 +232,25 @@ def opening() -> Vectors:
     return v
 
 
+def changed_fields(v: Vectors, kind: str, m: Message):
+    """Each field with a bit flipped, and cut off before it."""
+    good, fields, names = m.envelope(), m.fields(), m.names()
+    for name, field in zip(names, fields, strict=True):
+        v.fails(f"{kind}: first bit of {name} flipped", m, m.with_field(name, flip(7)))
+        v.fails(f"{kind}: last bit of {name} flipped", m, m.with_field(name, flip(8 * len(field) - 8)))
+    cut = 0
+    for name, field in zip(names, fields, strict=True):
+        v.fails(f"{kind}: {'empty input' if cut == 0 else f'ends before {name}'}", m, good[:cut])
+        cut += len(field)
+    v.fails(f"{kind}: ends a byte early", m, good[:-1])
+
+
 def tampered() -> Vectors:
     """Good envelopes that were changed, or that are read with what they were not made with."""
     v = Vectors()
     for kind, m in kinds():
-        good, fields, names = m.envelope(), m.fields(), m.names()
-        for name, field in zip(names, fields, strict=True):
-            v.fails(f"{kind}: first bit of {name} flipped", m, m.with_field(name, flip(7)))
-            v.fails(f"{kind}: last bit of {name} flipped", m, m.with_field(name, flip(8 * len(field) - 8)))
-        cut = 0
-        for name, field in zip(names, fields, strict=True):
-            v.fails(f"{kind}: {'empty input' if cut == 0 else f'ends before {name}'}", m, good[:cut])
-            cut += len(field)
-        v.fails(f"{kind}: ends a byte early", m, good[:-1])
+        good = m.envelope()
+        changed_fields(v, kind, m)
         v.fails(f"{kind}: trailing byte", m, good + b"\0")
         v.fails(f"{kind}: payload of 15 bytes", m, m.header() + good[-15:])
         v.fails(f"{kind}: AAD one byte longer", m, aad=b"row 7\0")
@@ -370,15 +376,8 @@ def opening_streams() -> Vectors:
 def tampered_streams() -> Vectors:
     v = Vectors()
     for kind, m in kinds((3, 4)):
-        good, fields, names = m.envelope(), m.fields(), m.names()
-        for name, field in zip(names, fields, strict=True):
-            v.fails(f"{kind}: first bit of {name} flipped", m, m.with_field(name, flip(7)))
-            v.fails(f"{kind}: last bit of {name} flipped", m, m.with_field(name, flip(8 * len(field) - 8)))
-        cut = 0
-        for name, field in zip(names, fields, strict=True):
-            v.fails(f"{kind}: {'empty input' if cut == 0 else f'ends before {name}'}", m, good[:cut])
-            cut += len(field)
-        v.fails(f"{kind}: ends a byte early", m, good[:-1])
+        good, fields = m.envelope(), m.fields()
+        changed_fields(v, kind, m)
         v.fails(f"{kind}: ends after the chunk's first byte", m, good[: -len(fields[-1]) + 1])
         v.fails(f"{kind}: trailing byte", m, good + b"\0")
         v.fails(f"{kind}: AAD one byte longer", m, aad=b"row 7\0")

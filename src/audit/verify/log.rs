@@ -50,13 +50,20 @@ impl Log {
         self.tree.size().saturating_sub(self.last.checkpoint.size + 1)
     }
 
-    pub(super) fn append(&mut self, line: &[u8]) {
+    /// Appends a line. More lines than a process writes without a checkpoint are a fault: someone
+    /// who removed checkpoints could have changed them.
+    pub(super) fn append(&mut self, line: &[u8]) -> Result<(), Fault> {
         let hash = leaf_hash(line);
         self.tree.append(hash);
-        // A file without checkpoints must not fill the memory.
-        if self.leaves.len() <= 16 * SHORT * MAX_UNSEALED as usize {
-            self.leaves.extend_from_slice(hash.first_chunk::<SHORT>().map_or(&[], |it| &it[..]));
+        self.leaves.extend_from_slice(hash.first_chunk::<SHORT>().map_or(&[], |it| &it[..]));
+        if self.unproved() > MAX_UNSEALED {
+            let detail = format!(
+                "a checkpoint is missing before this line: a process writes at most {MAX_UNSEALED} \
+                 lines without one"
+            );
+            return Err(Fault::Here(Wrong::Missing, detail));
         }
+        Ok(())
     }
 
     /// Compares the log with a checkpoint that was kept elsewhere, if it is due.

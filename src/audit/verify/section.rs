@@ -31,6 +31,8 @@ pub(super) struct Section {
     cut: Option<u64>,
     /// A line with another number than expected.
     strange: Option<Strange>,
+    /// The last event.
+    event: Vec<u8>,
 }
 
 struct Strange {
@@ -52,6 +54,7 @@ impl Section {
             after_bytes: 0,
             cut: None,
             strange: None,
+            event: Vec::new(),
         }
     }
 
@@ -106,7 +109,7 @@ impl Section {
         };
         if let Kind::Proof(Proof::Opening(opening)) = kind {
             self.open(all, &opening)?;
-            self.log(all)?.append(line);
+            self.log(all)?.append(line)?;
             self.compare(all)?;
             return Ok(Some(opening.signed));
         }
@@ -141,7 +144,11 @@ impl Section {
             }
             Kind::Event | Kind::Damaged | Kind::Proof(Proof::Opening(_)) => None,
         };
-        self.log(all)?.append(line);
+        self.log(all)?.append(line)?;
+        if signed.is_none() {
+            self.event.clear();
+            self.event.extend_from_slice(line);
+        }
         self.compare(all)?;
         Ok(signed)
     }
@@ -181,17 +188,29 @@ impl Section {
         match all.logs.get_mut(&checkpoint.origin) {
             Some(log) => log.reopen(opening)?,
             None => {
-                if checkpoint.size > 0 {
+                let is_gap = checkpoint.size > 0 && all.nodes.contains(node(&checkpoint.origin));
+                all.order.push(checkpoint.origin.clone());
+                let mut log = Log::new(opening);
+                log.broken = is_gap;
+                all.logs.insert(checkpoint.origin.clone(), log);
+                let size = checkpoint.size;
+                if is_gap {
+                    // Only the oldest file of a node may begin in the middle of a log.
                     let detail = format!(
-                        "the {} lines of the log before this one are in no file that was given",
-                        checkpoint.size
+                        "the first {size} lines of this log are in no file that was given, and an \
+                         earlier file of its node was given: the one between them is missing"
+                    );
+                    return here(Wrong::Missing, &detail);
+                }
+                if size > 0 {
+                    let detail = format!(
+                        "the {size} lines of the log before this one are in no file that was given"
                     );
                     all.report.remarks.push((self.file.clone(), self.line, detail));
                 }
-                all.order.push(checkpoint.origin.clone());
-                all.logs.insert(checkpoint.origin.clone(), Log::new(opening));
             }
         }
+        all.nodes.insert(node(&checkpoint.origin).to_owned());
         self.origin = Some(checkpoint.origin.clone());
         self.base = i128::from(self.line) - i128::from(checkpoint.size);
         self.compare(all)
@@ -236,7 +255,13 @@ impl Section {
                     let detail = "the log before this line has no clean end: its writer was \
                                   interrupted. This line proves its last lines";
                     all.report.remarks.push((self.file.clone(), self.line, detail.to_owned()));
+                } else if !self.event.windows(STOP.len()).any(|it| it == STOP) {
+                    let detail = "the log before this line does not end with `stop`: its process \
+                                  was killed, or its last lines were removed before this line was \
+                                  written";
+                    all.report.remarks.push((self.file.clone(), self.line, detail.to_owned()));
                 }
+                self.event.clear();
                 if let Ok(log) = self.log(all) {
                     log.closed = true;
                 }
@@ -272,6 +297,15 @@ impl Section {
 fn is_opening(line: &[u8], number: u64) -> bool {
     matches!(Kind::of(line, number), Kind::Proof(Proof::Opening(_)))
 }
+
+/// The node in the name of a log: the name is `kms-proxy/NODE/START`.
+fn node(origin: &str) -> &str {
+    origin.rsplit_once('/').map_or(origin, |(node, _)| node)
+}
+
+/// In the last event of a process that ended by itself. No text of a line contains these bytes,
+/// since its quotes are escaped.
+const STOP: &[u8] = b",\"operation\":\"stop\"";
 
 const NO_LINE: &str = "it is not a line of an audit log: it was changed";
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::audit::keys::SigningKey;
 use crate::audit::line::{Before, prefix};
-use crate::audit::sealer::Sealer;
+use crate::audit::sealer::{MAX_UNSEALED, Sealer};
 
 fn now(second: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600 + second)
@@ -205,6 +205,53 @@ fn a_cut_end_is_found_by_a_checkpoint_that_was_kept() {
     other.checkpoint();
     let kept = other.sealer.last().unwrap().clone();
     assert_eq!(wrong(&check(&[&log], &[], &[kept])), [("f0", 2, Wrong::Changed)]);
+}
+
+#[test]
+fn a_log_without_the_checkpoints_that_its_writer_makes_is_not_accepted() {
+    let file = tempfile::tempfile().unwrap();
+    let mut process = Process::start(&file, "kms-proxy/a/1", 1, 0);
+    process.events(MAX_UNSEALED);
+    let report = check(&[&text(&file)], &[], &[]);
+    assert!(report.is_consistent(), "{report:#?}");
+    assert_eq!(report.logs[0].unproved, MAX_UNSEALED);
+    process.events(1);
+    let line = MAX_UNSEALED + 2;
+    assert_eq!(wrong(&check(&[&text(&file)], &[], &[])), [("f0", line, Wrong::Missing)]);
+}
+
+/// A process that rotates its file, is followed by another in the second file, which rotates too.
+#[test]
+fn a_missing_file_with_a_restart_in_it_is_noticed() {
+    let files: Vec<_> = (0..4).map(|_| tempfile::tempfile().unwrap()).collect();
+    let mut first = Process::start(&files[0], "kms-proxy/a/1", 1, 0);
+    first.events(3);
+    first.rotate(&files[1]);
+    first.events(3);
+    first.checkpoint();
+    let mut second = Process::start(&files[1], "kms-proxy/a/2", 1, 10);
+    second.events(3);
+    second.rotate(&files[2]);
+    second.events(3);
+    second.rotate(&files[3]);
+    second.events(3);
+    second.checkpoint();
+    let [a, b, c, d] = [0, 1, 2, 3].map(|at| text(&files[at]));
+    let accepted = |files: &[&[u8]]| wrong(&check(files, &[key(1).public()], &[])).is_empty();
+    for whole in [&[&a[..], &b, &c, &d][..], &[&b, &c, &d], &[&c, &d], &[&d], &[&a, &b, &c]] {
+        assert!(accepted(whole));
+    }
+    for gap in [&[&a[..], &c, &d][..], &[&a, &d], &[&b, &d], &[&a, &b, &d]] {
+        let report = check(gap, &[key(1).public()], &[]);
+        assert_eq!(report.problems.len(), 1, "{report:#?}");
+        assert_eq!((report.problems[0].line, report.problems[0].wrong), (1, Wrong::Missing));
+    }
+    // A replica's oldest file may begin in the middle too.
+    let mut replica = Process::start(&tempfile::tempfile().unwrap(), "kms-proxy/b/1", 1, 5);
+    replica.events(3);
+    let later = tempfile::tempfile().unwrap();
+    replica.rotate(&later);
+    assert!(accepted(&[&a, &b, &c, &d, &text(&later)]));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use kms_proxy::audit::keys::SigningKey;
 use kms_proxy::audit::line::{Before, prefix};
-use kms_proxy::audit::sealer::Sealer;
+use kms_proxy::audit::sealer::{MAX_UNSEALED, Sealer};
 use serde_json::{Value, json};
 
 use super::{full, lines, verified};
@@ -180,7 +180,34 @@ async fn both_verifiers_follow_a_log_through_rotated_files_and_kills() {
     let text = std::fs::read_to_string(setup.file(names[1])).unwrap();
     assert!(lines(&text).len() > 100);
     // The process that wrote this file wrote the next one too.
+    let all = names.clone();
     names.remove(1);
     let missing = verdict(&setup, &names);
     assert_eq!(missing, Err(format!("{}:1", names[1])));
+    // In this file the second process begins, whose next file stays.
+    let has_start = |name: &&&str| {
+        let text = std::fs::read_to_string(setup.file(name)).unwrap();
+        lines(&text).iter().skip(1).any(|line| line.get("opening").is_some())
+    };
+    let at = all.iter().position(|name| has_start(&name)).unwrap();
+    assert!((1..all.len() - 1).contains(&at), "{at} of {all:?}");
+    let mut names = all;
+    names.remove(at);
+    assert_eq!(verdict(&setup, &names), Err(format!("{}:1", names[at])));
+}
+
+#[test]
+fn lines_whose_checkpoints_were_removed_are_found() {
+    let setup = Setup::new();
+    let now = std::time::SystemTime::now();
+    let mut sealer = Sealer::new(SigningKey::from_seed(&[1; 32]).unwrap(), "kms-proxy/node/0");
+    let mut log = vec![sealer.opening(Before::Nothing, now)];
+    for _ in 0..MAX_UNSEALED {
+        let line = format!("{}\"time\":\"2026\"}}", prefix(sealer.size())).into_bytes();
+        sealer.append(&line);
+        log.push(line);
+    }
+    assert_eq!(of_lines(&setup, &log, &[]), Ok(()));
+    log.push(format!("{}\"time\":\"2026\"}}", prefix(sealer.size())).into_bytes());
+    assert_eq!(of_lines(&setup, &log, &[]), in_file(log.len() - 1));
 }
