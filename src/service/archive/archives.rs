@@ -1,7 +1,7 @@
 //! What this process knows of each archive: the records that it holds, those that it still has to
 //! get, and its last failure. It calls no archive, no store and no root.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,8 @@ use crate::timestamp::rfc3339;
 
 /// A record that can't be archived for a reason of its own is tried again after this time.
 const STUCK_FOR: Duration = Duration::from_secs(60);
+/// Damaged objects that are remembered.
+const MAX_DAMAGED: usize = 100;
 /// Rate limit, per chain, on look-ups of KEKs that no archive has: a burst, then one per interval.
 const MISSES: u32 = 100;
 const MISSES_EVERY: Duration = Duration::from_secs(1);
@@ -57,6 +59,8 @@ struct Known {
     /// Counts the entries of `due`, so that a record that changes again while it is archived stays.
     entries: u64,
     last_error: Option<LastError>,
+    /// Objects that were damaged when they were last read: at most [`MAX_DAMAGED`].
+    damaged: BTreeSet<String>,
     /// Whether the store was compared with the archive completely.
     is_compared: bool,
     wants_sweep: bool,
@@ -345,6 +349,16 @@ impl One {
         }
     }
 
+    /// Notes that an object is damaged, or whole again.
+    pub(super) fn note_damaged(&self, key: &str, is_damaged: bool) {
+        let damaged = &mut self.known().damaged;
+        if !is_damaged {
+            damaged.remove(key);
+        } else if damaged.len() < MAX_DAMAGED {
+            damaged.insert(key.to_owned());
+        }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.known().last_error.is_none()
     }
@@ -378,6 +392,9 @@ impl One {
         if let Some(((chain, id), _)) = stuck {
             let key = id.map_or(object::chain_key(chain), |id| object::kek_key(chain, id));
             details.push(format!("one of them can't be archived: see the log for {key}"));
+        }
+        if let Some(key) = known.damaged.first() {
+            details.push(format!("the object {key} is damaged: restore an earlier version of it"));
         }
         Check {
             name: format!("archive:{}", self.name),

@@ -16,7 +16,6 @@ use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
 use crate::store::record::{Kek, State};
 
-use super::archives::One;
 use super::sync::call;
 
 /// How long the other archives are waited for when one has answered.
@@ -47,6 +46,7 @@ pub(in crate::service) async fn kek(
     }
     let key = object::kek_key(chain, id);
     let found = get(core, &key, |object| object::decode_kek(chain, id, &object.bytes)).await;
+    let failed = found.failed("KEK", &key);
     let merged = found.items.into_iter().reduce(|a, b| match object::merge(&a, &b, Wraps::Join) {
         Merged::Keep => a,
         Merged::Replace(merged) => merged,
@@ -63,8 +63,7 @@ pub(in crate::service) async fn kek(
             if !is_listed {
                 misses.give_back();
             }
-            let detail = "the store does not have the KEK, and an archive does not answer";
-            Err(Error::new(Kind::ArchiveUnavailable, detail))
+            Err(failed)
         }
     }
 }
@@ -79,13 +78,11 @@ pub(in crate::service) async fn chain(
 ) -> Result<Option<object::Chain>, Error> {
     let key = object::chain_key(chain);
     let found = get(core, &key, |object| object::decode_chain(chain, &object.bytes)).await;
+    let failed = found.failed("chain", &key);
     match found.items.into_iter().next() {
         Some(settings) => Ok(Some(settings)),
         None if found.is_complete => Ok(None),
-        None => {
-            let detail = "the store does not have the chain, and an archive does not answer";
-            Err(Error::new(Kind::ArchiveUnavailable, detail))
-        }
+        None => Err(failed),
     }
 }
 
@@ -154,8 +151,22 @@ fn no_answer() -> Error {
 /// What the archives have at a key.
 struct Found<T> {
     items: Vec<T>,
-    /// Whether all of them answered.
+    /// Whether all of them answered, with a whole object or with none.
     is_complete: bool,
+    /// The archives whose object is damaged.
+    damaged: Vec<String>,
+}
+
+impl<T> Found<T> {
+    /// Nothing usable was found, and there may be something.
+    fn failed(&self, what: &str, key: &str) -> Error {
+        let why = match &*self.damaged {
+            [] => "an archive does not answer".to_owned(),
+            names => format!("the archived object {key} is damaged in {}", names.join(", ")),
+        };
+        let detail = format!("the store does not have the {what}, and {why}");
+        Error::new(Kind::ArchiveUnavailable, detail)
+    }
 }
 
 /// Reads an object from all archives concurrently.
@@ -167,9 +178,13 @@ async fn get<T>(
     let mut calls = JoinSet::new();
     for one in core.archives.iter() {
         let (core, one, key) = (Arc::clone(core), Arc::clone(one), key.to_owned());
-        calls.spawn(async move { read(&core, &one, &key).await });
+        calls.spawn(async move {
+            let read = call(&core, &one, one.archive.get(&key)).await;
+            (one, read)
+        });
     }
-    let (mut found, mut until) = (Found { items: Vec::new(), is_complete: true }, None::<Instant>);
+    let mut found = Found { items: Vec::new(), is_complete: true, damaged: Vec::new() };
+    let mut until = None::<Instant>;
     loop {
         let next = match until {
             None => calls.join_next().await,
@@ -183,26 +198,27 @@ async fn get<T>(
         };
         match next {
             None => break,
-            Some(Ok(Ok(None))) => {}
-            Some(Ok(Ok(Some(object)))) => match decode(&object) {
-                Ok(item) => {
-                    found.items.push(item);
-                    until = until.or(Some(Instant::now() + OTHERS_WITHIN));
+            Some(Ok((one, Ok(None)))) => one.note_damaged(key, false),
+            Some(Ok((one, Ok(Some(object))))) => {
+                let decoded = decode(&object);
+                one.note_damaged(key, decoded.is_err());
+                match decoded {
+                    Ok(item) => {
+                        found.items.push(item);
+                        until = until.or(Some(Instant::now() + OTHERS_WITHIN));
+                    }
+                    Err(error) => {
+                        tracing::error!(archive = %one.name, %error, "an archived object is skipped");
+                        found.is_complete = false;
+                        found.damaged.push(one.name.to_string());
+                    }
                 }
-                Err(error) => {
-                    tracing::error!(%error, "an archived object is skipped");
-                    found.is_complete = false;
-                }
-            },
-            Some(Ok(Err(()))) | Some(Err(_)) => found.is_complete = false,
+            }
+            Some(Ok((_, Err(_))) | Err(_)) => found.is_complete = false,
         }
     }
     calls.detach_all();
     found
-}
-
-async fn read(core: &Core, one: &One, key: &str) -> Result<Option<Object>, ()> {
-    call(core, one, one.archive.get(key)).await.map_err(drop)
 }
 
 /// Whether a KEK from an archive may be used.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::archive::memory::Archive;
-use crate::archive::{self, OnFailure, Policy, Require, object};
+use crate::archive::{self, Archive as _, Condition, OnFailure, Policy, Require, object};
 use crate::keychain::kek::Kek;
 use crate::service::types::{ChainSettings, Change};
 
@@ -90,6 +90,13 @@ impl Archived {
         let key = record::kek_key(&default(), id);
         let read = records::read::<record::Kek>(&*self.store, &key).await.unwrap();
         read.map(|read| read.record)
+    }
+
+    /// Replaces an object of the first archive.
+    async fn overwrite(&self, key: &str, bytes: Vec<u8>) {
+        let archive = &self.archives[0];
+        let version = archive.get(key).await.unwrap().unwrap().version;
+        archive.put(key, bytes, Condition::Unchanged(version)).await.unwrap();
     }
 
     fn check(&self, name: &str) -> Health {
@@ -408,4 +415,24 @@ async fn lost_and_late_answers_of_an_archive_lose_nothing() {
         world.archives[0].deliver();
         assert!(!world.record(0, id).unwrap().wraps.is_empty(), "{fault:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_object_is_named_until_it_is_whole_again() {
+    let world = Archived::new(1, Policy::default()).await;
+    let (envelope, id) = world.encrypt().await.unwrap();
+    let key = object::kek_key(&default(), id);
+    let whole = world.archives[0].peek(&key).unwrap();
+    world.overwrite(&key, whole[..whole.len() / 2].to_vec()).await;
+    let world = world.restarted(Some(Arc::default())).await;
+    let error = world.decrypt(&envelope).await.unwrap_err();
+    let named = format!("the archived object {key} is damaged in first");
+    assert_eq!(error.kind(), Kind::ArchiveUnavailable);
+    assert!(error.to_string().contains(&named), "{error}");
+    assert_eq!(world.check("archive:first"), Health::Degraded);
+    world.overwrite(&key, whole).await;
+    world.decrypt(&envelope).await.unwrap();
+    let checks = world.service.readiness().checks;
+    let detail = checks.into_iter().find(|it| it.name == "archive:first").unwrap().detail;
+    assert!(!detail.is_some_and(|it| it.contains("damaged")));
 }
