@@ -2,7 +2,7 @@
 //! replaces another one; stdout has what was written, also when the command fails.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, IoSlice, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -123,7 +123,14 @@ impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Stdout(stdout) => stdout.write(data),
-            Self::File { file, .. } => file.write(data).map(|()| data.len()),
+            Self::File { file, .. } => file.as_file().write(data),
+        }
+    }
+
+    fn write_vectored(&mut self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(stdout) => stdout.write_vectored(data),
+            Self::File { file, .. } => file.as_file().write_vectored(data),
         }
     }
 

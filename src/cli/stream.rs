@@ -4,7 +4,7 @@
 //! The service makes and opens their keys, and verifies chain and AAD; it does not see the data.
 
 use std::fs::File;
-use std::io::{self, Cursor, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 
@@ -312,6 +312,13 @@ impl Read for Input {
             Self::Memory(envelope) => envelope.read(buffer),
         }
     }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Stdin(stdin) => stdin.read_vectored(buffers),
+            Self::Memory(envelope) => envelope.read_vectored(buffers),
+        }
+    }
 }
 
 impl Seek for Input {
@@ -345,10 +352,21 @@ struct Reading {
 impl Read for Reading {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer).map_err(on(Side::Input))?;
+        Ok(self.count(read))
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let read = self.input.read_vectored(buffers).map_err(on(Side::Input))?;
+        Ok(self.count(read))
+    }
+}
+
+impl Reading {
+    fn count(&mut self, read: usize) -> usize {
         if let Some(meter) = &mut self.meter {
             meter.add(read);
         }
-        Ok(read)
+        read
     }
 }
 
@@ -364,6 +382,10 @@ struct Writing<'a>(&'a mut Output);
 impl Write for Writing<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.0.write(data).map_err(on(Side::Output))
+    }
+
+    fn write_vectored(&mut self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.write_vectored(data).map_err(on(Side::Output))
     }
 
     fn flush(&mut self) -> io::Result<()> {

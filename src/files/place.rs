@@ -56,11 +56,14 @@ impl NewFile {
     }
 
     /// Adds to it.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn write(&mut self, contents: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, contents: &[u8]) -> io::Result<()> {
         self.file.write_all(contents)
+    }
+
+    /// The open file, to add to it.
+    #[must_use]
+    pub fn as_file(&self) -> &File {
+        &self.file
     }
 
     /// Its temporary name: a process that a signal ends must remove it.
