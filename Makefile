@@ -100,14 +100,14 @@ SOAK_SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 .PHONY: soak
 soak: export KMS_PROXY_SOAK_SEED ?= $(SOAK_SEED)
 soak: export PROPTEST_RNG_SEED ?= $(KMS_PROXY_SOAK_SEED)
-soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; etcd wiped, LOSSES times; 100,000 KEKs recovered; an audit log of 10,000,000 lines (KMS_PROXY_SOAK_SEED=n repeats one)
+soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; etcd wiped, LOSSES times; 100,000 KEKs recovered; an audit log of 10,000,000 lines; 10 GiB through encrypt --stream and decrypt (KMS_PROXY_SOAK_SEED=n repeats one)
 	KMS_PROXY_SIM_SEEDS=$(SEEDS) PROPTEST_CASES=$(SEEDS) $(CARGO) test --release --locked --lib -- \
 		in_every_simulated_history envelope:: keychain::
 	KMS_PROXY_SOAK_ROUNDS=$(ROUNDS) $(CARGO) test --release --locked --test it -- --nocapture after_a_kill_at_any_moment
 	KMS_PROXY_ARCHIVE_LOSSES=$(LOSSES) KMS_PROXY_ARCHIVE_SEED=$$KMS_PROXY_SOAK_SEED KMS_PROXY_RECOVER_KEKS=100000 \
-		KMS_PROXY_AUDIT_LINES=10000000 \
+		KMS_PROXY_AUDIT_LINES=10000000 KMS_PROXY_STREAM_MIB=10240 \
 		$(CARGO) test --release --locked --test it -- --nocapture etcd_is_wiped_under_load many_keks_are_recovered \
-		many_lines_are_verified
+		many_lines_are_verified large_data_takes_constant_memory
 
 .PHONY: lint
 # In the release profile, like the tests: both then use the same build scripts and procedural macros.

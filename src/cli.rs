@@ -23,12 +23,16 @@ mod kek;
 mod keks;
 mod lines;
 mod manual;
+mod meter;
+mod output;
 mod process;
 mod progress;
+mod range;
 mod root;
 mod serve;
 mod stdio;
 mod store;
+mod stream;
 mod tls;
 mod token;
 
@@ -39,6 +43,7 @@ Examples:
   kms-proxy serve                           # data in ./kms-proxy-data
   echo 'my secret' | kms-proxy encrypt --aad 'row 7' > secret.kp
   kms-proxy decrypt --aad 'row 7' < secret.kp
+  kms-proxy encrypt --stream < backup.tar > backup.tar.kp      # any size
   kms-proxy rotate && kms-proxy status
   kms-proxy rewrap < secret.kp > new.kp     # under the new KEK; the payload is not sent
 
@@ -225,6 +230,9 @@ mod tests {
             "kek list --chain orders --json",
             "datakey --bytes 16 --chain orders --aad text --key-file data.key --raw",
             "encrypt --max-size 1GiB",
+            "encrypt --stream --chain orders --aad text --output big.kp",
+            "decrypt --range 1G-2G --output part",
+            "decrypt --range 1M-",
             "healthcheck --json --admin http://127.0.0.1:9090",
             "store verify",
             "store verify backup:/b --config a.toml",
@@ -260,6 +268,10 @@ mod tests {
             ("encrypt --timeout soon", ErrorKind::ValueValidation),
             ("rewrap --lines --raw", ErrorKind::ArgumentConflict),
             ("encrypt --max-size much", ErrorKind::ValueValidation),
+            ("encrypt --range 1-2", ErrorKind::UnknownArgument),
+            ("decrypt --stream", ErrorKind::UnknownArgument),
+            ("decrypt --range 2-1", ErrorKind::ValueValidation),
+            ("decrypt --range -1G", ErrorKind::UnknownArgument),
             ("chain create Orders", ErrorKind::ValueValidation),
             ("chain set orders --suite aes-128-gcm", ErrorKind::UnknownArgument),
             ("datakey --raw", ErrorKind::MissingRequiredArgument),

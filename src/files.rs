@@ -17,7 +17,8 @@ mod place;
 
 pub(crate) use access::{FileAccess, check_dir};
 pub(crate) use mount::lock_failure;
-pub(crate) use place::{NewFile, keep_as, sync_dir, sync_parent, write_new};
+pub use place::NewFile;
+pub(crate) use place::{keep_as, sync_dir, sync_parent, write_new};
 
 /// Makes the directory `path`, and those above it, with mode 0700. One that exists stays as it is.
 ///
@@ -34,7 +35,15 @@ pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
 ///
 /// It fails when there is one.
 pub(crate) fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+    create(path, PRIVATE)
+}
+
+/// The mode of a file that its owner alone may read and write.
+pub const PRIVATE: u32 = 0o600;
+
+/// The same with another mode, of which the umask of the process takes some.
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
 }
 
 /// Opens the file `path` for reading.

@@ -12,6 +12,7 @@ use crate::clock::Monotonic;
 use crate::cobblestone::{MessageKey, Prefix};
 use crate::envelope::{Envelope, Header};
 use crate::id::{ChainName, KekId, Suite};
+use crate::secret::KeyBytes;
 
 pub mod budget;
 pub mod dek_cache;
@@ -401,6 +402,14 @@ impl Permit<'_> {
     /// [`EncryptError`]; the use is lost then.
     pub fn start_stream(self, aad: &[u8]) -> Result<NewStream, EncryptError> {
         self.kek.start_stream(aad, self.inline()?)
+    }
+
+    /// The same, with the DEK, for a caller that has the chunks sealed elsewhere.
+    ///
+    /// # Errors
+    /// [`EncryptError`]; the use is lost then.
+    pub fn start_stream_with_dek(self, aad: &[u8]) -> Result<(NewStream, KeyBytes), EncryptError> {
+        self.kek.start_stream_with_dek(aad, self.inline()?)
     }
 
     /// A header that holds an opened DEK.

@@ -256,7 +256,7 @@ pub mod config;
 pub mod envelope;
 pub mod error_chain;
 pub mod export;
-mod files;
+pub mod files;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "kubernetes")]

@@ -44,6 +44,7 @@ mod registry;
 mod rollback;
 mod rotation;
 mod starting;
+mod stream_keys;
 mod tasks;
 pub mod types;
 pub mod verify;

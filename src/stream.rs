@@ -120,27 +120,67 @@ pub fn open_random<R: Read + Seek>(
     Ok(RandomReader::new(envelope, key, start.saturating_add(len))?)
 }
 
-/// Reads header, salt and commitment; also gives their length.
+/// What precedes the first chunk of an envelope: the header, and salt and commitment of the
+/// payload.
+#[derive(Debug)]
+pub struct Start(Vec<u8>);
+
+impl Start {
+    /// Reads it, and nothing of the first chunk. Nothing is verified.
+    ///
+    /// # Errors
+    /// Those of `envelope`, and [`DecryptError::Invalid`] if it ends before.
+    pub fn read(mut envelope: impl Read) -> Result<Self, Error> {
+        let mut bytes = read_header(&mut envelope)?;
+        let header_len = bytes.len();
+        bytes.resize(header_len + PREFIX_LEN, 0);
+        read_exact(&mut envelope, bytes.get_mut(header_len..).unwrap_or_default())?;
+        Ok(Self(bytes))
+    }
+
+    /// The bytes of it.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The header, and salt and commitment.
+    ///
+    /// # Errors
+    /// [`DecryptError::Invalid`].
+    pub fn parts(&self) -> Result<(Header<'_>, &Prefix), DecryptError> {
+        let (header, prefix) = Header::split_from(&self.0).map_err(|_| DecryptError::Invalid)?;
+        Ok((header, prefix.first_chunk().ok_or(DecryptError::Invalid)?))
+    }
+}
+
+/// Reads the header of an envelope, and nothing of the payload. Nothing is verified.
+///
+/// # Errors
+/// Those of `envelope`, and [`DecryptError::Invalid`] if it ends before.
+pub fn read_header(mut envelope: impl Read) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    loop {
+        let known = bytes.len();
+        let len = Header::len_from(&bytes).map_err(|_| DecryptError::Invalid)?;
+        if len <= known {
+            return Ok(bytes);
+        }
+        bytes.resize(len, 0);
+        read_exact(&mut envelope, bytes.get_mut(known..).unwrap_or_default())?;
+    }
+}
+
+/// Reads the start of an envelope and opens its key; also gives the length of the start.
 fn open_start(
     chain: &KeyChain,
     envelope: &mut impl Read,
     aad: &[u8],
 ) -> Result<(MessageKey, u64), Error> {
-    let mut start = Vec::new();
-    loop {
-        let known = start.len();
-        let len = Header::len_from(&start).map_err(|_| DecryptError::Invalid)?;
-        if len <= known {
-            break;
-        }
-        start.resize(len, 0);
-        read_exact(envelope, start.get_mut(known..).unwrap_or_default())?;
-    }
-    let (header, _) = Header::split_from(&start).map_err(|_| DecryptError::Invalid)?;
-    let mut prefix: Prefix = [0; PREFIX_LEN];
-    read_exact(envelope, &mut prefix)?;
-    let key = chain.open_stream(&header, &prefix, aad)?;
-    Ok((key, (start.len() + PREFIX_LEN) as u64))
+    let start = Start::read(envelope)?;
+    let (header, prefix) = start.parts()?;
+    let key = chain.open_stream(&header, prefix, aad)?;
+    Ok((key, start.as_slice().len() as u64))
 }
 
 /// Fills `buffer`. An envelope that ends before is invalid.

@@ -39,9 +39,14 @@ fn size(text: &str) -> std::result::Result<usize, &'static str> {
 
 /// Reads stdin, up to `max` bytes.
 pub(super) fn read_all(max: usize) -> Result<Vec<u8>> {
+    read_within(std::io::stdin().lock(), max)
+}
+
+/// The same of a reader that reads stdin.
+pub(super) fn read_within(stdin: impl Read, max: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    match std::io::stdin().lock().take(limit).read_to_end(&mut bytes) {
+    match stdin.take(limit).read_to_end(&mut bytes) {
         Ok(len) if len > max => {
             Err(Failure::refused(format!("stdin has more than {max} bytes (--max-size)")))
         }

@@ -3,7 +3,7 @@
 //! The calling thread reads and writes batches of chunks, and each thread seals or opens every n-th
 //! batch: so the order needs no bookkeeping.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -11,7 +11,6 @@ use zeroize::Zeroizing;
 
 use crate::aead::TAG_LEN;
 
-use super::blocking::read_full;
 use super::{CHUNK_LEN, Invalid, MessageKey, SEALED_CHUNK_LEN};
 
 /// The chunks of a batch: 1 MiB.
@@ -68,15 +67,22 @@ impl Batch {
     /// Reads chunks of `full` bytes. A shorter one is the last one of the message; it may be empty.
     fn fill(&mut self, first: u64, full: usize, reader: &mut impl Read) -> io::Result<()> {
         self.first = first;
+        let places = self.buffer.chunks_exact_mut(SEALED_CHUNK_LEN);
+        let places = places.map(|place| IoSliceMut::new(place.split_at_mut(full).0));
+        let read = read_all(reader, &mut places.collect::<Vec<_>>())?;
         self.lens.clear();
-        for place in self.buffer.chunks_exact_mut(SEALED_CHUNK_LEN) {
-            let len = read_full(reader, place.get_mut(..full).unwrap_or_default())?;
-            self.lens.push(len);
-            if len < full {
-                break;
-            }
+        self.lens.resize(read / full, full);
+        if self.lens.len() < CHUNKS {
+            self.lens.push(read % full);
         }
         Ok(())
+    }
+
+    /// Writes the chunks.
+    fn write(&self, writer: &mut impl Write) -> io::Result<()> {
+        let places = self.buffer.chunks_exact(SEALED_CHUNK_LEN).zip(&self.lens);
+        let places = places.map(|(place, len)| IoSlice::new(place.split_at(*len).0));
+        write_all(writer, &mut places.collect::<Vec<_>>())
     }
 
     /// The chunks with their numbers and places.
@@ -170,18 +176,48 @@ fn run<W: Work>(
                 given += 1;
                 continue;
             }
-            let (mut batch, worked) = worker(taken)?.1.recv().map_err(|_| ended())?;
+            let (batch, worked) = worker(taken)?.1.recv().map_err(|_| ended())?;
             taken += 1;
             worked?;
-            for (_, place, len) in batch.chunks() {
-                writer.write_all(place.get(..*len).unwrap_or_default())?;
-                total += W::message_len(*len) as u64;
-            }
+            batch.write(&mut writer)?;
+            total += batch.lens.iter().map(|len| W::message_len(*len) as u64).sum::<u64>();
             spare.push(batch);
         }
         writer.flush()?;
         Ok(total)
     })
+}
+
+/// Reads until all of `places` is full or `reader` ends, in few calls; gives the number of bytes.
+fn read_all(reader: &mut impl Read, mut places: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    let mut total = 0;
+    while !places.is_empty() {
+        match reader.read_vectored(places) {
+            Ok(0) => break,
+            Ok(read) => {
+                total += read;
+                IoSliceMut::advance_slices(&mut places, read);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(total)
+}
+
+/// Writes all of `places` in few calls.
+fn write_all(writer: &mut impl Write, mut places: &mut [IoSlice<'_>]) -> io::Result<()> {
+    // Those at the start that are empty: writing nothing is no error.
+    IoSlice::advance_slices(&mut places, 0);
+    while !places.is_empty() {
+        match writer.write_vectored(places) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut places, written),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn work_on<W: Work>(work: &W, batch: &mut Batch) -> io::Result<()> {

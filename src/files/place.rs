@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::{create_private, parent};
+use super::{PRIVATE, create, create_private, parent};
 use crate::random;
 
 /// Makes the file `path` with `contents` unless it exists; false if it does.
@@ -29,7 +29,7 @@ fn write_by(ways: &[Way], path: &Path, contents: &[u8]) -> io::Result<bool> {
 
 /// A file that is written under a temporary name, and gets its own when it is complete. Dropped
 /// before, it is removed.
-pub(crate) struct NewFile {
+pub struct NewFile {
     file: File,
     temporary: PathBuf,
     path: PathBuf,
@@ -37,10 +37,21 @@ pub(crate) struct NewFile {
 }
 
 impl NewFile {
-    /// Begins the file `path`, whose directory must exist.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+    /// Begins the file `path`, whose directory must exist, with mode 0600.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Self::create_with(path, PRIVATE)
+    }
+
+    /// The same with another mode, of which the umask of the process takes some.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create_with(path: &Path, mode: u32) -> io::Result<Self> {
         let temporary = temporary(path)?;
-        let file = create_private(&temporary)?;
+        let file = create(&temporary, mode)?;
         Ok(Self { file, temporary, path: path.to_owned(), is_placed: false })
     }
 
@@ -49,8 +60,23 @@ impl NewFile {
         self.file.write_all(contents)
     }
 
+    /// The open file, to add to it.
+    #[must_use]
+    pub fn as_file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its temporary name: a process that a signal ends must remove it.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Makes it durable and gives it its name; false if there is a file of this name.
-    pub(crate) fn place(self) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn place(self) -> io::Result<bool> {
         self.place_by(&Way::ALL)
     }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::envelope::TEXT_PREFIX;
 use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
-use crate::service::error::Error;
+use crate::service::error::{Error, Kind};
 use crate::service::{DataKey, KeyService};
 
 use super::App;
@@ -26,7 +26,7 @@ const DEFAULT_BYTES: usize = 32;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DatakeyRequest<'a> {
-    /// The size of the key in bytes.
+    /// The size of the key in bytes. Not with `stream_key`: the suite of the chain determines it.
     #[schema(value_type = Option<u8>, minimum = 16, maximum = 64, default = 32, required = false)]
     bytes: Option<usize>,
     /// Bytes that are authenticated and not stored, in base64; at most 64 KiB.
@@ -38,6 +38,12 @@ pub(super) struct DatakeyRequest<'a> {
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
     chain: Option<Text<'a>>,
+    /// Whether the key is the DEK of a new stream (an envelope of version 3 or 4), which you seal
+    /// yourself. `ciphertext` is the start of the envelope then: header, salt and commitment. The
+    /// chunks follow it.
+    #[serde(default)]
+    #[schema(required = false)]
+    stream_key: bool,
 }
 
 /// A fresh key and its envelope.
@@ -47,7 +53,8 @@ pub(super) struct DatakeyResponse {
     /// The key, in base64. Do not store it.
     #[schema(format = Byte, example = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=")]
     plaintext: String,
-    /// The key's envelope, in its text form. Keep it: `decrypt` returns the key.
+    /// The key's envelope, in its text form. Keep it: `decrypt` returns the key. With `stream_key`,
+    /// it is the start of the stream, and `decrypt` with `stream_key` returns the key.
     #[schema(example = "kp:AQF4...")]
     ciphertext: String,
     /// The key chain.
@@ -80,7 +87,14 @@ impl DataCall for DatakeyRequest<'_> {
 
     async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<DataKey, Error> {
         let aad = body::decode_aad(self.aad.as_ref())?;
-        service.datakey(chain, self.bytes.unwrap_or(DEFAULT_BYTES), &aad).await
+        if !self.stream_key {
+            return service.datakey(chain, self.bytes.unwrap_or(DEFAULT_BYTES), &aad).await;
+        }
+        if self.bytes.is_some() {
+            let detail = "bytes and stream_key exclude each other: the suite determines the size";
+            return Err(Error::new(Kind::InvalidRequest, detail));
+        }
+        service.make_stream_key(chain, &aad).await
     }
 }
 

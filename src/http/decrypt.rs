@@ -38,12 +38,18 @@ pub(super) struct DecryptRequest<'a> {
     #[schema(value_type = Option<String>, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$",
         example = "default", required = false)]
     chain: Option<Text<'a>>,
+    /// Whether `ciphertext` is the start of a stream (an envelope of version 3 or 4): header, salt
+    /// and commitment, and no chunk. The answer is the DEK of the stream then, and you open the
+    /// chunks yourself. Chain and AAD are verified as always.
+    #[serde(default)]
+    #[schema(required = false)]
+    stream_key: bool,
 }
 
 /// The plaintext of an envelope.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DecryptResponse {
-    /// The plaintext, in base64.
+    /// The plaintext, in base64; with `stream_key` the DEK of the stream.
     #[schema(format = Byte, example = "aGVsbG8=")]
     plaintext: String,
     /// The key chain.
@@ -103,6 +109,9 @@ impl DataCall for DecryptRequest<'_> {
     async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Decrypted, Error> {
         let envelope = body::decode_envelope(&self.ciphertext)?;
         let aad = body::decode_aad(self.aad.as_ref())?;
+        if self.stream_key {
+            return service.open_stream_key(chain, &envelope, &aad).await;
+        }
         service.decrypt(chain, envelope, &aad).await
     }
 }

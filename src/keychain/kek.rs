@@ -13,7 +13,7 @@ use crate::secret::KeyBytes;
 
 use super::error::{DecryptError, EncryptError};
 use super::inline::InlineKek;
-use super::message::{Plaintext, Sealed};
+use super::message::{Opened, Plaintext, Sealed};
 use super::stream::NewStream;
 
 /// A key encryption key of one chain, ready for use. Wiped on drop.
@@ -116,6 +116,15 @@ impl Kek {
         aad: &[u8],
         inline: Option<&InlineKek>,
     ) -> Result<NewStream, EncryptError> {
+        self.start_stream_with_dek(aad, inline).map(|(stream, _)| stream)
+    }
+
+    /// The same, with the DEK, for a caller that has the chunks sealed elsewhere.
+    pub(super) fn start_stream_with_dek(
+        &self,
+        aad: &[u8],
+        inline: Option<&InlineKek>,
+    ) -> Result<(NewStream, KeyBytes), EncryptError> {
         let context = envelope::stream_context(self.suite(), &self.chain, aad);
         let context = context.ok_or(EncryptError::AadTooLong)?;
         let dek = KeyBytes::random(self.suite())?;
@@ -123,7 +132,7 @@ impl Kek {
         let mut head = aead::swept(|| self.wrap_stream(&dek.key, inline, PREFIX_LEN))?;
         let (key, prefix) = MessageKey::generate(&dek.key, &context)?;
         head.extend_from_slice(&prefix);
-        Ok(NewStream { head, key, kek_id: self.id })
+        Ok((NewStream { head, key, kek_id: self.id }, dek.key))
     }
 
     /// A header that holds `dek` under this KEK, for the payload that it came from: one use. If
@@ -289,6 +298,22 @@ impl Dek {
             .filter(|_| self.form == PayloadForm::Chunked)
             .ok_or(DecryptError::Invalid)?;
         MessageKey::open(&self.key, prefix, &context).map_err(|_| DecryptError::Invalid)
+    }
+
+    /// The DEK itself, for a caller that has the chunks opened elsewhere. It is verified as in
+    /// [`open_stream`](Self::open_stream).
+    ///
+    /// # Errors
+    /// [`DecryptError::Invalid`].
+    pub fn stream_key(
+        &self,
+        chain: &ChainName,
+        prefix: &Prefix,
+        aad: &[u8],
+    ) -> Result<Opened, DecryptError> {
+        self.open_stream(chain, prefix, aad)?;
+        let key = self.key.expose();
+        Ok(Opened::new(key.to_vec(), 0..key.len()))
     }
 }
 

@@ -122,6 +122,12 @@ pub struct Sealed {
 }
 
 impl Sealed {
+    /// The start of an envelope whose payload is sealed elsewhere.
+    #[must_use]
+    pub fn start_of(bytes: Vec<u8>) -> Self {
+        Self { buffer: bytes, start: 0 }
+    }
+
     /// The binary envelope.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {

@@ -50,7 +50,7 @@ const MODULES: &str = "
     keychain:  aead clock cobblestone envelope id random secret
     stream:    cobblestone envelope id keychain
     export:    base64 id keychain root
-    service:   archive audit backoff clock envelope id keychain metrics random root secret single_flight store timestamp human_units
+    service:   archive audit backoff clock cobblestone envelope id keychain metrics random root secret single_flight store timestamp human_units
 
     auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
@@ -61,7 +61,7 @@ const MODULES: &str = "
 
     config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app archive audit auth clock config envelope error_chain http id kubernetes loopback root secret service store telemetry tls human_units
+    cli:       aead app archive audit auth clock cobblestone config envelope error_chain files http id kubernetes loopback root secret service store stream telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.

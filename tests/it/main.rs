@@ -20,6 +20,8 @@ mod aws_kms;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod cli_streams;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod deploy;
