@@ -44,6 +44,7 @@ mod registry;
 mod rollback;
 mod rotation;
 mod starting;
+pub(crate) mod streams;
 mod tasks;
 pub mod types;
 pub mod verify;

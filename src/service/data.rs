@@ -193,7 +193,7 @@ impl KeyService {
 
     /// Spends one use, and waits for one if none is left. Returns the result with the id of its
     /// KEK.
-    async fn spend_use<T>(
+    pub(super) async fn spend_use<T>(
         &self,
         chain: &Chain,
         mut now: Monotonic,
@@ -273,7 +273,7 @@ impl KeyService {
     }
 
     /// Unwraps the DEK of an envelope: from the cache, by a KEK in memory, or by a KEK from a root.
-    async fn open_dek(
+    pub(super) async fn open_dek(
         &self,
         chain: &Chain,
         envelope: &Envelope<'_>,
@@ -395,7 +395,7 @@ fn encrypt_error(error: EncryptError) -> Error {
     }
 }
 
-fn decrypt_error(error: DecryptError) -> Error {
+pub(super) fn decrypt_error(error: DecryptError) -> Error {
     match error {
         DecryptError::Invalid => Error::invalid_ciphertext(),
         DecryptError::UnknownKek(id) => Error::new(
