@@ -47,6 +47,7 @@ mod identity;
 mod keks;
 mod media;
 mod origins;
+mod paced;
 mod params;
 mod problem;
 mod rewrap;
@@ -54,6 +55,7 @@ mod roots;
 mod rotate;
 mod server;
 mod starting;
+mod stream;
 mod strict;
 #[cfg(test)]
 mod tests;
@@ -65,6 +67,7 @@ use budget::Budget;
 pub use config::Config;
 use identity::GuardedService;
 use server::Endpoint;
+use stream::Limits;
 
 /// What an envelope has beyond its plaintext, with room for base64, longer names of fields, and an
 /// inline KEK with the wraps of several roots.
@@ -76,6 +79,7 @@ struct App {
     registry: Registry,
     max_body: usize,
     budget: Budget,
+    streams: Arc<Limits>,
     tls: Option<Arc<tls::Server>>,
     audit: Option<Arc<Audit>>,
 }
@@ -153,6 +157,7 @@ impl Server {
             registry,
             max_body: config.max_body,
             budget,
+            streams: Arc::new(Limits::new(config.max_streams, config.stream_idle_timeout)),
             tls: tls.clone(),
             audit: audit::Slot::clone(&slot),
         };
@@ -193,6 +198,7 @@ pub struct Entrance {
     registry: Registry,
     max_body: usize,
     budget: Budget,
+    streams: Arc<Limits>,
     tls: Option<Arc<tls::Server>>,
     audit: audit::Slot,
 }
@@ -218,8 +224,8 @@ impl Entrance {
         let app = |access| {
             let (registry, budget, tls) =
                 (self.registry.clone(), self.budget.clone(), self.tls.clone());
-            let audit = self.audit.get().cloned();
-            Arc::new(App { access, registry, max_body: self.max_body, budget, tls, audit })
+            let (audit, streams) = (self.audit.get().cloned(), Arc::clone(&self.streams));
+            Arc::new(App { access, registry, max_body: self.max_body, budget, streams, tls, audit })
         };
         let operators = app(GuardedService::for_operators(Arc::clone(service), self.auth.clone()));
         let app = app(GuardedService::new(Arc::clone(service), self.auth.clone()));
@@ -253,6 +259,8 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(decrypt::decrypt))
         .routes(routes!(rewrap::rewrap))
         .routes(routes!(datakey::datakey))
+        .routes(routes!(stream::encrypt))
+        .routes(routes!(stream::decrypt))
         .routes(routes!(batch::encrypt))
         .routes(routes!(batch::decrypt))
         .routes(routes!(batch::rewrap))

@@ -20,6 +20,7 @@ mod process;
 mod register;
 mod roots;
 mod store;
+mod streams;
 mod traffic;
 
 pub use archives::Archives;
@@ -30,6 +31,7 @@ pub use forwarded::Forwarded;
 pub use operations::{FAILURES, Operation};
 pub use roots::Roots;
 pub use store::{DekCache, StoreMetrics};
+pub use streams::{StreamEnd, Streams};
 pub use traffic::{Counted, Requests, Traffic};
 
 use chains::Chains;
@@ -50,6 +52,8 @@ pub struct Metrics {
     pub dek_cache: DekCache,
     /// Requests, connections and clients.
     pub traffic: Traffic,
+    /// Streams.
+    pub streams: Streams,
     /// Authentication.
     pub callers: Callers,
     /// Calls that are forwarded to AWS KMS.
@@ -80,6 +84,7 @@ impl Metrics {
             archives: Archives::new(&register)?,
             dek_cache: DekCache::new(&register)?,
             traffic: Traffic::new(&register)?,
+            streams: Streams::new(&register)?,
             callers: Callers::new(&register)?,
             forwarded: Forwarded::new(&register)?,
             audit: Audit::new(&register)?,

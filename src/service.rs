@@ -45,6 +45,7 @@ mod rollback;
 mod rotation;
 mod starting;
 mod stream_keys;
+pub(crate) mod streams;
 mod tasks;
 pub mod types;
 pub mod verify;

@@ -41,6 +41,8 @@ pub use validity::warnings;
 const HTTP_2: &[u8] = b"h2";
 const HTTP_1: &[u8] = b"http/1.1";
 
+/// The bytes of responses that a connection has encrypted and not sent: two records.
+const MAX_UNSENT: usize = 32 << 10;
 /// Time limit of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a rejected client may take to read the alert.
@@ -163,7 +165,9 @@ impl Server {
                 return Err(error);
             }
         };
-        let (_, session) = stream.get_ref();
+        let mut stream = stream;
+        let (_, session) = stream.get_mut();
+        session.set_buffer_limit(Some(MAX_UNSENT));
         let peer = match session.peer_certificates() {
             Some([first, rest @ ..]) => {
                 // A ticket proves only that the client was trusted once. Its certificate may have

@@ -22,6 +22,6 @@ select(has("operation"))
     user: (if .client then {name: .client} else null end),
     source: (if $peer then {ip: $peer.ip, port: ($peer.port | tonumber)} else null end),
     http: (if .request_id then {request: {id: .request_id}} else null end),
-    kms_proxy: {auth, call, item, chain, kek_id, key, aad, plaintext_bytes, count, change}
+    kms_proxy: {auth, call, item, chain, kek_id, key, aad, plaintext_bytes, chunk, count, change}
   }
 | del(.. | nulls)

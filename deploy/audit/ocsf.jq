@@ -33,6 +33,6 @@ select(has("operation"))
       (if .kek_id then {type: "kek", uid: .kek_id} else empty end),
       (if .key then {type: "key", uid: .key} else empty end)
     ]),
-    unmapped: {aad, item, plaintext_bytes, change, auth}
+    unmapped: {aad, item, plaintext_bytes, chunk, change, auth}
   }
 | del(.. | nulls)

@@ -47,6 +47,8 @@ pub struct Event<'a> {
     pub aad: Option<&'a [u8]>,
     /// The size of the plaintext.
     pub plaintext_bytes: Option<usize>,
+    /// The chunk of a stream in which it failed.
+    pub chunk: Option<u64>,
     /// [`OK`] or the code of the error.
     pub outcome: &'static str,
     /// What an administrative call changed.
@@ -300,7 +302,10 @@ impl Record {
             (Some(aad), AadForm::Plain) => line.whole("aad", &plain(aad)),
         };
         let bytes = event.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
-        line = line.number("plaintext_bytes", bytes).plain("outcome", event.outcome);
+        line = line
+            .number("plaintext_bytes", bytes)
+            .number("chunk", event.chunk)
+            .plain("outcome", event.outcome);
         if !event.change.is_empty() {
             line = line.json("change", &format::object(event.change));
         }

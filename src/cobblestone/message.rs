@@ -24,6 +24,12 @@ impl Sealer {
         Self { key, index: 0, waiting: Vec::with_capacity(SEALED_CHUNK_LEN) }
     }
 
+    /// The number of the chunk that is sealed next.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
     /// Takes the next piece, and passes each chunk that is complete to `out`.
     ///
     /// # Errors

@@ -86,6 +86,7 @@ impl Config {
         within("server.max_body", self.server.max_body, 1 << 10..=1 << 30)?;
         within("server.max_connections", self.server.max_connections, 1..=1_000_000)?;
         within("server.max_requests", self.server.max_requests, 1..=1_000_000)?;
+        within("server.max_streams", self.server.max_streams, 1..=100_000)?;
         if self.server.body_memory() < self.server.max_body.saturating_mul(2) {
             let detail = "must be at least twice server.max_body: a body and its response";
             return Err(wrong("server.body_memory", detail));
@@ -97,6 +98,10 @@ impl Config {
         let idle = self.server.idle_timeout;
         if !(Duration::from_secs(1)..=Duration::from_secs(24 * 3_600)).contains(&idle) {
             return Err(wrong("server.idle_timeout", "must be between 1s and 24h"));
+        }
+        let idle = self.server.stream_idle_timeout;
+        if !(Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&idle) {
+            return Err(wrong("server.stream_idle_timeout", "must be between 1s and 1h"));
         }
         if self.server.drain_delay > Duration::from_secs(600) {
             return Err(wrong("server.drain_delay", "must be between 0s and 10m"));

@@ -40,6 +40,8 @@ max_body = "1MiB"
 request_timeout = "1500ms"
 max_connections = 7
 max_requests = 8
+max_streams = 9
+stream_idle_timeout = "20s"
 body_memory = "3MiB"
 idle_timeout = "10m"
 drain_delay = "5s"
@@ -161,6 +163,8 @@ fn the_file_sets_everything() {
     assert_eq!((config.server.insecure, config.server.max_connections), (true, 7));
     assert_eq!((config.server.max_requests, config.server.body_memory()), (8, 3 << 20));
     assert_eq!(config.server.drain_delay, Duration::from_secs(5));
+    assert_eq!(config.server.max_streams, 9);
+    assert_eq!(config.server.stream_idle_timeout, Duration::from_secs(20));
     assert_eq!(config.server.idle_timeout, Duration::from_secs(600));
     let tls = config.server.tls.unwrap();
     assert_eq!((tls.cert, tls.key), ("/tls/tls.crt".into(), "/tls/tls.key".into()));
@@ -294,6 +298,11 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[server]\nbody_memory = 'x'", "server.body_memory: a size must be like"),
         ("[server]\nidle_timeout = '0s'", "server.idle_timeout: must be between 1s and 24h"),
         ("[server]\nidle_timeout = '25h'", "server.idle_timeout: must be between 1s and 24h"),
+        ("[server]\nmax_streams = 0", "server.max_streams: must be between 1 and 100000"),
+        (
+            "[server]\nstream_idle_timeout = '2h'",
+            "server.stream_idle_timeout: must be between 1s and 1h",
+        ),
         ("[server]\ndrain_delay = '11m'", "server.drain_delay: must be between 0s and 10m"),
         (
             "[store]\nkind = 'file'\npaht = 'x'",

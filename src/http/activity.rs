@@ -36,6 +36,8 @@ pub(super) struct Activity {
     ended: AtomicU64,
     /// Bytes of the last head, whose buffer HTTP/1.1 keeps.
     head: AtomicUsize,
+    /// Responses that are made while they are sent.
+    streams: AtomicUsize,
     /// Unsent responses, except small ones over HTTP/1.1, which fit in the buffer of the socket.
     unsent: Mutex<Unsent>,
 }
@@ -52,7 +54,8 @@ struct Unsent {
 impl Activity {
     pub(super) fn new(idle_timeout: Duration) -> Self {
         let (began, ended) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { idle_timeout, began, ended, head: AtomicUsize::new(0), unsent: Mutex::default() }
+        let (head, streams) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { idle_timeout, began, ended, head, streams, unsent: Mutex::default() }
     }
 
     /// How many requests, and bodies of them, have begun, and how many have ended.
@@ -68,6 +71,21 @@ impl Activity {
     /// The bytes of the last head.
     pub(super) fn head(&self) -> usize {
         self.head.load(Ordering::Relaxed)
+    }
+
+    /// A response begins that is made while it is sent.
+    pub(super) fn begin_stream(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Such a response has ended.
+    pub(super) fn end_stream(&self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether there is such a response.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) > 0
     }
 
     /// Waits until no request began, and none was under way, for the idle time-out, or an answer

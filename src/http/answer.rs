@@ -5,7 +5,6 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Serialize;
 
@@ -18,13 +17,13 @@ const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json
 
 /// An answer of JSON that is written already.
 pub(super) fn written(json: Vec<u8>) -> Response {
-    typed(json.into(), APPLICATION_JSON)
+    typed(json, APPLICATION_JSON)
 }
 
 /// An answer of JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<Response, Error> {
     match serde_json::to_vec(value) {
-        Ok(json) => Ok(typed(json.into(), APPLICATION_JSON)),
+        Ok(json) => Ok(typed(json, APPLICATION_JSON)),
         Err(error) => {
             tracing::error!(%error, "an answer could not be written");
             Err(Error::new(Kind::Internal, "the answer could not be written"))
@@ -33,7 +32,7 @@ pub(super) fn json(value: &impl Serialize) -> Result<Response, Error> {
 }
 
 /// An answer of raw bytes, with chain and KEK in headers.
-pub(super) fn raw(bytes: Bytes, chain: &ChainName, kek_id: KekId) -> Response {
+pub(super) fn raw(bytes: impl Into<Body>, chain: &ChainName, kek_id: KekId) -> Response {
     const KEK_ID: HeaderName = HeaderName::from_static("kms-proxy-kek-id");
     let mut response = typed(bytes, HeaderValue::from_static("application/octet-stream"));
     let texts = [(CHAIN_HEADER, chain.as_str()), (KEK_ID, kek_id.to_hex().as_str())]
@@ -48,8 +47,8 @@ pub(super) fn raw(bytes: Bytes, chain: &ChainName, kek_id: KekId) -> Response {
 }
 
 /// An answer with this content type.
-pub(super) fn typed(bytes: Bytes, content_type: HeaderValue) -> Response {
-    let mut response = Response::new(Body::from(bytes));
+pub(super) fn typed(bytes: impl Into<Body>, content_type: HeaderValue) -> Response {
+    let mut response = Response::new(bytes.into());
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

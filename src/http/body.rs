@@ -108,7 +108,7 @@ impl AsRef<[u8]> for Whole {
 }
 
 /// The next piece of data.
-async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
+pub(super) async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| invalid("the body ended early"))?;
         if let Ok(data) = frame.into_data() {

@@ -33,6 +33,11 @@ pub struct Config {
     /// How long a connection stays open between two requests.
     #[serde(with = "human_units::duration")]
     pub idle_timeout: Duration,
+    /// Concurrent streams.
+    pub max_streams: usize,
+    /// How long a stream waits for its client to send, or to read.
+    #[serde(with = "human_units::duration")]
+    pub stream_idle_timeout: Duration,
     /// How long requests are still accepted after SIGTERM, while `/readyz` fails.
     #[serde(with = "human_units::duration")]
     pub drain_delay: Duration,
@@ -52,6 +57,8 @@ impl Default for Config {
             max_requests: 10_000,
             body_memory: None,
             idle_timeout: Duration::from_secs(75),
+            max_streams: 100,
+            stream_idle_timeout: Duration::from_secs(30),
             drain_delay: Duration::ZERO,
             tls: None,
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -117,6 +118,6 @@ impl Made for Encrypted {
 
 impl RawMade for Encrypted {
     fn raw(self) -> Response {
-        answer::raw(self.envelope.into(), &self.chain, self.kek_id)
+        answer::raw(Bytes::from(self.envelope), &self.chain, self.kek_id)
     }
 }

@@ -33,6 +33,7 @@ use super::beside::{API, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::RefusalLog;
 use super::origins::Origins;
+use super::paced::Streaming;
 use super::problem::{self, Problem};
 use super::{Config, Handler};
 
@@ -160,7 +161,7 @@ impl Gate {
         request: Request,
     ) -> Result<(Response, Option<(Held, usize)>), NoRoom> {
         let Self { handler, shared, peer } = self;
-        let _in_flight = Counted::new(&shared.in_flight);
+        let in_flight = Counted::new(&shared.in_flight);
         let many = request.version() >= Version::HTTP_2;
         let framed = is_framed(request.headers());
         // HTTP/2 announces the end of a connection by GOAWAY.
@@ -240,6 +241,9 @@ impl Gate {
         if let Some(requests) = shared.requests(beside.is_some()) {
             requests.ended(failure);
         }
+        if let Some(streaming) = response.extensions().get::<Streaming>() {
+            streaming.begin(id_text(&id), in_flight);
+        }
         if let Some(api) = &beside {
             api.complete(&mut response, &id);
         }
@@ -268,7 +272,8 @@ fn is_framed(headers: &HeaderMap) -> bool {
 /// The outcome that a failed call is counted as.
 fn operation(method: &Method, path: &str) -> Option<Operation> {
     let call = path.strip_prefix("/v1/")?;
-    Some(match call.strip_prefix("batch/").unwrap_or(call) {
+    let is_one_of = |group| call.strip_prefix(group);
+    Some(match is_one_of("batch/").or_else(|| is_one_of("stream/")).unwrap_or(call) {
         "encrypt" => Operation::Encrypt,
         "decrypt" => Operation::Decrypt,
         "rewrap" => Operation::Rewrap,
@@ -330,6 +335,10 @@ impl Shared {
     /// The part of the budget that an answer takes, and its length; nothing for a small one of
     /// HTTP/1.1.
     fn room(&self, answer: &Response, many: bool) -> Result<Option<(Held, usize)>, NoRoom> {
+        // What is made while it is sent has its part already.
+        if answer.extensions().get::<Streaming>().is_some() {
+            return Ok(None);
+        }
         let len = answer.body().size_hint().exact().filter(|len| many || *len > SMALL_ANSWER);
         let Some(len) = len.and_then(|len| usize::try_from(len).ok()) else { return Ok(None) };
         let beside = if many { STREAM } else { 0 };

@@ -21,6 +21,8 @@ use super::budget::{Budget, Held};
 /// The largest head of a request in bytes: enough for 64 KiB of AAD in base64. It is also the
 /// maximum number of bytes of one read from the socket.
 pub(super) const MAX_HEAD: usize = 128 << 10;
+/// The same while a response is made of the body of its request: hyper keeps some such buffers.
+const STREAM_READ: usize = 16 << 10;
 /// Header fields that a request may have. hyper has the same limit for HTTP/1.1, and none for
 /// HTTP/2, where a field that is one byte on the wire takes a hundred in memory.
 pub(super) const MAX_FIELDS: usize = 100;
@@ -157,7 +159,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<io::Result<()>> {
         self.account()?;
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if self.activity.is_streaming() && buffer.remaining() > STREAM_READ {
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(STREAM_READ));
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut part))?;
+            let len = part.filled().len();
+            buffer.advance(len);
+        } else {
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        }
         Poll::Ready(self.read(buffer.filled().get(before..).unwrap_or_default()))
     }
 }

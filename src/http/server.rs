@@ -12,6 +12,10 @@ use crate::{accept, tls};
 use super::gate::Gate;
 use super::{Config, Handler, connection};
 
+/// The bytes of responses that the kernel takes before it sends some of them, for each connection.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const MAX_NOT_SENT: u32 = 128 << 10;
+
 /// A listener and the handler of its requests.
 pub(super) struct Endpoint {
     pub(super) listener: TcpListener,
@@ -73,6 +77,9 @@ async fn serve(
 ) {
     // Responses are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
+    // A client that reads slowly is seen to read, and the kernel keeps little for one that does not.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_NOT_SENT);
     let gate = gate.of(&stream);
     let ended = match tls {
         None => connection::serve(stream, false, None, gate, &mut stop).await,

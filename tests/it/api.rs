@@ -194,7 +194,7 @@ async fn probes_are_answered_on_their_own_listener_when_callers_have_every_conne
 /// `kms_proxy_tls_certificate_expiry_seconds`, see tls.rs. Those of callers are there with auth alone:
 /// `kms_proxy_auth_failures_total`, `kms_proxy_client_requests_total` and
 /// `kms_proxy_client_refusals_total`, see identities.rs.
-const METRICS: [(&str, &str); 43] = [
+const METRICS: [(&str, &str); 46] = [
     ("kms_proxy_audit_lines_total", "outcome"),
     ("kms_proxy_operations_total", "chain operation outcome"),
     ("kms_proxy_operation_duration_seconds_bucket", "le operation"),
@@ -231,6 +231,9 @@ const METRICS: [(&str, &str); 43] = [
     ("kms_proxy_requests_in_flight", "listener"),
     ("kms_proxy_requests_total", "api outcome"),
     ("kms_proxy_connections", "listener"),
+    ("kms_proxy_streams_open", ""),
+    ("kms_proxy_streams_total", "operation outcome"),
+    ("kms_proxy_stream_bytes_total", "operation"),
     ("process_cpu_seconds_total", ""),
     ("process_start_time_seconds", ""),
     ("process_resident_memory_bytes", ""),

@@ -29,12 +29,12 @@ const LARGEST: usize = 4 << 20;
 /// Without a budget it is 2 GB.
 const MAX_PEAK_KB: u64 = 800 << 10;
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// A service, plain or with TLS, and how to connect to it.
-struct Target {
-    service: Service,
+pub(crate) struct Target {
+    pub(crate) service: Service,
     tls: Option<TlsConnector>,
     _setup: Setup,
 }
@@ -44,7 +44,7 @@ impl Target {
         Self::with(Setup::new().set("SERVER__REQUEST_TIMEOUT", "5m"), with_tls, &[]).await
     }
 
-    async fn with(setup: Setup, with_tls: bool, protocols: &[&str]) -> Self {
+    pub(crate) async fn with(setup: Setup, with_tls: bool, protocols: &[&str]) -> Self {
         if !with_tls {
             return Self { service: setup.start().await, tls: None, _setup: setup };
         }
@@ -67,8 +67,12 @@ impl Target {
         Self { service, tls, _setup: setup }
     }
 
-    async fn connect(&self) -> Box<dyn Stream> {
-        let stream = TcpStream::connect(self.service.address()).await.unwrap();
+    pub(crate) async fn connect(&self) -> Box<dyn Stream> {
+        self.over(TcpStream::connect(self.service.address()).await.unwrap()).await
+    }
+
+    /// As it connects, over a connection that is there.
+    pub(crate) async fn over(&self, stream: TcpStream) -> Box<dyn Stream> {
         match &self.tls {
             None => Box::new(stream),
             Some(tls) => {
@@ -246,7 +250,7 @@ async fn answers_that_nobody_reads_count_and_small_requests_go_on() {
 }
 
 /// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, len @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }

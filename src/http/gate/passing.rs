@@ -17,6 +17,7 @@ use crate::auth::{Auth, Client, Identified};
 use crate::service::error::{Error, Kind};
 
 use super::super::beside::{Beside, Call};
+use super::super::paced::Streaming;
 use super::super::{Handler, identity};
 use super::{Shared, id_text};
 
@@ -88,9 +89,15 @@ impl Recognised<'_> {
         if let Some(record) = record::current() {
             record.identified(Some(client.shared_name()), by.as_str());
         }
-        let _place = client.enter()?;
+        let place = client.enter()?;
         request.extensions_mut().insert(Arc::clone(client));
-        client.lookups().scope(guarded(handler.answer(request), self.shared)).await
+        let answer = client.lookups().scope(guarded(handler.answer(request), self.shared)).await;
+        if let Ok(response) = &answer
+            && let Some(streaming) = response.extensions().get::<Streaming>()
+        {
+            streaming.hold(place);
+        }
+        answer
     }
 }
 
