@@ -251,7 +251,7 @@ mod tests {
     const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
     const UNREAD: Duration = Duration::from_secs(30);
 
-    /// A response that has a piece of 16 KiB, for ever or until it fails.
+    /// A response that has a piece of 16 KiB each time, until it fails.
     struct Endless {
         pieces: usize,
     }

@@ -77,7 +77,8 @@ async fn serve(
 ) {
     // Responses are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
-    // A client that reads slowly is seen to read, and the kernel keeps little for one that does not.
+    // A client that reads slowly is seen to read, and the kernel keeps little for one that does
+    // not.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_NOT_SENT);
     let gate = gate.of(&stream);

@@ -134,8 +134,8 @@ fn too_long() -> Error {
     Error::new(Kind::PayloadTooLarge, "a stream has at most 2^52 - 1 bytes")
 }
 
-/// Reads header, prefix and first chunk. What follows stays in `upload`. If the envelope ends before,
-/// or does not begin as one, it is what came of it.
+/// Reads header, prefix and first chunk. What follows stays in `upload`. If the envelope ends
+/// before, or does not begin as one, it is what came of it.
 async fn read_start(upload: &mut Upload) -> Result<Vec<u8>, Error> {
     let mut start = Vec::new();
     loop {

@@ -291,7 +291,7 @@ async fn an_upload_over_http_2_is_complete_when_its_end_came_and_not_before() {
 }
 
 /// The window of a stream that is not read is used up, and its upload waits. Another stream of the
-/// connection goes on, and the first one ends alone.
+/// connection continues, and the first one ends alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_not_read_ends_and_others_of_its_connection_go_on() {
     let setup = Setup::new().set("SERVER__STREAM_IDLE_TIMEOUT", "1s");

@@ -53,7 +53,7 @@ fn check_memory(target: &Target, before: u64, what: &str) {
 }
 
 /// A client that does not read is not read from: it can send what the buffers have room for, and no
-/// more; then its stream goes on where it was.
+/// more; then its stream continues where it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_do_not_read_occupy_little_and_can_go_on() {
     for with_tls in [false, true] {
