@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::service::KeyService;
 use crate::{auth, root, store};
 
+mod audit_key;
 mod notify;
 mod reload;
 mod start;

@@ -21,6 +21,7 @@ use crate::metrics::{Metrics, Operation};
 
 mod admin;
 mod archive;
+mod audit_key;
 pub(crate) mod backup;
 mod bootstrap;
 mod builder;

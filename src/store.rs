@@ -27,7 +27,7 @@ mod txn;
 mod contract;
 
 pub use scan::Problem;
-pub(crate) use scan::{Found, Ids, Pair, Read, chains, head, head_and_pairs, pairs};
+pub(crate) use scan::{Found, Ids, Pair, Read, audit_key, chains, head, head_and_pairs, pairs};
 pub use txn::{Committed, Compare, Txn};
 
 /// The revision of an entry: it grows with every write to the store, and is unique per write.

@@ -22,8 +22,8 @@ use crate::service::{self, Health, KeyService, Kind, Starting, names_root};
 use crate::store::{self, Store};
 use crate::{archive, audit, aws_api, kubernetes, root, tls};
 
-use super::notify;
 use super::reload::{Load, Reload};
+use super::{audit_key, notify};
 
 /// The pause between two attempts to reach the store. An attempt at an etcd that does not answer
 /// takes up to 5 seconds itself.
@@ -127,13 +127,18 @@ impl Front {
         let waits = matches!(config.store, store::Config::Etcd(_));
         let store = Awaited { store, waits, starting: Arc::clone(&self.starting) };
         let roots = self.open_roots(&config, &store).await?;
+        let archives: Vec<_> =
+            config.archives.iter().map(archive::open).collect::<Result<_, _>>()?;
+        if config.audit.file.is_some() {
+            let restore =
+                async || audit_key::restore(&*store.store, &archives, &self.starting).await;
+            store.patiently(restore).await.context("audit")?;
+        }
         let roots = self.open_audit(&config, &*store.store, roots).await?;
         self.starting.report("service", "the chains are loaded");
         if let Some(auth) = &self.auth {
             auth.settled().await;
         }
-        let archives: Vec<_> =
-            config.archives.iter().map(archive::open).collect::<Result<_, _>>()?;
         let started = store.patiently(async || {
             let (config, store, roots) =
                 (config.service.clone(), Arc::clone(&store.store), roots.clone());

@@ -5,7 +5,7 @@ use crate::store::record::{Kek, State};
 use crate::store::{self, Ids, Pair, Problem, Store, chains, head, pairs};
 
 use super::object::{self, Chain, Merged, Wraps, merge};
-use super::recover::{keys_of, read_chain, read_keks};
+use super::recover::{audit_key, keys_of, read_chain, read_keks};
 use super::{Error, Named};
 
 /// KEKs that are compared at the same time.
@@ -72,6 +72,7 @@ pub async fn compare(
             progress(&report);
         }
     }
+    report.differences.extend(audit_key::difference(store, named).await?);
     Ok(report)
 }
 

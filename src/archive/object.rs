@@ -1,5 +1,5 @@
-//! The objects of an archive: one for each KEK and one for each chain, with a check of what is
-//! read.
+//! The objects of an archive: one for each KEK, one for each chain, and one for the key of the audit
+//! log, with a check of what is read.
 //!
 //! Pure functions. This file does not know when an object is written, or where to.
 //!
@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::id::{ChainName, KekId, Suite};
-use crate::store::record::{Head, Kek, Limits, Record, State};
+use crate::store::record::{AUDIT_LOG, AuditKey, Head, Kek, Limits, Record, State};
 
-/// The prefix of all keys.
+/// The prefix of all keys of chains.
 pub const PREFIX: &str = "v1/";
+
+/// The key of the object of the audit log's key, which belongs to no chain.
+pub const AUDIT_KEY: &str = "audit/key.json";
 
 /// The format that this code writes. It reads no other.
 const FORMAT: u32 = 1;
@@ -138,6 +141,38 @@ pub fn decode_chain(chain: &ChainName, bytes: &[u8]) -> Result<Chain, Damaged> {
     Ok(settings)
 }
 
+/// The object of the audit log's key.
+///
+/// # Errors
+/// None that these types can cause; a serializer's own.
+pub fn encode_audit_key(record: &AuditKey) -> Result<Vec<u8>, Damaged> {
+    let encoded = record.encode().map_err(|error| damaged(AUDIT_KEY, error.to_string()))?;
+    encode(AUDIT_KEY, &audit_log()?, Some(record.id), encoded)
+}
+
+/// The record in the object of the audit log's key.
+///
+/// # Errors
+/// [`Damaged`].
+pub fn decode_audit_key(bytes: &[u8]) -> Result<AuditKey, Damaged> {
+    let probe: Probe =
+        serde_json::from_slice(bytes).map_err(|error| damaged(AUDIT_KEY, error.to_string()))?;
+    let record = decode(AUDIT_KEY, &audit_log()?, probe.kek_id, bytes)?;
+    let record = AuditKey::decode(AUDIT_KEY, record.as_bytes())
+        .map_err(|error| damaged(AUDIT_KEY, error.to_string()))?;
+    if Some(record.id) != probe.kek_id {
+        return Err(damaged(AUDIT_KEY, "its record has another id".to_owned()));
+    }
+    if record.wraps.is_empty() {
+        return Err(damaged(AUDIT_KEY, "it has no wraps".to_owned()));
+    }
+    Ok(record)
+}
+
+fn audit_log() -> Result<ChainName, Damaged> {
+    ChainName::new(AUDIT_LOG).map_err(|error| damaged(AUDIT_KEY, error.to_string()))
+}
+
 /// An object as it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,6 +188,7 @@ struct Written {
 #[derive(Deserialize)]
 struct Probe {
     format: u32,
+    kek_id: Option<KekId>,
 }
 
 fn encode(
@@ -262,6 +298,16 @@ pub fn merge(archived: &Kek, new: &Kek, wraps: Wraps) -> Merged {
         || merged.wrap_missing_in(archived).is_some()
         || archived.wrap_missing_in(&merged).is_some();
     if changes { Merged::Replace(merged) } else { Merged::Keep }
+}
+
+/// Merges the stored record of the audit log's key into the archived one, of the same secret. Wraps
+/// of roots that the store does not have stay with [`Wraps::Join`].
+#[must_use]
+pub fn merge_audit_key(archived: &AuditKey, stored: &AuditKey, wraps: Wraps) -> AuditKey {
+    let is_stored = |root: &str| stored.wraps.iter().any(|wrap| wrap.root == root);
+    let lacking = archived.wraps.iter().filter(|wrap| !is_stored(&wrap.root));
+    let kept = lacking.filter(|_| wraps == Wraps::Join);
+    AuditKey { id: stored.id, wraps: stored.wraps.iter().chain(kept).cloned().collect() }
 }
 
 #[cfg(test)]

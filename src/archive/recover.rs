@@ -2,7 +2,8 @@
 //!
 //! Every KEK becomes retired: how often it was used is not known, so all its uses count as
 //! reserved, and the service makes new primaries. A record that the store has stays as it is,
-//! except that the tombstone of an archive replaces it. Roots are not involved.
+//! except that the tombstone of an archive replaces it. Roots are not involved. The key of the audit
+//! log is restored too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -17,6 +18,8 @@ use crate::store::{self, Committed, Compare, Pair, Problem, Store, Txn, head, pa
 
 use super::object::{self, Chain, Damaged, Merged, Part, Wraps};
 use super::{Archive, Error, Named};
+
+pub mod audit_key;
 
 /// KEKs in a transaction: two records of each, and one of etcd may have 128 operations.
 const PAGE: usize = 32;
@@ -44,6 +47,8 @@ pub struct Report {
     pub same: u64,
     /// KEKs that the store had, and that an archive had as destroyed: they are destroyed now.
     pub destroyed: u64,
+    /// Whether the key of the audit log was written to the store.
+    pub audit_key: bool,
     /// What could not be read, and why.
     pub problems: Vec<Problem>,
 }
@@ -55,6 +60,7 @@ impl Report {
         self.restored += more.restored;
         self.same += more.same;
         self.destroyed += more.destroyed;
+        self.audit_key |= more.audit_key;
         self.problems.extend(more.problems);
     }
 }
@@ -79,6 +85,7 @@ pub async fn recover(
         report.chains += u64::from(report.problems.len() == before);
         progress(&report);
     }
+    report.audit_key = audit_key::recover(&readable, to, &mut report.problems).await?;
     Ok(report)
 }
 

@@ -5,10 +5,11 @@
 use crate::id::{KekId, Suite};
 use crate::root::Named;
 use crate::secret::KeyBytes;
+use crate::store::record::{AUDIT_KEY, AuditKey, Record as _};
 use crate::store::{Committed, Store, Txn};
 
 use super::keys::Keys;
-use super::stored::{self, KEY, Stored, TRIES};
+use super::stored::{self, TRIES};
 
 pub use super::stored::Error;
 
@@ -19,24 +20,25 @@ pub use super::stored::Error;
 /// [`Error`].
 pub async fn keys(store: &dyn Store, roots: &[Named]) -> Result<Keys, Error> {
     for _ in 0..TRIES {
-        let (secret, txn) = match store.get(KEY).await? {
+        let (secret, txn) = match store.get(AUDIT_KEY).await? {
             None => {
                 let secret = KeyBytes::random(Suite::Aes256Gcm).map_err(|_| Error::Internal)?;
                 let id = KekId::of_key(secret.expose());
-                let mut stored = Stored { id, wraps: Vec::new() };
+                let mut stored = AuditKey { id, wraps: Vec::new() };
                 stored::wrap(&mut stored, &secret, roots).await?;
                 if stored.wraps.is_empty() {
                     return Err(Error::Roots("wrap", "none answers".to_owned()));
                 }
-                (secret, Some(Txn::default().create(KEY.to_owned(), stored::encode(&stored)?)))
+                tracing::info!(id = %stored.id, "a key of the audit log is made");
+                (secret, Some(Txn::default().create(AUDIT_KEY.to_owned(), stored.encode()?)))
             }
             Some(entry) => {
-                let mut stored = stored::decode(&entry)?;
+                let mut stored = AuditKey::decode(&entry.key, &entry.value)?;
                 let secret = stored::unwrap(&stored, roots).await?;
                 let is_new = stored::wrap(&mut stored, &secret, roots).await?;
-                let txn = is_new.then(|| stored::encode(&stored)).transpose()?;
-                let key = KEY.to_owned();
-                (secret, txn.map(|value| Txn::default().replace(key, entry.revision, value)))
+                let value = is_new.then(|| stored.encode()).transpose()?;
+                let replace = |value| Txn::default().replace(entry.key, entry.revision, value);
+                (secret, value.map(replace))
             }
         };
         let is_stored = match txn {
@@ -48,6 +50,17 @@ pub async fn keys(store: &dyn Store, roots: &[Named]) -> Result<Keys, Error> {
         }
     }
     Err(Error::Internal)
+}
+
+/// Reads the secret and derives the keys. It changes nothing.
+///
+/// # Errors
+/// [`Error`]; [`Error::Missing`] without a stored secret.
+pub async fn existing(store: &dyn Store, roots: &[Named]) -> Result<Keys, Error> {
+    let entry = store.get(AUDIT_KEY).await?.ok_or(Error::Missing)?;
+    let stored = AuditKey::decode(&entry.key, &entry.value)?;
+    let secret = stored::unwrap(&stored, roots).await?;
+    Keys::derive(&secret).ok_or(Error::Internal)
 }
 
 #[cfg(test)]
@@ -80,6 +93,17 @@ mod tests {
         assert!(keys(&store, &[root("three")]).await.is_err());
         let other = keys(&memory::Store::new(), &[one]).await.unwrap();
         assert_ne!(public(&other), first);
+    }
+
+    #[tokio::test]
+    async fn reading_the_keys_makes_and_changes_nothing() {
+        let (store, one, two) = (memory::Store::new(), root("one"), root("two"));
+        let error = existing(&store, std::slice::from_ref(&one)).await.err().unwrap();
+        assert!(matches!(error, Error::Missing), "{error}");
+        let first = public(&keys(&store, std::slice::from_ref(&one)).await.unwrap());
+        let revision = store.revision();
+        assert_eq!(public(&existing(&store, &[two, one]).await.unwrap()), first);
+        assert_eq!(store.revision(), revision);
     }
 
     #[tokio::test]

@@ -1,29 +1,15 @@
-//! The record of the secret of an audit log: in the store, wrapped by every root, like a KEK.
+//! The secret of an audit log: in the store as an [`AuditKey`], wrapped by every root, like a KEK.
 //!
 //! It knows roots and the store, and not what the secret is for.
-
-use serde::{Deserialize, Serialize};
 
 use crate::id::{ChainName, KekId, Suite};
 use crate::root::{Context, Named};
 use crate::secret::KeyBytes;
-use crate::store::record::Wrap;
-use crate::store::{Committed, Entry, Store, Txn};
+use crate::store::record::{AUDIT_KEY, AUDIT_LOG, AuditKey, Record as _, Wrap};
+use crate::store::{Committed, Store, Txn};
 
-/// The key of the record.
-pub(super) const KEY: &str = "audit/key";
-/// The name in the context of its wraps. No envelope is made under it.
-const CHAIN: &str = "audit-log";
 /// How often the record is read again when other processes change it.
 pub(super) const TRIES: usize = 4;
-
-/// The record.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Stored {
-    pub(super) id: KekId,
-    pub(super) wraps: Vec<Wrap>,
-}
 
 /// Why the secret can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +20,12 @@ pub enum Error {
     /// No root wraps or unwraps the secret.
     #[error("no root can {0} the key of the audit log: {1}")]
     Roots(&'static str, String),
+    /// The store has no record, and none is to be made.
+    #[error(
+        "the store has no key of an audit log: a service with an [audit] section makes it when it \
+         starts"
+    )]
+    Missing,
     /// There is no randomness, or no key can be derived.
     #[error("the key of the audit log can't be made")]
     Internal,
@@ -73,13 +65,13 @@ async fn change(
     removed: Option<&str>,
 ) -> Result<Changed, Error> {
     for _ in 0..TRIES {
-        let Some(entry) = store.get(KEY).await? else { return Ok(Changed::Nothing) };
-        let mut stored = decode(&entry)?;
+        let Some(entry) = store.get(AUDIT_KEY).await? else { return Ok(Changed::Nothing) };
+        let mut stored = AuditKey::decode(&entry.key, &entry.value)?;
         let before = stored.wraps.len();
         stored.wraps.retain(|wrap| Some(&*wrap.root) != removed);
         let is_done = match removed {
             Some(_) => stored.wraps.len() == before,
-            None => roots.iter().all(|root| stored.is_wrapped_by(&root.name)),
+            None => roots.iter().all(|root| is_wrapped_by(&stored, &root.name)),
         };
         if is_done {
             return Ok(Changed::Nothing);
@@ -93,7 +85,7 @@ async fn change(
         if !is_new && removed.is_none() {
             return Ok(Changed::Needed(stored.id, "a root does not wrap it".to_owned()));
         }
-        let txn = Txn::default().replace(KEY.to_owned(), entry.revision, encode(&stored)?);
+        let txn = Txn::default().replace(entry.key, entry.revision, stored.encode()?);
         if matches!(store.commit(txn).await?, Committed::Applied(_)) {
             tracing::warn!(removed, "the wraps of the audit log's key were changed");
             return Ok(Changed::Wraps);
@@ -102,23 +94,21 @@ async fn change(
     Err(Error::Internal)
 }
 
-impl Stored {
-    fn is_wrapped_by(&self, root: &str) -> bool {
-        self.wraps.iter().any(|wrap| wrap.root == root)
-    }
+fn is_wrapped_by(stored: &AuditKey, root: &str) -> bool {
+    stored.wraps.iter().any(|wrap| wrap.root == root)
 }
 
 /// Has each root wrap the secret that has not. Returns whether one did.
 pub(super) async fn wrap(
-    stored: &mut Stored,
+    stored: &mut AuditKey,
     secret: &KeyBytes,
     roots: &[Named],
 ) -> Result<bool, Error> {
     let mut is_new = false;
-    let chain = &ChainName::new(CHAIN).map_err(|_| Error::Internal)?;
+    let chain = &ChainName::new(AUDIT_LOG).map_err(|_| Error::Internal)?;
     let context = Context { chain, kek_id: stored.id, suite: Suite::Aes256Gcm };
     for Named { name, root } in roots {
-        if stored.is_wrapped_by(name) {
+        if is_wrapped_by(stored, name) {
             continue;
         }
         match root.wrap(context, secret).await {
@@ -135,8 +125,8 @@ pub(super) async fn wrap(
 }
 
 /// The secret, unwrapped by the first root that does.
-pub(super) async fn unwrap(stored: &Stored, roots: &[Named]) -> Result<KeyBytes, Error> {
-    let chain = &ChainName::new(CHAIN).map_err(|_| Error::Internal)?;
+pub(super) async fn unwrap(stored: &AuditKey, roots: &[Named]) -> Result<KeyBytes, Error> {
+    let chain = &ChainName::new(AUDIT_LOG).map_err(|_| Error::Internal)?;
     let context = Context { chain, kek_id: stored.id, suite: Suite::Aes256Gcm };
     let mut why = "none of the configured roots has wrapped it".to_owned();
     for Named { name, root } in roots {
@@ -148,15 +138,4 @@ pub(super) async fn unwrap(stored: &Stored, roots: &[Named]) -> Result<KeyBytes,
         }
     }
     Err(Error::Roots("unwrap", why))
-}
-
-pub(super) fn encode(stored: &Stored) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(stored).map_err(|_| Error::Internal)
-}
-
-pub(super) fn decode(entry: &Entry) -> Result<Stored, Error> {
-    serde_json::from_slice(&entry.value).map_err(|_| {
-        let detail = "it is not the key of an audit log".to_owned();
-        crate::store::Error::Corrupt { key: KEY.to_owned(), detail }.into()
-    })
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::config::Sync;
 use super::format;
-use super::line;
+use super::line::{self, Before};
 use super::queue::{Missing, Work};
 use super::sealer::{MAX_UNSEALED, Sealer, rfc3339_millis};
 use super::sink::{Failed, Sink};
@@ -249,12 +249,27 @@ impl Writer {
     fn open(&mut self) -> Result<(), Failed> {
         let failed = |error| Failed { accepted: 0, error };
         let (before, is_cut) = self.sink.before().map_err(failed)?;
+        let is_other = self.is_of_another_key(&before);
         if is_cut {
             tracing::warn!("the audit log ended in the middle of a line");
             self.sink.write(b"\n")?;
         }
         let line = self.sealer.opening(before, self.now());
-        self.write_proof(&line)
+        self.write_proof(&line)?;
+        if is_other {
+            let key = self.sealer.public_key();
+            tracing::warn!(%key, "the audit log continues a file that another key has signed: the \
+                key in the store was lost or replaced, and AADs of the lines before are not found \
+                with this one");
+        }
+        Ok(())
+    }
+
+    /// Whether another key signed the last checkpoint that a file contains.
+    fn is_of_another_key(&self, before: &Before) -> bool {
+        let Before::Log(end) = before else { return false };
+        let key = self.sealer.public_key();
+        end.signed.as_ref().is_some_and(|signed| !signed.is_signed_by(&key))
     }
 
     fn rotate(&mut self) -> Result<(), Failed> {

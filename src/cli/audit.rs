@@ -4,25 +4,24 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
-use kms_proxy::audit::find::Query;
-use kms_proxy::audit::keys::{HmacKey, Keys, PublicKey, plain_field};
+use kms_proxy::audit::keys::{Keys, PublicKey};
 use kms_proxy::audit::note::Signed;
-use kms_proxy::audit::sealer::rfc3339_millis;
 use kms_proxy::audit::secret;
 use kms_proxy::audit::verify::{self, Report, Source};
-use kms_proxy::clock::{Clock, SystemClock};
 
-use super::chains::table;
 use super::client::block_on;
 use super::count::count;
 use super::progress::Progress;
-use super::stdio::{eprint, print, read_file};
+use super::stdio::{print, read_file};
 use super::store::open_roots;
 use super::store::place::{load, open as open_store};
 use super::{Failure, Result};
+
+mod find;
+
+use find::FindArgs;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -69,55 +68,10 @@ pub(super) struct VerifyArgs {
     from: Vec<PathBuf>,
 }
 
-const FIND: &str = "\
-With `aad = \"hmac\"`, the default, lines contain an HMAC of the AAD. To search for an AAD, the \
-key of the HMAC is needed: from the store, with --config, or from a file that `kms-proxy audit key \
---aad-key-file` wrote. It does not verify the lines.
-
-TIME is like 2026-11-28, 2026-11-28T23:00:00Z, or 24h for the time before now.
-
-Examples:
-  kms-proxy audit find --chain orders --aad 'row 7' --config kms-proxy.toml audit.jsonl
-  kms-proxy audit find --client billing --operation decrypt --since 24h --json audit.jsonl";
-
-#[derive(clap::Args)]
-#[command(after_help = FIND)]
-pub(super) struct FindArgs {
-    /// Files of the log; `-` is stdin
-    #[arg(value_name = "FILE", required = true)]
-    files: Vec<PathBuf>,
-    /// The chain
-    #[arg(long, value_name = "NAME")]
-    chain: Option<String>,
-    /// The AAD
-    #[arg(long, value_name = "TEXT")]
-    aad: Option<String>,
-    /// The name of the client
-    #[arg(long, value_name = "NAME")]
-    client: Option<String>,
-    /// The operation, such as decrypt
-    #[arg(long, value_name = "NAME")]
-    operation: Option<String>,
-    /// The first time
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    since: Option<SystemTime>,
-    /// The first time that is too late
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    until: Option<SystemTime>,
-    /// Print the lines as they are instead of a table
-    #[arg(long)]
-    json: bool,
-    /// The file with the key of the HMAC
-    #[arg(long, value_name = "FILE", requires = "aad")]
-    aad_key_file: Option<PathBuf>,
-    /// The configuration, in TOML, to read the key of the HMAC from the store
-    #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG", conflicts_with = "aad_key_file")]
-    config: Option<PathBuf>,
-}
-
 const KEY: &str = "\
-The key is in the store, wrapped by the roots, and is created if it is missing. A running service \
-holds a store of kind file: take the key from `/readyz` then, or from the audit log.
+The key is in the store, wrapped by the roots. A service with an audit log makes it when it starts; \
+this command makes none. A running service holds a store of kind file: take the public key from \
+`/readyz` then, or from the audit log, and write the file for `audit find` before the service starts.
 
 Examples:
   kms-proxy audit key --config kms-proxy.toml > audit.pub
@@ -134,20 +88,10 @@ pub(super) struct KeyArgs {
     aad_key_file: Option<PathBuf>,
 }
 
-fn time(text: &str) -> std::result::Result<SystemTime, &'static str> {
-    let long = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
-    if let Ok(time) = humantime::parse_rfc3339_weak(&long) {
-        return Ok(time);
-    }
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(SystemClock::new().unix_now());
-    let before = humantime::parse_duration(text).ok().and_then(|before| now.checked_sub(before));
-    before.ok_or("must be like 2026-11-28, 2026-11-28T23:00:00Z or 24h")
-}
-
 pub(super) fn run(command: Command) -> Result {
     match command {
         Command::Verify(args) => verify(&args),
-        Command::Find(args) => find(args),
+        Command::Find(args) => find::run(args, |config| block_on(keys(Some(config)))),
         Command::Key(args) => key(args),
     }
 }
@@ -292,87 +236,6 @@ fn eprint_bar(text: &str) {
     _ = write!(std::io::stderr(), "{text}");
 }
 
-fn find(args: FindArgs) -> Result {
-    let aad = match &args.aad {
-        None => None,
-        Some(aad) => {
-            let mut any = vec![plain_field(aad.as_bytes())];
-            any.extend(hmac_key(&args)?.map(|key| key.field(aad.as_bytes())));
-            Some(any)
-        }
-    };
-    let FindArgs { chain, client, operation, since, until, json, files, .. } = args;
-    let (since, until) = (since.map(rfc3339_millis), until.map(rfc3339_millis));
-    let query = Query { chain, aad, client, operation, since, until };
-    let titles = ["TIME", "NODE", "CLIENT", "OPERATION", "COUNT", "CHAIN", "KEK", "OUTCOME"];
-    let (mut rows, mut printed) = (Vec::new(), false);
-    for path in &files {
-        let (mut reader, _) = open(path)?;
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).map_err(failed(path))? > 0 {
-            if let Some(event) = query.find(&line) {
-                if json {
-                    print(&line)?;
-                } else {
-                    let text = |it: Option<kms_proxy::audit::find::Text<'_>>| {
-                        it.map_or_else(|| "-".to_owned(), |it| clean(&it.0))
-                    };
-                    rows.push([
-                        clean(&event.time.0),
-                        text(event.node),
-                        text(event.client),
-                        text(event.operation),
-                        event.count.map_or_else(|| "1".to_owned(), |count| count.to_string()),
-                        text(event.chain),
-                        text(event.kek_id),
-                        text(event.outcome),
-                    ]);
-                    if rows.len() == MAX_ROWS {
-                        print(table(titles, rows.drain(..)).as_bytes())?;
-                        printed = true;
-                    }
-                }
-            }
-            line.clear();
-        }
-    }
-    if json || rows.is_empty() && printed {
-        return Ok(());
-    }
-    print(table(titles, rows.into_iter()).as_bytes())
-}
-
-/// Lines of a table. More are in the next table, so that memory is bounded.
-const MAX_ROWS: usize = 10_000;
-
-/// A text of a log on a terminal: without control characters.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// The key of the HMAC, if one is named.
-fn hmac_key(args: &FindArgs) -> Result<Option<HmacKey>> {
-    if let Some(path) = &args.aad_key_file {
-        let bytes = read_file(path).map_err(failed(path))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let key = base16ct::lower::decode_vec(text.trim()).ok().map(zeroize::Zeroizing::new);
-        let key = key.and_then(|key| HmacKey::from_slice(&key));
-        return key.map(Some).ok_or_else(|| {
-            Failure::Usage(format!("{}: it must be 64 hexadecimal digits", path.display()))
-        });
-    }
-    match &args.config {
-        Some(config) => Ok(Some(block_on(keys(Some(config.clone())))?.hmac)),
-        None => {
-            eprint(
-                "without --config or --aad-key-file only AADs in plain text are found, not those \
-                 that `aad = \"hmac\"` replaced",
-            );
-            Ok(None)
-        }
-    }
-}
-
 fn key(args: KeyArgs) -> Result {
     let keys = block_on(keys(args.config))?;
     if let Some(path) = &args.aad_key_file {
@@ -381,7 +244,9 @@ fn key(args: KeyArgs) -> Result {
         let mut options = File::options();
         let file = options.write(true).create_new(true).mode(0o600).open(path);
         let text = zeroize::Zeroizing::new(base16ct::lower::encode_string(keys.hmac.expose()));
-        file.and_then(|mut file| writeln!(file, "{}", *text)).map_err(failed(path))?;
+        let public = keys.signing.public();
+        let written = file.and_then(|mut file| writeln!(file, "{}\n{public}", *text));
+        written.map_err(failed(path))?;
     }
     print(format!("{}\n", keys.signing.public()).as_bytes())
 }
@@ -390,5 +255,5 @@ async fn keys(config: Option<PathBuf>) -> Result<Keys> {
     let config = load(config)?;
     let store = open_store(&config.store).await?;
     let roots = open_roots(&config).await?;
-    secret::keys(&*store, &roots).await.map_err(|error| Failure::refused(error.to_string()))
+    secret::existing(&*store, &roots).await.map_err(|error| Failure::refused(error.to_string()))
 }

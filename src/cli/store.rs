@@ -46,7 +46,8 @@ WHERE is one of
   copy lacks
 
 A chain that is newer at the target, or a different chain of the same name, is not overwritten: \
-it is reported, and the exit code is 1. Repeat a copy that was interrupted.
+it is reported, and the exit code is 1. Repeat a copy that was interrupted. Without --chain the \
+key of the audit log is copied too; another one at the target is not overwritten.
 
 In the copy of a chain the primary and the standby KEK are retired: they only decrypt, and the \
 service that starts there makes a new KEK. So source and copy never count the uses of one KEK \
@@ -211,7 +212,7 @@ async fn copy(args: CopyArgs) -> Result {
         )
         .as_bytes(),
     )?;
-    problems(&bad, "the chains above were not copied")
+    problems(&bad, "what is named above was not copied")
 }
 
 async fn verify(args: VerifyArgs) -> Result {

@@ -7,6 +7,7 @@
 //! | [`permit`] | whether a KEK may become primary; no calls |
 //! | [`sync`] | brings one record into one archive |
 //! | [`sweep`] | compares the store with an archive |
+//! | [`audit_key`] | brings the key of the audit log into one archive |
 //! | [`worker`] | the task of each archive |
 //! | [`find`] | reads KEKs and chains that the store lacks |
 //! | [`restore`] | writes them to the store again |
@@ -17,6 +18,7 @@
 //! records.
 
 pub(super) mod archives;
+mod audit_key;
 pub(super) mod find;
 pub(super) mod permit;
 pub(super) mod restore;

@@ -80,6 +80,7 @@ impl KeyService {
                 Arc::clone(&metrics),
             ),
             archives: Archives::new(archives, config.archive_policy, &metrics),
+            audit_key: Default::default(),
             deks: DekCache::new(config.cache.dek_entries, config.cache.dek_max_age),
             unknown: Unknown::new(),
             unknown_chains: Unknown::new(),
@@ -102,6 +103,7 @@ impl KeyService {
         });
         let (chains, damaged) = core.load_chains().await?;
         core.read_last_backup().await;
+        core.audit_key.look_after(&*core.store).await;
         let named: Vec<_> =
             core.named_chains().filter_map(|name| chains.get(&name).cloned()).collect();
         for chain in &named {

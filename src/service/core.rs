@@ -18,6 +18,7 @@ use crate::store::{self, Store as _};
 
 use super::Config;
 use super::archive::archives::Archives;
+use super::audit_key::Remembered;
 use super::error::{Error, Kind};
 use super::keyring::Keyring;
 use super::limits::rate_limiter::RateLimiter;
@@ -38,6 +39,7 @@ pub(super) struct Core {
     pub(super) placement: KekPlacement,
     pub(super) keyring: Keyring,
     pub(super) archives: Archives,
+    pub(super) audit_key: Remembered,
     pub(super) deks: DekCache,
     pub(super) unknown: Unknown<(ChainName, KekId)>,
     pub(super) unknown_chains: Unknown<ChainName>,

@@ -48,6 +48,7 @@ impl KeyService {
         self.drop_deleted();
         self.sample_roots().await;
         root_users::look_after(core).await;
+        core.audit_key.look_after(&*core.store).await;
         self.retry_unopenable().await;
         let chains: Vec<_> = self.chains.load().values().cloned().collect();
         for chain in chains {

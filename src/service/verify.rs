@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::id::{ChainName, KekId};
+use crate::id::{ChainName, KekId, Suite};
 use crate::root::{self, Context};
-use crate::store::record::{self, Head, Kek, State};
+use crate::store::record::{self, AUDIT_KEY, AUDIT_LOG, Head, State, Wrap};
 use crate::store::{self, Error, Ids, Pair, Store};
 
 use super::keyring::{CONCURRENT_UNWRAPS, ROOT_DEADLINE, check};
@@ -81,7 +81,7 @@ impl From<store::Problem> for Problem {
     }
 }
 
-/// Verifies all chains of `store`, with one root call for each wrap. Calls `progress` as it
+/// Verifies all chains of `store`, and the key of the audit log if it has one, with one root call for each wrap. Calls `progress` as it
 /// proceeds.
 ///
 /// # Errors
@@ -98,6 +98,7 @@ pub async fn verify(
     for chain in chains {
         verifier.chain(&chain, &mut progress).await?;
     }
+    verifier.audit_key().await?;
     while verifier.landed().await {
         progress(&verifier.report);
     }
@@ -177,17 +178,36 @@ impl Verifier<'_> {
             State::Retired | State::Disabled | State::Destroyed => {}
         }
         if kek.state != State::Destroyed {
-            self.open(chain, id, key, &kek).await;
+            self.open(chain, (id, kek.suite), key, &kek.wraps).await;
         }
     }
 
-    /// Has every configured root that wrapped a KEK unwrap it.
-    async fn open(&mut self, chain: &ChainName, id: KekId, key: String, kek: &Kek) {
-        if kek.wraps.is_empty() {
+    /// The key of the audit log, which is wrapped like a KEK.
+    async fn audit_key(&mut self) -> Result<(), Error> {
+        match (store::audit_key(self.store).await?, ChainName::new(AUDIT_LOG)) {
+            (Ok(Some(key)), Ok(chain)) => {
+                let (id, wraps) = (key.record.id, key.record.wraps);
+                self.open(&chain, (id, Suite::Aes256Gcm), AUDIT_KEY.to_owned(), &wraps).await;
+            }
+            (Err(problem), _) => self.report.problems.push(problem.into()),
+            (Ok(_), _) => {}
+        }
+        Ok(())
+    }
+
+    /// Has every configured root that wrapped a key unwrap it.
+    async fn open(
+        &mut self,
+        chain: &ChainName,
+        (id, suite): (KekId, Suite),
+        key: String,
+        wraps: &[Wrap],
+    ) {
+        if wraps.is_empty() {
             return self.wrong(key, "no root wrapped it");
         }
         let mut known = false;
-        for wrap in &kek.wraps {
+        for wrap in wraps {
             let Some(named) = self.roots.iter().find(|named| *named.name == *wrap.root) else {
                 continue;
             };
@@ -195,7 +215,7 @@ impl Verifier<'_> {
             while self.calls.len() >= CONCURRENT_UNWRAPS {
                 self.landed().await;
             }
-            let (root, chain, suite) = (Arc::clone(&named.root), chain.clone(), kek.suite);
+            let (root, chain) = (Arc::clone(&named.root), chain.clone());
             let (key, wrap) = (key.clone(), wrap.clone());
             self.calls.spawn(async move {
                 let context = Context { chain: &chain, kek_id: id, suite };
@@ -211,7 +231,7 @@ impl Verifier<'_> {
             });
         }
         if !known {
-            let names = kek.wraps.iter().map(|wrap| wrap.root.clone()).collect();
+            let names = wraps.iter().map(|wrap| wrap.root.clone()).collect();
             self.report.problems.push(Problem { key, defect: Defect::NoRoot(names) });
         }
     }

@@ -4,8 +4,9 @@
 //! # Format
 //!
 //! Lines of JSON, each ended by `\n`: a header; the head of each chain, the KEKs that it names and
-//! then its other KEKs, each followed by its uses; the counts; and the SHA-256 of all the bytes
-//! before its own line. A file that is cut off anywhere has no last line.
+//! then its other KEKs, each followed by its uses; the key of the audit log, if the store has one
+//! and all chains are in the backup; the counts; and the SHA-256 of all the bytes before its own
+//! line. A file that is cut off anywhere has no last line.
 //!
 //! ```json
 //! {"kms_proxy_backup":2,"created_at":"2026-11-23T20:40:00Z"}
@@ -103,7 +104,8 @@ pub enum WriteError {
     Incomplete(#[from] ReadError),
 }
 
-/// Writes the chains of `store` to a new file: all of them if `only` is empty. `now` is in seconds
+/// Writes the chains of `store` to a new file: all of them, and the key of the audit log, if `only`
+/// is empty. `now` is in seconds
 /// since the Unix epoch. A crash leaves the complete file or none.
 ///
 /// Damaged records are left out and reported; [consistency](self#consistency) has the rest.

@@ -4,7 +4,8 @@
 //! A whole chain is checked first: if the target has something newer, or another chain with the
 //! same name, nothing of it is written. Then its KEKs are written a page at a time, and last its
 //! head with the KEKs that the head in either store names, in one transaction. Roots are not
-//! involved: KEKs stay wrapped as they are.
+//! involved: KEKs stay wrapped as they are. A copy of all chains includes the key of the audit log,
+//! which belongs to no chain.
 //!
 //! # Uses
 //!
@@ -17,6 +18,7 @@ use crate::id::ChainName;
 use super::record::{Kek, State};
 use super::{Error, Problem, Store};
 
+mod audit_key;
 mod batch;
 mod chain;
 mod merge;
@@ -68,6 +70,9 @@ pub async fn copy(
         let copy = chain::Copy { from, to, chain: &chain, primaries };
         copy.run(&mut report, &mut progress).await?;
         progress(&report);
+    }
+    if only.is_empty() {
+        audit_key::copy(from, to, &mut report).await?;
     }
     Ok(report)
 }

@@ -14,8 +14,9 @@ mod keys;
 mod life;
 
 pub use keys::{
-    CHAINS, LAST_BACKUP, Part, ROOTS, claim_key, head_key, kek_key, keks_prefix, parse_key,
-    root_check_key, root_user, root_user_key, root_users_prefix, uses_key, uses_prefix,
+    AUDIT_KEY, AUDIT_LOG, CHAINS, LAST_BACKUP, Part, ROOTS, claim_key, head_key, kek_key,
+    keks_prefix, parse_key, root_check_key, root_user, root_user_key, root_users_prefix, uses_key,
+    uses_prefix,
 };
 
 /// The format that this code writes. It reads no other.
@@ -233,6 +234,16 @@ pub struct LastBackup {
     pub began_at: u64,
 }
 
+/// The secret that the keys of the audit log are derived from, wrapped. It belongs to no chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditKey {
+    /// The id of the secret.
+    pub id: KekId,
+    /// Its wraps.
+    pub wraps: Vec<Wrap>,
+}
+
 /// A type of record.
 pub trait Record: Serialize + DeserializeOwned {
     /// The record as it is stored.
@@ -267,6 +278,17 @@ impl Record for Claim {}
 impl Record for RootCheck {}
 impl Record for RootUser {}
 impl Record for LastBackup {}
+
+/// It is stored without a `format`: another field would make it another format.
+impl Record for AuditKey {
+    fn encode(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(self).map_err(|error| corrupt("(not yet written)", &error))
+    }
+
+    fn decode(key: &str, value: &[u8]) -> Result<Self, Error> {
+        serde_json::from_slice(value).map_err(|error| corrupt(key, &error))
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Stored<R> {

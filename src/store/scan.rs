@@ -5,7 +5,7 @@
 
 use crate::id::{ChainName, KekId};
 
-use super::record::{self, CHAINS, Head, Kek, Part, Record, Uses};
+use super::record::{self, AUDIT_KEY, AuditKey, CHAINS, Head, Kek, Part, Record, Uses};
 use super::{Entry, Error, Store};
 
 /// KEKs in a page. With the uses of each that is 64 records, and a transaction of a store such as
@@ -108,6 +108,11 @@ pub(crate) async fn head(store: &dyn Store, chain: &ChainName) -> Result<Found<H
     let key = record::head_key(chain);
     let found: Found<Head> = decode(entry(store, &key).await?);
     Ok(checked(found))
+}
+
+/// The key of the audit log, which belongs to no chain.
+pub(crate) async fn audit_key(store: &dyn Store) -> Result<Found<AuditKey>, Error> {
+    Ok(decode(entry(store, AUDIT_KEY).await?))
 }
 
 /// The head of a chain and the records of a few of its KEKs, as of one moment if the store supports

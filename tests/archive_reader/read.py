@@ -3,8 +3,9 @@
 
 read.py DIRECTORY...
     checks every object of the archives in these directories, and prints one line for each KEK: its
-    chain, its id, its state, its suite and the roots that wrapped it. Of several archives it prints
-    what they have together. It fails if an object is damaged.
+    chain, its id, its state, its suite and the roots that wrapped it. The line of the key of the
+    audit log follows, if there is one. Of several archives it prints what they have together. It
+    fails if an object is damaged.
 """
 
 import base64
@@ -128,6 +129,38 @@ def chain_of(record: str) -> dict:
     return found
 
 
+def audit_key_of(data: bytes) -> dict:
+    """The key of the audit log in its object."""
+    try:
+        kek_id = json.loads(data)["kek_id"]
+    except (ValueError, KeyError, TypeError):
+        raise Damaged("it has no kek_id") from None
+    require(isinstance(kek_id, str) and bool(ID.fullmatch(kek_id)), "its kek_id is not an id")
+    found = parse(record_of(data, "audit-log", kek_id), {"id", "wraps"})
+    require(found["id"] == kek_id, "the record has another id")
+    require(isinstance(found["wraps"], list), "the wraps are not a list")
+    wraps = [check_wrap(wrap) for wrap in found["wraps"]]
+    require(bool(wraps), "it has no wraps")
+    require(len(dict(wraps)) == len(wraps), "two wraps name one root")
+    return {"id": kek_id, "wraps": dict(wraps)}
+
+
+def read_audit_key(directory: pathlib.Path, keys: list) -> list:
+    """Reads the key of the audit log of an archive into `keys`; what is wrong with it."""
+    path = directory / "audit" / "key.json"
+    if not path.exists():
+        return []
+    try:
+        key = audit_key_of(path.read_bytes())
+        require(not keys or keys[0]["id"] == key["id"], "another archive has another key")
+    except Damaged as error:
+        return [f"{path}: {error}"]
+    if keys:
+        key["wraps"] = {**key["wraps"], **keys[0]["wraps"]}
+    keys[:] = [key]
+    return []
+
+
 def later(one: dict, other: dict) -> dict:
     """Two records of one KEK as one: a tombstone wins, then the last change by an operator."""
 
@@ -173,14 +206,17 @@ def main() -> int:
     if not directories:
         print(__doc__, file=sys.stderr)
         return 2
-    chains, keks, problems = {}, {}, []
+    chains, keks, audit_keys, problems = {}, {}, [], []
     for directory in directories:
         problems += read(directory, chains, keks)
+        problems += read_audit_key(directory, audit_keys)
     for chain in sorted({chain for chain, _ in keks} - set(chains)):
         problems.append(f"v1/{chain}/chain.json: no archive has it")
     for (chain, kek_id), kek in sorted(keks.items()):
         roots = ",".join(kek["wraps"]) or "-"
         print(chain, kek_id, kek["state"], kek["suite"], roots)
+    for key in audit_keys:
+        print("audit/key", key["id"], ",".join(key["wraps"]))
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(chains)} chains, {len(keks)} KEKs, {len(problems)} problems")

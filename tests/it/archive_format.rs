@@ -89,6 +89,7 @@ async fn the_reader_in_python_reads_what_the_service_archives() {
         .set("ARCHIVE__0__KIND", "dir")
         .set("ARCHIVE__0__NAME", "nas")
         .set("ARCHIVE__0__PATH", nas.display());
+    let setup = setup.clone().set("AUDIT__FILE", setup.file("audit.jsonl").display());
     let service = setup.start().await;
     let (status, made) = service
         .send(reqwest::Method::PUT, "/v1/chains/orders", json!({"suite": "aes-256-gcm"}))
@@ -134,13 +135,20 @@ async fn the_reader_in_python_reads_what_the_service_archives() {
     }
     let count = keks.lines().count();
     let output = read(std::slice::from_ref(&nas));
-    assert_eq!(lines(&output), format!("{keks}2 chains, {count} KEKs, 0 problems\n"));
+    let audit_key = std::fs::read(nas.join(object::AUDIT_KEY)).unwrap();
+    let audit_key = object::decode_audit_key(&audit_key).unwrap();
+    let roots: Vec<_> = audit_key.wraps.iter().map(|wrap| &*wrap.root).collect();
+    let expected = format!("audit/key {} {}\n", audit_key.id, roots.join(","));
+    assert_eq!(roots, ["main", "dev"]);
+    let end = format!("{expected}2 chains, {count} KEKs, 0 problems\n");
+    assert_eq!(lines(&output), format!("{keks}{end}"));
     printed(output);
     service.stop().await;
 
     // Damage of each object is reported.
-    let objects = files(&nas.join("v1"));
+    let mut objects = files(&nas.join("v1"));
     assert_eq!(objects.len(), count + 2);
+    objects.push(nas.join(object::AUDIT_KEY));
     for file in &objects {
         let whole = std::fs::read(file).unwrap();
         for bad in [&whole[..whole.len() / 2], &[&whole[1..], b" "].concat(), b""] {

@@ -17,6 +17,7 @@ use crate::support::{Service, Setup, root, until};
 mod backups;
 mod identities;
 mod keys;
+mod lost_key;
 mod many;
 mod mappings;
 mod sinks;

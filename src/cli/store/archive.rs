@@ -67,7 +67,8 @@ pub(super) async fn recover(args: RecoverArgs) -> Result {
             "{error}; what was recovered so far is valid: repeat the command to continue"
         ))
     })?;
-    let recovery::Report { chains, keks, restored, same, destroyed, problems: bad } = report;
+    let recovery::Report { chains, keks, restored, same, destroyed, audit_key, problems: bad } =
+        report;
     let (chains, keks) = (count(chains, "chain"), count(keks, "KEK"));
     print(
         format!(
@@ -76,6 +77,9 @@ pub(super) async fn recover(args: RecoverArgs) -> Result {
         )
         .as_bytes(),
     )?;
+    if audit_key {
+        print(b"the key of the audit log: restored\n")?;
+    }
     problems(&bad, "these could not be recovered from the archive that is named")
 }
 

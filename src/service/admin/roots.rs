@@ -192,7 +192,11 @@ async fn change_audit_key(
     };
     match changed {
         Ok(Changed::Nothing) => {}
-        Ok(Changed::Wraps) => progress.changed += 1,
+        Ok(Changed::Wraps) => {
+            progress.changed += 1;
+            core.audit_key.look_after(&*core.store).await;
+            core.archives.sweep_soon();
+        }
         Ok(Changed::Needed(id, why)) => {
             progress.failed.push((id, format!("this is the key of the audit log: {why}")));
         }

@@ -63,6 +63,8 @@ struct Known {
     damaged: BTreeSet<String>,
     /// Whether the store was compared with the archive completely.
     is_compared: bool,
+    /// Why the key of the audit log is not archived.
+    audit_key: Option<String>,
     wants_sweep: bool,
 }
 
@@ -377,6 +379,16 @@ impl One {
         self.known().is_compared = true;
     }
 
+    /// Notes that the key of the audit log is archived, or why not.
+    pub(super) fn note_audit_key(&self, detail: Option<String>) {
+        let known = &mut *self.known();
+        if let Some(detail) = detail.as_ref().filter(|_| known.audit_key != detail) {
+            let archive = &self.name;
+            tracing::error!(%archive, detail, "the key of the audit log can't be archived");
+        }
+        known.audit_key = detail;
+    }
+
     fn check(&self) -> Check {
         let known = self.known();
         let mut details = Vec::new();
@@ -387,6 +399,9 @@ impl One {
         }
         if !known.due.is_empty() {
             details.push(format!("{} records are not archived yet", known.due.len()));
+        }
+        if let Some(detail) = &known.audit_key {
+            details.push(format!("the key of the audit log is not archived: {detail}"));
         }
         let stuck = known.due.iter().find(|(_, due)| due.stuck_until.is_some());
         if let Some(((chain, id), _)) = stuck {

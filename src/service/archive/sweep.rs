@@ -1,5 +1,5 @@
 //! Compares all records of the store with an archive: what the archive lacks becomes due, and what
-//! it has is compared record by record.
+//! it has is compared record by record. The key of the audit log is archived immediately.
 
 use std::collections::HashSet;
 
@@ -11,17 +11,19 @@ use crate::store::record::{self, Kek, Record as _};
 use crate::store::records;
 
 use super::archives::One;
+use super::audit_key;
 use super::sync::{Failed, call};
 
 /// Records of one read of the store, and keys of one list of an archive.
 const PAGE: usize = 500;
 const KEYS: usize = 1_000;
 
-/// Compares all chains.
+/// Compares all chains, and the key of the audit log.
 pub(super) async fn all(core: &Core, one: &One) -> Result<(), Failed> {
     for chain in records::chains(&*core.store).await? {
         of_chain(core, one, &chain).await?;
     }
+    audit_key::sync(core, one).await?;
     one.note_compared();
     Ok(())
 }

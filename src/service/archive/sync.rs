@@ -14,13 +14,13 @@ use crate::id::{ChainName, KekId};
 use crate::service::core::Core;
 use crate::service::error::Error;
 use crate::store;
-use crate::store::record::{self, Kek, State};
+use crate::store::record::{self, Kek, State, Wrap};
 use crate::store::records::{self, Versioned};
 
 use super::archives::{Item, One};
 
 /// How often a record is tried that other processes archive at the same time.
-const TRIES: usize = 8;
+pub(super) const TRIES: usize = 8;
 
 /// Why a record was not archived.
 #[derive(Debug)]
@@ -128,7 +128,8 @@ async fn kek(
                 return Ok(Synced::Destroyed);
             }
             Some(archived) => {
-                object::merge(archived, &stored, joined(core, archived, &stored, wraps))
+                let wraps = joined(core, &archived.wraps, &stored.wraps, wraps);
+                object::merge(archived, &stored, wraps)
             }
             None => Merged::Replace(stored.clone()),
         };
@@ -158,16 +159,14 @@ async fn kek(
 
 /// Whether wraps that the store lacks remain in the archive. Those of a root that was removed do
 /// not: it is configured here no longer, and another root that is has a wrap in the store.
-fn joined(core: &Core, archived: &Kek, stored: &Kek, wraps: Wraps) -> Wraps {
+pub(super) fn joined(core: &Core, archived: &[Wrap], stored: &[Wrap], wraps: Wraps) -> Wraps {
     let is_configured = |root: &str| core.keyring.roots.is_configured(root);
-    let lacking = archived
-        .wraps
-        .iter()
-        .filter(|wrap| !stored.wraps.iter().any(|other| other.root == wrap.root));
+    let lacking =
+        archived.iter().filter(|wrap| !stored.iter().any(|other| other.root == wrap.root));
     let mut lacking = lacking.peekable();
     let is_removed = lacking.peek().is_some()
         && lacking.all(|wrap| !is_configured(&wrap.root))
-        && stored.wraps.iter().any(|wrap| is_configured(&wrap.root));
+        && stored.iter().any(|wrap| is_configured(&wrap.root));
     if is_removed { Wraps::Replace } else { wraps }
 }
 
@@ -179,7 +178,7 @@ async fn read(
     records::read(&*core.store, &record::kek_key(chain, id)).await
 }
 
-fn busy(key: &str) -> Failed {
+pub(super) fn busy(key: &str) -> Failed {
     Failed::Record(format!("other processes write the object {key}"))
 }
 

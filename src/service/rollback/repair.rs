@@ -67,6 +67,7 @@ pub(in crate::service) async fn recover(
             bury(core, chain, ledger, id).await?;
         }
     }
+    core.audit_key.look_after(&*core.store).await;
     core.archives.sweep_soon();
     chain.metrics.store_rollbacks.inc();
     core.rollbacks.add(retired, restored, core.clock.now());

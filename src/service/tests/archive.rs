@@ -5,6 +5,8 @@ use crate::archive::memory::Archive;
 use crate::archive::{self, Archive as _, Condition, OnFailure, Policy, Require, object};
 use crate::keychain::kek::Kek;
 use crate::service::types::{ChainSettings, Change};
+use crate::store::Txn;
+use crate::store::record::{AuditKey, Record as _, Wrap};
 
 /// A service with archives, on a store that other processes share.
 struct Archived {
@@ -435,4 +437,42 @@ async fn a_damaged_object_is_named_until_it_is_whole_again() {
     let checks = world.service.readiness().checks;
     let detail = checks.into_iter().find(|it| it.name == "archive:first").unwrap().detail;
     assert!(!detail.is_some_and(|it| it.contains("damaged")));
+}
+
+fn audit_key(secret: u8, roots: &[&str]) -> AuditKey {
+    let wrap = |root: &&str| Wrap { root: (*root).to_owned(), bytes: vec![secret] };
+    AuditKey { id: KekId::of_key(&[secret; 32]), wraps: roots.iter().map(wrap).collect() }
+}
+
+/// A service on a store and an archive that have these keys of the audit log.
+async fn with_audit_keys(stored: &AuditKey, archived: Option<&AuditKey>) -> Archived {
+    let key = record::AUDIT_KEY.to_owned();
+    let store = memory::Store::holding(Txn::default().create(key, stored.encode().unwrap()));
+    let archive = Arc::<Archive>::default();
+    if let Some(archived) = archived {
+        let bytes = object::encode_audit_key(archived).unwrap();
+        let put = archive.put(object::AUDIT_KEY, bytes, archive::Condition::Absent);
+        let _ = put.await.unwrap();
+    }
+    let (root, clock) = Default::default();
+    let archived = Archived::on(store.into(), vec![archive], root, clock, Policy::default()).await;
+    archived.service.archive_once().await;
+    archived
+}
+
+#[tokio::test]
+async fn the_key_of_the_audit_log_is_archived_and_another_one_is_not_replaced() {
+    let main = audit_key(1, &["main"]);
+    // The root `gone` was removed, and an archive was unavailable meanwhile.
+    for archived in [None, Some(audit_key(1, &["gone"])), Some(audit_key(1, &["main", "gone"]))] {
+        let world = with_audit_keys(&main, archived.as_ref()).await;
+        let bytes = world.archives[0].peek(object::AUDIT_KEY).unwrap();
+        assert_eq!(object::decode_audit_key(&bytes), Ok(main.clone()));
+        assert_eq!(world.check("archive:first"), Health::Ok);
+    }
+    let other = audit_key(2, &["main"]);
+    let world = with_audit_keys(&main, Some(&other)).await;
+    let bytes = world.archives[0].peek(object::AUDIT_KEY).unwrap();
+    assert_eq!(object::decode_audit_key(&bytes), Ok(other));
+    assert_eq!(world.check("archive:first"), Health::Degraded);
 }

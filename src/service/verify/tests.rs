@@ -6,7 +6,7 @@ use super::*;
 use crate::id::Suite;
 use crate::root::testing::TestRoot;
 use crate::secret::KeyBytes;
-use crate::store::record::{Limits, Record, Uses, Wrap};
+use crate::store::record::{AuditKey, Kek, Limits, Record, Uses, Wrap};
 use crate::store::{Txn, memory};
 
 struct World {
@@ -223,4 +223,30 @@ async fn a_store_that_does_not_answer_is_an_error() {
     let world = World::new().await;
     world.store.set_down(true);
     assert!(verify(&world.store, &world.roots, |_| {}).await.is_err());
+}
+
+#[tokio::test]
+async fn the_key_of_the_audit_log_is_opened_too() {
+    let world = World::new().await;
+    let opened = world.verify().await.opened;
+    let secret = KeyBytes::from_slice(&[9; 32]).unwrap();
+    let chain = ChainName::new(AUDIT_LOG).unwrap();
+    let id = KekId::of_key(secret.expose());
+    let context = Context { chain: &chain, kek_id: id, suite: Suite::Aes256Gcm };
+    let bytes = world.roots[0].root.wrap(context, &secret).await.unwrap();
+    let put = async |id, root: &str| {
+        let wraps = vec![Wrap { root: root.to_owned(), bytes: bytes.clone() }];
+        world.put(AUDIT_KEY.to_owned(), AuditKey { id, wraps }.encode().unwrap()).await;
+    };
+    put(id, "main").await;
+    let report = world.verify().await;
+    assert_eq!((report.opened, report.problems), (opened + 1, Vec::new()));
+    put(KekId::of_key(&[8; 32]), "main").await;
+    let told = world.told().await;
+    assert!(told.len() == 1 && told[0].starts_with("audit/key: root main: "), "{told:?}");
+    put(id, "gone").await;
+    let told = world.told().await;
+    assert_eq!(told, ["audit/key: none of the roots that wrapped it is configured: gone"]);
+    world.put(AUDIT_KEY.to_owned(), b"{".to_vec()).await;
+    assert!(world.told().await[0].starts_with("audit/key: it is damaged"));
 }

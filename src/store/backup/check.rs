@@ -96,9 +96,9 @@ impl Check {
             let (chain, _) = record(line).map_err(|detail| self.wrong(detail))?;
             self.records += 1;
             // The records of a chain follow each other.
-            if self.chain.as_ref() != Some(&chain) {
+            if chain.is_some() && self.chain != chain {
                 self.chains += 1;
-                self.chain = Some(chain);
+                self.chain = chain;
             }
         }
         self.digest.update(line);

@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::files;
-use crate::store::record::{Head, Kek, Part, Record, Uses, parse_key};
+use crate::id::ChainName;
+use crate::store::record::{AUDIT_KEY, AuditKey, Head, Kek, Part, Record, Uses, parse_key};
 use crate::store::{Txn, memory};
 
 use super::{Counts, FORMAT, Footer, Header, Line};
@@ -137,7 +138,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Backup, ReadError> {
         if !keys.insert(key.clone()) {
             return Err(at(index + 2, format!("{key} occurs twice")));
         }
-        chains.insert(chain);
+        chains.extend(chain);
         txn.puts.push((key, value.into_bytes()));
     }
     let (chains, records) = (chains.len() as u64, keys.len() as u64);
@@ -153,10 +154,14 @@ pub(super) fn counts(line: &[u8]) -> Result<Counts, String> {
     json(line)
 }
 
-/// Parses the line of a record, and returns its chain.
-pub(super) fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String> {
+/// Parses the line of a record, and returns its chain; `None` for the key of the audit log.
+pub(super) fn record(line: &[u8]) -> Result<(Option<ChainName>, Line), String> {
     let line: Line = json(line)?;
     let Line { key, value } = &line;
+    if key == AUDIT_KEY {
+        AuditKey::decode(key, value.as_bytes()).map_err(|error| error.to_string())?;
+        return Ok((None, line));
+    }
     let (chain, part) = parse_key(key).ok_or("its key is not that of a record")?;
     match part {
         Part::Head => Head::decode(key, value.as_bytes()).map(drop),
@@ -165,7 +170,7 @@ pub(super) fn record(line: &[u8]) -> Result<(crate::id::ChainName, Line), String
         Part::Claim => return Err(format!("{key} is not a record that a backup contains")),
     }
     .map_err(|error| error.to_string())?;
-    Ok((chain, line))
+    Ok((Some(chain), line))
 }
 
 pub(super) fn json<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {

@@ -6,7 +6,7 @@ use crate::id::{ChainName, KekId};
 use crate::store::copy::{CopyReport, choose};
 use crate::store::record::{self, Head, Kek, Record as _, State};
 use crate::store::{
-    Error, Found, Ids, Pair, Problem, Read, Revision, Store, head, head_and_pairs, pairs,
+    Error, Found, Ids, Pair, Problem, Read, Revision, Store, audit_key, head, head_and_pairs, pairs,
 };
 use crate::timestamp::rfc3339;
 
@@ -21,6 +21,7 @@ pub struct Stream<'a> {
     now: u64,
     step: Step<'a>,
     chains: std::vec::IntoIter<ChainName>,
+    has_all_chains: bool,
     report: CopyReport,
     digest: Sha256,
 }
@@ -30,6 +31,8 @@ enum Step<'a> {
     Header,
     NextChain,
     Keks(Chain<'a>),
+    AuditKey,
+    Footer,
     End,
 }
 
@@ -45,15 +48,16 @@ struct Chain<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// A backup of the chains of `store`: all of them if `only` is empty. `now` is in seconds since
-    /// the Unix epoch.
+    /// A backup of the chains of `store`: all of them, and the key of the audit log, if `only` is
+    /// empty. `now` is in seconds since the Unix epoch.
     ///
     /// # Errors
     /// [`Error`] if the store can't be listed.
     pub async fn begin(store: &'a dyn Store, only: &[ChainName], now: u64) -> Result<Self, Error> {
         let mut report = CopyReport::default();
         let chains = choose(store, only, &mut report.problems).await?.into_iter();
-        Ok(Self { store, now, step: Step::Header, chains, report, digest: Sha256::new() })
+        let (step, has_all_chains, digest) = (Step::Header, only.is_empty(), Sha256::new());
+        Ok(Self { store, now, step, chains, has_all_chains, report, digest })
     }
 
     /// What was written until now.
@@ -81,8 +85,8 @@ impl<'a> Stream<'a> {
                         self.written(&lines)?
                     }
                     None => {
-                        self.step = Step::End;
-                        return Ok(Some(self.footer()?));
+                        self.step = Step::AuditKey;
+                        continue;
                     }
                 },
                 Step::Keks(chain) => {
@@ -99,6 +103,20 @@ impl<'a> Stream<'a> {
                             continue;
                         }
                     }
+                }
+                // After the chains, so that the backup has a key that is made meanwhile.
+                Step::AuditKey => {
+                    self.step = Step::Footer;
+                    let mut lines = Vec::new();
+                    if self.has_all_chains {
+                        let found = audit_key(self.store).await?;
+                        keep(found, None, &mut lines, &mut self.report.problems);
+                    }
+                    self.written(&lines)?
+                }
+                Step::Footer => {
+                    self.step = Step::End;
+                    return Ok(Some(self.footer()?));
                 }
                 Step::End => return Ok(None),
             };

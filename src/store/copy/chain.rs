@@ -295,6 +295,6 @@ fn refusal<R>(key: &str, decision: Decision<R>) -> Result<Option<R>, Problem> {
     decision.map_err(|detail| Problem::new(key, detail))
 }
 
-fn at_target(problem: Problem) -> Problem {
+pub(super) fn at_target(problem: Problem) -> Problem {
     Problem { detail: format!("in the target {}", problem.detail), ..problem }
 }

@@ -11,6 +11,13 @@ pub const ROOTS: &str = "roots/";
 /// The key of the [`LastBackup`](super::LastBackup).
 pub const LAST_BACKUP: &str = "backups/last";
 
+/// The key of the [`AuditKey`](super::AuditKey).
+pub const AUDIT_KEY: &str = "audit/key";
+
+/// The name of the chain in the context of the wraps of the [`AuditKey`](super::AuditKey). No
+/// envelope is made under it.
+pub const AUDIT_LOG: &str = "audit-log";
+
 /// What a key names within its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
