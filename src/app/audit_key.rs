@@ -1,5 +1,5 @@
-//! Restores the key of the audit log from the archives before the log is opened: with another key its
-//! earlier lines could not be searched.
+//! Restores the key of the audit log from the archives before the log is opened: with another key
+//! its earlier lines could not be searched.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::store::{Error, Store};
 /// The pause between two attempts to read the archives.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Restores the key to a store that lacks it. If the store is empty, it was probably lost: then this
-/// waits until every archive has answered, or one has the key.
+/// Restores the key to a store that lacks it. If the store is empty, it was probably lost: then
+/// this waits until every archive has answered, or one has the key.
 pub(super) async fn restore(
     store: &dyn Store,
     archives: &[Named],
@@ -23,8 +23,7 @@ pub(super) async fn restore(
         let mut problems = Vec::new();
         if recover(archives, store, &mut problems).await? {
             tracing::warn!(
-                "the store lacked the key of the audit log, which is restored from an \
-                archive"
+                "the store lacked the key of the audit log, which is restored from an archive"
             );
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! The objects of an archive: one for each KEK, one for each chain, and one for the key of the audit
-//! log, with a check of what is read.
+//! The objects of an archive: one for each KEK, one for each chain, and one for the key of the
+//! audit log, with a check of what is read.
 //!
 //! Pure functions. This file does not know when an object is written, or where to.
 //!

@@ -2,8 +2,8 @@
 //!
 //! Every KEK becomes retired: how often it was used is not known, so all its uses count as
 //! reserved, and the service makes new primaries. A record that the store has stays as it is,
-//! except that the tombstone of an archive replaces it. Roots are not involved. The key of the audit
-//! log is restored too.
+//! except that the tombstone of an archive replaces it. The key of the audit log is restored too.
+//! Roots are not involved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;

@@ -69,9 +69,10 @@ pub(super) struct VerifyArgs {
 }
 
 const KEY: &str = "\
-The key is in the store, wrapped by the roots. A service with an audit log makes it when it starts; \
-this command makes none. A running service holds a store of kind file: take the public key from \
-`/readyz` then, or from the audit log, and write the file for `audit find` before the service starts.
+The key is in the store, wrapped by the roots. A service with an audit log makes it when it \
+starts; this command makes none. A running service holds a store of kind file: take the public key \
+from `/readyz` then, or from the audit log, and write the file for `audit find` before the service \
+starts.
 
 Examples:
   kms-proxy audit key --config kms-proxy.toml > audit.pub

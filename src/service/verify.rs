@@ -81,8 +81,8 @@ impl From<store::Problem> for Problem {
     }
 }
 
-/// Verifies all chains of `store`, and the key of the audit log if it has one, with one root call for each wrap. Calls `progress` as it
-/// proceeds.
+/// Verifies all chains of `store`, and the key of the audit log if it has one, with one root call
+/// for each wrap. Calls `progress` as it proceeds.
 ///
 /// # Errors
 /// [`Error::Unavailable`] if the store is unavailable. An unavailable root is a problem of each

@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(problems.pop().unwrap().key, record::AUDIT_KEY);
         down.set_down(true);
         let empty = memory::Store::new();
-        assert!(!recover(&[two.clone()], &empty, &mut problems).await.unwrap());
+        assert!(!recover(std::slice::from_ref(&two), &empty, &mut problems).await.unwrap());
         assert_eq!(problems.len(), 1, "it is not known whether there is a key");
         assert!(recover(&[two, one], &empty, &mut problems).await.unwrap());
         assert_eq!(stored(&empty).await, Some(key(1, &["main"])));

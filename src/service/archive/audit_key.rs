@@ -1,5 +1,5 @@
-//! Brings the key of the audit log into one archive: the object is read before the stored record, and
-//! replaced only if it has not changed. An object with another secret is never replaced.
+//! Brings the key of the audit log into one archive: the object is read before the stored record,
+//! and replaced only if it has not changed. An object with another secret is never replaced.
 
 use crate::archive::object::{self, Wraps};
 use crate::archive::{Condition, Written};

@@ -1,5 +1,5 @@
-//! The copy of the key of the audit log, which belongs to no chain. A key of the target with another
-//! secret is never replaced: the HMACs in its log could not be searched any more.
+//! The copy of the key of the audit log, which belongs to no chain. A key of the target with
+//! another secret is never replaced: the HMACs in its log could not be searched any more.
 
 use crate::store::record::{AUDIT_KEY, AuditKey};
 use crate::store::{Committed, Error, Problem, Store, audit_key};
@@ -101,7 +101,7 @@ mod tests {
     }
 
     async fn copied(from: &memory::Store, to: &memory::Store, only: &[&str]) -> CopyReport {
-        let only: Vec<_> = only.iter().map(|name| ChainName::new(*name).unwrap()).collect();
+        let only: Vec<_> = only.iter().map(|name| ChainName::new(name).unwrap()).collect();
         copy(from, to, &only, Primaries::Retire, |_| {}).await.unwrap()
     }
 

@@ -199,7 +199,7 @@ async fn both_verifiers_follow_a_log_through_rotated_files_and_kills() {
 #[test]
 fn lines_whose_checkpoints_were_removed_are_found() {
     let setup = Setup::new();
-    let now = std::time::SystemTime::now();
+    let now = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_800_000_000);
     let mut sealer = Sealer::new(SigningKey::from_seed(&[1; 32]).unwrap(), "kms-proxy/node/0");
     let mut log = vec![sealer.opening(Before::Nothing, now)];
     for _ in 0..MAX_UNSEALED {
