@@ -43,7 +43,8 @@ who can replace whole files can sign them with another key. Without --from it ca
 the end was cut off.
 
 CHECKPOINT is a file with one checkpoint: a line of the service's log with one, a line of the \
-audit log, or a signed note. The service's log has one at least once a minute while lines are written.
+audit log, or a signed note. The service's log has one at least once a minute while lines are \
+written.
 
 Verify the files of each service separately if several run on one machine: by the name of the \
 machine, it finds out which files belong together.

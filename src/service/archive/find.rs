@@ -208,7 +208,8 @@ async fn get<T>(
                         until = until.or(Some(Instant::now() + OTHERS_WITHIN));
                     }
                     Err(error) => {
-                        tracing::error!(archive = %one.name, %error, "an archived object is skipped");
+                        let archive = &one.name;
+                        tracing::error!(%archive, %error, "an archived object is skipped");
                         found.is_complete = false;
                         found.damaged.push(one.name.to_string());
                     }
