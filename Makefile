@@ -37,14 +37,16 @@ install: $(PROTOX) ## build the program and install it where `cargo install` doe
 test: export PROPTEST_RNG_SEED ?= 1
 test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked $(QUICKLY) --lib -- --test-threads=4
-	$(BUILD_LIKE_TESTS)
-	$(CARGO) test --release --locked --bins --test it
-	$(CARGO) test --release --locked --doc
+	$(BUILD_LIKE_TESTS) $(IN_PARALLEL)
+	$(CARGO) test --release --locked $(IN_PARALLEL) --bins --test it
+	$(CARGO) test --release --locked $(IN_PARALLEL) --doc
 	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
 
-# Full optimisation of this crate takes minutes. The program that `--test it` starts is built so; the tests of
-# the library do not need it.
-QUICKLY := --config profile.release.package.kms-proxy.opt-level=1
+# Full optimisation of this crate in one unit takes minutes. The program that `--test it` starts is optimised in
+# units that compile at the same time; the tests of the library do not need full optimisation.
+OF_THIS_CRATE := profile.release.package.kms-proxy
+IN_PARALLEL := --config $(OF_THIS_CRATE).codegen-units=16
+QUICKLY := $(IN_PARALLEL) --config $(OF_THIS_CRATE).opt-level=1
 
 .PHONY: test-env
 test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the tests need: servers from Debian, and Python and Node.js in target/test-env

@@ -91,7 +91,7 @@ fn prometheus_and_grafana_of_compose_find_their_files_and_each_other() {
     let file = dir.path().join("prometheus.yml");
     std::fs::write(&file, config).unwrap();
     let said = printed(promtool(&["check", "config", file.to_str().unwrap()]));
-    assert!(said.contains("29 rules found"), "{said}");
+    assert!(said.contains("30 rules found"), "{said}");
     let config = yaml_file(&file);
     for target in list(&config["scrape_configs"][0]["static_configs"][0]["targets"]) {
         let (host, port) = target.split_once(':').unwrap();
