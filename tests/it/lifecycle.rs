@@ -13,7 +13,7 @@ use crate::support::{
     BINARY, Service, Setup, decrypt_all, read_until, replace_in_file, talk, until,
 };
 
-/// Memory of an idle service, 17 MB of it pages of the binary and of libraries.
+/// What an idle service has allocated: the pages of the program and of libraries are not counted.
 const MAX_ALLOCATED_KB: u64 = 10 * 1024;
 
 #[tokio::test]
