@@ -31,14 +31,14 @@ run: $(PROTOX) ## build and start the service on http://127.0.0.1:8080 with the 
 install: $(PROTOX) ## build the program and install it where `cargo install` does
 	$(CARGO) install --locked --path .
 
-# One seed for the random inputs of property tests: a failure repeats. `make soak` explores. Most tests of the
-# library wait for a server, so more of them run at a time than there are processors.
+# One seed for the random inputs of property tests: a failure repeats. `make soak` explores. Most tests wait for
+# a server, so more of them run at a time than there are processors.
 .PHONY: test
 test: export PROPTEST_RNG_SEED ?= 1
 test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked $(QUICKLY) --lib -- --test-threads=4
 	$(BUILD_LIKE_TESTS) $(IN_PARALLEL)
-	$(CARGO) test --release --locked $(IN_PARALLEL) --bins --test it
+	$(CARGO) test --release --locked $(IN_PARALLEL) --bins --test it -- --test-threads=3
 	$(CARGO) test --release --locked $(IN_PARALLEL) --doc
 	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
 
