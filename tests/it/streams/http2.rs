@@ -43,8 +43,15 @@ impl Connection {
         sent.extend(frame(SETTINGS, 0, 0, &settings));
         sent.extend(frame(WINDOW_UPDATE, 0, 0, &[0x40, 0, 0, 0]));
         connection.send(&sent).await;
-        // What the service allows holds when it is acknowledged.
-        while !matches!(connection.next().await, Some((SETTINGS, 0, ..))) {}
+        // The windows of streams come by SETTINGS, that of the connection by WINDOW_UPDATE.
+        let (mut has_settings, mut has_window) = (false, false);
+        while !(has_settings && has_window) {
+            match connection.next().await.expect("the windows") {
+                (SETTINGS, 0, ..) => has_settings = true,
+                (WINDOW_UPDATE, _, 0, _) => has_window = true,
+                _ => {}
+            }
+        }
         connection.send(&frame(SETTINGS, ACK, 0, &[])).await;
         connection
     }
