@@ -6,6 +6,8 @@
 //! a [`BulkCipher`] is for many long messages. Which implementation seals a message does not
 //! change a bit of the result.
 
+use std::cell::Cell;
+
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes128Gcm, Aes256Gcm};
 
@@ -196,21 +198,65 @@ impl BulkCipher {
 const SWEPT: usize = 12 * 1024;
 
 /// Runs `work`, then overwrites what it left on the stack: keys, their schedules and pieces of
-/// messages. A key in its result must be on the heap.
+/// messages. A key in its result must be on the heap. Within [`sweep_once`] it only runs `work`.
 #[inline]
 pub(crate) fn swept<T>(work: impl FnOnce() -> T) -> T {
-    /// In a separate frame, so that the sweep overwrites the same stack.
-    #[inline(never)]
-    fn apart<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-    #[inline(never)]
-    fn sweep() {
-        std::hint::black_box(&mut [0_u8; SWEPT]);
+    if IS_SWEPT_LATER.get() {
+        return work();
     }
     let done = apart(work);
-    sweep();
+    sweep::<SWEPT>();
     done
+}
+
+/// Overwrites the stack once for all [`swept`] work of each poll of `work`: for many short
+/// messages, whose sweeps would take longer than their encryption.
+pub(crate) async fn sweep_once<F: Future>(work: F) -> F::Output {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        let polled = apart(|| {
+            let _later = SweptLater::begin();
+            work.as_mut().poll(context)
+        });
+        sweep::<{ SWEPT + POLLED }>();
+        polled
+    })
+    .await
+}
+
+/// What the frames between a poll and the AEAD take of the stack, generously.
+const POLLED: usize = 20 * 1024;
+
+thread_local! {
+    static IS_SWEPT_LATER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it exists, [`swept`] leaves the sweep to [`sweep_once`].
+struct SweptLater {
+    before: bool,
+}
+
+impl SweptLater {
+    fn begin() -> Self {
+        Self { before: IS_SWEPT_LATER.replace(true) }
+    }
+}
+
+impl Drop for SweptLater {
+    fn drop(&mut self) {
+        IS_SWEPT_LATER.set(self.before);
+    }
+}
+
+/// Runs `work` in a separate frame, so that a [`sweep`] after it overwrites the same stack.
+#[inline(never)]
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
+#[inline(never)]
+fn sweep<const LEN: usize>() {
+    std::hint::black_box(&mut [0_u8; LEN]);
 }
 
 const ZERO: [u8; NONCE_LEN] = [0; NONCE_LEN];
@@ -260,6 +306,26 @@ mod tests {
             assert_eq!(cipher.open(&nonce, &aad, &mut buffer, &tag), Err(Failed));
             assert_eq!(buffer, before, "a failed open leaves the buffer alone");
         }
+    }
+
+    #[tokio::test]
+    async fn work_that_is_swept_later_leaves_the_sweep_to_each_poll() {
+        let is_later = || swept(|| IS_SWEPT_LATER.get());
+        assert!(!is_later());
+        let other = sweep_once(async {
+            assert!(is_later());
+            // Other tasks run meanwhile, and sweep for themselves.
+            tokio::task::yield_now().await;
+            sweep_once(async { assert!(is_later()) }).await;
+            is_later()
+        });
+        let (later, ()) = tokio::join!(biased; other, async { assert!(!is_later()) });
+        assert!(later && !is_later());
+        let panicked = std::panic::catch_unwind(|| {
+            let _later = SweptLater::begin();
+            panic!("a call that panics");
+        });
+        assert!(panicked.is_err() && !is_later());
     }
 
     proptest! {

@@ -12,7 +12,6 @@ use crate::clock::Monotonic;
 use crate::cobblestone::{MessageKey, Prefix};
 use crate::envelope::{Envelope, Header};
 use crate::id::{ChainName, KekId, Suite};
-use crate::secret::KeyBytes;
 
 pub mod budget;
 pub mod dek_cache;
@@ -20,6 +19,7 @@ pub mod error;
 pub mod inline;
 pub mod kek;
 pub mod message;
+mod permit;
 pub mod rotation;
 pub mod stream;
 
@@ -28,6 +28,8 @@ pub use error::{DecryptError, EncryptError, Refusal};
 pub use inline::{InlineKek, KekPlacement};
 use kek::{Dek, Kek};
 use message::{Opened, Plaintext, Sealed};
+pub use permit::Permit;
+pub(crate) use permit::Uses;
 use stream::NewStream;
 
 /// The uses that a KEK has in a chain of its own: 2^22, see [`KeyChain::generate`].
@@ -216,8 +218,19 @@ impl KeyChain {
     /// Takes one use of the primary; `None` when none is left.
     #[must_use]
     pub(crate) fn take(&self, now: Monotonic) -> Option<Permit<'_>> {
-        let (kek, budget) = self.primary.as_ref()?;
-        let void_at = budget.take(now)?;
+        let (_, budget) = self.primary.as_ref()?;
+        self.permit(budget.take(now)?)
+    }
+
+    /// Takes `uses` of the primary together, if so many are left that others find some, too.
+    #[must_use]
+    pub(crate) fn take_many(self: &Arc<Self>, uses: u64, now: Monotonic) -> Option<Uses> {
+        let (_, budget) = self.primary.as_ref()?;
+        Some(Uses { taken: budget.take_many(uses, now)?, chain: Arc::clone(self) })
+    }
+
+    fn permit(&self, void_at: Monotonic) -> Option<Permit<'_>> {
+        let (kek, _) = self.primary.as_ref()?;
         Some(Permit { kek, inline: self.inline(), placement: self.placement, void_at })
     }
 
@@ -350,74 +363,6 @@ impl fmt::Debug for KeyChain {
             .field("primary", &self.primary_id())
             .field("keks", &self.keks.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// One use of the primary that was taken and must be spent or lost: nothing is sealed without one.
-#[must_use]
-pub struct Permit<'a> {
-    kek: &'a Kek,
-    inline: Option<&'a InlineKek>,
-    placement: KekPlacement,
-    void_at: Monotonic,
-}
-
-impl Permit<'_> {
-    /// The KEK that it is a use of.
-    #[must_use]
-    pub fn kek_id(&self) -> KekId {
-        self.kek.id()
-    }
-
-    /// What is sealed with it must be thrown away when it is finished at this time or later.
-    #[must_use]
-    pub fn void_at(&self) -> Monotonic {
-        self.void_at
-    }
-
-    /// The same use for an envelope with its KEK placed elsewhere than the chain places it.
-    pub fn placed(self, placement: KekPlacement) -> Self {
-        Self { placement, ..self }
-    }
-
-    /// The header that embeds the KEK, for an inline placement.
-    fn inline(&self) -> Result<Option<&InlineKek>, EncryptError> {
-        match self.placement {
-            KekPlacement::Stored => Ok(None),
-            KekPlacement::Inline => self.inline.ok_or(EncryptError::NoRecord).map(Some),
-        }
-    }
-
-    /// Seals a message under a fresh DEK.
-    ///
-    /// # Errors
-    /// [`EncryptError`]; the use is lost then.
-    pub fn seal(self, plaintext: Plaintext, aad: &[u8]) -> Result<Sealed, EncryptError> {
-        self.kek.seal(plaintext, aad, self.inline()?)
-    }
-
-    /// Starts an envelope whose plaintext arrives in pieces, under a fresh DEK.
-    ///
-    /// # Errors
-    /// [`EncryptError`]; the use is lost then.
-    pub fn start_stream(self, aad: &[u8]) -> Result<NewStream, EncryptError> {
-        self.kek.start_stream(aad, self.inline()?)
-    }
-
-    /// The same, with the DEK, for a caller that has the chunks sealed elsewhere.
-    ///
-    /// # Errors
-    /// [`EncryptError`]; the use is lost then.
-    pub fn start_stream_with_dek(self, aad: &[u8]) -> Result<(NewStream, KeyBytes), EncryptError> {
-        self.kek.start_stream_with_dek(aad, self.inline()?)
-    }
-
-    /// A header that holds an opened DEK.
-    ///
-    /// # Errors
-    /// [`EncryptError`]; the use is lost then.
-    pub fn seal_dek(self, dek: &Dek) -> Result<Vec<u8>, EncryptError> {
-        self.kek.seal_dek(dek, self.inline()?)
     }
 }
 

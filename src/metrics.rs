@@ -28,7 +28,7 @@ pub use audit::Audit;
 pub use callers::Callers;
 pub use chains::ChainMetrics;
 pub use forwarded::Forwarded;
-pub use operations::{FAILURES, Operation};
+pub use operations::{FAILURES, Operation, Successes};
 pub use roots::Roots;
 pub use store::{DekCache, StoreMetrics};
 pub use streams::{StreamEnd, Streams};
@@ -107,10 +107,25 @@ impl Metrics {
     /// Counts a success on `chain`, and the calls of a root that it paid for or avoided.
     #[inline]
     pub fn succeeded(&self, chain: &ChainMetrics, operation: Operation) {
+        self.count(chain, operation, 1);
+    }
+
+    /// Counts the successes of one chain together.
+    pub fn add(&self, chain: &ChainMetrics, successes: Successes) {
+        self.count(chain, successes.operation, successes.count);
+    }
+
+    /// Successes of `operation`, to be counted together: none yet.
+    #[must_use]
+    pub fn successes(&self, operation: Operation) -> Successes {
+        self.operations.successes(operation)
+    }
+
+    fn count(&self, chain: &ChainMetrics, operation: Operation, count: u64) {
         if let Some(counter) = chain.ok.get(operation as usize) {
-            counter.inc();
+            counter.inc_by(count);
         }
-        self.operations.pay(operation);
+        self.operations.pay(operation, count);
     }
 
     /// Counts a failure. `chain` is empty unless the chain exists.

@@ -7,6 +7,7 @@
 //! Decrypting waits only for a KEK that is not in memory.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,10 +26,12 @@ mod audit_key;
 pub(crate) mod backup;
 mod bootstrap;
 mod builder;
+mod calls;
 mod chain;
 mod config;
 mod core;
 mod data;
+mod deks;
 mod disabled;
 pub mod error;
 mod follower;
@@ -45,7 +48,6 @@ mod registry;
 mod rollback;
 mod rotation;
 mod starting;
-mod stream_keys;
 pub(crate) mod streams;
 mod tasks;
 pub mod types;
@@ -69,6 +71,7 @@ pub use types::{
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,
 };
 
+pub(crate) use calls::Calls;
 use chain::Chain;
 use core::Core;
 use keyring::Trust;
@@ -77,6 +80,9 @@ use rotation::rotator;
 
 /// The chain that always exists. Calls that name no chain use it.
 pub const DEFAULT_CHAIN: &str = "default";
+
+/// The sizes of a data key in bytes.
+pub(crate) const DATA_KEY_SIZES: RangeInclusive<usize> = 16..=64;
 
 /// A KEK must be disabled for at least 2 minutes before it can be destroyed. Reserved uses expire
 /// after one minute, so no envelope is created under a destroyed KEK.
@@ -211,6 +217,16 @@ impl KeyService {
             Err(error) => metrics.failed(operation, chain.name.as_str(), error.kind().code()),
         }
         metrics.took(operation, self.core.clock.now().since(started));
+        Self::report_outcome(operation, chain, event, result)
+    }
+
+    /// Reports the outcome of a call, which is counted.
+    fn report_outcome<T>(
+        operation: Operation,
+        chain: &Chain,
+        event: audit::Event<'_>,
+        result: Result<T, Error>,
+    ) -> Result<T, Error> {
         audit::record::report(&audit::Event {
             operation: Some(operation),
             chain: audit::ChainRef::Known(&chain.name),

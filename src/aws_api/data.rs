@@ -103,8 +103,7 @@ impl Api {
         caller.check(operation.name(), Permission::Datakey, &key)?;
         let aad = aad("encryptionContext", &request.encryption_context)?;
         let chain = Some(key.chain.as_str());
-        let made =
-            self.service.datakey_within(chain, request.bytes()?, 1..=MAX_BYTES, &aad).await?;
+        let made = self.service.on(chain).datakey(request.bytes()?, 1..=MAX_BYTES, &aad).await?;
         let sealed = write_blob(&key.chain, &made.envelope)?;
         if request.is_dry_run() {
             return Err(Error::dry_run());

@@ -42,34 +42,86 @@ pub(super) async fn read_json(request: Request, limit: Limit<'_>) -> Result<Byte
 }
 
 /// Reads a body of at most `limit.len` bytes. A body that arrives in one piece is not copied.
-pub(super) async fn read(mut body: Body, limit: Limit<'_>) -> Result<Bytes, Error> {
+pub(super) async fn read(body: Body, limit: Limit<'_>) -> Result<Bytes, Error> {
+    Ok(match read_with_room(body, limit, (0, 0)).await? {
+        Content::Piece(bytes) => bytes,
+        Content::Whole(whole) => Bytes::from_owner(whole),
+    })
+}
+
+/// The same. If the body arrives in pieces, its buffer has so many bytes before it, all zero, and
+/// capacity for so many behind it, so that it can be sealed where it is.
+pub(super) async fn read_with_room(
+    mut body: Body,
+    limit: Limit<'_>,
+    (before, behind): (usize, usize),
+) -> Result<Content, Error> {
     let declared = http_body::Body::size_hint(&body).exact();
     if declared.is_some_and(|len| len > limit.len as u64) {
         return Err(too_large(limit.len));
     }
-    let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
+    let Some(first) = next(&mut body).await? else { return Ok(Content::Piece(Bytes::new())) };
     if http_body::Body::is_end_stream(&body) && first.len() <= limit.len {
-        return Ok(first);
+        return Ok(Content::Piece(first));
     }
     let expected = declared.and_then(|len| usize::try_from(len).ok()).unwrap_or(limit.len);
-    let mut whole = Whole::default();
+    let mut whole = Whole { bytes: Vec::new(), before, held: None };
     let mut piece = Some(first);
     while let Some(data) = piece {
-        if data.len() > limit.len - whole.bytes.len() {
+        if data.len() > limit.len - whole.len() {
             return Err(too_large(limit.len));
         }
-        if !whole.push(&data, expected, limit.budget) {
+        if !whole.push(&data, before + expected + behind, behind, limit.budget) {
             return Err(Error::new(Kind::Overloaded, "there is no room for the body now"));
         }
         piece = next(&mut body).await?;
     }
-    Ok(Bytes::from_owner(whole))
+    Ok(Content::Whole(whole))
+}
+
+/// A body that was read.
+pub(super) enum Content {
+    /// It arrived in one piece.
+    Piece(Bytes),
+    /// It arrived in several.
+    Whole(Whole),
+}
+
+impl Content {
+    /// Takes it as a plaintext, for which [`Plaintext::ROOM`] was left. What it is charged with
+    /// stays.
+    pub(super) fn take_plaintext(&mut self) -> Plaintext {
+        match self {
+            Self::Piece(bytes) => (&*std::mem::take(bytes)).into(),
+            Self::Whole(whole) => Plaintext::in_buffer(whole.take()),
+        }
+    }
+
+    /// Takes the bytes, for which no room was left.
+    pub(super) fn take_bytes(&mut self) -> Vec<u8> {
+        match self {
+            Self::Piece(bytes) => std::mem::take(bytes).into(),
+            Self::Whole(whole) => whole.take(),
+        }
+    }
+}
+
+impl std::ops::Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Piece(bytes) => bytes,
+            Self::Whole(whole) => whole.as_ref(),
+        }
+    }
 }
 
 /// A body that arrived in pieces.
-#[derive(Default)]
-struct Whole {
+pub(super) struct Whole {
     bytes: Vec<u8>,
+    /// How many bytes there are before it.
+    before: usize,
     held: Option<Held>,
 }
 
@@ -77,10 +129,21 @@ struct Whole {
 const FIRST_ROOM: usize = 64 << 10;
 
 impl Whole {
-    /// Adds a piece of a body that has about `expected` bytes in all; false when the budget has no
-    /// room for it.
-    fn push(&mut self, data: &[u8], expected: usize, budget: &Budget) -> bool {
-        let len = self.bytes.len().saturating_add(data.len());
+    /// The length of the body so far.
+    fn len(&self) -> usize {
+        self.bytes.len().saturating_sub(self.before)
+    }
+
+    /// The buffer, with what is before the body.
+    fn take(&mut self) -> Vec<u8> {
+        self.before = 0;
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Adds a piece of a body whose buffer has about `expected` bytes in the end, and capacity for
+    /// `behind` bytes behind the body; false when the budget has no room for it.
+    fn push(&mut self, data: &[u8], expected: usize, behind: usize, budget: &Budget) -> bool {
+        let len = self.bytes.len().max(self.before).saturating_add(data.len() + behind);
         if len > self.bytes.capacity() {
             // The buffer grows fourfold: only senders get memory, and little is copied.
             let room = len.saturating_mul(4).max(FIRST_ROOM).min(expected).max(len);
@@ -96,6 +159,9 @@ impl Whole {
             }
             self.bytes.reserve_exact(room - self.bytes.len());
         }
+        if self.bytes.is_empty() {
+            self.bytes.resize(self.before, 0);
+        }
         self.bytes.extend_from_slice(data);
         true
     }
@@ -103,7 +169,7 @@ impl Whole {
 
 impl AsRef<[u8]> for Whole {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.get(self.before..).unwrap_or_default()
     }
 }
 

@@ -3,17 +3,16 @@
 
 use axum::extract::Request;
 use axum::response::Response;
-use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;
 
 use crate::metrics::Operation;
-use crate::service::KeyService;
 use crate::service::error::Error;
+use crate::service::{Calls, KeyService};
 
 use super::App;
 use super::answer;
-use super::body::{self, Limit};
+use super::body::{self, Content, Limit};
 use super::identity::Caller;
 use super::media::Media;
 
@@ -28,8 +27,8 @@ pub(super) trait DataCall {
     /// The chain that the body names.
     fn chain(&self) -> Option<&str>;
 
-    /// Makes the call.
-    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Self::Made, Error>;
+    /// Makes the call as one of `calls`, which are on the chain.
+    async fn run(&self, calls: &mut Calls<'_>) -> Result<Self::Made, Error>;
 }
 
 /// The result of a call.
@@ -53,7 +52,7 @@ pub(super) async fn run<'a, C: DataCall + Deserialize<'a>>(
     let call: C = body::parse(body)?;
     let chain = call.chain();
     let service = app.access.enter(caller, C::OPERATION, chain)?;
-    call.run(service, chain).await
+    call.run(&mut service.on(chain)).await
 }
 
 /// The result as JSON.
@@ -69,17 +68,23 @@ pub(super) struct Received {
     pub(super) caller: Caller,
     wanted: Media,
     pub(super) media: Media,
-    pub(super) body: Bytes,
+    pub(super) body: Content,
 }
 
 impl Received {
-    /// Reads a request.
-    pub(super) async fn read(app: &App, request: Request, limit: Limit<'_>) -> Result<Self, Error> {
+    /// Reads a request. A raw body in pieces has `room` around it.
+    pub(super) async fn read(
+        app: &App,
+        request: Request,
+        limit: Limit<'_>,
+        room: (usize, usize),
+    ) -> Result<Self, Error> {
         let (head, body) = request.into_parts();
         let caller = app.access.caller(&head.extensions)?;
         let media = Media::of(&head.headers)?;
         let wanted = Media::wanted(&head.headers, media);
-        let body = body::read(body, limit).await?;
+        let room = if media == Media::Octets { room } else { (0, 0) };
+        let body = body::read_with_room(body, limit, room).await?;
         Ok(Self { headers: head.headers, caller, wanted, media, body })
     }
 

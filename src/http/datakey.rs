@@ -11,7 +11,7 @@ use crate::envelope::TEXT_PREFIX;
 use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
 use crate::service::error::{Error, Kind};
-use crate::service::{DataKey, KeyService};
+use crate::service::{Calls, DATA_KEY_SIZES, DataKey};
 
 use super::App;
 use super::body;
@@ -85,16 +85,16 @@ impl DataCall for DatakeyRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<DataKey, Error> {
+    async fn run(&self, calls: &mut Calls<'_>) -> Result<DataKey, Error> {
         let aad = body::decode_aad(self.aad.as_ref())?;
         if !self.stream_key {
-            return service.datakey(chain, self.bytes.unwrap_or(DEFAULT_BYTES), &aad).await;
+            return calls.datakey(self.bytes.unwrap_or(DEFAULT_BYTES), DATA_KEY_SIZES, &aad).await;
         }
         if self.bytes.is_some() {
             let detail = "bytes and stream_key exclude each other: the suite determines the size";
             return Err(Error::new(Kind::InvalidRequest, detail));
         }
-        service.make_stream_key(chain, &aad).await
+        calls.make_stream_key(&aad).await
     }
 }
 

@@ -10,9 +10,8 @@ use utoipa::ToSchema;
 
 use crate::json::{Encoded, Object, Text};
 use crate::metrics::Operation;
-use crate::service::Decrypted;
-use crate::service::KeyService;
 use crate::service::error::Error;
+use crate::service::{Calls, Decrypted};
 
 use super::App;
 use super::answer;
@@ -83,7 +82,7 @@ pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let mut received = Received::read(&app, request, app.envelope()).await?;
+    let mut received = Received::read(&app, request, app.envelope(), (0, 0)).await?;
     let made = match received.media {
         Media::Json => {
             data_call::run::<DecryptRequest<'_>>(&app, &received.caller, &received.body).await?
@@ -91,7 +90,7 @@ pub(super) async fn decrypt(
         Media::Octets => {
             body::check_raw_envelope(&received.body)?;
             let (service, chain, aad) = received.enter_raw(&app, Operation::Decrypt)?;
-            let envelope = std::mem::take(&mut received.body).into();
+            let envelope = received.body.take_bytes();
             service.decrypt(chain.as_deref(), envelope, &aad).await?
         }
     };
@@ -106,13 +105,13 @@ impl DataCall for DecryptRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Decrypted, Error> {
+    async fn run(&self, calls: &mut Calls<'_>) -> Result<Decrypted, Error> {
         let envelope = body::decode_envelope(&self.ciphertext)?;
         let aad = body::decode_aad(self.aad.as_ref())?;
         if self.stream_key {
-            return service.open_stream_key(chain, &envelope, &aad).await;
+            return calls.open_stream_key(&envelope, &aad).await;
         }
-        service.decrypt(chain, envelope, &aad).await
+        calls.decrypt(envelope, &aad).await
     }
 }
 

@@ -10,10 +10,10 @@ use utoipa::ToSchema;
 
 use crate::envelope::TEXT_PREFIX;
 use crate::json::{Encoded, Object, Text};
+use crate::keychain::message::Plaintext;
 use crate::metrics::Operation;
-use crate::service::Encrypted;
-use crate::service::KeyService;
 use crate::service::error::Error;
+use crate::service::{Calls, Encrypted};
 
 use super::App;
 use super::answer;
@@ -77,14 +77,15 @@ pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let received = Received::read(&app, request, app.body()).await?;
+    let mut received = Received::read(&app, request, app.body(), Plaintext::ROOM).await?;
     let made = match received.media {
         Media::Json => {
             data_call::run::<EncryptRequest<'_>>(&app, &received.caller, &received.body).await?
         }
         Media::Octets => {
             let (service, chain, aad) = received.enter_raw(&app, Operation::Encrypt)?;
-            service.encrypt(chain.as_deref(), (&*received.body).into(), &aad).await?
+            let plaintext = received.body.take_plaintext();
+            service.encrypt(chain.as_deref(), plaintext, &aad).await?
         }
     };
     Ok(received.respond(made))
@@ -98,10 +99,10 @@ impl DataCall for EncryptRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Encrypted, Error> {
+    async fn run(&self, calls: &mut Calls<'_>) -> Result<Encrypted, Error> {
         let plaintext = body::decode_plaintext(&self.plaintext)?;
         let aad = body::decode_aad(self.aad.as_ref())?;
-        service.encrypt(chain, plaintext, &aad).await
+        calls.encrypt(plaintext, &aad).await
     }
 }
 

@@ -9,9 +9,10 @@ use utoipa::ToSchema;
 
 use crate::envelope::TEXT_PREFIX;
 use crate::json::{Encoded, Object, Text};
+use crate::keychain::KekPlacement;
 use crate::metrics::Operation;
 use crate::service::error::Error;
-use crate::service::{KeyService, Rewrapped};
+use crate::service::{Calls, Rewrapped};
 
 use super::App;
 use super::body;
@@ -82,13 +83,9 @@ impl DataCall for RewrapRequest<'_> {
         self.chain.as_ref().map(Text::as_str)
     }
 
-    async fn run(&self, service: &KeyService, chain: Option<&str>) -> Result<Rewrapped, Error> {
+    async fn run(&self, calls: &mut Calls<'_>) -> Result<Rewrapped, Error> {
         let envelope = body::decode_envelope(&self.ciphertext)?;
-        if self.inline {
-            service.rewrap_inline(chain, envelope).await
-        } else {
-            service.rewrap(chain, envelope).await
-        }
+        calls.rewrap(self.inline.then_some(KekPlacement::Inline), envelope).await
     }
 }
 

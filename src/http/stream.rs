@@ -16,6 +16,7 @@ use crate::cobblestone::{self, Opener, PREFIX_LEN, SEALED_CHUNK_LEN, Sealer};
 use crate::envelope::{Header, Malformed};
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
+use crate::service::KeyService;
 use crate::service::error::{Error, Kind};
 use crate::service::streams::{OpenedStream, SealedStream};
 
@@ -59,19 +60,14 @@ pub(super) async fn encrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (head, body) = request.into_parts();
-    check_type(&head.headers)?;
-    let (chain, aad) = body::raw_context(&head.headers)?;
-    let caller = app.access.caller(&head.extensions)?;
-    let service = app.access.enter(&caller, Operation::Encrypt, chain.as_deref())?;
-    let held = app.streams.enter(&app.budget)?;
-    let mut upload = Upload::new(body, app.streams.idle_timeout);
+    let Begun { service, chain, aad, held, mut upload } =
+        Begun::new(&app, request, Operation::Encrypt)?;
     let len = upload.len;
     let sealed = len.map(|len| cobblestone::sealed_len(len).ok_or_else(too_long)).transpose()?;
     // A client that waits for "100 Continue" gets it before the response begins.
     upload.read().await?;
     let SealedStream { head: start, key, chain, kek_id } =
-        service.seal_stream(chain.as_deref(), &aad, len).await?;
+        service.on(chain.as_deref()).seal_stream(&aad, len).await?;
     let header_len = (start.len() - PREFIX_LEN) as u64;
     let (log, metrics) = (&app.streams.log, service.metrics());
     let report = Report::new(log, metrics, Operation::Encrypt, &chain, kek_id, &held);
@@ -103,16 +99,11 @@ pub(super) async fn decrypt(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (head, body) = request.into_parts();
-    check_type(&head.headers)?;
-    let (chain, aad) = body::raw_context(&head.headers)?;
-    let caller = app.access.caller(&head.extensions)?;
-    let service = app.access.enter(&caller, Operation::Decrypt, chain.as_deref())?;
-    let held = app.streams.enter(&app.budget)?;
-    let mut upload = Upload::new(body, app.streams.idle_timeout);
+    let Begun { service, chain, aad, held, mut upload } =
+        Begun::new(&app, request, Operation::Decrypt)?;
     let start = read_start(&mut upload).await?;
     let OpenedStream { first, len, key, chain, kek_id } =
-        service.open_stream(chain.as_deref(), &start, &aad, upload.len).await?;
+        service.on(chain.as_deref()).open_stream(&start, &aad, upload.len).await?;
     let is_whole = first.len() < cobblestone::CHUNK_LEN;
     let (log, metrics) = (&app.streams.log, service.metrics());
     let report = Report::new(log, metrics, Operation::Decrypt, &chain, kek_id, &held);
@@ -120,6 +111,27 @@ pub(super) async fn decrypt(
     let cipher = (!is_whole).then(|| Opening(Opener::from_chunk(key, 1)));
     let transfer = Transfer::new(Bytes::from_owner(first), cipher, left, upload, report);
     Ok(respond(transfer, held, &chain, kek_id))
+}
+
+/// What both calls begin with: a caller that may make the call, and room for a stream.
+struct Begun<'a> {
+    service: &'a KeyService,
+    chain: Option<String>,
+    aad: Vec<u8>,
+    held: Streaming,
+    upload: Upload,
+}
+
+impl<'a> Begun<'a> {
+    fn new(app: &'a App, request: Request, operation: Operation) -> Result<Self, Error> {
+        let (head, body) = request.into_parts();
+        check_type(&head.headers)?;
+        let (chain, aad) = body::raw_context(&head.headers)?;
+        let caller = app.access.caller(&head.extensions)?;
+        let service = app.access.enter(&caller, operation, chain.as_deref())?;
+        let held = app.streams.enter(&app.budget)?;
+        Ok(Self { service, chain, aad, held, upload: Upload::new(body, app.streams.idle_timeout) })
+    }
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! The uses of a primary KEK that this process may spend: blocks that were reserved before.
 //!
-//! Taking a use is lock-free and knows no store. The caller that adds a block has counted it
+//! Taking uses is lock-free and knows no store. The caller that adds a block has counted it
 //! durably. Uses that are not spent when a block expires are lost, never returned.
 
 use std::sync::Arc;
@@ -61,6 +61,15 @@ impl Budget {
         Some(block.void_at)
     }
 
+    /// Takes `uses` of one block together, unless that leaves others less than three times as many.
+    #[must_use]
+    pub fn take_many(self: &Arc<Self>, uses: u64, now: Monotonic) -> Option<Taken> {
+        let blocks = self.blocks.load();
+        let block = blocks.iter().find(|block| block.take_many(uses, now))?;
+        self.spent.fetch_add(uses, Ordering::Relaxed);
+        Some(Taken { budget: Arc::clone(self), block: Arc::clone(block), left: uses })
+    }
+
     /// Takes half of the uses that are left and never void, rounded down, for a copy of the chain;
     /// says how many that are. Uses of blocks that end stay: they must not live on elsewhere.
     #[must_use]
@@ -92,6 +101,12 @@ impl Block {
                 .is_ok()
     }
 
+    fn take_many(&self, uses: u64, now: Monotonic) -> bool {
+        let rest = |left: u64| left.checked_sub(uses).filter(|&rest| rest / 3 >= uses);
+        now < self.void_at
+            && self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).is_ok()
+    }
+
     fn take_half(&self) -> u64 {
         let half = |left| Some(left - left / 2);
         self.left
@@ -101,6 +116,33 @@ impl Block {
 
     fn left(&self, now: Monotonic) -> u64 {
         if now < self.void_at { self.left.load(Ordering::Relaxed) } else { 0 }
+    }
+}
+
+/// Uses that were taken together, to be spent one by one. On drop the others return to their block.
+pub struct Taken {
+    budget: Arc<Budget>,
+    block: Arc<Block>,
+    left: u64,
+}
+
+impl Taken {
+    /// Takes one of them. It is good until the time that is returned.
+    #[must_use]
+    pub fn next(&mut self, now: Monotonic) -> Option<Monotonic> {
+        if now >= self.block.void_at {
+            return None;
+        }
+        self.left = self.left.checked_sub(1)?;
+        Some(self.block.void_at)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // If the block is void, or was spent and dropped, they are lost with it.
+        self.block.left.fetch_add(self.left, Ordering::Relaxed);
+        self.budget.spent.fetch_sub(self.left, Ordering::Relaxed);
     }
 }
 
@@ -128,6 +170,24 @@ mod tests {
     }
 
     #[test]
+    fn uses_that_were_taken_together_return_unless_they_are_spent() {
+        let budget = Arc::new(Budget::empty());
+        budget.add(40, at(60), at(0));
+        assert!(budget.take_many(11, at(1)).is_none(), "29 are too few for the others");
+        let mut taken = budget.take_many(10, at(1)).unwrap();
+        assert_eq!((budget.left(at(1)), budget.spent()), (30, 10));
+        assert_eq!((taken.next(at(2)), taken.next(at(59))), (Some(at(60)), Some(at(60))));
+        assert_eq!(taken.next(at(60)), None, "it is void");
+        drop(taken);
+        assert_eq!((budget.left(at(1)), budget.spent()), (38, 2));
+        let mut all = budget.take_many(9, at(1)).unwrap();
+        assert_eq!(std::iter::from_fn(|| all.next(at(2))).count(), 9);
+        drop(all);
+        assert_eq!((budget.left(at(1)), budget.spent()), (29, 11));
+        assert!(budget.take_many(1, at(60)).is_none());
+    }
+
+    #[test]
     fn half_of_the_uses_that_are_never_void_can_be_taken_at_once() {
         let budget = Budget::unshared(7);
         budget.add(10, at(60), at(0));
@@ -150,10 +210,16 @@ mod tests {
 
     #[test]
     fn threads_take_exactly_what_was_added() {
-        let budget = Budget::empty();
+        let budget = Arc::new(Budget::empty());
         let taken: usize = std::thread::scope(|scope| {
-            let taker = || (0..40_000).filter(|_| budget.take(at(1)).is_some()).count();
-            let takers: Vec<_> = (0..4).map(|_| scope.spawn(taker)).collect();
+            let single = || (0..40_000).filter(|_| budget.take(at(1)).is_some()).count();
+            // Each spends two of three, and returns the third.
+            let many = || {
+                let taken = (0..10_000).filter_map(|_| budget.take_many(3, at(1)));
+                taken.filter_map(|mut taken| taken.next(at(1)).and(taken.next(at(1)))).count() * 2
+            };
+            let takers =
+                [scope.spawn(single), scope.spawn(many), scope.spawn(single), scope.spawn(many)];
             for _ in 0..1_000 {
                 budget.add(7, at(2), at(1));
             }

@@ -17,6 +17,22 @@ use crate::id::Suite;
 pub struct Plaintext(Vec<u8>);
 
 impl Plaintext {
+    /// What its buffer has around it: so many bytes before it and behind it.
+    pub(crate) const ROOM: (usize, usize) = (MAX_STORED_HEADER_LEN, TAG_LEN);
+
+    /// The plaintext that follows the first bytes of `buffer`, as many as [`ROOM`](Self::ROOM) says.
+    /// With capacity for those behind it, nothing is copied.
+    pub(crate) fn in_buffer(mut buffer: Vec<u8>) -> Self {
+        if buffer.capacity() - buffer.len() < TAG_LEN {
+            // To grow would leave a copy behind.
+            let copied = Self::from(buffer.get(MAX_STORED_HEADER_LEN..).unwrap_or_default());
+            buffer.zeroize();
+            return copied;
+        }
+        buffer.extend_from_slice(&[0; TAG_LEN]);
+        Self(buffer)
+    }
+
     /// Room for `len` bytes, all zero, to be written through [`as_mut_slice`](Self::as_mut_slice).
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
@@ -201,6 +217,12 @@ mod tests {
         let copied = Plaintext::from(b"hello");
         assert_eq!((written.as_slice(), copied.as_slice()), (&b"hello"[..], &b"hello"[..]));
         assert_eq!(written.0.len(), copied.0.len(), "room for header and tag");
+        for spare in [0, TAG_LEN] {
+            let (before, _) = Plaintext::ROOM;
+            let mut buffer = Vec::with_capacity(before + 5 + spare);
+            buffer.extend_from_slice(&written.0[..before + 5]);
+            assert_eq!(Plaintext::in_buffer(buffer).0, copied.0);
+        }
     }
 
     #[test]

@@ -167,3 +167,11 @@ pub struct ChainMetrics {
     /// Times that the store went back to an earlier state.
     pub store_rollbacks: IntCounter,
 }
+
+#[cfg(test)]
+impl ChainMetrics {
+    /// How many times an operation succeeded.
+    pub(crate) fn succeeded(&self, operation: Operation) -> u64 {
+        self.ok[operation as usize].get()
+    }
+}

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus::local::LocalHistogram;
 use prometheus::{Histogram, IntCounter, IntCounterVec};
 
 use super::register::Register;
@@ -175,20 +176,27 @@ impl Operations {
         self.counts.with_label_values(&[operation.as_str(), chain, outcome])
     }
 
-    /// An operation succeeded: it pays for a call of a root, or has avoided one.
+    /// `count` operations succeeded: each pays for a call of a root, or has avoided one.
     #[inline]
-    pub(super) fn pay(&self, operation: Operation) {
+    pub(super) fn pay(&self, operation: Operation, count: u64) {
         if !operation.spares_root_call() {
             return;
         }
-        let owed = self.debt.load(Ordering::Relaxed) > 0
-            && self
-                .debt
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |debt| debt.checked_sub(1))
-                .is_ok();
-        if !owed {
-            self.avoided.inc();
+        let mut paid = 0;
+        if self.debt.load(Ordering::Relaxed) > 0 {
+            let rest = |debt: u64| Some(debt.saturating_sub(count));
+            let debt = self.debt.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+            paid = debt.unwrap_or_default().min(count);
         }
+        if paid < count {
+            self.avoided.inc_by(count - paid);
+        }
+    }
+
+    /// No success yet.
+    pub(super) fn successes(&self, operation: Operation) -> Successes {
+        let durations = self.durations.get(operation as usize).map(Histogram::local);
+        Successes { operation, count: 0, durations }
     }
 
     /// A root was called.
@@ -206,6 +214,24 @@ impl Operations {
     #[cfg(test)]
     pub(super) fn avoided(&self) -> u64 {
         self.avoided.get()
+    }
+}
+
+/// Successes of one operation that are counted together. Their durations are added on drop.
+pub struct Successes {
+    pub(super) operation: Operation,
+    pub(super) count: u64,
+    durations: Option<LocalHistogram>,
+}
+
+impl Successes {
+    /// Another success, and how long it took.
+    #[inline]
+    pub fn took(&mut self, time: Duration) {
+        self.count += 1;
+        if let Some(durations) = &self.durations {
+            durations.observe(time.as_secs_f64());
+        }
     }
 }
 

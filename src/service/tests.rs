@@ -22,6 +22,7 @@ use crate::store::{self, Store};
 mod api;
 mod archive;
 mod backup;
+mod calls;
 mod continuity;
 mod inline;
 mod lost_stores;

@@ -54,7 +54,7 @@ const MODULES: &str = "
 
     auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
-    http:      accept audit auth clock cobblestone envelope http2_frames id json keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    http:      accept aead audit auth clock cobblestone envelope http2_frames id json keychain log_throttle loopback metrics random secret service timestamp tls human_units
     kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
     aws_api:   audit auth clock envelope http id json keychain metrics root secret service shared_call sigv4 human_units

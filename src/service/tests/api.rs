@@ -158,7 +158,7 @@ impl KeyService {
         self.tasks.lock().iter().all(|task| !task.is_finished())
     }
 
-    fn chain_named(&self, name: &str) -> Arc<Chain> {
+    pub(super) fn chain_named(&self, name: &str) -> Arc<Chain> {
         Arc::clone(&self.chains.load()[name])
     }
 }
