@@ -20,8 +20,8 @@ impl Plaintext {
     /// What its buffer has around it: so many bytes before it and behind it.
     pub(crate) const ROOM: (usize, usize) = (MAX_STORED_HEADER_LEN, TAG_LEN);
 
-    /// The plaintext that follows the first bytes of `buffer`, as many as [`ROOM`](Self::ROOM) says.
-    /// With capacity for those behind it, nothing is copied.
+    /// The plaintext in `buffer`, behind as many bytes as [`ROOM`](Self::ROOM) says. With capacity
+    /// for those behind it, nothing is copied.
     pub(crate) fn in_buffer(mut buffer: Vec<u8>) -> Self {
         if buffer.capacity() - buffer.len() < TAG_LEN {
             // To grow would leave a copy behind.

@@ -1,5 +1,5 @@
-//! [`Calls`]: calls on one chain, of one operation, one after another. It finds the chain, takes the
-//! uses, reads the clock, and counts and reports what came of each call.
+//! [`Calls`]: calls on one chain, of one operation, one after another. It finds the chain, takes
+//! the uses, reads the clock, and counts and reports what came of each call.
 //!
 //! What many calls share is done once for a stretch of them. This file knows no plaintext and no
 //! envelope.

@@ -1,5 +1,5 @@
-//! Opens the DEK of an envelope: by the cache, by a KEK in memory, or by one from the store, from an
-//! archive or from the envelope itself, which a root unwraps.
+//! Opens the DEK of an envelope: by the cache, by a KEK in memory, or by one from the store, from
+//! an archive or from the envelope itself, which a root unwraps.
 //!
 //! It waits only for a KEK that is not in memory, and calls no root itself.
 
