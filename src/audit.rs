@@ -15,6 +15,7 @@ mod counts;
 mod format;
 #[cfg(feature = "server")]
 mod open;
+mod peer;
 mod queue;
 pub mod record;
 #[cfg(feature = "server")]
@@ -47,8 +48,9 @@ pub mod verify;
 pub use config::{AadForm, Config, OnFailure, Sync, Target};
 #[cfg(feature = "server")]
 pub use open::{Opened, open};
+pub use peer::Peer;
 pub use queue::PATIENCE;
-pub use record::{Call, ChainRef, Event, Peer, Record, Request};
+pub use record::{Call, ChainRef, Event, Record, Request};
 #[cfg(feature = "server")]
 pub use roots::audited;
 pub use rules::{Level, Rule};
@@ -95,7 +97,7 @@ impl Audit {
         peer: Peer,
         call: Call,
     ) -> Arc<Record> {
-        Arc::new(Record::new(Arc::clone(self), api, id, peer, call))
+        Record::begin(self, api, id, peer, call)
     }
 
     /// Whether calls must fail before they do anything, since their lines could not be written.

@@ -38,6 +38,7 @@ mod response;
 mod tests;
 
 pub use config::{Config, Forward, Key};
+pub use context::{TooLong as ContextTooLong, context_aad};
 
 use error::{Code, Error};
 use forward::Forwarder;

@@ -13,9 +13,9 @@ mod object;
 
 pub(crate) use object::Object;
 
-/// A string that is borrowed from the body unless it has escapes.
+/// A string that is borrowed from the JSON unless it has escapes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 impl Text<'_> {
     pub(crate) fn as_str(&self) -> &str {

@@ -213,11 +213,11 @@ service.stop().await;
 //! | `store` | the contract of a store, the records in it, and one file for each kind |
 //! | `archive` | copies of wrapped KEKs outside of the store, and one file for each kind |
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
+//! | `sigv4`, `json` | the signatures of AWS; the JSON of calls on data |
 //! | `audit` | the record of who did what, and the proof that nobody changed it |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
 //! | `tls` | certificates, handshakes, and who a client is by its certificate |
-//! | `sigv4`, `json` | the signatures of AWS; the JSON of calls on data |
 //! | `http`, `aws_api`, `kubernetes`, `config`, `app` | the server around it |
 //!
 //! A module imports only modules above or beside it in this table; a test enforces that.

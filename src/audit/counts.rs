@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,7 +15,7 @@ use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 
 /// What calls have in common that are counted together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) api: &'static str,
     pub(super) client: Option<Arc<str>>,
@@ -26,11 +26,32 @@ pub(super) struct Key {
     pub(super) outcome: &'static str,
 }
 
+impl Hash for Key {
+    /// Enough to distinguish most keys: the ids of KEKs are hashes, and a service has few APIs,
+    /// ways to identify callers and outcomes.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if let Some(first) = self.kek_id.as_ref().and_then(|id| id.as_bytes().first_chunk()) {
+            state.write_u64(u64::from_le_bytes(*first));
+        }
+        state.write_u8(self.operation.map_or(u8::MAX, |operation| operation as u8));
+        state.write_usize(self.outcome.len());
+        state.write(self.chain.as_ref().map_or("", ChainName::as_str).as_bytes());
+        state.write(self.client.as_deref().unwrap_or_default().as_bytes());
+    }
+}
+
 /// How many calls there were, and the sum of their plaintexts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sum {
     pub(super) calls: u64,
     pub(super) plaintext_bytes: u64,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.plaintext_bytes += other.plaintext_bytes;
+    }
 }
 
 /// The different keys of a second at most, in each part. Beyond them, calls are counted without
@@ -48,7 +69,7 @@ type Part = HashMap<Key, Sum, BuildHasherDefault<Mixer>>;
 pub(super) struct Counts([Mutex<Part>; PARTS]);
 
 impl Counts {
-    pub(super) fn add(&self, key: Key, plaintext_bytes: u64) {
+    pub(super) fn add(&self, key: Key, more: Sum) {
         let Some(part) = self.0.get(part_of_thread()) else { return };
         let mut part = part.lock();
         let has_room = part.len() < MAX_KEYS;
@@ -61,8 +82,7 @@ impl Counts {
                 part.entry(rest).or_default()
             }
         };
-        sum.calls += 1;
-        sum.plaintext_bytes += plaintext_bytes;
+        sum.add(more);
     }
 
     /// The counts since the last call.
@@ -71,9 +91,7 @@ impl Counts {
         for part in &self.0 {
             // Its memory is kept: the next second has the same keys.
             for (key, sum) in part.lock().drain() {
-                let of_all = all.entry(key).or_default();
-                of_all.calls += sum.calls;
-                of_all.plaintext_bytes += sum.plaintext_bytes;
+                all.entry(key).or_default().add(sum);
             }
         }
         all
@@ -151,6 +169,10 @@ impl Refusals {
 mod tests {
     use super::*;
 
+    fn one(plaintext_bytes: u64) -> Sum {
+        Sum { calls: 1, plaintext_bytes }
+    }
+
     fn key(chain: &str, outcome: &'static str) -> Key {
         Key {
             api: "http",
@@ -170,9 +192,9 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        counts.add(key("orders", "ok"), 10);
-                        counts.add(key("orders", "kek_exhausted"), 1);
-                        counts.add(key("bills", "ok"), 0);
+                        counts.add(key("orders", "ok"), one(10));
+                        counts.add(key("orders", "kek_exhausted"), one(1));
+                        counts.add(key("bills", "ok"), one(0));
                     }
                 });
             }
@@ -188,7 +210,7 @@ mod tests {
     fn the_number_of_counts_is_bounded_and_no_call_is_missed() {
         let counts = Counts::default();
         for chain in 0..MAX_KEYS + 500 {
-            counts.add(key(&format!("c{chain}"), "ok"), 1);
+            counts.add(key(&format!("c{chain}"), "ok"), one(1));
         }
         let all = counts.take();
         assert_eq!(all.len(), MAX_KEYS + 1);

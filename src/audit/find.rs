@@ -2,9 +2,9 @@
 //!
 //! It does not verify them, and knows no key: the caller passes the texts that an AAD may have.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
+
+pub use crate::json::Text;
 
 /// What is searched for. Each condition that is set must hold.
 #[derive(Clone, Debug, Default)]
@@ -53,10 +53,6 @@ pub struct Event<'a> {
     /// How many calls the line counts.
     pub count: Option<u64>,
 }
-
-/// A text of a line.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 impl Query {
     /// The event of `line`, if it is one and every condition holds.

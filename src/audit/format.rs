@@ -120,8 +120,23 @@ pub(super) fn escape(out: &mut Vec<u8>, text: &str) {
 
 /// Writes a text as JSON, however long it is.
 pub(super) fn escape_whole(out: &mut Vec<u8>, text: &str) {
-    // A text can be written, and a vector takes it.
-    _ = serde_json::to_writer(&mut *out, text);
+    if text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+        // A text can be written, and a vector takes it.
+        _ = serde_json::to_writer(&mut *out, text);
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    }
+}
+
+/// The text of an AAD that is shown: `text:` and the AAD if it is UTF-8, else `base64:` and its
+/// base64.
+pub(super) fn plain_aad(aad: &[u8]) -> String {
+    match std::str::from_utf8(aad) {
+        Ok(text) => format!("text:{text}"),
+        Err(_) => format!("base64:{}", base64_simd::STANDARD.encode_to_string(aad)),
+    }
 }
 
 /// A text as JSON.

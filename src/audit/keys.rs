@@ -166,10 +166,7 @@ impl HmacKey {
 /// AAD in base64.
 #[must_use]
 pub fn plain_field(aad: &[u8]) -> String {
-    match std::str::from_utf8(aad) {
-        Ok(text) => format!("text:{text}"),
-        Err(_) => format!("base64:{}", STANDARD.encode_to_string(aad)),
-    }
+    super::format::plain_aad(aad)
 }
 
 #[cfg(test)]

@@ -1,20 +1,22 @@
-//! The lines that wait for the writer, and the calls that wait for their lines.
+//! The lines that wait for the writer.
 //!
 //! All lines that wait are one batch: the writer hands them to the operating system by one write,
 //! and then the calls of the batch continue. To wake the writer costs more than to write a line.
 //! So the first call of a thread that adds to a batch lets the other tasks of the thread run, and
 //! then wakes the writer. Nothing waits longer than [`PATIENCE`], and no more than [`MAX_BYTES`]
-//! wait. It knows no format and no sink.
+//! wait. It knows no format and no sink; `queue/batch.rs` has the calls that wait.
 
-use std::cell::Cell;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::metrics::Metrics;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::metrics::Metrics;
+
+mod batch;
+
+pub(super) use batch::Batch;
 
 /// How long a call waits for its line: longer than a busy disk takes, and shorter than clients
 /// wait.
@@ -119,10 +121,19 @@ impl Queue {
 
     /// Takes `count` lines, each with a newline and without its beginning.
     pub(super) fn submit(&self, lines: &[u8], count: u64) -> Taken {
+        self.put(lines, count, self.refuses)
+    }
+
+    /// The same for a call that is answered also while no line is taken.
+    pub(super) fn offer(&self, lines: &[u8], count: u64) -> Taken {
+        self.put(lines, count, false)
+    }
+
+    fn put(&self, lines: &[u8], count: u64, refuses: bool) -> Taken {
         let mut state = self.state.lock();
         if state.down.is_some() || state.lines.len().saturating_add(lines.len()) > MAX_BYTES {
-            self.miss(&mut state, count);
-            return if self.refuses { Taken::Refused } else { Taken::Lost };
+            self.miss(&mut state, count, refuses);
+            return if refuses { Taken::Refused } else { Taken::Lost };
         }
         state.lines.extend_from_slice(lines);
         state.count += count;
@@ -153,7 +164,7 @@ impl Queue {
             tokio::task::yield_now().await;
             drop(leader);
         }
-        Waiting { batch: &batch, place: None }.await
+        batch.ended().await
     }
 
     /// The writer takes the lines of `batch` now, unless it has.
@@ -246,7 +257,7 @@ impl Queue {
         let mut state = self.state.lock();
         state.writing = None;
         self.give_up(&mut state, why);
-        self.miss(&mut state, count);
+        self.miss(&mut state, count, self.refuses);
         drop(state);
         batch.end(!self.refuses);
     }
@@ -268,7 +279,7 @@ impl Queue {
         state.down = Some(why);
         self.set_down(true);
         let count = std::mem::take(&mut state.count);
-        self.miss(state, count);
+        self.miss(state, count, self.refuses);
         state.lines = Vec::new();
         self.metrics.audit.set_queue(0);
         std::mem::take(&mut state.batch).end(!self.refuses);
@@ -279,64 +290,13 @@ impl Queue {
         self.metrics.audit.set_up(!is_down);
     }
 
-    fn miss(&self, state: &mut State, count: u64) {
-        if self.refuses {
+    fn miss(&self, state: &mut State, count: u64, is_refused: bool) {
+        if is_refused {
             state.missing.refused += count;
             self.metrics.audit.refused.inc_by(count);
         } else {
             state.missing.lost += count;
             self.metrics.audit.lost.inc_by(count);
-        }
-    }
-}
-
-/// The calls whose lines are written together.
-pub(super) struct Batch {
-    /// No other batch of the process has it.
-    number: u64,
-    /// One of the following.
-    state: AtomicU8,
-    waiting: Mutex<Vec<Waker>>,
-}
-
-const WAITING: u8 = 0;
-const DONE: u8 = 1;
-const FAILED: u8 = 2;
-
-impl Default for Batch {
-    fn default() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { number, state: AtomicU8::new(WAITING), waiting: Mutex::default() }
-    }
-}
-
-impl Batch {
-    /// Whether this thread has not asked before.
-    fn is_first_of_thread(&self) -> bool {
-        thread_local! {
-            static LAST: Cell<u64> = const { Cell::new(0) };
-        }
-        LAST.replace(self.number) != self.number
-    }
-
-    /// Lets the calls continue, or fail. Only the first call counts.
-    fn end(&self, is_done: bool) {
-        if self.outcome().is_some() {
-            return;
-        }
-        let mut waiting = self.waiting.lock();
-        let end = if is_done { DONE } else { FAILED };
-        _ = self.state.compare_exchange(WAITING, end, Ordering::AcqRel, Ordering::Acquire);
-        let wakers = std::mem::take(&mut *waiting);
-        drop(waiting);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    fn outcome(&self) -> Option<bool> {
-        match self.state.load(Ordering::Acquire) {
-            WAITING => None,
-            end => Some(end == DONE),
         }
     }
 }
@@ -351,7 +311,7 @@ pub(super) struct Written {
 impl Written {
     /// Waits until lines are written for which the writer was woken; false if the call must fail.
     pub(super) async fn end(self) -> bool {
-        Waiting { batch: &self.batch, place: None }.await
+        self.batch.ended().await
     }
 }
 
@@ -367,201 +327,5 @@ impl Drop for Leader<'_> {
     }
 }
 
-/// A call that waits for its batch.
-struct Waiting<'a> {
-    batch: &'a Batch,
-    /// Where its waker is.
-    place: Option<usize>,
-}
-
-impl Future for Waiting<'_> {
-    type Output = bool;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
-        if let Some(outcome) = self.batch.outcome() {
-            return Poll::Ready(outcome);
-        }
-        let mut waiting = self.batch.waiting.lock();
-        // It may have ended meanwhile.
-        if let Some(outcome) = self.batch.outcome() {
-            return Poll::Ready(outcome);
-        }
-        match self.place.and_then(|place| waiting.get_mut(place)) {
-            Some(waker) => waker.clone_from(context.waker()),
-            None => {
-                let place = waiting.len();
-                waiting.push(context.waker().clone());
-                drop(waiting);
-                self.place = Some(place);
-            }
-        }
-        Poll::Pending
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::Registry;
-
-    fn queue(refuses: bool) -> Queue {
-        Queue::new(refuses, Metrics::new(&Registry::new()).unwrap())
-    }
-
-    fn waits(taken: Taken) -> Written {
-        match taken {
-            Taken::Waiting(written) => written,
-            Taken::Lost | Taken::Refused => panic!("it is not taken"),
-        }
-    }
-
-    fn take(queue: &Queue) -> Work {
-        queue.take(Vec::new(), Duration::ZERO)
-    }
-
-    #[tokio::test]
-    async fn all_lines_that_wait_are_one_batch() {
-        let queue = queue(true);
-        let (one, two) = (waits(queue.submit(b"a\n", 1)), waits(queue.submit(b"b\nc\n", 2)));
-        let work = take(&queue);
-        assert_eq!((&*work.lines, work.count), (&b"a\nb\nc\n"[..], 3));
-        let next = waits(queue.submit(b"d\n", 1));
-        assert_eq!(queue.done(&work.batch), None);
-        assert!(queue.written(one).await && queue.written(two).await);
-        assert_eq!(next.batch.outcome(), None);
-        assert_eq!(&*take(&queue).lines, b"d\n");
-    }
-
-    /// Whether the writer would take lines now.
-    fn is_due(queue: &Queue) -> bool {
-        queue.state.lock().is_due
-    }
-
-    #[tokio::test]
-    async fn the_writer_is_woken_after_the_other_tasks_of_the_thread() {
-        let queue = Arc::new(queue(true));
-        let call = |line: &'static [u8]| {
-            let queue = Arc::clone(&queue);
-            tokio::spawn(async move {
-                let written = waits(queue.submit(line, 1));
-                queue.written(written).await
-            })
-        };
-        let (one, two) = (call(b"a\n"), call(b"b\n"));
-        let deadline = Instant::now() + PATIENCE;
-        while !is_due(&queue) && Instant::now() < deadline {
-            tokio::task::yield_now().await;
-        }
-        let work = take(&queue);
-        assert_eq!(&*work.lines, b"a\nb\n", "both lines are in one batch");
-        assert!(!is_due(&queue));
-        queue.done(&work.batch);
-        assert!(one.await.unwrap() && two.await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn a_call_that_is_given_up_wakes_the_writer_all_the_same() {
-        let queue = queue(true);
-        let call = queue.written(waits(queue.submit(b"a\n", 1)));
-        let behind = waits(queue.submit(b"b\n", 1));
-        assert!(!behind.leads, "one call of a thread wakes the writer");
-        let mut call = Box::pin(call);
-        let polled = std::future::poll_fn(|context| Poll::Ready(call.as_mut().poll(context)));
-        assert!(polled.await.is_pending() && !is_due(&queue));
-        drop(call);
-        assert!(is_due(&queue));
-    }
-
-    #[test]
-    fn many_lines_are_written_without_waiting_for_others() {
-        let queue = queue(true);
-        waits(queue.submit(&vec![b'x'; PLENTY], 1));
-        assert!(is_due(&queue));
-        take(&queue);
-        // A thread that has led a batch that was taken leads the next one.
-        assert!(waits(queue.submit(b"a\n", 1)).leads);
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| waits(queue.submit(b"b\n", 1)).leads);
-            assert!(other.join().unwrap(), "one call of each thread: a thread may hang");
-        });
-    }
-
-    #[tokio::test]
-    async fn a_call_that_is_polled_again_is_woken_by_its_last_waker() {
-        let batch = Batch::default();
-        let mut waiting = Waiting { batch: &batch, place: None };
-        let wakers = [Arc::new(Woken::default()), Arc::new(Woken::default())];
-        for woken in &wakers {
-            let waker = Waker::from(Arc::clone(woken));
-            let polled = Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker));
-            assert!(polled.is_pending());
-        }
-        assert_eq!(batch.waiting.lock().len(), 1);
-        batch.end(true);
-        assert_eq!(wakers.map(|it| it.0.load(Ordering::Relaxed)), [false, true]);
-    }
-
-    #[derive(Default)]
-    struct Woken(AtomicBool);
-
-    impl std::task::Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_write_that_fails_ends_the_calls_and_the_next_success_reports_what_is_missing() {
-        for refuses in [true, false] {
-            let queue = queue(refuses);
-            let call = waits(queue.submit(b"a\n", 1));
-            let work = take(&queue);
-            let behind = waits(queue.submit(b"b\n", 1));
-            queue.fail(&work.batch, 1, "no space".to_owned());
-            assert_eq!((call.end().await, behind.end().await), (!refuses, !refuses));
-            assert_eq!(queue.is_closed(), refuses);
-            match queue.submit(b"c\n", 1) {
-                Taken::Refused => assert!(refuses),
-                Taken::Lost => assert!(!refuses),
-                Taken::Waiting(_) => panic!("the log is down"),
-            }
-            let work = take(&queue);
-            assert!(work.lines.is_empty());
-            let missing = queue.done(&work.batch).unwrap();
-            let expected = if refuses { (0, 3) } else { (3, 0) };
-            assert_eq!((missing.lost, missing.refused), expected);
-            assert!(!queue.is_closed() && queue.trouble().is_none());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_writer_that_hangs_is_given_up_and_works_again_when_it_returns() {
-        let queue = queue(true);
-        let call = waits(queue.submit(b"a\n", 1));
-        let work = take(&queue);
-        let behind = waits(queue.submit(b"b\n", 1));
-        queue.check();
-        assert!(!queue.is_closed(), "it had no time yet");
-        let long_ago = Instant::now().checked_sub(PATIENCE).unwrap();
-        queue.state.lock().writing.as_mut().unwrap().0 = long_ago;
-        queue.check();
-        assert!(queue.is_closed());
-        assert_eq!((call.end().await, behind.end().await), (false, false));
-        // The line that was in its hands is written, that of the call behind is not.
-        let missing = queue.done(&work.batch).unwrap();
-        assert_eq!(missing, Missing { lost: 0, refused: 1 });
-        assert!(!queue.is_closed());
-    }
-
-    #[test]
-    fn no_more_than_the_maximum_waits() {
-        let queue = queue(false);
-        let line = vec![b'x'; 1 << 20];
-        for _ in 0..64 {
-            waits(queue.submit(&line, 1));
-        }
-        assert!(matches!(queue.submit(b"x", 1), Taken::Lost));
-        assert_eq!(take(&queue).lines.len(), MAX_BYTES);
-        waits(queue.submit(b"x", 1));
-    }
-}
+mod tests;

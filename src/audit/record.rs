@@ -3,9 +3,11 @@
 //! A listener that has an audit log begins a [`Record`] for each request, runs the request in its
 //! scope, and waits for [`Record::end`] before it responds. The service reports each operation to
 //! the record of the current request. A request that reports nothing has one line all the same.
+//!
+//! Records are used again, so that a request whose operations are only counted allocates nothing.
+//! `record/lines.rs` writes the lines.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -13,11 +15,16 @@ use parking_lot::Mutex;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 
+use super::counts::{self, Sum};
 pub use super::format::Value;
-use super::format::{self, Line};
+use super::peer::Peer;
 use super::queue::Taken;
 use super::rules::Level;
-use super::{AadForm, Audit, Unavailable, counts};
+use super::{Audit, Unavailable};
+
+mod lines;
+
+use lines::Lines;
 
 tokio::task_local! {
     static CURRENT: Arc<Record>;
@@ -110,36 +117,11 @@ pub fn enter<T>(record: Option<&Arc<Record>>, call: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Who is at the other end of a connection, as lines say it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peer(Option<Arc<str>>);
-
-impl Peer {
-    /// It is not known.
-    pub const UNKNOWN: Self = Self(None);
-
-    /// An address.
-    #[must_use]
-    pub fn address(address: SocketAddr) -> Self {
-        Self(Some(address.to_string().into()))
-    }
-
-    /// A user of this machine.
-    #[must_use]
-    pub fn user(uid: u32) -> Self {
-        Self(Some(format!("uid:{uid}").into()))
-    }
-
-    pub(super) fn text(&self) -> Option<&str> {
-        self.0.as_deref()
-    }
-}
-
 /// What one request reports.
 pub struct Record {
     audit: Arc<Audit>,
     api: &'static str,
-    request_id: Box<str>,
+    request_id: String,
     peer: Peer,
     call: Call,
     state: Mutex<State>,
@@ -163,13 +145,19 @@ struct State {
     operation: Option<Operation>,
     /// How many operations were reported.
     reported: u64,
-    /// The lines of those of the level `full`.
-    lines: Vec<u8>,
-    count: u64,
-    /// The bytes at the beginning of the first line that all lines have.
-    head: usize,
-    /// Those of the level `count`, with the sizes of their plaintexts.
-    counted: Vec<(counts::Key, u64)>,
+    /// Those of the level `full`.
+    lines: Lines,
+    /// Those of the level `count`.
+    counted: Vec<Counted>,
+}
+
+/// Operations of a request that are counted together.
+struct Counted {
+    operation: Option<Operation>,
+    chain: Option<ChainName>,
+    kek_id: Option<KekId>,
+    outcome: &'static str,
+    sum: Sum,
 }
 
 /// What a listener knows of a request when its response is ready.
@@ -181,17 +169,58 @@ pub struct Request<'a> {
     pub chain: Option<&'a str>,
     /// The code of the error that it ends with.
     pub failure: Option<&'static str>,
+    /// Whether it is answered even if its lines can't be written.
+    pub is_answered_anyway: bool,
 }
 
+thread_local! {
+    /// Records of requests that have ended, to be used again. The last one is in the cache of the
+    /// processor.
+    static ENDED: RefCell<Vec<Arc<Record>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The records that a thread keeps, and the counts and the bytes of an id in one.
+const MAX_ENDED: usize = 16;
+const MAX_COUNTED: usize = 16;
+const MAX_ID: usize = 256;
+
 impl Record {
-    pub(super) fn new(
-        audit: Arc<Audit>,
+    /// Begins the record of a request.
+    pub(super) fn begin(
+        audit: &Arc<Audit>,
         api: &'static str,
         id: &str,
         peer: Peer,
         call: Call,
-    ) -> Self {
-        Self { audit, api, request_id: id.into(), peer, call, state: Mutex::default() }
+    ) -> Arc<Self> {
+        if let Some(mut ended) = ENDED.with_borrow_mut(Vec::pop)
+            // A task of the request may still have it.
+            && let Some(record) = Arc::get_mut(&mut ended)
+            && Arc::ptr_eq(&record.audit, audit)
+        {
+            record.api = api;
+            record.request_id.clear();
+            record.request_id.push_str(id);
+            (record.peer, record.call) = (peer, call);
+            let state = record.state.get_mut();
+            let mut counted = std::mem::take(&mut state.counted);
+            counted.clear();
+            *state = State { counted, ..State::default() };
+            return ended;
+        }
+        let (audit, request_id) = (Arc::clone(audit), id.to_owned());
+        Arc::new(Self { audit, api, request_id, peer, call, state: Mutex::default() })
+    }
+
+    /// Keeps a record whose request has ended.
+    fn keep(self: Arc<Self>) {
+        if self.request_id.capacity() <= MAX_ID {
+            ENDED.with_borrow_mut(|ended| {
+                if ended.len() < MAX_ENDED {
+                    ended.push(self);
+                }
+            });
+        }
     }
 
     /// Whether the request must fail before it does anything, since its lines could not be written.
@@ -221,214 +250,135 @@ impl Record {
 
     /// A record of what the same request does after its response has begun.
     #[must_use]
-    pub fn continued(&self) -> Self {
+    pub fn continued(&self) -> Arc<Self> {
+        let (id, peer, call) = (&self.request_id, self.peer.clone(), self.call.clone());
+        let record = Self::begin(&self.audit, self.api, id, peer, call);
         let state = self.state.lock();
         let (client, auth) = (state.client.clone(), state.auth);
         drop(state);
-        Self {
-            audit: Arc::clone(&self.audit),
-            api: self.api,
-            request_id: self.request_id.clone(),
-            peer: self.peer.clone(),
-            call: self.call.clone(),
-            state: Mutex::new(State { client, auth, ..State::default() }),
+        if let Some(auth) = auth {
+            record.identified(client, auth);
         }
+        record
     }
 
     /// Adds an operation.
     pub fn add(&self, event: &Event<'_>) {
-        let mut state = self.state.lock();
+        self.add_to(&mut self.state.lock(), event);
+    }
+
+    fn add_to(&self, state: &mut State, event: &Event<'_>) {
         let item = state.reported;
         state.reported += 1;
-        let asked = event.operation.or(state.operation);
-        let operation = asked.map_or(UNKNOWN, Operation::as_str);
+        let operation = event.operation.or(state.operation);
         let named = event.chain.text();
         match self.audit.rules.level(operation, named, state.client.as_deref()) {
             Level::None => {}
-            Level::Count => self.count(&mut state, asked, event),
+            Level::Count => count(&mut state.counted, operation, event),
             Level::Full => {
                 let is_limited = state.auth.is_none() || REFUSED.contains(&event.outcome);
                 if is_limited && !self.audit.refusals.admit(state.client.as_ref()) {
                     self.audit.metrics.audit.omitted.inc();
                     return;
                 }
-                if state.count == 0 {
-                    state.lines = take_buffer();
-                    self.head(&mut state);
-                } else {
-                    let head = state.head;
-                    state.lines.extend_from_within(..head);
-                }
-                state.count += 1;
-                self.write(&mut state.lines, operation, item, event);
+                self.write(state, operation.map_or(UNKNOWN, Operation::as_str), item, event);
             }
         }
-    }
-
-    /// The fields that all lines of the request have.
-    fn head(&self, state: &mut State) {
-        let State { lines, client, auth, .. } = state;
-        format::start(lines, self.audit.clock.unix_millis(), &self.audit.node);
-        let line = Line::onto(lines)
-            .text("request_id", Some(&self.request_id))
-            .plain("api", self.api)
-            .text("client", client.as_deref())
-            .text("auth", *auth);
-        if let Some(peer) = self.peer.text() {
-            _ = line.plain("peer", peer);
-        }
-        state.head = state.lines.len();
-    }
-
-    /// Writes the fields of one operation.
-    fn write(&self, lines: &mut Vec<u8>, operation: &str, item: u64, event: &Event<'_>) {
-        let mut line = Line::onto(lines)
-            .plain("operation", operation)
-            .some("call", self.call.name.as_deref())
-            .number("item", self.call.is_batch.then_some(item));
-        line = match event.chain {
-            ChainRef::Known(name) => line.plain("chain", name.as_str()),
-            // An invalid name may be a secret in the wrong field.
-            ChainRef::Named(name) if ChainName::new(name).is_ok() => line.plain("chain", name),
-            ChainRef::Named(_) | ChainRef::None => line,
-        };
-        line = line.some("key", event.key);
-        if let Some(id) = event.kek_id {
-            line = line.plain("kek_id", id.to_hex().as_str());
-        }
-        line = match (event.aad.filter(|aad| !aad.is_empty()), self.audit.aad) {
-            (None, _) | (_, AadForm::None) => line,
-            (Some(aad), AadForm::Hmac) => line.hmac("aad", &(self.audit.hmac)(aad)),
-            (Some(aad), AadForm::Plain) => line.whole("aad", &plain(aad)),
-        };
-        let bytes = event.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
-        line = line
-            .number("plaintext_bytes", bytes)
-            .number("chunk", event.chunk)
-            .plain("outcome", event.outcome);
-        if !event.change.is_empty() {
-            line = line.json("change", &format::object(event.change));
-        }
-        line.end();
-    }
-
-    fn count(&self, state: &mut State, operation: Option<Operation>, event: &Event<'_>) {
-        // A name or an id that a caller may have invented is not counted separately.
-        let is_ok = event.outcome == OK;
-        let key = counts::Key {
-            api: self.api,
-            client: state.client.clone(),
-            auth: state.auth,
-            operation,
-            chain: match event.chain {
-                ChainRef::Known(name) => Some(name.clone()),
-                ChainRef::Named(_) | ChainRef::None => None,
-            },
-            kek_id: event.kek_id.filter(|_| is_ok),
-            outcome: event.outcome,
-        };
-        let bytes = event.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
-        if state.counted.is_empty() {
-            // Most requests have one.
-            state.counted.reserve_exact(1);
-        }
-        state.counted.push((key, bytes.filter(|_| is_ok).unwrap_or_default()));
     }
 
     /// Writes the lines of the request, and waits until the operating system has them.
     ///
     /// # Errors
     /// When they can't be written, and the request must fail.
-    pub async fn end(&self, request: Request<'_>) -> Result<(), Unavailable> {
-        match self.submit(&request) {
+    pub async fn end(self: Arc<Self>, request: Request<'_>) -> Result<(), Unavailable> {
+        let ended = match self.submit(&request) {
             Taken::Lost => Ok(()),
             Taken::Refused => Err(Unavailable),
             Taken::Waiting(written) => {
                 self.audit.queue.written(written).await.then_some(()).ok_or(Unavailable)
             }
-        }
+        };
+        self.keep();
+        ended
     }
 
-    /// Gives the lines to the writer.
+    /// Gives the lines to the writer, and what is counted to the counts.
     fn submit(&self, request: &Request<'_>) -> Taken {
-        let is_silent = self.state.lock().reported == 0;
+        let mut state = self.state.lock();
         // A failure before any operation, and a call that reads, report nothing themselves.
-        if is_silent {
-            self.add(&Event {
+        if state.reported == 0 {
+            let event = Event {
                 operation: request.operation,
                 chain: request.chain.map_or(ChainRef::None, ChainRef::Named),
                 outcome: request.failure.unwrap_or(OK),
                 ..Event::default()
-            });
+            };
+            self.add_to(&mut state, &event);
         }
-        let mut state = std::mem::take(&mut *self.state.lock());
         if let Some(failure) = request.failure {
-            self.fail(&mut state, failure);
+            state.fail(failure);
         }
-        for (key, bytes) in state.counted {
-            self.audit.counts.add(key, bytes);
+        self.submit_counts(&mut state);
+        let (queue, lines) = (&self.audit.queue, std::mem::take(&mut state.lines));
+        drop(state);
+        if lines.is_empty() {
+            let is_refused = queue.is_closed() && !request.is_answered_anyway;
+            return if is_refused { Taken::Refused } else { Taken::Lost };
         }
-        let taken = if state.count > 0 {
-            self.audit.queue.submit(&state.lines, state.count)
-        } else if self.audit.queue.is_closed() {
-            Taken::Refused
-        } else {
-            Taken::Lost
-        };
-        keep_buffer(state.lines);
-        taken
+        match request.is_answered_anyway {
+            false => queue.submit(lines.as_bytes(), lines.count()),
+            true => queue.offer(lines.as_bytes(), lines.count()),
+        }
     }
 
+    fn submit_counts(&self, state: &mut State) {
+        let State { client, auth, counted, .. } = state;
+        while let Some(Counted { operation, chain, kek_id, outcome, sum }) = counted.pop() {
+            // Most requests have one.
+            let client = if counted.is_empty() { client.take() } else { client.clone() };
+            let (api, auth) = (self.api, *auth);
+            let key = counts::Key { api, client, auth, operation, chain, kek_id, outcome };
+            self.audit.counts.add(key, sum);
+        }
+        if counted.capacity() > MAX_COUNTED {
+            *counted = Vec::new();
+        }
+    }
+}
+
+/// Counts an operation.
+fn count(counted: &mut Vec<Counted>, operation: Option<Operation>, event: &Event<'_>) {
+    // A name or an id that a caller may have invented is not counted separately.
+    let is_ok = event.outcome == OK;
+    let chain = match event.chain {
+        ChainRef::Known(name) => Some(name),
+        ChainRef::Named(_) | ChainRef::None => None,
+    };
+    let (kek_id, outcome) = (event.kek_id.filter(|_| is_ok), event.outcome);
+    let bytes = event.plaintext_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+    let one = Sum { calls: 1, plaintext_bytes: bytes.filter(|_| is_ok).unwrap_or_default() };
+    // The items of a batch usually have all this in common.
+    if let Some(last) = counted.last_mut()
+        && (last.operation, last.chain.as_ref(), last.kek_id) == (operation, chain, kek_id)
+        && last.outcome == outcome
+    {
+        return last.sum.add(one);
+    }
+    if counted.is_empty() {
+        // Most requests have one.
+        counted.reserve_exact(1);
+    }
+    counted.push(Counted { operation, chain: chain.cloned(), kek_id, outcome, sum: one });
+}
+
+impl State {
     /// What is not returned was not done for the caller: the operations that succeeded have the
     /// outcome of the request.
-    fn fail(&self, state: &mut State, failure: &'static str) {
-        for (key, bytes) in &mut state.counted {
-            if key.outcome == OK {
-                (key.outcome, key.kek_id, *bytes) = (failure, None, 0);
-            }
+    fn fail(&mut self, failure: &'static str) {
+        for it in self.counted.iter_mut().filter(|it| it.outcome == OK) {
+            (it.outcome, it.kek_id, it.sum.plaintext_bytes) = (failure, None, 0);
         }
-        let Ok(text) = std::str::from_utf8(&state.lines) else { return };
-        if text.contains(SUCCEEDED) {
-            let failed = format!(",\"outcome\":\"{failure}\"");
-            state.lines = text.replace(SUCCEEDED, &failed).into_bytes();
-        }
-    }
-}
-
-thread_local! {
-    /// Buffers for lines: a buffer that grows is copied, and wiped where it was.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The outcome in a line about an operation that succeeded. No text of a line contains these bytes,
-/// since its quotes are escaped.
-const SUCCEEDED: &str = ",\"outcome\":\"ok\"";
-
-/// The buffers of a thread that are kept, and their largest size.
-const MAX_BUFFERS: usize = 16;
-const KEPT: usize = 128 << 10;
-
-fn take_buffer() -> Vec<u8> {
-    let kept = BUFFERS.with_borrow_mut(Vec::pop);
-    kept.unwrap_or_else(|| Vec::with_capacity(512))
-}
-
-fn keep_buffer(mut buffer: Vec<u8>) {
-    if (1..=KEPT).contains(&buffer.capacity()) {
-        buffer.clear();
-        BUFFERS.with_borrow_mut(|buffers| {
-            if buffers.len() < MAX_BUFFERS {
-                buffers.push(buffer);
-            }
-        });
-    }
-}
-
-/// The text of an AAD that is shown: as text if it is UTF-8, else in base64.
-fn plain(aad: &[u8]) -> String {
-    match std::str::from_utf8(aad) {
-        Ok(text) => format!("text:{text}"),
-        Err(_) => format!("base64:{}", base64_simd::STANDARD.encode_to_string(aad)),
+        self.lines.fail(failure);
     }
 }
 

@@ -102,7 +102,11 @@ impl TryFrom<String> for ChainPattern {
 
 /// The rules in force.
 #[derive(Debug)]
-pub(super) struct Rules(Vec<Rule>);
+pub(super) struct Rules {
+    rules: Vec<Rule>,
+    /// The level of each operation for which it depends on neither chain nor client.
+    fixed: [Option<Level>; Operation::ALL.len()],
+}
 
 impl Rules {
     /// Those of the configuration, or the default ones: encrypts are counted, and all other calls
@@ -116,23 +120,46 @@ impl Rules {
                 level: Level::Count,
             });
         }
-        Self(rules)
+        let fixed = Operation::ALL.map(|operation| {
+            let first = rules.iter().find(|rule| rule.names(Some(operation)));
+            match first {
+                None => Some(Level::Full),
+                Some(rule) => rule.is_for_all().then_some(rule.level),
+            }
+        });
+        Self { rules, fixed }
     }
 
-    /// The level of a call. A call without a chain or a client matches only `*`.
+    /// The level of a call. A call without an operation, a chain or a client matches only `*`.
     pub(super) fn level(
         &self,
-        operation: &str,
+        operation: Option<Operation>,
         chain: Option<&str>,
         client: Option<&str>,
     ) -> Level {
-        let (chain, client) = (chain.unwrap_or_default(), client.unwrap_or_default());
-        let is_match = |rule: &&Rule| {
-            rule.operations.iter().any(|it| it.0 == "*" || it.0 == operation)
-                && rule.chains.iter().any(|it| it.0 == "*" || wildcard::matches(&it.0, chain))
-                && rule.clients.iter().any(|it| it.0 == "*" || wildcard::matches(&it.0, client))
-        };
-        self.0.iter().find(is_match).map_or(Level::Full, |rule| rule.level)
+        let fixed = operation.and_then(|operation| *self.fixed.get(operation as usize)?);
+        fixed.unwrap_or_else(|| {
+            let (chain, client) = (chain.unwrap_or_default(), client.unwrap_or_default());
+            let is_match = |rule: &&Rule| rule.names(operation) && rule.is_for(chain, client);
+            self.rules.iter().find(is_match).map_or(Level::Full, |rule| rule.level)
+        })
+    }
+}
+
+impl Rule {
+    fn names(&self, operation: Option<Operation>) -> bool {
+        let name = operation.map(Operation::as_str);
+        self.operations.iter().any(|it| it.0 == "*" || name == Some(&*it.0))
+    }
+
+    fn is_for(&self, chain: &str, client: &str) -> bool {
+        self.chains.iter().any(|it| wildcard::matches(&it.0, chain))
+            && self.clients.iter().any(|it| wildcard::matches(&it.0, client))
+    }
+
+    /// Whether it restricts neither chains nor clients.
+    fn is_for_all(&self) -> bool {
+        self.chains.iter().any(|it| it.0 == "*") && self.clients.iter().any(|it| it.0 == "*")
     }
 }
 
@@ -150,9 +177,9 @@ mod tests {
         for operation in Operation::ALL {
             let is_encrypt = operation == Operation::Encrypt;
             let expected = if is_encrypt { Level::Count } else { Level::Full };
-            assert_eq!(rules.level(operation.as_str(), Some("a"), None), expected);
+            assert_eq!(rules.level(Some(operation), Some("a"), None), expected);
         }
-        assert_eq!(rules.level("unknown", None, None), Level::Full);
+        assert_eq!(rules.level(None, None, None), Level::Full);
     }
 
     #[test]
@@ -165,14 +192,32 @@ mod tests {
             {"level":"count"}]"#,
         );
         for (operation, chain, client, level) in [
-            ("encrypt", Some("logs-1"), None, Level::None),
-            ("rewrap", Some("logs-1"), None, Level::Count),
-            ("decrypt", Some("orders"), Some("batch-7"), Level::Count),
-            ("decrypt", Some("orders"), Some("auditor"), Level::Full),
-            ("decrypt", Some("orders"), None, Level::Count),
-            ("encrypt", None, None, Level::Count),
+            (Some(Operation::Encrypt), Some("logs-1"), None, Level::None),
+            (Some(Operation::Rewrap), Some("logs-1"), None, Level::Count),
+            (Some(Operation::Decrypt), Some("orders"), Some("batch-7"), Level::Count),
+            (Some(Operation::Decrypt), Some("orders"), Some("auditor"), Level::Full),
+            (Some(Operation::Decrypt), Some("orders"), None, Level::Count),
+            (Some(Operation::Encrypt), None, None, Level::Count),
+            (None, Some("logs-1"), None, Level::Count),
+            (None, None, Some("auditor"), Level::Full),
         ] {
-            assert_eq!(rules.level(operation, chain, client), level, "{operation} {chain:?}");
+            assert_eq!(rules.level(operation, chain, client), level, "{operation:?} {chain:?}");
         }
+    }
+
+    #[test]
+    fn a_rule_for_everyone_hides_only_the_rules_after_it() {
+        let rules = rules(
+            r#"[
+            {"operations":["decrypt"],"chains":["a"],"level":"none"},
+            {"operations":["encrypt","decrypt"],"level":"count"},
+            {"operations":["*"],"clients":["auditor"],"level":"none"}]"#,
+        );
+        let level = |operation, chain| rules.level(Some(operation), Some(chain), Some("auditor"));
+        assert_eq!(level(Operation::Encrypt, "a"), Level::Count);
+        assert_eq!(level(Operation::Decrypt, "a"), Level::None);
+        assert_eq!(level(Operation::Decrypt, "b"), Level::Count);
+        assert_eq!(level(Operation::Rewrap, "a"), Level::None);
+        assert_eq!(rules.level(Some(Operation::Rewrap), None, None), Level::Full);
     }
 }

@@ -6,8 +6,9 @@ use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 
 use super::format::{self, Line};
+use super::peer::Peer;
 use super::queue::Taken;
-use super::record::{self, OK, Peer, Value};
+use super::record::{self, OK, Value};
 use super::rules::Level;
 use super::{Audit, Unavailable};
 
@@ -59,7 +60,7 @@ impl Audit {
     /// limited together with those about other callers that are not identified. Nothing waits for
     /// it, since there is no response.
     pub fn handshake_refused(&self, peer: &Peer) {
-        if self.rules.level(HANDSHAKE, None, None) == Level::None {
+        if self.rules.level(None, None, None) == Level::None {
             return;
         }
         if !self.refusals.admit(None) {

@@ -152,7 +152,7 @@ pub fn verify(
         while !line.is_empty() {
             bytes += line.len() as u64;
             all.report.lines += 1;
-            let read = section.line(&mut all, &line);
+            let read = section.line(&mut all, &mut line);
             if all.report.lines.is_multiple_of(4096) {
                 progress(bytes);
             }

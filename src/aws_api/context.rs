@@ -16,8 +16,20 @@ const PREFIX: &[u8] = b"kms-proxy aws context v1";
 pub(super) struct Context<'a>(BTreeMap<Cow<'a, str>, Cow<'a, str>>);
 
 /// The context is longer than an AAD can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the encryption context is longer than 64 KiB")]
+pub struct TooLong;
+
+/// The AAD of the encryption context with these pairs. Of two pairs with one key, the last counts.
+///
+/// # Errors
+/// [`TooLong`] for a key or value of more than 65,535 bytes, and an AAD of more than 64 KiB.
+pub fn context_aad<'a>(
+    pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Vec<u8>, TooLong> {
+    let pairs = pairs.into_iter().map(|(key, value)| (key.into(), value.into()));
+    Context(pairs.collect()).to_aad()
+}
 
 impl Context<'_> {
     /// The AAD. Two contexts have the same one only if they are equal.
@@ -70,6 +82,14 @@ mod tests {
         let aad = context(r#"{"b":"","a":"row 7","\u00e4":"x"}"#).to_aad().unwrap();
         let pairs = b"\0\x01a\0\x05row 7\0\x01b\0\0\0\x02\xc3\xa4\0\x01x";
         assert_eq!(aad, [&b"kms-proxy aws context v1"[..], pairs].concat());
+    }
+
+    #[test]
+    fn the_aad_of_pairs_is_that_of_the_object_with_them() {
+        let aad = context(r#"{"b":"","a":"row 7"}"#).to_aad();
+        assert_eq!(context_aad([("a", "row 7"), ("b", "")]), aad);
+        assert_eq!(context_aad([("b", ""), ("a", "x"), ("a", "row 7")]), aad);
+        assert_eq!(context_aad([]), Context::default().to_aad());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The HTTP client of the commands that call a running service, and its errors as text.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kms_proxy::error_chain;
@@ -84,7 +85,12 @@ pub(super) struct Client {
     max_response: usize,
     /// The longest time without data of a streamed response.
     stall: Duration,
+    /// Whether a warning of the service was printed: a list has many pages.
+    has_warned: AtomicBool,
 }
+
+/// The header with what a caller should know about the service.
+const WARNING: &str = "kms-proxy-warning";
 
 impl Client {
     /// A client for the service in `args`.
@@ -103,13 +109,15 @@ impl Client {
             eprint("the token is sent in the clear: anyone who sees the traffic can read it");
         }
         let (server, stall) = (args.server, args.timeout);
-        Ok(Self { server, http, token, max_response: MAX_RESPONSE, stall })
+        let (max_response, has_warned) = (MAX_RESPONSE, AtomicBool::new(false));
+        Ok(Self { server, http, token, max_response, stall, has_warned })
     }
 
     /// The same client for the address of health and metrics, which needs no token.
     pub(super) fn at(&self, server: String) -> Self {
         let Self { max_response, stall, .. } = *self;
-        Self { server, http: self.http.clone(), token: None, max_response, stall }
+        let (http, has_warned) = (self.http.clone(), AtomicBool::new(false));
+        Self { server, http, token: None, max_response, stall, has_warned }
     }
 
     /// The same client, with another limit for responses in bytes.
@@ -129,6 +137,12 @@ impl Client {
     /// Sends `request`, and returns the status and the whole body of the response.
     pub(super) async fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Vec<u8>)> {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
+        let warning = response.headers().get(WARNING).and_then(|value| value.to_str().ok());
+        if let Some(warning) = warning
+            && !self.has_warned.swap(true, Ordering::Relaxed)
+        {
+            eprint(warning);
+        }
         Ok((response.status(), self.body(response).await?))
     }
 

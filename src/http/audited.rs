@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use http::header::{HeaderName, HeaderValue};
 
 use crate::audit::{Audit, Call, Peer, Record, Request as Recorded};
 use crate::metrics::Operation;
@@ -17,6 +18,12 @@ use super::problem::Problem;
 /// The errors that end calls outside the API which have a line all the same.
 const REFUSED: [&str; 4] = ["unauthenticated", "forbidden", "not_found", "method_not_allowed"];
 
+/// What a client should know about the service, beside the response.
+pub(super) const WARNING: HeaderName = HeaderName::from_static("kms-proxy-warning");
+/// The audit log takes no lines, and so calls are refused that do more than read.
+pub(super) const CLOSED: HeaderValue =
+    HeaderValue::from_static("the audit log takes no lines, and calls are refused: see /readyz");
+
 /// The code of the error of an API beside this one, as an extension of its response.
 #[derive(Clone, Copy)]
 pub(crate) struct Outcome(pub(crate) &'static str);
@@ -28,6 +35,9 @@ pub(super) struct Recording {
     chain: Option<String>,
     /// Whether it has a line even if nobody is refused.
     always: bool,
+    /// Whether it only reads the state of the service, and so is answered even if its line can't be
+    /// written: an operator must be able to find out what is wrong.
+    reads: bool,
 }
 
 impl Recording {
@@ -58,6 +68,7 @@ impl Recording {
             operation,
             chain: chain.filter(|chain| !chain.is_empty()).map(str::to_owned),
             always: is_beside || operation.is_some(),
+            reads: operation == Some(Operation::Read),
         }
     }
 
@@ -69,10 +80,15 @@ impl Recording {
         if is_open {
             self.record.identified(None, "none");
         }
-        if self.always && self.record.is_closed() {
+        if self.always && !self.reads && self.record.is_closed() {
             return Err(unavailable());
         }
         Ok(&self.record)
+    }
+
+    /// Whether it is answered although its line can't be written.
+    pub(super) fn lacks_line(&self) -> bool {
+        self.reads && self.record.is_closed()
     }
 
     /// Writes the lines of the request, whose response is ready. `failure` is the code of the error
@@ -86,6 +102,7 @@ impl Recording {
             operation: self.operation,
             chain: self.chain.as_deref(),
             failure,
+            is_answered_anyway: self.reads,
         });
         let ended = ended.await;
         // Probes are answered in any case.

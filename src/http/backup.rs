@@ -43,7 +43,7 @@ pub(super) async fn backup(
 ) -> Result<Response, Problem> {
     let backup = app.access.enter_to_back_up(&caller)?.backup().await?;
     report(None, "started", record::OK);
-    let record = record::current().map(|record| Arc::new(record.continued()));
+    let record = record::current().map(|record| record.continued());
     let streamed = Streamed { backup, is_over: false, record, ending: None };
     let mut response = Response::new(Body::new(streamed));
     let content_type = HeaderValue::from_static("application/x-ndjson");

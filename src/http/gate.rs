@@ -232,6 +232,7 @@ impl Gate {
             }
             Ok(held) => held,
         };
+        let lacks_line = recording.as_ref().is_some_and(Recording::lacks_line);
         if let Some(recording) = recording
             && let Err(error) = recording.end(failure).await
         {
@@ -250,6 +251,9 @@ impl Gate {
         let headers = response.headers_mut();
         if last {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if lacks_line {
+            headers.insert(audited::WARNING, audited::CLOSED);
         }
         headers.insert(REQUEST_ID, id);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

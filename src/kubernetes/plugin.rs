@@ -202,6 +202,7 @@ impl Plugin {
             operation: Some(operation),
             chain: Some(self.chain.as_str()),
             failure: done.as_ref().err().map(|error| error.kind().code()),
+            is_answered_anyway: false,
         });
         ended.await.map_err(unavailable)?;
         done

@@ -45,7 +45,7 @@ const MODULES: &str = "
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
     archive:   error_chain files id loopback pem proxy random store human_units
 
-    audit:     clock id metrics random root secret store wildcard human_units
+    audit:     clock id json metrics random root secret store wildcard human_units
 
     keychain:  aead clock cobblestone envelope id random secret
     stream:    cobblestone envelope id keychain
@@ -61,7 +61,7 @@ const MODULES: &str = "
 
     config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app archive audit auth clock cobblestone config envelope error_chain files http id kubernetes loopback root secret service store stream telemetry tls human_units
+    cli:       aead app archive audit auth aws_api clock cobblestone config envelope error_chain files http id kubernetes loopback root secret service store stream telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.

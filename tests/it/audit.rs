@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::support::{Service, Setup, root, until};
 
 mod backups;
+mod contexts;
 mod identities;
 mod keys;
 mod lost_key;

@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 
 use super::*;
+use crate::audit::AadForm;
 use crate::audit::counts::{Counts, Refusals};
 use crate::audit::queue::Queue;
 use crate::audit::rules::Rules;
@@ -13,8 +14,13 @@ use crate::service::error::Kind;
 
 /// An audit log whose only rule has this level.
 fn audit(level: &str) -> Arc<Audit> {
+    audit_by(&format!("[{{\"level\":\"{level}\"}}]"))
+}
+
+/// An audit log with these rules.
+fn audit_by(rules: &str) -> Arc<Audit> {
     let metrics = Metrics::new(&Registry::new()).unwrap();
-    let rules = serde_json::from_str(&format!("[{{\"level\":\"{level}\"}}]")).unwrap();
+    let rules = serde_json::from_str(rules).unwrap();
     Arc::new(Audit {
         queue: Queue::new(true, Arc::clone(&metrics)),
         counts: Counts::default(),
@@ -82,6 +88,78 @@ fn counts_of_what_is_not_returned_are_failures() {
     outcomes.sort_unstable();
     assert_eq!(outcomes, [("invalid_ciphertext", 1, 0), ("overloaded", 1, 0)]);
     assert_eq!(lines(&audit), [] as [Json; 0]);
+}
+
+#[test]
+fn items_with_everything_in_common_are_counted_together() {
+    let audit = audit("count");
+    let record = audit.begin("http", "7", Peer::UNKNOWN, Call { name: None, is_batch: true });
+    record.identified(Some("billing".into()), "token");
+    let (chain, other) = (ChainName::default(), ChainName::new("other").unwrap());
+    let [id, next] = [7, 8].map(|byte| KekId::from_bytes([byte; 16]));
+    for (chain, id, outcome) in [
+        (&chain, id, OK),
+        (&chain, id, OK),
+        (&chain, next, OK),
+        (&other, next, OK),
+        (&other, next, "invalid_ciphertext"),
+        (&chain, id, OK),
+    ] {
+        record.add(&Event {
+            operation: Some(Operation::Decrypt),
+            chain: ChainRef::Known(chain),
+            kek_id: Some(id),
+            plaintext_bytes: Some(5),
+            outcome,
+            ..Event::default()
+        });
+    }
+    assert_eq!(record.state.lock().counted.len(), 5);
+    _ = record.submit(&Request::default());
+    let counts = audit.counts.take();
+    assert!(counts.keys().all(|key| key.client.as_deref() == Some("billing")));
+    let mut sums: Vec<_> = counts.values().map(|sum| (sum.calls, sum.plaintext_bytes)).collect();
+    sums.sort_unstable();
+    assert_eq!(sums, [(1, 0), (1, 5), (1, 5), (3, 15)]);
+}
+
+#[tokio::test]
+async fn a_record_that_is_used_again_knows_nothing_of_the_request_before() {
+    let audit = audit_by(r#"[{"clients":["billing"],"level":"count"}]"#);
+    let call = Call { name: Some("x".into()), is_batch: true };
+    let first = audit.begin("aws", "one", Peer::user(7), call);
+    first.identified(Some("billing".into()), "token");
+    first.asks(Operation::Decrypt);
+    first.add(&Event { outcome: OK, ..Event::default() });
+    let place = Arc::as_ptr(&first);
+    first.end(Request::default()).await.unwrap();
+    assert_eq!(audit.counts.take().len(), 1);
+
+    let second = audit.begin("http", "two", Peer::UNKNOWN, Call::default());
+    assert_eq!(Arc::as_ptr(&second), place, "it is used again");
+    _ = second.submit(&Request::default());
+    let [line] = &lines(&audit)[..] else { panic!("not one line") };
+    let expected = serde_json::json!({
+        "time": line["time"], "node": "node", "request_id": "two", "api": "http", "client": null,
+        "auth": null, "operation": "unknown", "outcome": "ok",
+    });
+    assert_eq!(*line, expected);
+    assert!(audit.counts.take().is_empty());
+}
+
+#[tokio::test]
+async fn a_record_that_a_task_still_has_is_not_used_again() {
+    let (audit, other) = (audit("count"), audit("count"));
+    let begin = |audit: &Arc<Audit>| audit.begin("http", "7", Peer::UNKNOWN, Call::default());
+    let first = begin(&audit);
+    let of_task = Arc::clone(&first);
+    first.end(Request::default()).await.unwrap();
+    let second = begin(&audit);
+    assert!(!Arc::ptr_eq(&of_task, &second));
+    second.end(Request::default()).await.unwrap();
+    let third = begin(&other);
+    assert!(Arc::ptr_eq(&third.audit, &other), "a record belongs to one log");
+    assert_eq!(audit.counts.take().values().map(|sum| sum.calls).sum::<u64>(), 2);
 }
 
 /// Who calls: the name, and what identified the caller.

@@ -31,8 +31,10 @@ pub(super) struct Section {
     cut: Option<u64>,
     /// A line with another number than expected.
     strange: Option<Strange>,
-    /// The last event.
+    /// The line of the last event.
     event: Vec<u8>,
+    /// Whether the line that is read is an event.
+    is_event: bool,
 }
 
 struct Strange {
@@ -55,6 +57,7 @@ impl Section {
             cut: None,
             strange: None,
             event: Vec::new(),
+            is_event: false,
         }
     }
 
@@ -68,17 +71,21 @@ impl Section {
         all.report.problems.push(problem);
     }
 
-    /// Reads a line with its newline.
-    pub(super) fn line(&mut self, all: &mut Logs, text: &[u8]) -> Result<(), Problem> {
+    /// Reads a line with its newline. It may keep the buffer and leave another one.
+    pub(super) fn line(&mut self, all: &mut Logs, text: &mut Vec<u8>) -> Result<(), Problem> {
         self.line += 1;
+        self.is_event = false;
         let read = self.read(all, text);
-        self.after.update(text);
+        self.after.update(&*text);
         self.after_bytes += text.len() as u64;
         let is_proof = read.map_err(|fault| self.problem(fault))?;
         if let Some(signed) = is_proof {
             self.last = Some(signed);
             self.after = Sha256::new();
             self.after_bytes = 0;
+        }
+        if self.is_event {
+            std::mem::swap(&mut self.event, text);
         }
         Ok(())
     }
@@ -145,10 +152,7 @@ impl Section {
             Kind::Event | Kind::Damaged | Kind::Proof(Proof::Opening(_)) => None,
         };
         self.log(all)?.append(line)?;
-        if signed.is_none() {
-            self.event.clear();
-            self.event.extend_from_slice(line);
-        }
+        self.is_event = signed.is_none();
         self.compare(all)?;
         Ok(signed)
     }

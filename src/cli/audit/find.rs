@@ -7,6 +7,7 @@ use kms_proxy::audit::find::Query;
 use kms_proxy::audit::keys::{HmacKey, Keys, PublicKey, plain_field};
 use kms_proxy::audit::line::{Kind, Proof, seq};
 use kms_proxy::audit::sealer::rfc3339_millis;
+use kms_proxy::aws_api::context_aad;
 use kms_proxy::clock::{Clock, SystemClock};
 
 use crate::cli::chains::table;
@@ -20,6 +21,9 @@ With `aad = \"hmac\"`, the default, lines contain an HMAC of the AAD. To search 
 key of the HMAC is needed: from the store, with --config, or from a file that `kms-proxy audit key \
 --aad-key-file` wrote. It does not verify the lines.
 
+The AAD of a call of the AWS KMS API is made of the encryption context. To search for it, give all \
+of its pairs, in any order.
+
 A part of the log that another key has signed has HMACs that this key does not find. It is named \
 on stderr, and the exit code is 1: search it with the file of that key.
 
@@ -27,6 +31,7 @@ TIME is like 2026-11-28, 2026-11-28T23:00:00Z, or 24h for the time before now.
 
 Examples:
   kms-proxy audit find --chain orders --aad 'row 7' --config kms-proxy.toml audit.jsonl
+  kms-proxy audit find --context tenant=7 --aad-key-file audit-aad.key audit.jsonl
   kms-proxy audit find --client billing --operation decrypt --since 24h --json audit.jsonl";
 
 #[derive(clap::Args)]
@@ -39,8 +44,12 @@ pub(in crate::cli) struct FindArgs {
     #[arg(long, value_name = "NAME")]
     chain: Option<String>,
     /// The AAD
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", group = "searched")]
     aad: Option<String>,
+    /// A pair of the encryption context of the AWS KMS API; may be given more than once. KEY ends
+    /// at the first `=`
+    #[arg(long, value_name = "KEY=VALUE", group = "searched", value_parser = pair)]
+    context: Vec<(String, String)>,
     /// The name of the client
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
@@ -57,7 +66,7 @@ pub(in crate::cli) struct FindArgs {
     #[arg(long)]
     json: bool,
     /// The file with the key of the HMAC
-    #[arg(long, value_name = "FILE", requires = "aad")]
+    #[arg(long, value_name = "FILE", requires = "searched")]
     aad_key_file: Option<PathBuf>,
     /// The configuration, in TOML, to read the key of the HMAC from the store
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG", conflicts_with = "aad_key_file")]
@@ -74,15 +83,35 @@ fn time(text: &str) -> std::result::Result<SystemTime, &'static str> {
     before.ok_or("must be like 2026-11-28, 2026-11-28T23:00:00Z or 24h")
 }
 
+fn pair(text: &str) -> std::result::Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// The AAD to search for.
+fn searched(args: &FindArgs) -> Result<Option<Vec<u8>>> {
+    let FindArgs { aad, context, .. } = args;
+    if context.is_empty() {
+        return Ok(aad.as_ref().map(|aad| aad.as_bytes().to_vec()));
+    }
+    for (index, (key, _)) in context.iter().enumerate() {
+        if context.iter().take(index).any(|(other, _)| other == key) {
+            return Err(Failure::Usage(format!("--context has the key {key:?} twice")));
+        }
+    }
+    let aad = context_aad(context.iter().map(|(key, value)| (&**key, &**value)));
+    aad.map(Some).map_err(|error| Failure::Usage(format!("--context: {error}")))
+}
+
 /// Prints what is found. `keys` reads the keys of a configuration.
 pub(super) fn run(args: FindArgs, keys: impl FnOnce(PathBuf) -> Result<Keys>) -> Result {
     let mut signer = None;
-    let aad = match &args.aad {
+    let aad = match searched(&args)? {
         None => None,
         Some(aad) => {
-            let mut any = vec![plain_field(aad.as_bytes())];
+            let mut any = vec![plain_field(&aad)];
             if let Some((hmac, public)) = hmac_key(&args, keys)? {
-                any.push(hmac.field(aad.as_bytes()));
+                any.push(hmac.field(&aad));
                 signer = public;
             }
             Some(any)

@@ -26,7 +26,7 @@ pub(super) struct Report {
     passed: IntCounter,
     throttle: Arc<LogThrottle>,
     /// For the audit log.
-    record: Option<Record>,
+    record: Option<Arc<Record>>,
     /// Also what the stream holds.
     held: Streaming,
     _open: Counted,

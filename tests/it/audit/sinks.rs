@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use reqwest::header::CONTENT_TYPE;
 
 use super::*;
+use crate::support::run;
+
 const JSON: &str = "application/json";
 const BODY: &str = r#"{"plaintext":"aGVsbG8="}"#;
 
@@ -69,6 +71,57 @@ async fn on_a_full_disk_calls_are_refused_or_lines_are_counted() {
         let key = if on_failure == "refuse" { "refused" } else { "lost" };
         assert!(missing["change"][key].as_u64().unwrap() >= 1, "{missing}");
     }
+}
+
+#[tokio::test]
+async fn what_only_reads_the_state_is_answered_while_the_log_is_down() {
+    let setup = full().set("STORE__KIND", "inline").set("AWS_API__ENABLED", true);
+    let service = setup.start().await;
+    limit(&service, &(log(&setup).len() + 700).to_string());
+    until("the disk is full", async || {
+        _ = encrypt(&service, "filling").await;
+        (metric(&service, "kms_proxy_audit_up").await? == "0").then_some(())
+    })
+    .await;
+    let says = "the audit log takes no lines";
+    for (command, shows, is_ok) in [
+        (&["status"][..], "calls are refused", false),
+        (&["chain", "list"], "default", true),
+        (&["kek", "missing"], "FIRST SEEN", true),
+        (&["root", "status"], "local", true),
+    ] {
+        let output = run(&[command, &["--server", &service.url()]].concat(), b"");
+        let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+        assert_eq!(output.status.success(), is_ok, "{command:?}: {out}{err}");
+        assert!(out.contains(shows), "{command:?}: {out}{err}");
+        assert_eq!(err.matches(says).count(), 1, "{command:?}: {err}");
+    }
+    // What works on data or changes something, and AWS KMS, is refused as before.
+    let aws = [("x-amz-target", "TrentService.ListKeys")];
+    for (method, path, headers, body) in [
+        (Method::POST, "/v1/encrypt", &[][..], BODY),
+        (Method::PUT, "/v1/chains/new", &[], "{}"),
+        (Method::DELETE, "/v1/chains/default", &[], ""),
+        (Method::POST, "/v1/rotate", &[], "{}"),
+        (Method::GET, "/v1/backup", &[], ""),
+        (Method::POST, "/", &aws, "{}"),
+    ] {
+        let status = call(&service, "refused", method.clone(), path, headers, body).await;
+        assert_eq!(status, 503, "{method} {path}");
+    }
+    limit(&service, "unlimited");
+    until("the log is written again", async || {
+        (metric(&service, "kms_proxy_audit_up").await? == "1").then_some(())
+    })
+    .await;
+    let output = run(&["chain", "list", "--server", &service.url()], b"");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "it takes lines again");
+    service.stop().await;
+    let events = events(&log(&setup));
+    let missing: Vec<_> = events.iter().filter(|it| it["operation"] == "lines_missing").collect();
+    let sum = |key: &str| missing.iter().filter_map(|it| it["change"][key].as_u64()).sum::<u64>();
+    // At least one read of each command was answered without its line.
+    assert!(sum("lost") >= 4 && sum("refused") >= 5, "{missing:?}");
 }
 
 #[tokio::test]
