@@ -37,16 +37,14 @@ install: $(PROTOX) ## build the program and install it where `cargo install` doe
 test: export PROPTEST_RNG_SEED ?= 1
 test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked $(QUICKLY) --lib -- --test-threads=4
-	$(BUILD_LIKE_TESTS) $(IN_PARALLEL)
-	$(CARGO) test --release --locked $(IN_PARALLEL) --bins --test it -- --test-threads=3
-	$(CARGO) test --release --locked $(IN_PARALLEL) --doc
+	$(BUILD_LIKE_TESTS) $(QUICKLY)
+	$(CARGO) test --release --locked $(QUICKLY) --bins --test it -- --test-threads=3
+	$(CARGO) test --release --locked $(QUICKLY) --doc
 	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
 
-# Full optimisation of this crate in one unit takes minutes. The program that `--test it` starts is optimised in
-# units that compile at the same time; the tests of the library do not need full optimisation.
+# Full optimisation of this crate in one unit takes minutes. `make soak` tests the program as it is installed.
 OF_THIS_CRATE := profile.release.package.kms-proxy
-IN_PARALLEL := --config $(OF_THIS_CRATE).codegen-units=16
-QUICKLY := $(IN_PARALLEL) --config $(OF_THIS_CRATE).opt-level=1
+QUICKLY := --config $(OF_THIS_CRATE).codegen-units=16 --config $(OF_THIS_CRATE).opt-level=1
 
 .PHONY: test-env
 test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the tests need: servers from Debian, and Python and Node.js in target/test-env
