@@ -264,9 +264,13 @@ impl Queue {
 
     /// Gives up on a writer that has taken too long.
     pub(super) fn check(&self) {
+        self.check_at(Instant::now());
+    }
+
+    fn check_at(&self, now: Instant) {
         let mut state = self.state.lock();
         let Some((since, batch)) = state.writing.clone() else { return };
-        if state.down.is_none() && since.elapsed() >= PATIENCE {
+        if state.down.is_none() && now.saturating_duration_since(since) >= PATIENCE {
             let why = format!("no line was taken for {} seconds", PATIENCE.as_secs());
             self.give_up(&mut state, why);
             drop(state);

@@ -29,8 +29,8 @@ const FILE_EVERY: Duration = Duration::from_secs(2);
 const URL_EVERY: Duration = Duration::from_secs(300);
 /// When a failed fetch is repeated.
 const RETRY_EVERY: Duration = Duration::from_secs(15);
-/// Time limit of a fetch.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit of a fetch. It is longer in tests, whose servers may wait for a processor.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 5 });
 /// Tokens that name unknown keys cause at most one read in this interval.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
 /// Maximum number of requests that wait for a read.

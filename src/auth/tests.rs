@@ -1,4 +1,4 @@
-//! Callers, each with what comes of it: certificates, tokens, JWTs of every kind, and rules that
+//! How callers are identified: by certificates, tokens and JWTs of every kind, and by rules that
 //! change.
 
 use std::io::{Read as _, Write as _};
@@ -25,7 +25,7 @@ use jwt::{Key, claims_at, hmac_of, jwks, message};
 
 const ISSUER: &str = "https://issuer.example";
 
-/// A ManualClock starts here.
+/// The time at which a ManualClock starts.
 const NOW: u64 = 1_767_225_600;
 
 struct World {
@@ -98,7 +98,7 @@ async fn a_certificate_is_the_client_of_one_of_its_names() {
         (&[], &[], unknown.clone()),
         (&["*.example"], &[], unknown.clone()),
         (&["x.a.example"], &[], unknown.clone()),
-        // A name counts as what it is.
+        // A name matches names of the same kind only.
         (&["spiffe://prod/a"], &["a.example"], unknown.clone()),
         (&[], &["spiffe://prod/A"], unknown.clone()),
         (&[], &["spiffe://prod/a/b"], unknown),
@@ -126,7 +126,7 @@ async fn a_certificate_is_known_by_its_addresses_too() {
         (email("Ops@EXAMPLE.com"), Ok("b".to_owned())),
         (email("ops@example.com"), unknown.clone()),
         (email("Ops"), unknown.clone()),
-        // A name counts as what it is.
+        // A name matches names of the same kind only.
         (Peer { dns: vec!["10.0.0.1".to_owned()], ..Peer::default() }, unknown.clone()),
         (Peer { uris: vec!["Ops@example.com".to_owned()], ..Peer::default() }, unknown),
     ] {
@@ -146,7 +146,11 @@ async fn a_token_is_the_client_of_its_digest_and_counts_before_a_certificate() {
     )))
     .await;
     assert_eq!(world.token(&token).await.unwrap(), "a");
-    assert_eq!(world.token(&next).await.unwrap(), "a", "while it is replaced both are good");
+    assert_eq!(
+        world.token(&next).await.unwrap(),
+        "a",
+        "both are accepted while one replaces the other"
+    );
     let digest = digest.to_string();
     for bad in
         ["", "x", &token[..46], &format!("{}x", *token), &digest, &token.to_uppercase(), "a.b.c"]
@@ -169,7 +173,7 @@ async fn a_token_is_the_client_of_its_digest_and_counts_before_a_certificate() {
 }
 
 #[tokio::test]
-async fn every_algorithm_that_is_taken_verifies() {
+async fn every_accepted_algorithm_verifies() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("jwks.json");
     let all = [
@@ -220,7 +224,7 @@ async fn a_jwt_that_is_wrong_in_any_way_is_refused() {
     let other = rsa.sign(&with("jti", Some(json!("x"))));
     let (other_body, _) = other.rsplit_once('.').unwrap();
     let cases = [
-        // Nothing or too little that is signed.
+        // No signature, or one that does not match.
         (format!("{}.", message(&header("none"), &good)), Refusal::Algorithm),
         (format!("{}.", message(&header("None"), &good)), Refusal::Algorithm),
         (format!("{body}."), Refusal::Signature),
@@ -228,11 +232,11 @@ async fn a_jwt_that_is_wrong_in_any_way_is_refused() {
         (format!("{body}.{}", &signature[..signature.len() - 4]), Refusal::Signature),
         (format!("{other_body}.{signature}"), Refusal::Signature),
         (stranger.sign(&good), Refusal::Signature),
-        // A public key is no shared secret.
+        // A public key is not a shared secret.
         (hmac_of(&public, &header("HS256"), &good), Refusal::Algorithm),
         (hmac_of(modulus.as_bytes(), &header("HS256"), &good), Refusal::Algorithm),
         (hmac_of(&public, &header("RS256"), &good), Refusal::Signature),
-        // A key is for its own algorithm.
+        // A key verifies its own algorithm only.
         (rsa.sign_as(&header("PS256"), &good), Refusal::UnknownKey),
         (rsa.sign_as(&header("ES256"), &good), Refusal::UnknownKey),
         (ec.sign_as(&json!({"alg": "ES256", "kid": "rsa"}), &good), Refusal::UnknownKey),
@@ -253,7 +257,7 @@ async fn a_jwt_that_is_wrong_in_any_way_is_refused() {
         ),
         (rsa.sign_as(&json!({"alg": "RS256", "kid": null}), &good), Refusal::Malformed),
         (rsa.sign_as(&json!({"alg": "RS256", "kid": 7}), &good), Refusal::Malformed),
-        // An array whose items are in the place of the members.
+        // An array with the values of the members.
         (rsa.sign_as(&json!(["RS256", "rsa"]), &good), Refusal::Malformed),
         (rsa.sign_as(&json!(["RS256", "rsa", null]), &good), Refusal::Malformed),
         (rsa.sign(&json!([ISSUER, "me", "kms", NOW + 60])), Refusal::Malformed),
@@ -304,7 +308,7 @@ async fn a_jwt_that_is_wrong_in_any_way_is_refused() {
 }
 
 #[tokio::test]
-async fn a_jwt_that_is_remembered_is_good_no_longer_than_it_says() {
+async fn a_cached_jwt_is_accepted_until_it_expires() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("jwks.json");
     let key = Key::new("one", Algorithm::ES256);
@@ -322,7 +326,7 @@ async fn a_jwt_that_is_remembered_is_good_no_longer_than_it_says() {
     assert_eq!(world.token(&token).await, Err(Refusal::Expired));
 }
 
-/// Waits for what the background does in its own time.
+/// Waits for what a background task does.
 async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     for _ in 0..6_000 {
         if done().await {
@@ -333,8 +337,8 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     panic!("it did not happen: {what}");
 }
 
-#[tokio::test]
-async fn keys_that_are_rolled_are_picked_up_and_taken_back_and_a_broken_file_changes_nothing() {
+#[tokio::test(start_paused = true)]
+async fn keys_are_added_and_removed_with_their_file_and_a_broken_file_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("jwks.json");
     let (old, new) = (Key::new("old", Algorithm::ES256), Key::new("new", Algorithm::ES256));
@@ -367,7 +371,7 @@ async fn keys_that_are_rolled_are_picked_up_and_taken_back_and_a_broken_file_cha
 }
 
 #[test]
-fn only_keys_that_tell_who_signed_are_taken() {
+fn only_keys_that_identify_the_signer_are_accepted() {
     let (rsa, ec) = (Key::new("r", Algorithm::RS256), Key::new("e", Algorithm::ES256));
     let parse = |keys: Value| jwks::KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
     let changed = |key: &Key, name: &str, value: Value| {
@@ -393,7 +397,7 @@ fn only_keys_that_tell_who_signed_are_taken() {
     }
 }
 
-/// A server of a JWKS: what it says, and how often it was asked.
+/// A server of a JWKS: its response, and the number of its requests.
 struct Web {
     url: String,
     says: Arc<ArcSwap<String>>,
@@ -426,7 +430,7 @@ fn web(says: String) -> Web {
 }
 
 #[tokio::test]
-async fn keys_come_from_a_url_are_asked_for_again_and_outlive_its_outage() {
+async fn keys_are_fetched_from_a_url_fetched_again_and_kept_during_an_outage() {
     let dir = tempfile::tempdir().unwrap();
     let token_file = dir.path().join("token");
     std::fs::write(&token_file, "the-way-in\n").unwrap();
@@ -444,7 +448,7 @@ async fn keys_come_from_a_url_are_asked_for_again_and_outlive_its_outage() {
     let (by_old, by_new) = (sign(&old), sign(&new));
     assert!(world.token(&by_old).await.is_ok());
     web.says.store(Arc::new(jwks(&[&old, &new])));
-    // The keys were fetched this very moment: unknown ones cause no more.
+    // The keys were just fetched: unknown ones cause no other fetch.
     for _ in 0..20 {
         assert_eq!(world.token(&by_new).await, Err(Refusal::UnknownKey));
     }
@@ -497,7 +501,7 @@ async fn https(cert: &Path, key: &Path, says: String) -> String {
 }
 
 #[tokio::test]
-async fn keys_come_by_tls_from_whom_the_authority_vouches_for_and_nobody_else() {
+async fn keys_are_fetched_over_tls_only_from_a_server_that_the_authority_certified() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, other) = (pki::Pki::new(dir.path().join("a")), pki::Pki::new(dir.path().join("b")));
     let key = Key::new("one", Algorithm::ES256);
@@ -519,7 +523,7 @@ async fn keys_come_by_tls_from_whom_the_authority_vouches_for_and_nobody_else() 
 }
 
 #[tokio::test]
-async fn a_reload_changes_permissions_and_keeps_what_clients_take_up() {
+async fn a_reload_changes_permissions_and_keeps_the_requests_in_flight() {
     let (token, digest) = token::generate().unwrap();
     let client =
         |more: &str| clients(&format!("[[client]]\nname = 'a'\ntoken_sha256 = '{digest}'\n{more}"));

@@ -1,6 +1,7 @@
 //! The AWS KMS API over real connections, with a stand-in for KMS.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::HOST;
@@ -11,7 +12,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::auth::{self, ClientConfig};
-use crate::clock::SystemClock;
+use crate::clock::{ManualClock, SystemClock};
 use crate::http::{Listeners, Server as HttpServer};
 use crate::metrics::Metrics;
 use crate::root::{self, testing::TestRoot};
@@ -45,14 +46,14 @@ const UNMAPPED: &str = "arn:aws:kms:eu-central-1:111122223333:key/unmapped";
 
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
-/// Everyone who has no other credentials uses these.
+/// The credentials of callers that have no others.
 const ANYONE: Credentials<'_> = Credentials { access_key_id: "KPANYONE", secret: SECRET };
 
-/// What a server of a test is made of.
+/// The configuration of a server.
 struct Setup {
     /// Lines of `[aws_api]`.
     settings: String,
-    /// Each `[[client]]`; without one everyone may do everything.
+    /// The `[[client]]` tables. Without one, every caller may make every call.
     clients: String,
     /// The client names in a certificate of HTTPS; plain HTTP if there are none.
     certificate: &'static [&'static str],
@@ -90,6 +91,7 @@ impl Setup {
 struct Server {
     url: String,
     client: Client,
+    clock: Arc<ManualClock>,
     api: Arc<Api>,
     kms: Arc<FakeKms>,
     service: Arc<KeyService>,
@@ -112,7 +114,7 @@ impl Server {
         let secret = file("secret", SECRET.as_bytes());
         let secret_key = file("key", &[7; 32]);
         let (registry, store) = (Registry::new(), Arc::new(memory::Store::new()));
-        let (root, clock) = (Arc::new(TestRoot::default()), Arc::new(SystemClock::new()));
+        let (root, clock) = (Arc::new(TestRoot::default()), Arc::new(ManualClock::new()));
         let metrics = Metrics::new(&registry).unwrap();
         let service = KeyService::start(
             service::Config::default(),
@@ -154,13 +156,16 @@ impl Server {
                 client_ca: Some(pki.ca()),
                 client_cert: tls::ClientCert::Optional,
             };
+            let clock = Arc::new(SystemClock::new());
             server_tls = Some(Arc::new(tls::Server::open(config, clock).unwrap()));
             scheme = "https";
             client = pki::client(&pki.ca(), Some(&pki.client(setup.certificate)));
         }
         let listeners = Listeners { public: listener, tls: server_tls, admin: None };
+        // A busy machine may need seconds for a request.
+        let request_timeout = Duration::from_secs(120);
         let server = HttpServer::new(
-            crate::http::Config::default(),
+            crate::http::Config { request_timeout, ..crate::http::Config::default() },
             listeners,
             auth.clone(),
             registry.clone(),
@@ -173,6 +178,7 @@ impl Server {
         Self {
             url: format!("{scheme}://{address}"),
             client: client.no_proxy().build().unwrap(),
+            clock,
             api,
             kms,
             service,
@@ -193,11 +199,12 @@ impl Server {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-amz-json-1.1"));
         let target = format!("TrentService.{operation}");
         headers.insert("x-amz-target", HeaderValue::from_str(&target).unwrap());
-        Request { method: "POST", path: "/".to_owned(), headers, body: body.to_string() }
+        let now = self.clock.unix_now();
+        Request { method: "POST", path: "/".to_owned(), headers, body: body.to_string(), now }
     }
 
     async fn send(&self, request: Request) -> Answer {
-        let Request { method, path, headers, body } = request;
+        let Request { method, path, headers, body, .. } = request;
         let url = format!("{}{path}", self.url);
         let request = self.client.request(method.parse().unwrap(), url).headers(headers);
         let response = request.body(body).send().await.unwrap();
@@ -257,19 +264,22 @@ fn auth_config(clients: &str, secret_key: PathBuf) -> auth::Config {
     config
 }
 
-/// A request, and everything of it that can be altered.
+/// A request, with all parts that a test can alter.
 #[derive(Clone)]
 struct Request {
     method: &'static str,
     path: String,
     headers: HeaderMap,
     body: String,
+    /// When it was made.
+    now: u64,
 }
 
 impl Request {
     fn signed(self, credentials: Credentials<'_>) -> Self {
         let scope = Scope { region: REGION, service: "kms" };
-        self.signed_at(credentials, scope, SystemClock::new().unix_now())
+        let now = self.now;
+        self.signed_at(credentials, scope, now)
     }
 
     fn signed_at(mut self, credentials: Credentials<'_>, scope: Scope<'_>, unix: u64) -> Self {

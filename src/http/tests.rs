@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -45,6 +46,8 @@ impl Server {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let shutdown = async { stopped.await.unwrap_or_default() };
         let listeners = Listeners { public: listener, tls: None, admin: None };
+        // A busy machine may need seconds for a request.
+        let config = Config { request_timeout: Duration::from_secs(120), ..config };
         let task = tokio::spawn(serve(config, listeners, service, None, registry, shutdown));
         Self { address, client: reqwest::Client::new(), store, stop: Some(stop), task }
     }
@@ -63,7 +66,7 @@ impl Server {
         answer
     }
 
-    /// Sends `text` as it is and gives what comes back until the connection ends.
+    /// Sends `text` unchanged, and returns what is received until the connection ends.
     async fn raw(&self, text: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         stream.write_all(text.as_bytes()).await.unwrap();
@@ -84,7 +87,7 @@ fn keys(value: &Value) -> BTreeSet<String> {
     value.as_object().unwrap().keys().cloned().collect()
 }
 
-/// What the document says of an object.
+/// The members of an object in the OpenAPI document.
 fn schema(name: &str) -> BTreeSet<String> {
     let document: Value = serde_json::from_str(&openapi()).unwrap();
     keys(&document["components"]["schemas"][name]["properties"])
@@ -124,7 +127,7 @@ async fn what_is_encrypted_decrypts_and_answers_are_as_documented() {
 }
 
 #[tokio::test]
-async fn every_bad_request_has_its_code_and_harms_nobody() {
+async fn every_bad_request_has_its_code_and_affects_no_other() {
     let server = Server::start().await;
     let made = server.ok("/v1/encrypt", json!({"plaintext": "aGVsbG8="})).await;
     let good = made["ciphertext"].as_str().unwrap();
@@ -354,7 +357,7 @@ async fn bad_values_are_never_repeated() {
 }
 
 #[tokio::test]
-async fn names_of_fields_are_repeated_once_and_not_without_end() {
+async fn names_of_fields_are_repeated_once_and_truncated() {
     let server = Server::start().await;
     let long = "x".repeat(1000);
     let sixty_four = "x".repeat(64);
@@ -394,7 +397,7 @@ async fn names_of_fields_are_repeated_once_and_not_without_end() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_declared_too_large_is_not_asked_for() {
+async fn a_body_that_is_declared_too_large_is_not_requested() {
     let server = Server::start().await;
     let head = |path: &str, len: usize| {
         format!(
@@ -433,7 +436,7 @@ async fn content_types_are_checked() {
 }
 
 #[tokio::test]
-async fn raw_bodies_go_in_and_out() {
+async fn raw_bodies_are_accepted_and_returned() {
     let server = Server::start().await;
     let octets = |path: &str, body: Vec<u8>| {
         let request = server.request(Method::POST, path).body(body);
@@ -489,7 +492,7 @@ async fn the_largest_plaintext_decrypts_again() {
 }
 
 #[tokio::test]
-async fn batch_items_answer_for_themselves() {
+async fn batch_items_fail_independently() {
     let server = Server::start().await;
     let items = json!({"items": [
         {"plaintext": "aGVsbG8="}, {"plaintext": "!"}, {"plaintext": "", "chain": "default"},
@@ -552,7 +555,7 @@ async fn pages_of_other_origins_and_other_hosts_are_refused() {
 }
 
 #[tokio::test]
-async fn request_ids_are_taken_over_or_made() {
+async fn request_ids_are_accepted_or_generated() {
     let server = Server::start().await;
     let id = async |given: Option<&str>| {
         let request = server.request(Method::GET, "/healthz");
@@ -568,7 +571,7 @@ async fn request_ids_are_taken_over_or_made() {
 }
 
 #[tokio::test]
-async fn health_and_metrics_tell_how_it_stands() {
+async fn health_and_metrics_report_the_state() {
     let server = Server::start().await;
     assert_eq!(answer(server.request(Method::GET, "/healthz")).await.1, json!({"status": "ok"}));
     let (status, ready) = answer(server.request(Method::GET, "/readyz")).await;
@@ -590,7 +593,7 @@ async fn health_and_metrics_tell_how_it_stands() {
             r#"operation="rotate",outcome="store_unavailable"} 1"#
         ),
         "kms_proxy_store_up 0",
-        // With the store away no KEK is made that could not be stored.
+        // While the store is down, no KEK is created that could not be stored.
         r#"kms_proxy_root_calls_total{operation="wrap",outcome="ok",root="main"} 1"#,
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
@@ -598,7 +601,7 @@ async fn health_and_metrics_tell_how_it_stands() {
 }
 
 #[tokio::test]
-async fn a_stop_finishes_what_is_in_flight() {
+async fn a_stop_finishes_requests_in_flight() {
     let mut server = Server::start().await;
     let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let (first, last) = (r#"{"plaintext":"#, r#""aGVsbG8="}"#);
@@ -608,7 +611,7 @@ async fn a_stop_finishes_what_is_in_flight() {
             application/json\r\nContent-Length: {len}\r\n\r\n{first}"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    // An answered request proves that the server has taken the connection before.
+    // The response proves that the server has accepted the previous connection.
     server.ok("/v1/datakey", json!({})).await;
     server.stop.take().unwrap().send(()).unwrap();
     while tokio::net::TcpStream::connect(server.address).await.is_ok() {
@@ -650,7 +653,7 @@ async fn the_documentation_page_fetches_nothing_from_elsewhere() {
 
 /// `make openapi` regenerates the file.
 #[test]
-fn the_committed_document_is_the_codes() {
+fn the_committed_document_is_current() {
     let committed = include_str!("../../openapi/kms-proxy.json");
     assert!(committed == openapi(), "openapi/kms-proxy.json is out of date: run `make openapi`");
 }

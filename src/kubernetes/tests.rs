@@ -31,7 +31,7 @@ impl RootKey for Slow {
     async fn unwrap(&self, _: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, root::Error> {
         tokio::time::sleep(self.0).await;
         if self.1.load(Ordering::SeqCst) {
-            return Err(root::Error::Denied("somebody took the permission away".to_owned()));
+            return Err(root::Error::Denied("the permission was revoked".to_owned()));
         }
         KeyBytes::from_slice(wrapped).ok_or_else(|| root::Error::Wrong(String::new()))
     }
@@ -99,7 +99,7 @@ async fn a_response_comes_in_time_and_the_call_of_a_slow_root_continues() {
     assert_eq!(plugin.status(StatusRequest {}).unwrap().healthz, "ok");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_kek_of_an_inline_chain_is_in_an_annotation_and_opens_without_the_store() {
     let (service, plugin) = start(&Arc::default(), Duration::ZERO).await;
     let inline = |inline| service::ChainSettings { inline: Some(inline), ..Default::default() };
@@ -153,10 +153,10 @@ async fn enforce_notices_an_outage_that_no_other_call_shows() {
     tokio::time::sleep(Duration::from_secs(62)).await;
     let error = enforce.status(StatusRequest {}).unwrap_err();
     assert_eq!(error.code(), tonic::Code::Unavailable);
-    assert!(error.message().contains("somebody took the permission away"), "{error}");
+    assert!(error.message().contains("the permission was revoked"), "{error}");
     let status = coast.status(StatusRequest {}).unwrap();
     assert_eq!(status.key_id, key_id);
-    assert!(status.healthz.contains("somebody took the permission away"), "{status:?}");
+    assert!(status.healthz.contains("the permission was revoked"), "{status:?}");
     root.1.store(false, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(62)).await;
     assert_eq!(enforce.status(StatusRequest {}).unwrap().healthz, "ok");
@@ -179,7 +179,7 @@ async fn coast_reports_a_revoked_key_within_five_minutes_and_its_return() {
     tokio::time::sleep(Duration::from_secs(301)).await;
     assert_eq!(root_up(), 0);
     let status = plugin.status(StatusRequest {}).unwrap();
-    assert!(status.healthz.contains("somebody took the permission away"), "{status:?}");
+    assert!(status.healthz.contains("the permission was revoked"), "{status:?}");
     root.1.store(false, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(301)).await;
     assert_eq!(root_up(), 1);

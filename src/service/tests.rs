@@ -1,4 +1,4 @@
-//! The service on the memory store, a root of the tests' own and a clock that stands still.
+//! The service on the memory store, with a root for tests and a clock that tests move.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
@@ -35,6 +35,9 @@ mod root_users;
 mod roots;
 mod simulation;
 mod states;
+
+/// How long a test waits for what must happen, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct World {
     store: Arc<memory::Store>,
@@ -87,7 +90,7 @@ impl World {
     }
 }
 
-/// A service on a store and roots of the test's choice, with low limits.
+/// A service on a store and roots that the test chooses, with low limits.
 async fn start(
     store: Arc<dyn Store>,
     roots: &[(&str, &Arc<TestRoot>)],
@@ -102,11 +105,18 @@ async fn start_with(
     clock: &Arc<ManualClock>,
     limits: Limits,
 ) -> Arc<KeyService> {
-    let config = Config {
-        chain: ChainConfig::with_limits(limits),
-        wait: Duration::from_secs(2),
-        ..Config::default()
-    };
+    start_waiting(store, roots, clock, limits, PATIENCE).await
+}
+
+/// The same, and requests wait for uses no longer than `wait`.
+async fn start_waiting(
+    store: Arc<dyn Store>,
+    roots: &[(&str, &Arc<TestRoot>)],
+    clock: &Arc<ManualClock>,
+    limits: Limits,
+    wait: Duration,
+) -> Arc<KeyService> {
+    let config = Config { chain: ChainConfig::with_limits(limits), wait, ..Config::default() };
     let named = |&(name, root): &(&str, &Arc<TestRoot>)| root::Named {
         name: name.into(),
         root: Arc::clone(root) as _,
@@ -130,7 +140,7 @@ async fn a_new_service_encrypts_and_a_restarted_one_decrypts() {
     assert_eq!((world.root.wraps.load(SeqCst), world.root.unwraps.load(SeqCst)), (1, 1));
 }
 
-/// The promise: every one of them succeeds, and no KEK passes its limit.
+/// Every one of them succeeds, and no KEK exceeds its limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_concurrent_encrypts_pass_no_limit() {
     let world = Arc::new(World::new(LOW).await);
@@ -162,7 +172,7 @@ async fn a_lost_answer_counts_as_spent_and_is_never_used() {
     let (_, id) = world.encrypt().await.unwrap();
     world.service.stop().await;
     let before = world.reserved(id).await;
-    // The block becomes void, so the next request must reserve.
+    // The block expires, so the next request must reserve.
     world.clock.advance(Duration::from_secs(61));
     world.store.fail_next([Fault::AnswerLost]);
     assert_eq!(kind(world.encrypt_by_hand().await), Kind::StoreUnavailable);
@@ -201,7 +211,7 @@ async fn an_idle_chain_reserves_nothing() {
 }
 
 #[tokio::test]
-async fn a_block_as_large_as_the_limit_rotates_nothing_before_it_is_spent() {
+async fn a_block_as_large_as_the_limit_causes_no_rotation_before_it_is_spent() {
     let world = World::new(Limits { rotate_after_uses: 16, max_uses: 16, ..LOW }).await;
     for _ in 0..20 {
         world.service.run_reserver().await;
@@ -217,7 +227,7 @@ async fn a_block_as_large_as_the_limit_rotates_nothing_before_it_is_spent() {
 }
 
 #[tokio::test]
-async fn a_chain_rotates_by_age_and_an_idle_one_makes_no_standby_early() {
+async fn a_chain_rotates_by_age_and_an_idle_chain_creates_no_standby_early() {
     let world = World::new(LOW).await;
     let (_, first) = world.encrypt().await.unwrap();
     assert_eq!(world.root.wraps.load(SeqCst), 1);
@@ -240,7 +250,7 @@ async fn a_chain_rotates_by_age_and_an_idle_one_makes_no_standby_early() {
 }
 
 #[tokio::test]
-async fn with_the_root_away_uses_go_on_to_the_limit_and_then_are_exhausted() {
+async fn with_the_root_away_uses_continue_to_the_limit_and_then_are_exhausted() {
     let world = World::new(LOW).await;
     let (envelope, id) = world.encrypt().await.unwrap();
     world.root.away.store(true, SeqCst);
@@ -284,7 +294,7 @@ async fn with_the_store_away_the_block_is_spent_and_decrypts_go_on() {
     assert!(world.decrypt(&envelope).await.is_ok());
     assert_eq!(world.service.readiness().health, Health::Degraded);
     world.store.set_down(false);
-    assert!(world.encrypt().await.is_ok(), "it recovers alone");
+    assert!(world.encrypt().await.is_ok(), "it recovers by itself");
 }
 
 #[tokio::test]
@@ -309,7 +319,7 @@ async fn one_root_call_for_many_decrypts_under_one_cold_kek() {
 }
 
 #[tokio::test]
-async fn rotation_by_hand_is_told_and_limited() {
+async fn rotations_by_hand_are_reported_and_limited() {
     let world = World::new(LOW).await;
     let (old, first) = world.encrypt().await.unwrap();
     let rotated = world.service.rotate(None).await.unwrap();
@@ -356,7 +366,7 @@ async fn a_kek_is_disabled_enabled_and_destroyed() {
 }
 
 #[tokio::test]
-async fn chains_are_made_changed_and_listed() {
+async fn chains_are_created_changed_and_listed() {
     let world = World::new(LOW).await;
     let set = ChainSettings { suite: Some(Suite::Aes256Gcm), ..ChainSettings::default() };
     let (created, info) = world.service.put_chain("orders", set).await.unwrap();
@@ -424,22 +434,22 @@ async fn a_service_starts_with_its_root_away_and_serves_when_it_is_back() {
     assert!(world.decrypt(&envelope).await.is_ok());
 }
 
-#[tokio::test]
-async fn callers_that_hang_up_leave_no_flight_behind() {
+#[tokio::test(start_paused = true)]
+async fn callers_that_disconnect_leave_no_root_call_behind() {
     let world = World::new(LOW).await;
     let (envelope, _) = world.encrypt().await.unwrap();
     world.service.rotate(None).await.unwrap();
     let world = world.restarted().await;
     world.root.slow.store(true, SeqCst);
-    let hurried = tokio::time::timeout(Duration::from_millis(5), world.decrypt(&envelope)).await;
-    assert!(hurried.is_err(), "the root takes 50 ms");
+    let decrypted = tokio::time::timeout(Duration::from_millis(5), world.decrypt(&envelope)).await;
+    assert!(decrypted.is_err(), "the root takes 50 ms");
     assert_eq!(world.service.root_calls_in_progress(), 0);
     assert!(world.decrypt(&envelope).await.is_ok());
     assert_eq!(world.service.root_calls_in_progress(), 0);
 }
 
 #[tokio::test]
-async fn limits_that_nobody_could_have_set_are_damage() {
+async fn a_record_with_limits_that_cannot_be_set_is_damaged() {
     let world = World::new(LOW).await;
     let key = record::head_key(&ChainName::new(DEFAULT_CHAIN).unwrap());
     let head = world.store.get(&key).await.unwrap().unwrap();
@@ -453,7 +463,7 @@ async fn limits_that_nobody_could_have_set_are_damage() {
 }
 
 #[tokio::test]
-async fn a_primary_from_the_future_is_as_old_as_it_is_known() {
+async fn the_age_of_a_primary_from_the_future_counts_from_when_it_was_first_seen() {
     for (ahead, is_reported) in [(3_600, false), (3_700, true)] {
         let world = World::new(LOW).await;
         let (_, first) = world.encrypt().await.unwrap();
@@ -481,7 +491,7 @@ async fn a_primary_from_the_future_is_as_old_as_it_is_known() {
 }
 
 #[tokio::test]
-async fn a_turn_that_is_left_over_brings_no_news_of_old_trouble() {
+async fn a_permit_that_is_left_over_reports_no_error_of_an_earlier_attempt() {
     let world = World::new(LOW).await;
     world.clock.advance(Duration::from_secs(61));
     assert_eq!(world.service.leave_permit_over(&Error::exhausted("old")).await, Ok(()));

@@ -33,8 +33,8 @@ use database::{Database, IfMissing};
 use layout::RECORDS;
 use writer::Writer;
 
-/// The time-out of a call.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time-out of a call. It is longer in tests: a busy machine may stop a thread for seconds.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 10 });
 
 /// `[store]` with `kind = "file"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

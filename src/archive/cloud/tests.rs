@@ -1,4 +1,4 @@
-//! The battery on moto's S3 over HTTP, and what is particular to buckets.
+//! The battery on moto's S3 over HTTP, and tests that concern buckets only.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -53,7 +53,7 @@ impl Moto {
             region: Some("eu-central-1".to_owned()),
             endpoint: Some(self.url.clone()),
             ca: None,
-            timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(60),
         })
     }
 
@@ -127,8 +127,8 @@ async fn a_bucket_that_does_not_exist_is_not_an_empty_archive() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_answer_is_an_error_within_the_timeout() {
-    // It accepts connections, and answers nothing.
+async fn a_server_that_does_not_respond_is_an_error_after_the_timeout() {
+    // It accepts connections, and does not respond.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     for (endpoint, timeout) in [(endpoint, 300), ("http://127.0.0.1:1".to_owned(), 60_000)] {
@@ -169,7 +169,7 @@ fn each_kind_takes_its_credentials_from_the_variables_of_its_provider() {
     assert_eq!(opened(&azure(None), set("AZURE_STORAGE_ACCOUNT_NAME", "acc")), Ok("azure"));
     let error = opened(&azure(None), Vec::new()).unwrap_err();
     assert!(error.to_lowercase().contains("account"), "{error}");
-    // Half of a pair is a mistake, not a reason to look elsewhere.
+    // Half of a pair is an error, and no other source of credentials is used.
     let moto = Config::S3(S3 {
         name: "x".to_owned(),
         url: "s3://b".to_owned(),

@@ -1,4 +1,4 @@
-//! The battery on directories, and what is particular to them: crashes, other processes, mounts.
+//! The battery on directories, and tests of their crashes, concurrent processes and mounts.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
@@ -54,7 +54,7 @@ async fn a_directory_keeps_the_contract() {
     }
 }
 
-/// On a file system of another type than that of temporary files, if the machine has one.
+/// On another file system than that of temporary files, if the machine has one.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_on_another_file_system_keeps_the_contract() {
@@ -78,11 +78,11 @@ proptest! {
     }
 }
 
-/// Two objects, each in a directory of its own, so that every step happens.
+/// The key of the object in most tests. It has two directories, so that every step happens.
 const KEY: &str = "v1/orders/0707.json";
 
-/// A put that ends, as by kill -9, before the change of the file system with this number. Returns
-/// whether it was ended.
+/// A put that ends, as by kill -9, before change number `at` of the file system. Returns whether it
+/// ended there.
 fn put_and_die(path: &Path, at: usize, bytes: &[u8], condition: &Condition) -> bool {
     let steps = AtomicUsize::new(0);
     let died = Arc::new(AtomicUsize::new(0));
@@ -128,7 +128,7 @@ fn a_crash_at_any_step_leaves_the_old_object_or_the_new_one() {
             assert_eq!(listed, vec![KEY; usize::from(found.is_some())], "step {at}");
             survived[usize::from(is_new)] += 1;
 
-            // It can write, and removes what the crash left.
+            // It can write, and removes the files that the crash left.
             let condition = match &found {
                 Some(bytes) => Condition::Unchanged(version(bytes)),
                 None => Condition::Absent,
@@ -145,13 +145,14 @@ fn a_crash_at_any_step_leaves_the_old_object_or_the_new_one() {
     }
 }
 
-/// Runs in a process of its own, for the test below: it counts up, and is killed.
+/// The other process of the test below: it counts up until it is killed.
 #[test]
 #[ignore = "it is the other process of another test"]
 #[expect(clippy::disallowed_methods, reason = "the other test passes the directory")]
 fn count_in_another_process() {
     let Some(path) = std::env::var_os("KMS_PROXY_TEST_ARCHIVE") else { return };
     let directory = Directory::new(Path::new(&path), false, PATIENCE);
+    increment(&directory);
     println!("ready");
     loop {
         increment(&directory);
@@ -196,7 +197,7 @@ fn processes_that_are_killed_leave_whole_objects_and_lose_no_write() {
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.map_while(Result::ok).any(|line| line.ends_with("ready")));
-        // Both count, until this one has done its part.
+        // Both count, until this process has done its part.
         for _ in 0..5 + round * 3 {
             let count = increment(&directory);
             assert!(count > last, "{count} after {last}");
@@ -205,10 +206,10 @@ fn processes_that_are_killed_leave_whole_objects_and_lose_no_write() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    let mine: u64 = (0..8).map(|round| 5 + round * 3).sum();
     let count = increment(&directory);
+    let mine: u64 = 1 + (0..8).map(|round| 5 + round * 3).sum::<u64>();
     println!("{count} increments, {mine} of them by this process");
-    assert!(count > mine, "the other processes wrote as well");
+    assert!(count >= mine + 8, "each of the other processes wrote as well");
 }
 
 #[tokio::test]
@@ -235,7 +236,7 @@ async fn a_disk_that_is_not_mounted_is_not_an_empty_archive() {
     assert_eq!(names(&path), [""; 0], "nothing was written there");
     std::fs::write(path.join(MARKER), "").unwrap();
     contract::applied(&archive, KEY, b"1", Condition::Absent).await;
-    // The disk goes and comes back, with the same process.
+    // The disk is unmounted and mounted again while the process runs.
     std::fs::rename(&path, dir.path().join("away")).unwrap();
     std::fs::create_dir(&path).unwrap();
     is_away(&archive).await;
@@ -249,7 +250,7 @@ async fn a_disk_that_is_not_mounted_is_not_an_empty_archive() {
 }
 
 #[tokio::test]
-async fn with_create_the_directory_is_made_at_the_first_use() {
+async fn with_create_the_directory_is_created_at_the_first_use() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");
     let archive = Archive::new(&Config { create: true, ..config(&path) });

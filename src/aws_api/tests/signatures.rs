@@ -1,4 +1,4 @@
-//! Signatures as the service receives them: which requests it accepts, and which it does not.
+//! Signatures as the service receives them: which requests it accepts, and which it refuses.
 
 use super::*;
 use crate::auth::aws::derive_secret;
@@ -20,7 +20,6 @@ fn unsigned(server: &Server) -> Request {
 async fn a_signed_request_is_accepted_however_its_signer_writes_it() {
     let server = server().await;
     let request = unsigned(&server);
-    let now = SystemClock::new().unix_now();
     let hash = sigv4::testing::hex_of(request.body.as_bytes());
     for (what, request) in [
         ("as it is", request.clone()),
@@ -34,13 +33,14 @@ async fn a_signed_request_is_accepted_however_its_signer_writes_it() {
         let answer = server.send(request.signed(KEY)).await;
         assert_eq!(answer.code(), "", "{what}: {answer:?}");
     }
-    // A signer writes the path with one slash, whatever it sends, and an empty query as none.
+    // A signer normalizes the path to one slash, and omits an empty query.
     for path in ["//", "/?", "//?"] {
         let signed = Request { path: path.to_owned(), ..request.clone().signed(KEY) };
         assert_eq!(server.send(signed).await.code(), "", "{path}");
     }
-    for skew in [-299, 299] {
-        let signed = request.clone().signed_at(KEY, KMS, now.saturating_add_signed(skew));
+    for skew in [-300, 300] {
+        let date = request.now.saturating_add_signed(skew);
+        let signed = request.clone().signed_at(KEY, KMS, date);
         assert_eq!(server.send(signed).await.code(), "", "{skew} seconds");
     }
     // Headers that are not signed may be added on the way.
@@ -150,10 +150,10 @@ async fn a_request_that_was_altered_in_any_part_is_refused() {
 async fn an_old_and_a_future_date_and_another_scope_are_refused_with_a_reason() {
     let server = server().await;
     let request = unsigned(&server);
-    let now = SystemClock::new().unix_now();
+    let now = request.now;
     for (signed, said) in [
-        (request.clone().signed_at(KEY, KMS, now - 310), "Signature expired"),
-        (request.clone().signed_at(KEY, KMS, now + 310), "Signature not yet current"),
+        (request.clone().signed_at(KEY, KMS, now - 301), "Signature expired"),
+        (request.clone().signed_at(KEY, KMS, now + 301), "Signature not yet current"),
         (request.clone().signed_at(KEY, KMS, now - 86_400), "Signature expired"),
         (
             request.clone().signed_at(KEY, Scope { region: "us-east-1", ..KMS }, now),
@@ -203,11 +203,10 @@ async fn a_secret_that_cannot_be_read_is_an_error_that_is_retried() {
     assert!(!answer.message().contains(dir.to_str().unwrap()), "{answer:?}");
     std::fs::write(dir.join("secret"), SECRET).unwrap();
     // The failure counts for a second.
-    while server.send(unsigned(&server).signed(KEY)).await.status == 503 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    assert_eq!(server.send(unsigned(&server).signed(KEY)).await.status, 503);
+    server.clock.advance(Duration::from_secs(1));
     assert_eq!(server.send(unsigned(&server).signed(KEY)).await.code(), "");
-    // While it is held, the file may be away.
+    // While the secret is cached, the file may be missing.
     std::fs::remove_file(dir.join("secret")).unwrap();
     assert_eq!(server.send(unsigned(&server).signed(KEY)).await.code(), "");
 }

@@ -1,7 +1,8 @@
-//! On moto, and on a server that fails in every way of the table; both come from the integration
-//! tests.
+//! The root on moto, and on a server that fails in every way of a table. Both servers come from the
+//! integration tests.
 
 use aws_sdk_kms::config::Credentials;
+use aws_sdk_kms::config::timeout::TimeoutConfigBuilder;
 use serde_json::json;
 
 use super::*;
@@ -16,11 +17,34 @@ mod kms;
 
 use kms::{Front, Moto, REGION, Way};
 
-/// A root for `key_id` behind `front`.
+/// How long a call waits for a server that responds, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A root for `key_id` behind `front`, without time-outs that a busy machine could reach.
 async fn root(front: &Front, key_id: &str) -> Root {
-    with_timeout(front, key_id, Config::new("main", key_id).timeout).await
+    let root = with_timeout(front, key_id, Config::new("main", key_id).timeout).await;
+    change_timeouts(&root, |timeouts| attempts_wait(timeouts).operation_timeout(3 * PATIENCE))
+        .await;
+    root
 }
 
+/// Time-outs for which only the whole operation can be too slow.
+fn attempts_wait(timeouts: TimeoutConfigBuilder) -> TimeoutConfigBuilder {
+    timeouts.connect_timeout(PATIENCE).read_timeout(PATIENCE)
+}
+
+async fn change_timeouts(
+    root: &Root,
+    change: impl FnOnce(TimeoutConfigBuilder) -> TimeoutConfigBuilder,
+) {
+    let mut connected = root.connected.lock().await;
+    let Connected { client, .. } = connected.as_mut().unwrap();
+    let timeouts = change(client.config().timeout_config().unwrap().to_builder()).build();
+    let config = client.config().to_builder().timeout_config(timeouts).build();
+    *client = Client::from_conf(config);
+}
+
+/// A root with the time-outs of its configuration.
 async fn with_timeout(front: &Front, key_id: &str, timeout: Duration) -> Root {
     let config = Config {
         name: "main".to_owned(),
@@ -42,13 +66,13 @@ fn kek() -> KeyBytes {
     KeyBytes::random(Suite::Aes128Gcm).unwrap()
 }
 
-/// What a wrap says that must fail.
+/// The error of a wrap.
 async fn refused(root: &Root) -> Error {
     let (chain, kek) = (chain("orders"), kek());
     root.wrap(context(&chain, &kek), &kek).await.unwrap_err()
 }
 
-/// What an unwrap of something that could be a wrap says.
+/// The error of an unwrap of bytes that could be a wrap.
 async fn not_opened(root: &Root) -> Error {
     let (chain, kek) = (chain("orders"), kek());
     match root.unwrap(context(&chain, &kek), &[&[FORMAT], &[7; 160][..]].concat()).await {
@@ -75,7 +99,7 @@ async fn a_call_names_the_key_and_its_context_and_nothing_else_is_called() {
     let alias_arn = arn.replace(&format!("key/{id}"), "alias/main");
     for key_id in [id, &arn, "alias/main", &alias_arn] {
         let root = root(&front, key_id).await;
-        assert!(front.take().is_empty(), "opening calls nobody");
+        assert!(front.take().is_empty(), "opening makes no call");
         let (chain, kek) = (chain("orders"), kek());
         let here = context(&chain, &kek);
         let wrapped = root.wrap(here, &kek).await.unwrap();
@@ -95,7 +119,7 @@ async fn a_call_names_the_key_and_its_context_and_nothing_else_is_called() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_a_wrap_costs_no_call() {
+async fn bytes_that_cannot_be_a_wrap_cause_no_call() {
     let front = Front::start(None).await;
     let root = root(&front, "alias/main").await;
     let (chain, kek) = (chain("orders"), kek());
@@ -106,7 +130,7 @@ async fn what_can_not_be_a_wrap_costs_no_call() {
 }
 
 #[tokio::test]
-async fn a_moved_alias_wraps_nothing_more_and_says_so() {
+async fn a_moved_alias_wraps_no_more_keks_and_is_reported() {
     let moto = Moto::start();
     let front = Front::start(Some(&moto)).await;
     let (old, new) = (moto.create_key().await, moto.create_key().await);
@@ -118,19 +142,19 @@ async fn a_moved_alias_wraps_nothing_more_and_says_so() {
     moto.call("UpdateAlias", json!({"AliasName": "alias/main", "TargetKeyId": new})).await;
     let Error::Denied(detail) = refused(&before).await else { panic!("another class") };
     assert!(detail.contains(&old) && detail.contains(&new), "{detail}");
-    // What the old key wrapped does not open under the alias, neither here nor after a start,
+    // A wrap by the old key does not open under the alias, neither here nor after a restart.
     assert!(wrong(&before, here, &wrapped).await.contains("was the alias moved?"));
     let after = root(&front, "alias/main").await;
     wrong(&after, here, &wrapped).await;
-    // what another process wrapped by the new one meanwhile does not belong to this root,
+    // A wrap by the new key, which another process made, does not belong to this root.
     let theirs = after.wrap(here, &kek).await.unwrap();
     assert!(wrong(&before, here, &theirs).await.contains("was moved"));
-    // and the old key opens what it wrapped.
+    // The old key still opens its wraps.
     assert!(root(&front, &old).await.unwrap(here, &wrapped).await.unwrap() == kek);
 }
 
 #[tokio::test]
-async fn an_answer_by_a_key_that_was_not_asked_is_refused() {
+async fn the_response_of_another_key_is_refused() {
     let front = Front::start(None).await;
     let arn = |id: &str| format!("arn:aws:kms:{REGION}:1:key/{id}");
     for key_id in ["one", &arn("one")] {
@@ -143,7 +167,7 @@ async fn an_answer_by_a_key_that_was_not_asked_is_refused() {
 }
 
 #[tokio::test]
-async fn a_ciphertext_that_no_record_takes_is_refused() {
+async fn a_ciphertext_that_fits_in_no_record_is_refused() {
     let front = Front::start(None).await;
     let root = root(&front, "one").await;
     let arn = format!("arn:aws:kms:{REGION}:1:key/one");
@@ -193,7 +217,7 @@ fn settings_are_checked_without_a_call() {
 }
 
 #[test]
-fn keks_without_tls_to_another_machine_are_noticed() {
+fn plain_http_to_another_machine_is_noticed() {
     let plain = |endpoint: &str| {
         config(&format!("endpoint = '{endpoint}'")).unwrap().plain_http().is_some()
     };

@@ -1,4 +1,4 @@
-//! Backups of a running service: what one of them may cost.
+//! Backups of a running service, and the limits of one backup.
 
 use std::future::poll_fn;
 
@@ -22,7 +22,7 @@ async fn finish(mut backup: HotBackup) -> bool {
     }
 }
 
-/// A world with so many KEKs that a backup has more than this many parts.
+/// A world with so many KEKs that a backup has more parts than `parts`.
 async fn world(parts: u128) -> World {
     let world = World::new(LOW).await;
     let chain = ChainName::new(DEFAULT_CHAIN).unwrap();
@@ -48,14 +48,14 @@ async fn world(parts: u128) -> World {
 
 /// Waits until another backup may start.
 async fn begin(world: &World) -> HotBackup {
-    for _ in 0..1_000 {
+    for _ in 0..60_000 {
         match world.service.backup().await {
             Ok(backup) => return backup,
             Err(error) => assert_eq!(error.kind(), Kind::Overloaded),
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("the backup before does not end");
+    panic!("the previous backup does not end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -69,7 +69,7 @@ async fn one_backup_is_in_progress_and_ends_with_its_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_nothing_is_given_up() {
+async fn the_backup_of_a_client_that_reads_nothing_is_cancelled() {
     let world = world(4).await;
     let mut backup = world.service.backup().await.unwrap();
     tokio::time::sleep(TAKEN_WITHIN * 2).await;
@@ -79,7 +79,7 @@ async fn a_client_that_takes_nothing_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_slow_is_given_up_at_the_deadline() {
+async fn the_backup_of_a_slow_client_is_cancelled_at_the_deadline() {
     let world = world(130).await;
     let mut backup = world.service.backup().await.unwrap();
     let (pause, mut time) = (TAKEN_WITHIN / 2, Duration::ZERO);
@@ -92,13 +92,13 @@ async fn a_client_that_is_slow_is_given_up_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn only_a_complete_backup_that_was_taken_is_recorded() {
+async fn only_a_complete_backup_that_was_read_is_recorded() {
     let world = world(4).await;
     let mut cut = world.service.backup().await.unwrap();
     assert!(next(&mut cut).await.is_some());
     drop(cut);
     assert!(finish(begin(&world).await).await);
-    for _ in 0..1_000 {
+    for _ in 0..60_000 {
         if world.service.core.last_backup() > 0 {
             break;
         }

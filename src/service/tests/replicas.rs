@@ -1,4 +1,4 @@
-//! Several services on one store, as replicas are: the same chains, no word to each other.
+//! Several services on one store, as replicas are: they share the chains, and do not communicate.
 
 use super::*;
 use crate::store::record::{Claim, Record};
@@ -64,7 +64,7 @@ pub(super) async fn decrypt(service: &KeyService, envelope: &[u8]) -> Result<(),
     Ok(())
 }
 
-/// Until it holds; the tasks of the services run meanwhile.
+/// Waits until it holds. The tasks of the services run in the meantime.
 pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..6_000 {
         if holds().await {
@@ -153,7 +153,7 @@ async fn what_one_replica_changes_the_others_see() {
     b.change_kek(DEFAULT_CHAIN, old, Change::Enable).await.unwrap();
     until("a decrypts again", async || decrypt(a, &envelope).await.is_ok()).await;
 
-    // No watch is waited for: a chain that was made elsewhere is known when it is asked for.
+    // This needs no watch: a request for a chain finds it, if another replica created it.
     assert_eq!(kind(b.encrypt(Some("orders"), b"x"[..].into(), b"").await), Kind::UnknownChain);
     a.put_chain("orders", ChainSettings::default()).await.unwrap();
     let made = b.encrypt(Some("invoices"), b"x"[..].into(), b"").await;
@@ -166,14 +166,14 @@ async fn what_one_replica_changes_the_others_see() {
     assert_eq!(page.items.len(), 1);
 }
 
-/// A replica may be behind: what it has in memory is no reason to fail a read.
+/// A replica may be behind. It must not refuse a read because of its state in memory.
 #[tokio::test]
-async fn nobody_waits_for_a_watch_to_decrypt() {
+async fn a_decrypt_does_not_wait_for_a_watch() {
     let replicas = Replicas::new(2).await;
     let (a, b) = (&replicas.services[0], &replicas.services[1]);
     for _ in 0..3 {
         a.rotate(None).await.unwrap();
-        // Nothing is awaited in between that would let b hear of it.
+        // Nothing is awaited in between that would let b receive the change.
         let (envelope, _) = encrypt(a).await.unwrap();
         decrypt(b, &envelope).await.unwrap();
     }
@@ -186,7 +186,8 @@ async fn a_claim_of_a_process_that_is_gone_is_taken_over() {
     let key = record::claim_key(&default());
     let put = |value| store::Txn { puts: vec![(key.clone(), value)], ..Default::default() };
     let _ = store.commit(put(Claim { owner: 1 }.encode().unwrap())).await.unwrap();
-    let service = start(Arc::clone(&store) as _, &[("main", &root)], &clock).await;
+    let (roots, wait) = ([("main", &root)], Duration::from_secs(1));
+    let service = start_waiting(Arc::clone(&store) as _, &roots, &clock, LOW, wait).await;
     assert_eq!(kind(encrypt(&service).await), Kind::KekExhausted);
     assert_eq!(root.wraps.load(SeqCst), 0, "it is another's turn");
     clock.advance(Duration::from_secs(21));
@@ -205,16 +206,17 @@ async fn a_root_that_is_away_from_one_replica_does_not_keep_the_others_from_it()
     encrypt(replicas.join().await).await.unwrap();
 }
 
-#[tokio::test]
-async fn limits_that_change_while_a_kek_is_wrapped_cost_no_second_wrap() {
+#[tokio::test(start_paused = true)]
+async fn limits_that_change_while_a_kek_is_wrapped_cause_no_second_wrap() {
     let replicas = Replicas::new(1).await;
     let root = Arc::<TestRoot>::default();
-    // Nobody tells it of the change.
+    // Its watch does not report the change.
     let store = Arc::new(Silent(Arc::clone(&replicas.store)));
     let service = start(store, &[("main", &root)], &replicas.clock).await;
     root.slow.store(true, SeqCst);
     let rotating = tokio::spawn(async move { service.rotate(None).await });
     until("it is being wrapped", async || root.wraps.load(SeqCst) == 1).await;
+    assert!(!rotating.is_finished(), "the root takes 50 ms");
     let max_uses = Some(300);
     let settings = ChainSettings { max_uses, ..ChainSettings::default() };
     replicas.services[0].put_chain(DEFAULT_CHAIN, settings).await.unwrap();
@@ -238,7 +240,7 @@ async fn a_disabled_kek_encrypts_no_more_where_the_next_one_can_not_be_opened() 
     assert_eq!(kind(encrypt(b).await), Kind::RootUnavailable);
 }
 
-/// Every way in which an old copy of the store can be noticed.
+/// Every way in which an old copy of the store can be detected.
 #[tokio::test]
 async fn a_restored_store_is_noticed_and_repaired() {
     for case in ["counter", "generation", "chain is gone"] {
@@ -258,7 +260,7 @@ async fn a_restored_store_is_noticed_and_repaired() {
             }
         };
         replicas.store.restore(if case == "chain is gone" { empty } else { early });
-        // What was reserved is used up or void, so a asks the store.
+        // The reserved uses are spent or expired, so a asks the store.
         replicas.clock.advance(Duration::from_secs(61));
         until("another KEK encrypts", async || {
             encrypt(a).await.is_ok_and(|(_, next)| next != primary && next != id)
@@ -308,7 +310,7 @@ async fn a_kek_in_memory_that_the_store_lacks_is_put_back() {
     b.rotate(None).await.unwrap();
     let (envelope, id) = encrypt(&b).await.unwrap();
     b.rotate(None).await.unwrap();
-    // Somebody else restored it and went on for long before b looks: no number tells b of it.
+    // Another process restored the store and continued, so that no number shows b the restore.
     store.restore(early);
     let fresh = start(Arc::clone(&store) as _, &root, &clock).await;
     for _ in 0..10 {

@@ -207,7 +207,7 @@ async fn a_process_without_the_roots_of_the_others_replaces_no_kek_of_theirs() {
             .contains("2 of 3 replicas would not open a new KEK, such as one whose roots are main"),
         "{refused}"
     );
-    // Those that are most replace it.
+    // The majority can replace it.
     for service in world.old.iter().flatten() {
         encrypt(service, DEFAULT_CHAIN).await.unwrap();
     }
@@ -233,7 +233,7 @@ async fn once_the_others_ended_a_process_with_other_roots_replaces_their_kek() {
 async fn after_a_rollback_of_the_store_no_root_is_removed_before_all_have_reported_again() {
     let mut world = Removal::new().await;
     world.lose_reports().await;
-    // It finds that its own report is missing.
+    // The process detects that its own report is missing.
     let error = world.remove().await.unwrap_err();
     assert!(error.detail().contains("went back to an earlier state"), "{error}");
     // Each process finds by itself that its reports are missing.
@@ -246,7 +246,7 @@ async fn after_a_rollback_of_the_store_no_root_is_removed_before_all_have_report
 }
 
 /// No KEK encrypts after the rollback, and the copy lacks the reports.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn after_a_rollback_a_process_without_the_roots_of_most_makes_no_kek() {
     let world = Removal::new().await;
     let before = records::head(&*world.store, &default()).await.unwrap().primary.unwrap();
@@ -273,7 +273,8 @@ async fn after_a_rollback_a_process_without_the_roots_of_most_makes_no_kek() {
     }
 }
 
-/// As many would open the KEK as would not: if neither made one, all would be unavailable.
+/// As many processes would open the KEK as would not. If neither created one, all would be
+/// unavailable.
 #[tokio::test]
 async fn after_a_rollback_one_of_two_processes_with_different_roots_makes_a_kek() {
     let mut world = Removal::new().await;

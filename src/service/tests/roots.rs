@@ -39,7 +39,7 @@ impl TwoRoots {
                 return;
             }
         }
-        panic!("it does not come about");
+        panic!("it did not happen");
     }
 
     /// Two minutes later.
@@ -122,7 +122,7 @@ async fn a_standby_whose_record_is_damaged_stops_nothing_and_is_replaced() {
         assert_ne!(rotated.primary, standby);
         world.drive(&service).await;
         let detail = chain_check(&service).unwrap().detail.unwrap();
-        assert!(detail.contains(&key(&default_chain(), standby)), "it stays as it is: {detail}");
+        assert!(detail.contains(&key(&default_chain(), standby)), "the record stays: {detail}");
     }
 }
 
@@ -192,13 +192,13 @@ async fn a_store_that_was_made_under_another_root_is_not_ready_before_any_reques
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), told).await.expect("both chains are looked at");
+    tokio::time::timeout(PATIENCE, told).await.expect("both chains are looked at");
     let readiness = service.readiness();
     assert!(readiness.checks.iter().any(|check| check.name == "chain:orders"), "{readiness:?}");
 }
 
 #[tokio::test]
-async fn lists_leave_out_what_is_damaged_and_go_on() {
+async fn lists_skip_damaged_records() {
     let world = World::new(LOW).await;
     let (_, first) = world.encrypt().await.unwrap();
     let second = world.service.rotate(None).await.unwrap().primary;
@@ -244,7 +244,7 @@ async fn two_cold_keks() -> (World, [(Vec<u8>, KekId); 2]) {
 }
 
 #[tokio::test]
-async fn a_root_that_is_away_is_asked_once_a_second_and_when_it_is_back() {
+async fn a_root_that_is_away_is_called_once_a_second_and_when_it_is_back() {
     let (world, [(one, _), (other, _)]) = two_cold_keks().await;
     let before = world.root.unwraps.load(SeqCst);
     let calls = || world.root.unwraps.load(SeqCst) - before;
@@ -258,7 +258,7 @@ async fn a_root_that_is_away_is_asked_once_a_second_and_when_it_is_back() {
     }
     assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable);
     world.root.away.store(false, SeqCst);
-    assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable, "nobody knows yet");
+    assert_eq!(kind(world.decrypt(&one).await), Kind::RootUnavailable, "no call has shown it yet");
     assert!(world.decrypt(&other).await.is_ok());
     assert!(world.decrypt(&one).await.is_ok(), "the root answered");
     assert_eq!(calls(), 5);
@@ -291,20 +291,19 @@ async fn a_wrap_that_does_not_open_is_tried_every_thirty_seconds() {
 }
 
 #[tokio::test]
-async fn a_crowd_before_the_roots_holds_up_neither_the_chains_nor_what_needs_no_root() {
+async fn a_queue_of_root_calls_delays_neither_the_chains_nor_calls_that_need_no_root() {
     let world = World::new(LOW).await;
     world.service.put_chain("orders", ChainSettings::default()).await.unwrap();
     world.service.rotate(Some("orders")).await.unwrap();
     let (envelope, id) = world.encrypt().await.unwrap();
     let world = world.restarted().await;
     let _crowd = world.service.occupy_roots().await;
-    let patience = Duration::from_secs(10);
     let orders = world.service.encrypt(Some("orders"), b"x"[..].into(), b"");
-    assert!(tokio::time::timeout(patience, orders).await.expect("it is opened").is_ok());
+    assert!(tokio::time::timeout(PATIENCE * 2, orders).await.expect("it is opened").is_ok());
     let mut unknown = envelope;
     let at = unknown.windows(16).position(|window| window == id.as_bytes()).unwrap();
     unknown[at] ^= 1;
-    let unknown = tokio::time::timeout(patience, world.decrypt(&unknown)).await;
+    let unknown = tokio::time::timeout(PATIENCE * 2, world.decrypt(&unknown)).await;
     assert_eq!(kind(unknown.expect("it is answered")), Kind::UnknownKek);
 }
 
@@ -346,7 +345,7 @@ impl RootKey for Silent {
 
 /// Time is virtual here.
 #[tokio::test(start_paused = true)]
-async fn a_start_waits_for_all_chains_at_once_and_not_for_long() {
+async fn a_start_waits_for_all_chains_concurrently_and_for_a_bounded_time() {
     let slow = Arc::new(TestRoot::default());
     slow.slow.store(true, SeqCst);
     let silent = Arc::new(Silent);
@@ -425,11 +424,11 @@ async fn a_root_comes_and_another_goes_and_data_stays() {
         let retired = page.items.iter().filter(|kek| kek.state == State::Retired);
         retired.map(|kek| kek.kek_id).collect()
     };
-    for (id, spoil) in [(ids[0], false), (ids[1], true)] {
+    for (id, damaged) in [(ids[0], false), (ids[1], true)] {
         let key = record::kek_key(&chain, id);
         let read = records::read::<record::Kek>(&*two.store, &key).await.unwrap().unwrap();
         let mut kek = read.record.clone();
-        match spoil {
+        match damaged {
             false => kek.wraps.retain(|wrap| wrap.root == "a"),
             true => kek.wraps.iter_mut().for_each(|wrap| wrap.bytes.truncate(3)),
         }
@@ -445,7 +444,7 @@ async fn a_root_comes_and_another_goes_and_data_stays() {
     for envelope in envelopes {
         opened += usize::from(service.decrypt(None, envelope, b"").await.is_ok());
     }
-    assert_eq!(opened, 3, "all but the two that were spoiled");
+    assert_eq!(opened, 3, "all but the two that were damaged");
 }
 
 #[tokio::test]
@@ -503,7 +502,7 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
     world.service.look_after_keks().await;
     assert_eq!(unwraps(), before + 2);
 
-    // Away: served for the grace longer.
+    // Away: they are used for the grace period.
     world.root.away.store(true, SeqCst);
     world.service.confirm_states();
     world.clock.advance(DAY + DAY / 2);
@@ -523,7 +522,7 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
         assert!(tries < 20, "it comes back by itself");
     }
 
-    // Denied: immediately.
+    // Denied: they are dropped immediately.
     world.root.denied.store(true, SeqCst);
     world.clock.advance(DAY);
     world.service.confirm_states();
@@ -531,9 +530,9 @@ async fn keks_in_memory_are_checked_and_dropped_when_no_root_opens_them() {
     assert_eq!(kind(world.decrypt(&envelope).await), Kind::RootUnavailable);
 }
 
-/// Whatever its kind: an old copy of the store still has the wraps, and the root opens them.
+/// An old copy of the store still has the wraps, and the root opens them.
 #[tokio::test]
-async fn what_is_encrypted_after_a_root_was_removed_opens_with_it_no_more() {
+async fn envelopes_made_after_the_removal_of_a_root_do_not_open_with_it() {
     let world = TwoRoots::new();
     let service = world.start().await;
     encrypt(&service).await.unwrap();

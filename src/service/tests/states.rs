@@ -1,4 +1,4 @@
-//! States of KEKs while answers are lost, callers hang up and changes meet.
+//! States of KEKs when responses are lost, callers disconnect and changes are concurrent.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 use super::*;
 use crate::store::{Committed, Entry, Txn};
 
-/// A store that holds the answer of one commit back until the test lets it go.
+/// A store that delays the response to one commit until the test releases it.
 #[derive(Default)]
 struct Held {
     inner: Arc<memory::Store>,
     holding: AtomicBool,
-    /// The commit is made.
+    /// The commit is applied.
     made: Notify,
     answer: Notify,
 }
@@ -75,7 +75,7 @@ impl HeldWorld {
         self.service.change_kek(DEFAULT_CHAIN, self.id, change).await.map(|kek| kek.state)
     }
 
-    /// Starts a change, and comes back when it is stored and not yet answered.
+    /// Starts a change, and returns when it is stored and its response is delayed.
     async fn hold(&self, change: Change) -> tokio::task::JoinHandle<Result<State, Error>> {
         self.store.holding.store(true, SeqCst);
         let (service, id) = (Arc::clone(&self.service), self.id);
@@ -127,14 +127,14 @@ async fn a_kek_that_is_enabled_is_used_though_the_answer_is_lost() {
 }
 
 #[tokio::test]
-async fn a_change_is_made_to_its_end_when_its_caller_hangs_up() {
+async fn a_change_is_completed_when_its_caller_disconnects() {
     let world = HeldWorld::new().await;
     let call = world.hold(Change::Disable).await;
-    assert_eq!(world.decrypt().await, REFUSED, "before the answer is here");
+    assert_eq!(world.decrypt().await, REFUSED, "before the response");
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
     world.store.answer.notify_one();
-    // Changes come one after the other: this one waits for the one that was left alone.
+    // Changes are made one after the other: this one waits for the abandoned one.
     assert_eq!(world.change(Change::Enable).await, Ok(State::Retired));
     assert_eq!(world.decrypt().await, Ok(()));
     let call = world.hold(Change::Disable).await;
@@ -145,7 +145,7 @@ async fn a_change_is_made_to_its_end_when_its_caller_hangs_up() {
 }
 
 #[tokio::test]
-async fn what_is_in_doubt_is_refused_until_the_store_tells() {
+async fn a_kek_in_doubt_is_refused_until_the_store_shows_its_state() {
     for (fault, then) in [(Fault::AnswerLost, REFUSED), (Fault::RequestLost, Ok(()))] {
         let world = HeldWorld::new().await;
         world.store.inner.fail_next([fault]);
@@ -154,7 +154,7 @@ async fn what_is_in_doubt_is_refused_until_the_store_tells() {
         world.store.answer.notify_one();
         assert_eq!(kind(call.await.unwrap()), Kind::StoreUnavailable);
         world.settle().await;
-        assert_eq!(world.decrypt().await, REFUSED, "nobody can tell yet");
+        assert_eq!(world.decrypt().await, REFUSED, "the outcome is not known yet");
         world.store.inner.set_down(false);
         world.settle().await;
         assert_eq!(world.decrypt().await, then, "{fault:?}");
@@ -177,7 +177,7 @@ async fn a_commit_that_is_applied_late_is_followed() {
 }
 
 #[tokio::test]
-async fn changes_that_meet_leave_memory_as_the_store_is() {
+async fn concurrent_changes_leave_memory_and_store_equal() {
     let world = HeldWorld::new().await;
     let disable = world.hold(Change::Disable).await;
     let enable = world.change(Change::Enable);
@@ -193,7 +193,7 @@ async fn changes_that_meet_leave_memory_as_the_store_is() {
 }
 
 #[tokio::test]
-async fn a_chain_whose_maker_hung_up_is_there() {
+async fn a_chain_whose_creator_disconnected_exists() {
     let world = HeldWorld::new().await;
     world.store.holding.store(true, SeqCst);
     let service = Arc::clone(&world.service);
@@ -208,11 +208,11 @@ async fn a_chain_whose_maker_hung_up_is_there() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), made).await.expect("it is made to the end");
+    tokio::time::timeout(PATIENCE, made).await.expect("the chain is created");
 }
 
 #[tokio::test]
-async fn a_rotation_whose_caller_hung_up_is_made_to_its_end() {
+async fn a_rotation_whose_caller_disconnected_is_completed() {
     let world = HeldWorld::new().await;
     world.store.holding.store(true, SeqCst);
     let service = Arc::clone(&world.service);
@@ -226,7 +226,7 @@ async fn a_rotation_whose_caller_hung_up_is_made_to_its_end() {
     assert_ne!(world.service.primary_id(), before);
 }
 
-/// A clock whose wall time is moved by itself.
+/// A clock whose wall time is ahead of its monotonic time.
 struct Skewed {
     inner: Arc<ManualClock>,
     ahead: AtomicU64,

@@ -88,8 +88,9 @@ impl Credentials {
         let mut options = ConnectOptions::new()
             .with_timeout(config.timeout)
             .with_connect_timeout(config.timeout)
-            // etcd closes connections that send more often.
-            .with_keep_alive(Duration::from_secs(5), Duration::from_secs(3))
+            // etcd closes connections that send more often. A ping that is not answered ends the
+            // calls of its connection, so it does not time out before them.
+            .with_keep_alive(Duration::from_secs(5), config.timeout.max(Duration::from_secs(3)))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         if let Some(username) = &config.username {

@@ -14,8 +14,17 @@ use super::*;
 use crate::store::contract::{self, applied, put, value};
 use crate::store::{Compare, Store as _};
 
+/// Opens a store that this process has closed, if it was open. The child process of another test
+/// has a copy of each descriptor, and so of the lock, until it executes its program.
 async fn open(dir: &Path) -> Store {
-    Store::open(dir).await.unwrap()
+    for _ in 0..6_000 {
+        match Store::open(dir).await {
+            Err(error) if error.contains("another process uses") => {}
+            opened => return opened.unwrap(),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{} stays locked", dir.display());
 }
 
 async fn refused(dir: &Path) -> String {
@@ -56,7 +65,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn random_histories_go_as_in_memory(history in contract::history()) {
+    fn it_agrees_with_the_memory_store(history in contract::history()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let dir = tempdir().unwrap();
@@ -67,7 +76,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn what_it_makes_is_private() {
+async fn the_files_that_it_creates_are_private() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("a/data");
     let _store = open(&path).await;
@@ -96,7 +105,7 @@ async fn a_directory_that_others_can_write_to_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
+async fn a_file_that_is_not_regular_is_refused_without_waiting_for_it() {
     let dir = tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);
     crate::files::mkfifo(&path);
@@ -127,7 +136,7 @@ async fn a_file_of_a_process_that_was_killed_is_complete() {
     for i in 0..20 {
         applied(&store, put(&format!("k{i}"), b"v")).await;
     }
-    // What another process would find if this one were gone now.
+    // What another process would find if this one were killed now.
     let killed = tempdir().unwrap();
     std::fs::copy(dir.path().join(FILE_NAME), killed.path().join(FILE_NAME)).unwrap();
     let found = open(killed.path()).await.list("", None, 100).await.unwrap();
@@ -135,12 +144,12 @@ async fn a_file_of_a_process_that_was_killed_is_complete() {
 }
 
 #[tokio::test]
-async fn a_damaged_record_is_named_and_takes_no_other_with_it() {
+async fn a_damaged_record_is_reported_and_affects_no_other() {
     let dir = filled(50).await;
     let file = dir.path().join(FILE_NAME);
     let mut bytes = std::fs::read(&file).unwrap();
     let needle = contents(7);
-    // Older pages may hold it too: all of them.
+    // Older pages may contain it too: damage all of them.
     let at: Vec<_> = (0..bytes.len()).filter(|&i| bytes[i..].starts_with(&needle)).collect();
     at.iter().for_each(|&i| bytes[i + 3] ^= 0x10);
     std::fs::write(&file, &bytes).unwrap();
@@ -172,8 +181,8 @@ async fn a_damaged_record_is_named_and_takes_no_other_with_it() {
     assert_eq!(value(&store, "chains/7").await.unwrap(), "new");
 }
 
-/// Whatever bit is flipped, after a clean end or a crash: it opens and every record is right or
-/// named, or the store refuses to open. It never steps back to an older state.
+/// After a clean end and after a crash, with any bit flipped: the store opens, and each record is
+/// right or reported as damaged; or the store refuses to open. It never returns to an older state.
 #[tokio::test]
 async fn no_flipped_bit_goes_unnoticed() {
     let source = filled(40).await;
@@ -199,7 +208,7 @@ async fn no_flipped_bit_goes_unnoticed() {
     }
 }
 
-/// Whether a file with records 0 to 39 opens; then each must be right, or the one that is named.
+/// Whether a file with records 0 to 39 opens. Then all must be right but one that is reported.
 async fn opens_right(bytes: &[u8], revision: u64) -> Result<(), String> {
     let dir = tempdir().unwrap();
     std::fs::write(dir.path().join(FILE_NAME), bytes).unwrap();
@@ -234,7 +243,7 @@ async fn a_file_that_is_cut_or_foreign_is_refused_by_name() {
         let error = refused(dir.path()).await;
         assert!(error.contains(&file.display().to_string()), "{error}");
         assert!(error.contains("damaged"), "{error}");
-        assert_eq!(std::fs::read(&file).unwrap(), bytes, "it is left as it is");
+        assert_eq!(std::fs::read(&file).unwrap(), bytes, "the file is not changed");
     }
 }
 
@@ -305,15 +314,15 @@ async fn open_on(dir: &Path, disk: &Arc<Disk>) -> Store {
     Store::open_with(dir, IfMissing::MakeFirst, Box::new(opener)).await.unwrap()
 }
 
-/// Asks until it answers again.
+/// Reads until a read succeeds.
 async fn recovers(store: &Store, key: &str) {
-    for _ in 0..1000 {
+    for _ in 0..3_000 {
         if store.get(key).await.is_ok() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("it does not recover");
+    panic!("reads still fail");
 }
 
 fn both(value: &str) -> Txn {
@@ -321,8 +330,8 @@ fn both(value: &str) -> Txn {
     Txn { puts: puts.into(), ..Txn::default() }
 }
 
-/// Every fault: the commit says so, what it wrote is there as a whole or not at all, what was
-/// answered stays, and the store continues by itself when the fault is over.
+/// For every fault: the commit fails, all or nothing of it is written, what was committed before
+/// stays, and the store recovers by itself when the fault is over.
 #[tokio::test]
 async fn it_recovers_from_a_failing_disk() {
     let faults: [fn(&Disk) -> &AtomicBool; 2] = [|disk| &disk.full, |disk| &disk.sync_fails];
@@ -340,7 +349,7 @@ async fn it_recovers_from_a_failing_disk() {
             Err(Error::Unavailable { maybe_applied, .. }) => assert!(!maybe_applied),
             other => panic!("{other:?}"),
         }
-        assert!(Store::open(dir.path()).await.is_err(), "nobody else gets in meanwhile");
+        assert!(Store::open(dir.path()).await.is_err(), "the directory is still locked");
         fault(&disk).store(false, SeqCst);
         recovers(&store, "kept").await;
         assert_eq!(value(&store, "kept").await.unwrap(), "1");
@@ -355,7 +364,7 @@ async fn it_recovers_from_a_failing_disk() {
 }
 
 #[tokio::test]
-async fn a_file_that_vanishes_is_not_replaced_by_an_empty_one() {
+async fn a_missing_file_is_not_replaced_by_an_empty_one() {
     let (source, disk) = (filled(1).await, Arc::new(Disk::default()));
     let store = open_on(source.path(), &disk).await;
     disk.full.store(true, SeqCst);
@@ -373,7 +382,7 @@ async fn a_file_that_vanishes_is_not_replaced_by_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_failed_read_is_unavailable_and_passes() {
+async fn a_failed_read_is_unavailable_and_later_reads_succeed() {
     let (source, disk) = (filled(200).await, Arc::new(Disk::default()));
     let store = open_on(source.path(), &disk).await;
     disk.reads_fail.store(true, SeqCst);
@@ -391,7 +400,7 @@ async fn a_failed_read_is_unavailable_and_passes() {
 
 #[expect(clippy::await_holding_lock, reason = "the writer has to wait until all are queued")]
 #[tokio::test]
-async fn a_thousand_commits_at_once_share_a_few_syncs() {
+async fn a_thousand_concurrent_commits_share_a_few_syncs() {
     let (dir, disk) = (tempdir().unwrap(), Arc::new(Disk::default()));
     let store = Arc::new(open_on(dir.path(), &disk).await);
     let before = disk.syncs.load(SeqCst);
@@ -422,7 +431,7 @@ async fn a_thousand_commits_at_once_share_a_few_syncs() {
 }
 
 #[tokio::test]
-async fn commits_under_way_are_finished_when_it_is_dropped() {
+async fn commits_in_progress_are_finished_when_it_is_dropped() {
     let dir = tempdir().unwrap();
     let store = Arc::new(open(dir.path()).await);
     let commit = tokio::spawn({

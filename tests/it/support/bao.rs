@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -68,11 +69,9 @@ impl Bao {
         bao
     }
 
-    /// Writes the configuration, with ports that nobody has at this moment.
+    /// Writes the configuration, with free ports.
     fn choose_ports(&mut self, tls: bool) {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let (api, cluster) = (free(), free());
-        let (api, cluster) = (api.local_addr().unwrap(), cluster.local_addr().unwrap());
+        let [api, cluster] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
         let dir = self.dir.path().display();
         let listener = if tls {
             format!("tls_cert_file = \"{dir}/cert.pem\"\n tls_key_file = \"{dir}/key.pem\"")
@@ -224,7 +223,18 @@ impl Drop for Bao {
     }
 }
 
-/// The server itself: what stands in `bin` starts it by way of Python.
+/// A free port. The system gives it to no other socket before the server binds it: it is below the
+/// range from which Linux and macOS choose ports.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let ports = std::iter::repeat_with(|| {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(7 * std::process::id());
+        u16::try_from(20_000 + number % 10_000).unwrap()
+    });
+    { ports }.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
+/// The server itself: the program in `bin` starts it by way of Python.
 fn binary() -> PathBuf {
     let env = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-env");
     let libraries = std::fs::read_dir(env.join("lib")).into_iter().flatten().flatten();
@@ -240,7 +250,7 @@ async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < DEADLINE, "in vain: {what}");
+        assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

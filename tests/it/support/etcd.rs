@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -107,7 +108,7 @@ impl Etcd {
 
     /// Waits until it answers, and has a leader.
     pub(crate) async fn healthy(&self) {
-        for _ in 0..600 {
+        for _ in 0..1_200 {
             if self.health().await.is_ok_and(|answer| answer.contains("\"true\"")) {
                 return;
             }
@@ -165,6 +166,8 @@ impl Etcd {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.url()])
+            // The default time-outs are too short for a machine that is busy with other tests.
+            .args(["--dial-timeout=60s", "--command-timeout=60s"])
             .args(arguments)
             .output()
             .expect("etcdctl is not there: run `make test-env`, or install Debian's etcd-client");
@@ -203,7 +206,13 @@ impl Drop for Etcd {
     }
 }
 
-/// A port that was free a moment ago.
+/// A free port. The system gives it to no other socket before etcd binds it: it is below the range
+/// from which Linux and macOS choose ports.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let ports = std::iter::repeat_with(|| {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(7 * std::process::id());
+        u16::try_from(10_000 + number % 10_000).unwrap()
+    });
+    { ports }.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }

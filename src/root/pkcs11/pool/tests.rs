@@ -7,7 +7,7 @@ use super::*;
 
 const TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A pool, and how many of what its threads own were made.
+/// A pool, and how many values its threads have made for themselves.
 fn pool(timeout: Duration) -> (Arc<Pool<usize>>, Arc<AtomicUsize>) {
     let made = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&made);
@@ -19,37 +19,54 @@ fn away<R>(result: Result<R, Error>) -> String {
     match result {
         Err(Error::Away(detail)) => detail,
         Err(other) => panic!("{other}"),
-        Ok(_) => panic!("it must not answer"),
+        Ok(_) => panic!("the call must fail"),
     }
 }
 
-/// Asks until there is an answer.
-async fn until_it_works(pool: &Pool<usize>) {
+/// Waits until `holds`.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
-    while pool.call(|_| Ok(())).await.is_err() {
-        assert!(start.elapsed() < Duration::from_secs(60), "it never works again");
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(60), "it did not happen: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Calls until a call succeeds.
+async fn until_it_works(pool: &Pool<usize>) {
+    until("a call that succeeds", async || pool.call(|_| Ok(())).await.is_ok()).await;
 }
 
 #[tokio::test]
 async fn callers_of_a_module_that_hangs_get_away_and_it_works_again_when_it_returns() {
     let (pool, made) = pool(TIMEOUT);
-    // One after another tries it, until no thread is left.
+    // One call after another is tried, until no thread is free. A thread that is late skips the
+    // call of a caller that has given up, so only calls that have begun count.
+    let hanging = Arc::new(AtomicUsize::new(0));
     let mut releases = Vec::new();
-    while releases.len() < THREADS {
+    while hanging.load(SeqCst) < THREADS {
         let (release, hang) = mpsc::channel::<()>();
-        match &*away(pool.call(move |_| Ok(_ = hang.recv())).await) {
+        let begun = Arc::clone(&hanging);
+        let work = move |_: &mut usize| {
+            begun.fetch_add(1, SeqCst);
+            Ok(_ = hang.recv())
+        };
+        match &*away(pool.call(work).await) {
             "no answer in 200 ms" => releases.push(release),
-            told => assert!(told.starts_with("the module hangs"), "{told}"),
+            refused => assert!(refused.starts_with("the module hangs"), "{refused}"),
         }
     }
+    until("a module that hangs", async || {
+        pool.shared.state.lock().calls.admit(Instant::now(), TIMEOUT).is_err()
+    })
+    .await;
+    let waiting = pool.shared.state.lock().queue.len();
     for _ in 0..100 {
         let error = away(pool.call(|_| Ok(())).await);
         assert!(error.starts_with("the module hangs: a call has not returned for "), "{error}");
     }
-    assert_eq!(made.load(SeqCst), THREADS, "no thread more is made");
-    assert!(pool.shared.state.lock().queue.is_empty(), "and nothing waits");
+    assert_eq!(made.load(SeqCst), THREADS, "no further thread is started");
+    assert_eq!(pool.shared.state.lock().queue.len(), waiting, "refused calls do not wait");
     drop(releases);
     until_it_works(&pool).await;
 }
@@ -62,9 +79,9 @@ fn a_module_hangs_when_nothing_returns_for_as_long_as_a_caller_waits() {
     let mut calls = Calls::new(2, start);
     calls.began(0, at(1));
     assert!(calls.admit(at(5), timeout).is_ok(), "it may only be slow");
-    assert!(calls.admit(at(6), timeout).is_ok(), "one tries it");
+    assert!(calls.admit(at(6), timeout).is_ok(), "one call tries it");
     assert!(calls.admit(at(7), timeout).unwrap_err().ends_with("for 6 s"));
-    assert!(calls.admit(at(11), timeout).is_ok(), "one more tries it");
+    assert!(calls.admit(at(11), timeout).is_ok(), "one more call tries it");
     calls.began(1, at(11));
     assert!(calls.admit(at(99), timeout).unwrap_err().ends_with("for 98 s"), "no thread is free");
 
@@ -77,7 +94,7 @@ fn a_module_hangs_when_nothing_returns_for_as_long_as_a_caller_waits() {
 }
 
 #[tokio::test]
-async fn calls_that_wait_have_a_bound_and_those_that_were_given_up_are_not_made() {
+async fn the_number_of_waiting_calls_is_bounded_and_those_that_were_given_up_are_not_made() {
     let (pool, _) = pool(Duration::from_secs(60));
     let (began, has_begun) = mpsc::channel();
     let mut releases = Vec::new();
@@ -119,12 +136,12 @@ async fn calls_that_wait_have_a_bound_and_those_that_were_given_up_are_not_made(
 }
 
 #[tokio::test]
-async fn a_panic_is_one_call_that_failed() {
+async fn a_panic_fails_one_call() {
     let (pool, made) = pool(Duration::from_secs(60));
     for _ in 0..2 * THREADS {
         let error = away(pool.call(|_| -> Result<(), _> { panic!("on purpose") }).await);
         assert_eq!(error, "a call of the module panicked");
     }
     pool.call(|_| Ok(())).await.unwrap();
-    assert!(made.load(SeqCst) >= 2 * THREADS, "what a panic left is not used again");
+    assert!(made.load(SeqCst) >= 2 * THREADS, "a value is not used again after a panic");
 }

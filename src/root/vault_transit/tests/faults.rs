@@ -1,4 +1,4 @@
-//! Answers that a real server does not give on demand, from a server in this process.
+//! Responses that a real server does not give on demand, from a server in this process.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -10,9 +10,9 @@ use super::*;
 
 /// What happens to a call.
 enum Fate {
-    /// A status and a body, and headers if they have their own line end.
+    /// A status, a body, and header lines with their line ends.
     Answer(u16, String, &'static str),
-    /// Nothing, for as long as the caller waits.
+    /// No response.
     Hang,
     /// The connection ends.
     Reset,
@@ -57,18 +57,14 @@ impl Faulty {
         *self.script.lock().unwrap() = Box::new(script);
     }
 
-    /// How many calls of `path` there were.
+    /// The number of calls of `path`.
     fn count(&self, path: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|asked| asked.contains(path)).count()
     }
 
     fn config(&self) -> Config {
-        let timeout = Duration::from_secs(2);
-        Config {
-            token: secret("s.hunter2hunter2hunter2"),
-            timeout,
-            ..config(&format!("http://{}", self.address))
-        }
+        let token = secret("s.hunter2hunter2hunter2");
+        Config { token, ..config(&format!("http://{}", self.address)) }
     }
 }
 
@@ -78,7 +74,7 @@ async fn serve(
     script: Script,
 ) -> std::io::Result<()> {
     let mut came = Vec::new();
-    // The head ends in an empty line, and tells the length of the body.
+    // The head ends with an empty line, and contains the length of the body.
     let request = loop {
         let mut buffer = [0; 4096];
         let len = stream.read(&mut buffer).await?;
@@ -110,7 +106,7 @@ async fn serve(
     }
 }
 
-/// A token that does not end, and a key that is there.
+/// A token that does not expire, and a key that exists.
 fn well(path: &str) -> Option<Fate> {
     match path {
         "/v1/auth/token/lookup-self" => Some(answer(200, json!({"data": {"ttl": 0}}))),
@@ -121,14 +117,14 @@ fn well(path: &str) -> Option<Fate> {
 
 const WRAPPED: &str = "vault:v1:zSaBL+w8tyCSAKJl1+z1mdsgsMrs3zWBe6CZsEwdVg==";
 
-/// Wraps a KEK; nothing opens it here.
+/// Wraps a KEK.
 async fn wrap(root: &Root) -> Result<Vec<u8>, Error> {
     let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
     root.wrap(context(&chain, &kek), &kek).await
 }
 
 #[tokio::test]
-async fn every_trouble_of_the_server_is_away_and_passes() {
+async fn every_fault_of_the_server_is_away_until_it_is_over() {
     let server = Faulty::start(|_| Fate::Reset).await;
     let root = Root::open(&server.config()).await.unwrap();
     let errors = |text: &str| json!({"errors": [text]}).to_string();
@@ -136,7 +132,6 @@ async fn every_trouble_of_the_server_is_away_and_passes() {
     let moved = "Location: http://127.0.0.1:1/v1/\r\n";
     let fates: Vec<(&str, Told)> = vec![
         ("", Box::new(|| Fate::Reset)),
-        ("no answer in 2s", Box::new(|| Fate::Hang)),
         ("throttles", Box::new(move || answer(429, errors("slow down")))),
         (
             "rate limit",
@@ -174,11 +169,22 @@ async fn every_trouble_of_the_server_is_away_and_passes() {
         path => well(path).unwrap(),
     });
     assert_eq!(wrap(&root).await.unwrap()[1..], *WRAPPED.as_bytes());
-    assert_eq!(server.count("/v1/transit/keys/kek"), 1, "it looks once");
+    assert_eq!(server.count("/v1/transit/keys/kek"), 1, "the key is checked once");
 }
 
 #[tokio::test]
-async fn what_a_server_repeats_is_not_repeated() {
+async fn a_server_that_does_not_respond_is_away_after_the_timeout() {
+    let server = Faulty::start(|_| Fate::Hang).await;
+    let config = Config { timeout: Duration::from_millis(200), ..server.config() };
+    let root = Root::open(&config).await.unwrap();
+    match wrap(&root).await {
+        Err(Error::Away(detail)) => assert!(detail.starts_with("no answer in 200ms"), "{detail}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn errors_contain_no_secret_that_a_server_repeats() {
     let server = Faulty::start(|path| well(path).unwrap_or_else(|| answer(404, ""))).await;
     let root = Root::open(&server.config()).await.unwrap();
     let asked = Arc::clone(&server.asked);
@@ -216,7 +222,7 @@ async fn a_server_without_associated_data_is_not_used() {
 }
 
 #[tokio::test]
-async fn what_it_opens_to_must_be_a_kek() {
+async fn a_plaintext_that_is_not_a_kek_is_refused() {
     let server = Faulty::start(|path| well(path).unwrap()).await;
     let root = Root::open(&server.config()).await.unwrap();
     let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
@@ -240,7 +246,7 @@ async fn what_it_opens_to_must_be_a_kek() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_calls_at_once_log_in_once_and_a_wrong_secret_is_sent_once() {
+async fn concurrent_calls_log_in_once_and_a_wrong_secret_is_sent_once() {
     let role = |server: &Faulty| Config {
         token: None,
         role_id: Some("role".to_owned()),
