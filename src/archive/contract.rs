@@ -1,6 +1,6 @@
-//! What every archive must do: one battery, to be run on each kind.
+//! The contract of archives: one battery of tests, to be run on each kind.
 //!
-//! Every test keeps to a prefix of its own, so that they can share an archive.
+//! Every test uses its own prefix, so that they can share an archive.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(crate) async fn all(archive: Arc<dyn Archive>) {
     concurrent_increments_lose_nothing(&archive).await;
 }
 
-/// The part of the battery that makes one call at a time: for a substitute that checks a condition
+/// The part of the battery that makes one call at a time, for a test server that checks a condition
 /// and writes in two steps.
 pub(crate) async fn sequential(archive: &dyn Archive) {
     objects_read_back(archive).await;
@@ -69,7 +69,7 @@ async fn conditions_decide(archive: &dyn Archive) {
         conflicts(archive, key, unchanged(old)).await;
     }
     assert_eq!(archive.get(key).await.unwrap().unwrap().version, third);
-    // What is not there is not unchanged.
+    // A missing object is not unchanged.
     conflicts(archive, "cas/b", unchanged(&third)).await;
     assert_eq!(archive.list("cas/", None, 10).await.unwrap(), [key]);
 }
@@ -109,7 +109,7 @@ async fn lists_are_ordered_and_bounded(archive: &dyn Archive) {
     assert_eq!(list("list/", None, 0).await, [""; 0]);
     assert_eq!(list("list/none/", None, 9).await, [""; 0]);
     assert_eq!(list("list/a/", None, 9).await, all[3..5]);
-    // After a key, after one that is not there, before the first and behind the last.
+    // After a key, after a missing one, before the first and after the last.
     assert_eq!(list("list/", Some("list/a/0.json"), 2).await, all[4..6]);
     assert_eq!(list("list/", Some("list/a/1"), 1).await, all[4..5]);
     assert_eq!(list("list/", Some("a"), 1).await, all[..1]);
@@ -218,7 +218,7 @@ pub(crate) fn history() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// Plays a history below `prefix` on a new archive in memory and on `archive`: both must give the
-/// same answers and hold the same objects after each step.
+/// same results and hold the same objects after each step.
 pub(crate) async fn agrees_with_memory(archive: &dyn Archive, prefix: &str, history: &[Step]) {
     let reference = memory::Archive::new();
     let (mut left, mut right) = (Vec::new(), Vec::new());

@@ -576,7 +576,7 @@ fn no_error_holds_a_value() {
 
 #[test]
 fn addresses_beyond_loopback_are_for_the_insecure() {
-    // TLS alone tells nobody who calls; but health and metrics may leave the machine then.
+    // TLS alone identifies no caller. With it, health and metrics may be served to other machines.
     let tls = "[server]\ntls = { cert = 'x', key = 'y' }\n";
     let error = load(&format!("{tls}listen = '0.0.0.0:8080'"), NOBODY).unwrap_err();
     assert!(error.starts_with("server.listen: this is not a loopback address"), "{error}");

@@ -1,4 +1,4 @@
-//! What every root must do: one battery, to be run on each provider.
+//! The contract of roots: one battery of tests, to be run on each provider.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use crate::secret::KeyBytes;
 
 use super::{Context, Error, RootKey};
 
-/// How many places of a wrap are spoiled at most: a provider may take milliseconds for a call.
+/// The largest number of positions of a wrap that are damaged: a provider may take milliseconds for
+/// a call.
 const PLACES: usize = 50;
 
 /// The whole battery. `another` is a root of the same kind with another key.
@@ -92,7 +93,7 @@ pub(in crate::root) fn context<'a>(chain: &'a ChainName, kek: &KeyBytes) -> Cont
     Context { chain, kek_id: KekId::of_key(kek.expose()), suite: kek.suite() }
 }
 
-/// It must say that the wrap is wrong; what it says comes back.
+/// Unwraps, which must fail because the wrap is wrong, and returns the detail of the error.
 pub(in crate::root) async fn wrong(
     root: &dyn RootKey,
     here: Context<'_>,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::{Context, Error, RootKey};
 use crate::secret::KeyBytes;
 
-/// Wraps by doing nothing, counts its calls, and can be away.
+/// A root whose wrap contains the KEK as it is. It counts its calls, and can be away.
 #[derive(Default)]
 pub(crate) struct TestRoot {
     pub(crate) wraps: AtomicUsize,
@@ -16,7 +16,7 @@ pub(crate) struct TestRoot {
     pub(crate) away: AtomicBool,
     pub(crate) denied: AtomicBool,
     pub(crate) slow: AtomicBool,
-    /// Which key it has: another one opens none of its wraps.
+    /// The number of its key: a root with another key opens none of its wraps.
     pub(crate) key: AtomicU8,
 }
 
@@ -47,7 +47,7 @@ impl TestRoot {
     }
 
     fn prefix(&self, context: Context<'_>) -> Vec<u8> {
-        // Key 0 leaves none: wraps are as long as those of real roots at most.
+        // Key 0 adds no byte, so that wraps are no longer than those of real roots.
         let key = Some(self.key.load(SeqCst)).filter(|key| *key != 0);
         key.into_iter().chain(context.aad()).collect()
     }

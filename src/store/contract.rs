@@ -1,6 +1,6 @@
-//! What every store must do: one battery, to be run on each of them.
+//! The contract of stores: one battery of tests, to be run on each kind.
 //!
-//! Every test keeps to a prefix of its own, so that they can share a store.
+//! Every test uses its own prefix, so that they can share a store.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(crate) async fn all(store: Arc<dyn Store>) {
     entries_read_back(&*store).await;
     lists_are_ordered_and_bounded(&*store).await;
     several_are_read_in_order(&*store).await;
-    a_watch_tells_what_others_write(&*store).await;
+    a_watch_reports_what_others_write(&*store).await;
     compares_decide(&*store).await;
     a_conflict_leaves_nothing(&*store).await;
     a_txn_writes_all_or_nothing(&*store).await;
@@ -82,7 +82,7 @@ async fn lists_are_ordered_and_bounded(store: &dyn Store) {
     assert_eq!(keys(store, "list/", None, 3).await, all[..3]);
     assert_eq!(keys(store, "list/", None, 0).await, [""; 0]);
     assert_eq!(keys(store, "list/none", None, 9).await, [""; 0]);
-    // After an entry, after a key that is not there, before the first and behind the last.
+    // After an entry, after a missing key, before the first and after the last.
     assert_eq!(keys(store, "list/", Some("list/0"), 2).await, ["list/9", "list/:"]);
     assert_eq!(keys(store, "list/", Some("list/00"), 1).await, ["list/9"]);
     assert_eq!(keys(store, "list/", Some("a"), 1).await, ["list/-"]);
@@ -120,9 +120,9 @@ async fn several_are_read_in_order(store: &dyn Store) {
     assert_eq!(store.count("several/none").await, Ok(0));
 }
 
-async fn a_watch_tells_what_others_write(store: &dyn Store) {
+async fn a_watch_reports_what_others_write(store: &dyn Store) {
     let Some(mut watch) = store.watch() else { return };
-    // A watch may take its time to begin; what it tells must be true from then on.
+    // A watch may begin late. From then on, its reports must be correct.
     let (wait, mut last) = (std::time::Duration::from_millis(200), None);
     let mut begun = false;
     for _ in 0..300 {
@@ -142,7 +142,7 @@ async fn a_watch_tells_what_others_write(store: &dyn Store) {
             break;
         }
     }
-    assert!(begun, "nothing was told");
+    assert!(begun, "the watch reported nothing");
     let deleted = applied(store, delete("watch/a")).await;
     let told = tokio::time::timeout(std::time::Duration::from_secs(60), async {
         loop {
@@ -169,12 +169,12 @@ async fn compares_decide(store: &dyn Store) {
     // The same value written again is a change.
     let third = applied(store, put("cas/a", b"2")).await;
     conflicts(store, given([unchanged(second)], put("cas/a", b"3"))).await;
-    // What is not there is not unchanged.
+    // A missing entry is not unchanged.
     let missing = Compare::Unchanged("cas/b".to_owned(), third);
     conflicts(store, given([missing], put("cas/a", b"3"))).await;
     let never = Compare::Unchanged("cas/b".to_owned(), Revision(0));
     conflicts(store, given([never], put("cas/a", b"3"))).await;
-    // All must hold, and they may be of keys that are not written.
+    // All must hold. They may concern keys that are not written.
     let other = Compare::Absent("cas/b".to_owned());
     conflicts(store, given([unchanged(third), absent], put("cas/c", b""))).await;
     applied(store, given([other, unchanged(third)], put("cas/c", b""))).await;
@@ -212,7 +212,7 @@ async fn deletes_make_absent(store: &dyn Store) {
     assert_eq!(keys(store, "delete/", None, 10).await, [""; 0]);
     let absent = Compare::Absent("delete/a".to_owned());
     applied(store, given([absent], put("delete/a", b"1"))).await;
-    // It is another entry now, whatever its value.
+    // It is another entry now, even with the same value.
     let old = Compare::Unchanged("delete/a".to_owned(), first);
     conflicts(store, given([old], put("delete/a", b"2"))).await;
 }
@@ -277,7 +277,7 @@ pub(crate) struct Step {
 #[derive(Clone, Copy, Debug)]
 enum Expectation {
     Absent,
-    /// The revision that stands there, or an impossible one.
+    /// The current revision, or an impossible one.
     Current,
     /// The revision of this earlier step.
     Of(prop::sample::Index),
@@ -300,8 +300,8 @@ pub(crate) fn history() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..25)
 }
 
-/// Plays a history on an empty memory store and on `store`, which must give the same answers and
-/// hold the same entries after each step. Revisions are each store's own.
+/// Plays a history on an empty memory store and on `store`, which must return the same results and
+/// hold the same entries after each step. Each store has its own revisions.
 pub(crate) async fn agrees_with_memory(store: &dyn Store, history: &[Step]) {
     let reference = memory::Store::new();
     let (mut left, mut right) = (Vec::new(), Vec::new());
@@ -314,8 +314,8 @@ pub(crate) async fn agrees_with_memory(store: &dyn Store, history: &[Step]) {
     }
 }
 
-/// Commits a step, notes its revision, and says whether it was applied. A step that changes nothing
-/// need not have a revision of its own, so its is not noted.
+/// Commits a step, records its revision, and returns whether it was applied. A step that changes
+/// nothing need not have its own revision, so it is not recorded.
 async fn play(store: &dyn Store, step: &Step, revisions: &mut Vec<Revision>) -> bool {
     let name = |key: &u8| format!("history/{key}");
     let mut txn = Txn {

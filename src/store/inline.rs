@@ -166,7 +166,7 @@ mod tests {
         for id in 0..100 {
             put(&store, &one, id, State::Primary).await;
             put(&store, &one, id, State::Retired).await;
-            // Another look at it, as when it gets a wrap, is no second KEK.
+            // Writing it again, as when it gets a wrap, adds no second KEK.
             put(&store, &one, id, State::Retired).await;
         }
         put(&store, &two, 0, State::Retired).await;

@@ -98,7 +98,7 @@ fn another_aad_chain_or_version_does_not_open() {
     let other = chain(Suite::Aes128Gcm);
     let result = open_from(&other, &*envelope, b"row 7").map(drop);
     assert!(matches!(result, Err(Error::Decrypt(DecryptError::UnknownKek(_)))));
-    // A message of version 1 is not a stream, however long it is.
+    // A message of version 1 is never a stream.
     let message = ours.encrypt(&[7; 100], b"row 7").unwrap();
     assert!(is_invalid(open(&ours, &message, b"row 7")));
 }

@@ -1,4 +1,4 @@
-//! Certificates from files: who they name, and when a change of the files is believed.
+//! Certificates from files: whom they name, and when a change of the files is loaded.
 
 use rustls::pki_types::CertificateDer;
 
@@ -29,7 +29,7 @@ fn install(dir: &std::path::Path, (cert, key): &(PathBuf, PathBuf)) {
 }
 
 #[test]
-fn a_client_is_who_its_certificate_names() {
+fn a_client_has_the_names_of_its_certificate() {
     use rustls::pki_types::pem::PemObject;
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::new(dir.path());
@@ -53,7 +53,7 @@ fn a_change_is_loaded_when_it_is_seen_twice_or_by_hand() {
     let loaded = |server: &Server| Arc::as_ptr(&server.loaded.load_full());
     let (first, (cert, key)) = (loaded(&server), pki.server(&["localhost"]));
     server.look(false);
-    // Half of a pair is not tried, for the other half comes soon.
+    // One file of a pair is not loaded, since the other one follows soon.
     std::fs::copy(cert, dir.path().join("tls.crt")).unwrap();
     server.look(false);
     assert_eq!((loaded(&server), server.certificate_status().warning), (first, None));
@@ -73,7 +73,7 @@ fn a_change_is_loaded_when_it_is_seen_twice_or_by_hand() {
 }
 
 #[test]
-fn what_can_not_be_used_is_refused_and_told_of_until_it_is_mended() {
+fn an_unusable_file_is_refused_and_reported_until_it_is_corrected() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::new(dir.path().join("pki"));
     let server = server(dir.path(), &pki);
@@ -84,22 +84,22 @@ fn what_can_not_be_used_is_refused_and_told_of_until_it_is_mended() {
     server.look(false);
     assert_eq!(server.certificate_status().warning, None, "it may be back in a moment");
     server.look(false);
-    let trouble = server.certificate_status().warning.unwrap();
+    let warning = server.certificate_status().warning.unwrap();
     assert!(
-        trouble.contains("tls.crt: No such file") && trouble.contains("serves on"),
-        "{trouble}"
+        warning.contains("tls.crt: No such file") && warning.contains("serves on"),
+        "{warning}"
     );
     std::fs::copy(good, dir.path().join("tls.crt")).unwrap();
     server.look(false);
     server.look(false);
     assert_eq!(server.certificate_status().warning, None);
-    let mended = loaded(&server);
-    assert_ne!(mended, first);
+    let corrected = loaded(&server);
+    assert_ne!(corrected, first);
 
     let day = Duration::from_secs(24 * 60 * 60);
     install(dir.path(), &pki.server_until(&["localhost"], now() - day));
     server.look(true);
-    let trouble = server.certificate_status().warning.unwrap();
-    assert!(trouble.contains("it expired at "), "{trouble}");
-    assert_eq!(loaded(&server), mended);
+    let warning = server.certificate_status().warning.unwrap();
+    assert!(warning.contains("it expired at "), "{warning}");
+    assert_eq!(loaded(&server), corrected);
 }

@@ -78,7 +78,7 @@ fn an_object_that_is_damaged_or_at_another_key_is_refused() {
         let error = decode_kek(&chain(), ID, changed.as_bytes()).unwrap_err();
         assert!(error.detail.contains(detail), "{error}");
     }
-    // Every prefix, and every bit: an object is read whole and unchanged or not at all.
+    // Every prefix, and every bit: only a complete and unchanged object is read.
     for len in 0..bytes.len() {
         assert!(decode_kek(&chain(), ID, &bytes[..len]).is_err(), "{len}");
     }
@@ -135,7 +135,7 @@ fn a_merge_never_goes_back_in_the_life_of_a_kek() {
             }
         }
     }
-    // A tombstone keeps no wrap, whatever the new record has.
+    // A tombstone keeps no wrap, even if the new record has one.
     let with_wraps = at(State::Destroyed, Some(9));
     assert_eq!(merge(&life[0], &with_wraps, Wraps::Join), Merged::Replace(life[4].clone()));
 }

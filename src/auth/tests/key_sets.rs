@@ -1,4 +1,4 @@
-//! JWKS as issuers write them, and the keys in them that a token is tried with.
+//! JWKS as issuers write them, and which of their keys verify a token.
 
 use super::*;
 
@@ -85,7 +85,7 @@ fn each_key_that_is_not_used_is_named_with_the_reason() {
     assert!(set.skipped()[0].starts_with("key 1 with kid \"r\": "), "{}", set.skipped()[0]);
     assert!(set.skipped()[8].starts_with("key 9 with kid 7: "), "{}", set.skipped()[8]);
 
-    // Without any key that can be used, the error tells the same.
+    // Without a usable key, the error contains the same reasons.
     let error = parse(json!({ "keys": [cases[9].0, cases[2].0] })).err().unwrap();
     assert!(error.contains("jwt-svid") && error.contains("1024 bits"), "{error}");
     let many: Vec<_> = (0..7).map(|_| cases[9].0.clone()).collect();

@@ -1,4 +1,5 @@
-//! Ciphertexts and keys of the real KMS: what is forwarded, for whom, and what is kept.
+//! Ciphertexts and keys of the real KMS: which calls are forwarded, for which callers, and which
+//! results are cached.
 
 use super::kms::{Failure, blob};
 use super::*;
@@ -104,7 +105,7 @@ async fn kms_proxy_is_no_confused_deputy() {
                     ("KPORDERS", BILLS, Some(BILLS), denied),
                     ("KPORDERS", UNMAPPED, None, denied),
                     ("KPORDERS", UNMAPPED, Some(UNMAPPED), denied),
-                    // The blob of another key under the name of its own.
+                    // The blob of another key, with the name of an own key.
                     ("KPORDERS", BILLS, Some(ORDERS), "IncorrectKeyException"),
                     ("KPORDERS", UNMAPPED, Some(ORDERS), "IncorrectKeyException"),
                     ("KPBILLS", ORDERS, None, denied),
@@ -125,7 +126,7 @@ async fn kms_proxy_is_no_confused_deputy() {
                     } else {
                         assert_eq!(answer.code(), code, "{what}: {answer:?}");
                     }
-                    // What KMS reported of a key that is not configured is not told.
+                    // An error of KMS about a key that is not configured is not passed on.
                     assert!(
                         answer.status == 200
                             || key_id == Some(UNMAPPED)
@@ -218,7 +219,7 @@ async fn identical_concurrent_calls_share_one() {
     assert_eq!(server.kms.count(), 2);
 }
 
-/// The connection of the caller that began it ends, and KMS has perhaps billed the call.
+/// The caller that began it disconnects, and KMS may have billed the call.
 #[tokio::test]
 async fn a_shared_call_continues_when_the_caller_that_began_it_leaves() {
     let server = Arc::new(Setup::new().start().await);

@@ -133,7 +133,7 @@ async fn every_operation_by_every_kind_of_identity() {
     }
 }
 
-/// What goes to KMS needs the same permission, with all chains.
+/// A forwarded call needs the same permission, for all chains.
 #[tokio::test]
 async fn every_forwarded_operation_by_every_kind_of_identity() {
     let old = kms::blob(UNMAPPED, &json!({}), b"old");
@@ -209,7 +209,7 @@ async fn a_caller_without_credentials_of_a_client_may_do_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_sees_and_uses_the_chains_that_it_may() {
+async fn a_client_sees_and_uses_its_permitted_chains_only() {
     let setup = Setup::new().access_key(
         "KPBILLS",
         "{ chains = ['bills'], operations = ['encrypt', 'decrypt', 'datakey', 'read', 'rotate'] }",
@@ -266,7 +266,7 @@ async fn requests_of_a_client_beyond_its_limit_are_throttled() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_removed_is_refused_at_once() {
+async fn a_client_that_is_removed_is_refused_immediately() {
     let server = Setup::new().access_key("KPADMIN", ALL).access_key("KPOTHER", ALL).start().await;
     for id in ["KPADMIN", "KPOTHER"] {
         assert_eq!(server.call_as(id, "ListKeys", json!({})).await.code(), "");

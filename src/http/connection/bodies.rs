@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_are_to_be_taken_in_time_and_give_the_budget_back() {
+    async fn responses_must_be_taken_in_time_and_return_their_budget() {
         let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(10 << 20);
         drop(UnderWay::begin(Arc::clone(&activity)));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_owed_until_its_last_byte_is_gone() {
+    async fn a_response_is_owed_until_its_last_byte_is_sent() {
         use http_body_util::BodyExt;
         let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(100);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_is_never_without_an_answer_to_send_is_not_cut_while_it_takes_them() {
+    async fn a_connection_that_always_has_a_response_to_send_stays_open_while_it_takes_them() {
         let activity = Arc::new(Activity::new(IDLE_TIMEOUT));
         let budget = Budget::new(1 << 20);
         let answer = || {
@@ -264,7 +264,7 @@ mod tests {
             over = activity.is_over() => panic!("{over:?} while answers are taken"),
             () = busy => {}
         }
-        // One that is left, whatever else is taken.
+        // One response that is never taken, while others are.
         let _left = answer();
         let busy = async {
             loop {

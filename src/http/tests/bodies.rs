@@ -1,4 +1,4 @@
-//! Bodies that are encoded in a way that the service does not take, and what it answers.
+//! Bodies in encodings that the service does not accept, and the errors for them.
 
 use base64_simd::STANDARD;
 

@@ -49,7 +49,7 @@ fn record(wraps: &[(&'static str, &[u8])]) -> Vec<u8> {
 const MAIN: (&str, &[u8]) = ("main", &[5; 40]);
 const DR: (&str, &[u8]) = ("dr", &[6; 28]);
 
-/// Where kek_len stands, and where the record begins.
+/// The positions of kek_len and of the record.
 const KEK_LEN: usize = 18;
 const RECORD: usize = 20;
 

@@ -1,4 +1,4 @@
-//! Cheap costs throughout; the default ones are derived once.
+//! Most tests use a cheap cost, and one test uses the default cost.
 
 use super::*;
 use crate::id::Suite;
@@ -19,7 +19,7 @@ fn params_of(wrapped: &[u8]) -> KdfParams {
     KdfParams::from_bytes(wrapped[1..].first_chunk().unwrap())
 }
 
-/// Where the keys are, for tests that count derivations.
+/// Whether there is an own key, and the number of others, for tests that count derivations.
 fn kept(root: &Root) -> (bool, usize) {
     let keys = root.keys();
     (keys.own.is_some(), keys.proven.len())
@@ -67,13 +67,13 @@ async fn one_root_has_one_salt_across_processes() {
     let wrapped = first.wrap(here, &kek).await.unwrap();
     let again = first.wrap(here, &kek).await.unwrap();
     assert_eq!(params_of(&again), params_of(&wrapped));
-    // Another process adopts it by opening a wrap,
+    // Another process adopts the salt by opening a wrap,
     let second = root("p");
     second.unwrap(here, &wrapped).await.unwrap();
     let theirs = second.wrap(here, &kek).await.unwrap();
     assert_eq!(params_of(&theirs), params_of(&wrapped));
     assert_eq!(kept(&second), (true, 0), "with one derivation");
-    // and takes a fresh one otherwise.
+    // and generates one otherwise.
     let fresh = root("p").wrap(here, &kek).await.unwrap();
     assert_ne!(params_of(&fresh).salt, params_of(&wrapped).salt);
     // It opens both.
@@ -87,13 +87,13 @@ async fn an_outdated_cost_is_read_and_not_adopted() {
     let here = context(&chain, &kek);
     let wrapped = root("p").wrap(here, &kek).await.unwrap();
     let newer = Root::with_cost(Arc::new(secret("p")), Cost { passes: 3, memory: 64, lanes: 1 });
-    // Below the floor, which stands at the least of the default and the root's own cost.
+    // Below the minimum, which is the lower one of the default and the root's own cost.
     assert!(newer.unwrap(here, &wrapped).await.is_ok());
     assert!(newer.told.load(Ordering::Relaxed), "the log has it");
     let own = newer.wrap(here, &kek).await.unwrap();
     assert_eq!(params_of(&own).cost.passes, 3);
     assert!(newer.is_current(&own) && !newer.is_current(&wrapped));
-    // A stronger one is no reason to warn, but a new wrap would differ.
+    // A higher cost causes no warning, but a new wrap would differ.
     let older = root("p");
     assert!(older.unwrap(here, &own).await.unwrap() == kek);
     assert!(!older.told.load(Ordering::Relaxed) && !older.is_current(&own));
@@ -108,7 +108,7 @@ async fn wraps_with_another_salt_are_not_current() {
         (first.wrap(here, &kek).await.unwrap(), second.wrap(here, &kek).await.unwrap());
     assert!(first.is_current(&one) && !first.is_current(&two));
     assert!(second.is_current(&two) && !second.is_current(&one));
-    // Who has no salt yet takes the one of the first wrap that it opens.
+    // A root without a salt adopts that of the first wrap that it opens.
     let third = root("p");
     assert!(third.is_current(&one) && third.is_current(&two));
     third.unwrap(here, &two).await.unwrap();
@@ -148,7 +148,7 @@ async fn the_cost_is_configured_within_bounds() {
         let found = with(settings).unwrap_err();
         assert!(found.contains(error), "{settings}: {found}");
     }
-    // What is configured is what a wrap costs.
+    // A wrap has the configured cost.
     let config = toml::from_str("name = 'main'\nmemory = '19MiB'\npasses = 2\nlanes = 2").unwrap();
     let config = Config { passphrase: Some(Arc::new(secret("p"))), ..config };
     let root = Root::open(&config).await.unwrap();
@@ -180,7 +180,7 @@ async fn a_wrap_that_asks_for_too_much_or_too_little_is_refused_before_it_is_der
 }
 
 #[tokio::test]
-async fn kept_keys_are_bounded_and_made_up_wraps_drive_none_out() {
+async fn cached_keys_are_bounded_and_forged_wraps_evict_none() {
     let root = root("p");
     let (chain, kek) = (chain("orders"), KeyBytes::random(Suite::Aes128Gcm).unwrap());
     let here = context(&chain, &kek);
@@ -192,10 +192,10 @@ async fn kept_keys_are_bounded_and_made_up_wraps_drive_none_out() {
     assert_eq!(kept(&root), (true, KEYS));
     let before: Vec<KdfParams> = root.keys().proven.iter().map(|(params, _)| *params).collect();
     for salt in 0..20 {
-        let mut made_up = own.clone();
-        made_up[13] = salt;
-        made_up[14] ^= 1;
-        wrong(&root, here, &made_up).await;
+        let mut forged = own.clone();
+        forged[13] = salt;
+        forged[14] ^= 1;
+        wrong(&root, here, &forged).await;
     }
     let after: Vec<KdfParams> = root.keys().proven.iter().map(|(params, _)| *params).collect();
     assert_eq!(before, after);
@@ -203,7 +203,7 @@ async fn kept_keys_are_bounded_and_made_up_wraps_drive_none_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_first_wraps_at_once_make_one_salt() {
+async fn concurrent_first_wraps_generate_one_salt() {
     let root = Arc::new(root("p"));
     let tasks: Vec<_> = (0..20)
         .map(|_| {
@@ -227,7 +227,7 @@ async fn many_first_wraps_at_once_make_one_salt() {
 #[test]
 fn a_caller_that_gives_up_does_not_let_the_next_derivation_start_early() {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // The one thread for derivations is busy until the test says so.
+    // The one thread for derivations is busy until the test releases it.
     let runtime = runtime.max_blocking_threads(1).build().unwrap();
     let (release, released) = std::sync::mpsc::channel::<()>();
     runtime.spawn_blocking(move || released.recv());
@@ -241,7 +241,7 @@ fn a_caller_that_gives_up_does_not_let_the_next_derivation_start_early() {
         });
         assert!(started.await);
         drop(derivation);
-        assert!(root.deriving.try_lock().is_err(), "it is still to be done");
+        assert!(root.deriving.try_lock().is_err(), "the derivation is still queued");
         release.send(()).unwrap();
         let _turn = root.deriving.lock().await;
     });

@@ -105,7 +105,7 @@ pub(super) fn open(gcm: &impl Gcm, aad: &[u8], sealed: &[u8]) -> Result<Zeroizin
 mod tests {
     use super::*;
 
-    /// A token with manners of its own; it does not encrypt.
+    /// A token that treats nonces as the test sets. It does not encrypt.
     struct Token {
         nonce: Option<u8>,
         tag: usize,

@@ -177,7 +177,7 @@ mod tests {
         assert!(!token.renewed(210, true).shrinks());
         let shrunk = token.renewed(190, true);
         assert!(shrunk.shrinks());
-        // It is measured by the first grant, however often it was renewed.
+        // It is compared with the first grant, even after several renewals.
         assert!(shrunk.renewed(190, true).shrinks());
     }
 

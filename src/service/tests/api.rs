@@ -1,5 +1,5 @@
-//! What tests do with a service beyond its public methods: run one step of its tasks, and look at
-//! what is in memory. No other test file knows how the service is built inside.
+//! The access of tests to a service beyond its public methods: one step of a task, and the state
+//! in memory. No other test file knows how the service is built inside.
 
 use super::*;
 use crate::service::{kek_lifecycle, rotation};
@@ -59,12 +59,12 @@ impl KeyService {
         tokio::join!(biased; waiting, failures).0
     }
 
-    /// As many calls of roots for KEKs as are allowed concurrently, for as long as it is held.
+    /// Occupies all concurrent calls of roots for KEKs until the permit is dropped.
     pub(super) async fn occupy_roots(&self) -> tokio::sync::SemaphorePermit<'_> {
         self.core.keyring.crowd().await
     }
 
-    /// Every state in memory was just found to be that of the store.
+    /// Marks every state in memory as read from the store just now.
     pub(super) fn confirm_states(&self) {
         self.core.confirm(self.core.clock.now());
     }
@@ -74,7 +74,7 @@ impl KeyService {
         self.core.keyring.drop_kek(&self.chain_named(DEFAULT_CHAIN).name, id);
     }
 
-    /// The store reports that it went back to an earlier state.
+    /// Reports that the store went back to an earlier state.
     pub(super) async fn report_rollback(&self) {
         let chain = self.chain_named(DEFAULT_CHAIN);
         chain.reservations.lock().await.ledger.report_restored();
@@ -91,7 +91,7 @@ impl KeyService {
 
 /// What is in memory, of the chain `default` unless said otherwise.
 impl KeyService {
-    /// Uses that are reserved and neither spent nor void.
+    /// Reserved uses that are not spent and not expired.
     pub(super) fn uses_left(&self) -> u64 {
         let snapshot = self.chain_named(DEFAULT_CHAIN).snapshot();
         snapshot.budget().map_or(0, |budget| budget.left(self.core.clock.now()))
@@ -148,7 +148,7 @@ impl KeyService {
         self.core.store.check().health
     }
 
-    /// KEKs that a root is asked for at this moment.
+    /// The number of KEKs for which a root is being called.
     pub(super) fn root_calls_in_progress(&self) -> usize {
         self.core.keyring.in_flight()
     }

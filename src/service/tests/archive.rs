@@ -342,7 +342,7 @@ async fn forged_ids_cost_a_bounded_number_of_archive_calls() {
     }
     assert_eq!(kinds[&Kind::UnknownKek], 100, "{kinds:?}");
     assert_eq!(kinds[&Kind::Overloaded], 400, "{kinds:?}");
-    // A KEK that is known to be archived is found all the same.
+    // A KEK that is known to be archived is still found.
     world.service.drop_kek(id);
     world.store.restore(memory::Store::new().snapshot());
     world.decrypt(&envelope).await.unwrap();
@@ -463,7 +463,7 @@ async fn with_audit_keys(stored: &AuditKey, archived: Option<&AuditKey>) -> Arch
 #[tokio::test]
 async fn the_key_of_the_audit_log_is_archived_and_another_one_is_not_replaced() {
     let main = audit_key(1, &["main"]);
-    // The root `gone` was removed, and an archive was unavailable meanwhile.
+    // The root `gone` was removed while an archive was unavailable.
     for archived in [None, Some(audit_key(1, &["gone"])), Some(audit_key(1, &["main", "gone"]))] {
         let world = with_audit_keys(&main, archived.as_ref()).await;
         let bytes = world.archives[0].peek(object::AUDIT_KEY).unwrap();

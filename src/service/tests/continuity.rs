@@ -1,5 +1,5 @@
-//! Roots that are not those which wrapped the chain's KEKs: no KEK is made by them, and readiness
-//! names what does not open.
+//! Roots other than those that wrapped the chain's KEKs: they create no KEK, and readiness names
+//! the KEKs that do not open.
 
 use super::*;
 
@@ -101,9 +101,9 @@ async fn of_two_roots_the_one_with_another_key_wraps_nothing() {
     assert_eq!(wrong.wraps.load(SeqCst), 0);
 }
 
-/// Nobody needs the second root, and nobody would know before it is needed.
+/// No call needs the second root, so no call would show that it is wrong.
 #[tokio::test]
-async fn a_root_that_is_not_needed_is_compared_all_the_same() {
+async fn a_root_that_is_not_needed_is_compared_too() {
     let (clock, store): (Arc<ManualClock>, Arc<memory::Store>) = Default::default();
     let [a, b, wrong] = [0, 1, 2].map(|key| Arc::new(TestRoot::with_key(key)));
     let service = start(Arc::clone(&store) as _, &[("a", &a), ("b", &b)], &clock).await;
@@ -118,7 +118,7 @@ async fn a_root_that_is_not_needed_is_compared_all_the_same() {
     assert_eq!(wrong.unwraps.load(SeqCst), asked, "once is enough");
 }
 
-/// The name in the configuration is another one: then nothing opens, and nothing is made.
+/// With another name in the configuration no KEK opens, and none is created.
 #[tokio::test]
 async fn a_root_that_was_renamed_founds_no_chain_in_a_store_of_another() {
     let (world, _, id) = founded().await;
@@ -167,7 +167,7 @@ async fn a_root_that_is_new_wraps_beside_the_old_one_alone() {
 
 /// The key of a root moved while the service ran; what it opened a day ago proves nothing.
 #[tokio::test]
-async fn what_a_root_opened_is_believed_for_a_day() {
+async fn a_successful_unwrap_proves_a_root_for_a_day() {
     let (world, ..) = founded().await;
     world.root.key.store(1, SeqCst);
     world.clock.advance(Duration::from_secs(86_401));
@@ -199,10 +199,9 @@ async fn an_unknown_kek_is_named_listed_and_counted() {
     assert_eq!(world.service.readiness().health, Health::Ok, "callers can forge ids");
 }
 
-/// It would be the only one that opens the next KEK, and other replicas may have it with another
-/// key.
+/// The next KEK would open by this root only, and other replicas may have it with another key.
 #[tokio::test]
-async fn what_a_new_root_wrapped_here_does_not_prove_it() {
+async fn a_wrap_of_this_process_does_not_prove_a_new_root() {
     let (world, ..) = founded().await;
     world.service.stop().await;
     let new = Arc::new(TestRoot::with_key(1));
@@ -235,7 +234,7 @@ async fn a_forced_rotation_proves_the_root_for_no_other_chain() {
 }
 
 #[tokio::test]
-async fn a_root_with_another_key_is_not_asked_again_and_again() {
+async fn a_root_with_another_key_is_called_rarely() {
     let (clock, store): (Arc<ManualClock>, Arc<memory::Store>) = Default::default();
     let [a, b, wrong] = [0, 1, 2].map(|key| Arc::new(TestRoot::with_key(key)));
     let service = start(Arc::clone(&store) as _, &[("a", &a), ("b", &b)], &clock).await;

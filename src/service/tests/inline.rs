@@ -60,7 +60,7 @@ async fn a_kek_is_made_at_first_use_and_a_foreign_one_costs_one_call() {
         one.run_reserver().await;
         one.run_rotator().await;
     }
-    assert_eq!(calls(&root), (0, 0), "nobody has asked yet");
+    assert_eq!(calls(&root), (0, 0), "there was no request yet");
     let envelope = encrypt(&one).await;
     assert_eq!((calls(&root), travels_with(&envelope)), ((1, 0), vec!["main".to_owned()]));
     let theirs = encrypt(&two).await;
@@ -100,7 +100,7 @@ async fn a_kek_is_made_at_first_use_and_a_foreign_one_costs_one_call() {
 }
 
 #[tokio::test]
-async fn a_first_kek_that_could_not_be_made_is_tried_again_without_being_asked() {
+async fn the_creation_of_a_first_kek_that_failed_is_retried_without_a_request() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
     let service = inline(&[("main", &root)], &clock).await;
     root.away.store(true, SeqCst);
@@ -116,7 +116,7 @@ async fn a_first_kek_that_could_not_be_made_is_tried_again_without_being_asked()
     assert_eq!(service.readiness().health, Health::Ok, "else no caller would be sent here again");
 }
 
-/// Nothing panics, nothing opens, and nothing is asked of the root but what the record names.
+/// Nothing panics or opens, and a root is called only if the record names it.
 #[tokio::test]
 async fn every_flipped_bit_and_every_truncation_of_a_header_fails() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
@@ -147,7 +147,11 @@ async fn every_flipped_bit_and_every_truncation_of_a_header_fails() {
             let refused = kind(decrypt(service, &envelope[..len]).await);
             assert_eq!(refused, Kind::InvalidCiphertext, "{len}");
         }
-        assert_eq!(decrypt(service, &envelope).await.unwrap(), b"hello", "and it opens at last");
+        assert_eq!(
+            decrypt(service, &envelope).await.unwrap(),
+            b"hello",
+            "the unchanged envelope opens"
+        );
     }
 }
 
@@ -176,12 +180,12 @@ async fn a_record_of_another_envelope_fails() {
                 assert!(expected.contains(&refused), "{refused:?}");
             }
         }
-        // With the KEK in memory nothing is asked of a root, and nothing opens either.
+        // With the KEK in memory no root is called, and the envelope still does not open.
         assert_eq!(decrypt(&reader, ours).await.unwrap(), b"hello");
     }
 }
 
-/// A root that opens whatever it is given: to a key of another id.
+/// A root that unwraps any bytes, to a key with another id.
 struct Lying;
 
 #[async_trait::async_trait]
@@ -275,7 +279,7 @@ async fn foreign_keks_follow_the_rules_of_age_and_outage() {
     clock.advance(DAY);
     reader.look_after_keks().await;
     assert_eq!(kind(decrypt(&reader, &envelope).await), Kind::RootUnavailable);
-    assert_eq!(reader.readiness().health, Health::Ok, "what callers bring along says nothing");
+    assert_eq!(reader.readiness().health, Health::Ok, "KEKs of callers do not affect readiness");
     root.away.store(false, SeqCst);
     clock.advance(Duration::from_secs(1));
     assert_eq!(decrypt(&reader, &envelope).await.unwrap(), b"hello");
@@ -304,7 +308,7 @@ async fn the_stores_record_of_a_kek_takes_precedence_over_an_inline_one() {
     let back = service.rewrap(None, moved.envelope.clone()).await.unwrap();
     assert_eq!(travels_with(&back.envelope), [""; 0]);
 
-    // Elsewhere it opens without the store; here the store must be asked.
+    // Another process opens it without the store. This one must ask the store.
     let elsewhere = inline(&roots, &clock).await;
     assert_eq!(decrypt(&elsewhere, &moved.envelope).await.unwrap(), b"hello");
     service.rotate(None).await.unwrap();
@@ -380,7 +384,7 @@ async fn a_foreign_kek_that_is_stored_and_disabled_later_is_refused() {
     while decrypt(&service, &travelling).await.is_ok() {
         tokio::task::yield_now().await;
         tries += 1;
-        assert!(tries < 100_000, "the watch tells of it");
+        assert!(tries < 100_000, "the watch reports it");
     }
     assert_eq!(kind(decrypt(&service, &travelling).await), Kind::KekDisabled);
 }
@@ -408,7 +412,7 @@ async fn what_needs_shared_state_is_a_conflict_that_says_why() {
     }
     let unknown = service.encrypt(Some("orders"), b"x".into(), b"").await;
     assert_eq!(kind(unknown), Kind::UnknownChain);
-    // It can be looked at all the same.
+    // It can still be read.
     let (info, keks) = service.chain_with_keks(DEFAULT_CHAIN, None, 10).await.unwrap();
     assert_eq!((info.primary, keks.items.len()), (Some(id), 1));
 }
@@ -462,7 +466,7 @@ async fn memory_stays_bounded_over_rotations_and_old_envelopes_open() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_encrypts_at_once_pass_no_limit() {
+async fn ten_thousand_concurrent_encrypts_exceed_no_limit() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
     let service = inline(&[("main", &root)], &clock).await;
     let encrypts: Vec<_> = (0..10_000)
@@ -476,12 +480,12 @@ async fn ten_thousand_encrypts_at_once_pass_no_limit() {
         *uses.entry(encrypt.await.unwrap()).or_default() += 1;
     }
     assert!(uses.values().all(|&made| made <= LOW.max_uses), "{uses:?}");
-    // With so many waiting some KEKs are replaced before anybody gets a use of them.
+    // With so many waiting requests, some KEKs are replaced before their first use.
     let (wraps, unwraps) = calls(&root);
     assert!(wraps >= uses.len() && unwraps == 0, "{wraps} wraps of {} KEKs", uses.len());
 }
 
-/// What docs/format.md says of AWS KMS, which answers with so many bytes.
+/// As docs/format.md says. AWS KMS returns wraps of these lengths.
 #[tokio::test]
 async fn a_header_with_the_wrap_of_aws_kms_stays_below_350_bytes() {
     for (suite, wrap) in [(Suite::Aes128Gcm, 168), (Suite::Aes256Gcm, 184)] {

@@ -1,5 +1,5 @@
-//! A store that loses everything under running services: the time until the repair is an outage,
-//! and no damage.
+//! A store that loses everything under running services: until the repair this is an outage, and
+//! causes no damage.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -57,7 +57,7 @@ impl Losing {
     }
 }
 
-/// A service that made a KEK, and does nothing by itself any more.
+/// A service that created a KEK, and whose tasks are stopped.
 async fn used() -> (Arc<Losing>, Arc<KeyService>, KekId) {
     let (store, clock): (Arc<Losing>, Arc<ManualClock>) = Default::default();
     let service = start(Arc::clone(&store) as _, &[("main", &Arc::default())], &clock).await;

@@ -71,19 +71,19 @@ async fn chains_are_bounded_and_making_one_is_charged() {
     let started = KeyService::start(config, store, roots, Arc::clone(&clock) as _, metrics).await;
     let service = started.unwrap();
     clock.advance(Duration::from_secs(60));
-    let allowance = Arc::new(LookupQuota::new(1));
+    let quota = Arc::new(LookupQuota::new(1));
     let put = async |name: &str| service.put_chain(name, ChainSettings::default()).await;
-    allowance.scope(async { put("a").await.unwrap() }).await;
-    let refused = allowance.scope(async { put("b").await }).await;
+    quota.scope(async { put("a").await.unwrap() }).await;
+    let refused = quota.scope(async { put("b").await }).await;
     assert_eq!(kind(refused), Kind::Overloaded);
     put("b").await.unwrap();
     let refused = put("c").await.unwrap_err();
     assert!(refused.kind() == Kind::Conflict && refused.detail().contains("max_chains"));
-    // What is there can still be changed.
+    // Existing chains can still be changed.
     put("a").await.unwrap();
 }
 
-/// A clock whose wall time is ahead by itself.
+/// A clock whose wall time is ahead.
 struct Ahead(Arc<ManualClock>, AtomicU64);
 
 impl crate::clock::Clock for Ahead {
@@ -120,7 +120,7 @@ async fn replicas_whose_clocks_disagree_do_not_rotate_each_others_keks() {
             drive(service).await;
         }
     }
-    // The one that is ahead takes the first KEK for an old one, once.
+    // To the process that is ahead, the first KEK is old, once.
     let wraps = root.wraps.load(SeqCst);
     assert!((2..=3).contains(&wraps), "{wraps} KEKs in two hours");
     let told = |service: &KeyService| {

@@ -1,5 +1,5 @@
-//! What the keys of a chain are called outside: the same everywhere, never what it was before, and
-//! changed by a change of the roots alone.
+//! The id that the keys of a chain have for others: the same in all replicas, never an earlier one
+//! again, and changed only by a change of the roots.
 
 use super::replicas::{Replicas, default, encrypt, until};
 use super::*;
@@ -14,7 +14,7 @@ async fn named(service: &KeyService) -> String {
     key_id(service).unwrap()
 }
 
-/// A service on the roots `names`, that all are the one.
+/// A service with a root under each of `names`, all with the same key.
 async fn on(replicas: &Replicas, names: &[&str]) -> Arc<KeyService> {
     let roots: Vec<_> = names.iter().map(|name| (*name, &replicas.roots[0])).collect();
     start(Arc::clone(&replicas.store) as _, &roots, &replicas.clock).await
@@ -152,8 +152,8 @@ async fn an_outage_of_all_roots_is_told_once_they_were_asked() {
     assert_eq!(service.key_state(&default()).root_outage, None);
     let calls = replicas.calls();
     root.away.store(true, SeqCst);
-    assert_eq!(service.key_state(&default()).root_outage, None, "nobody knows yet");
-    assert_eq!(replicas.calls(), calls, "to look asks no root");
+    assert_eq!(service.key_state(&default()).root_outage, None, "no call has shown it yet");
+    assert_eq!(replicas.calls(), calls, "reading the state calls no root");
     service.check_primary(&default()).await;
     let outage = service.key_state(&default()).root_outage.unwrap();
     assert!(outage.starts_with("root main: the root is away"), "{outage}");

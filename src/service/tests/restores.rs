@@ -1,4 +1,4 @@
-//! What a restore of an old copy must not bring back, and must not start.
+//! What must not happen after a restore of an old copy of the store.
 
 use super::replicas::{Replicas, decrypt, default, encrypt, until};
 use super::*;
@@ -41,7 +41,7 @@ async fn a_rotation_by_hand_promotes_no_standby_that_was_used_before_a_restore()
     assert_eq!(states(&replicas, ids).await, [Some(State::Retired); 2]);
 }
 
-/// Others wrote so much since that no revision and no generation tells of it.
+/// Others wrote so much since then that no revision and no generation shows the restore.
 #[tokio::test]
 async fn a_standby_that_was_primary_tells_of_a_restore() {
     let (replicas, early, ids) = used_standby().await;
@@ -94,10 +94,10 @@ async fn a_destroyed_kek_that_the_store_lacks_is_missed_once() {
     let before = head(&replicas).await;
     // All is read again every 20 s.
     tokio::time::sleep(Duration::from_secs(120)).await;
-    assert_eq!(head(&replicas).await, before, "nothing is repaired any more");
+    assert_eq!(head(&replicas).await, before, "no further repair");
 }
 
-/// It comes of a write that met a revision of another history under the same number.
+/// The cause is a write that compared a revision of another history with the same number.
 #[tokio::test]
 async fn a_head_that_names_a_kek_which_is_not_primary_is_repaired() {
     let replicas = Replicas::new(1).await;
@@ -264,7 +264,7 @@ async fn an_encrypt_after_a_restore_waits_while_other_processes_change_the_chain
         service.run_rotator().await;
         assert_eq!(store.conflicts.load(SeqCst), 0, "no KEK could be stored");
         service.run_reserver().await;
-        // An error of that would reach the request now.
+        // The request would receive an error of that now.
         tokio::task::yield_now().await;
         clock.advance(Duration::from_secs(2));
         service.run_rotator().await;

@@ -39,7 +39,7 @@ async fn of_two_processes_with_different_keys_on_an_empty_store_one_makes_keks()
         }
         for (index, root) in roots.iter().enumerate() {
             root.away.store(false, SeqCst);
-            // Both are asked to wrap before either KEK is stored, in most rounds.
+            // In most rounds, both are called to wrap before either KEK is stored.
             root.slow.store(round % 3 != index, SeqCst);
         }
         let (one, two) = tokio::join!(encrypt(&a, "one"), encrypt(&b, "two"));
@@ -108,7 +108,7 @@ async fn a_new_root_that_one_process_has_with_another_key_wraps_nothing_there() 
     let world = Rollout::new(false).await;
     let [_, mistyped] = &world.roots;
     let wraps = mistyped.wraps.load(SeqCst);
-    // No KEK of this chain names the new root: the check alone tells.
+    // No KEK of this chain names the new root, so only the check shows it.
     let refused = world.mistyped.change_root("orders", "new", RootChange::Rewrap, None, 100).await;
     assert_eq!(kind(refused), Kind::Conflict);
     // The old root alone wraps what this process makes.

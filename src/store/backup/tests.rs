@@ -1,4 +1,4 @@
-//! Backups of a store in memory, and files that are none.
+//! Backups of a store in memory, and files that are not backups.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -116,7 +116,7 @@ async fn a_rotation_while_the_store_is_read_leaves_each_chain_as_at_one_moment()
     assert_eq!(seen.len(), 2, "before and after the rotation");
 }
 
-/// Two chains with a KEK each. One value is written as no serializer would.
+/// Two chains with a KEK each. One value has white space that no serializer writes.
 async fn store() -> memory::Store {
     let mut txn = Txn::default();
     for name in ["a", "b"] {
@@ -187,7 +187,7 @@ fn in_format_1(text: &str) -> String {
     sealed(&std::iter::once(header).chain(records).collect::<String>())
 }
 
-/// What the check of a backup that arrives in small parts says.
+/// The result of checking a backup that arrives in small parts.
 fn checked(bytes: &[u8]) -> Result<Summary, ReadError> {
     let mut check = Check::default();
     for part in bytes.chunks(7) {
@@ -197,11 +197,11 @@ fn checked(bytes: &[u8]) -> Result<Summary, ReadError> {
 }
 
 fn refused(text: &str) -> String {
-    parse(text.as_bytes()).err().expect("it is no good backup").to_string()
+    parse(text.as_bytes()).err().expect("it is not a valid backup").to_string()
 }
 
 #[test]
-fn what_never_ends_is_not_read_as_a_backup() {
+fn a_device_and_a_pipe_are_not_read_as_backups() {
     let error = super::read(Path::new("/dev/zero")).err().unwrap().to_string();
     assert!(error.contains("it is a device, not a regular file"), "{error}");
     let dir = tempfile::tempdir().unwrap();
@@ -233,7 +233,7 @@ async fn records_come_back_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn what_is_damaged_is_left_out_and_named() {
+async fn damaged_records_are_left_out_and_named() {
     let store = store().await;
     let uses = record::uses_key(&ChainName::new("a").unwrap(), KekId::from_bytes([7; 16]));
     put(&store, &uses, b"{").await;
@@ -279,7 +279,7 @@ async fn every_cut_and_every_changed_byte_is_found() {
 }
 
 #[tokio::test]
-async fn the_place_of_what_is_wrong_is_named() {
+async fn an_error_names_the_line() {
     let (text, _) = written(&store().await).await;
     let lines: Vec<_> = content(&text).split_inclusive('\n').collect();
     let with = |at: usize, line: String| {
@@ -317,7 +317,7 @@ async fn the_place_of_what_is_wrong_is_named() {
 }
 
 #[tokio::test]
-async fn no_file_is_replaced_and_a_place_that_is_not_there_is_told_at_once() {
+async fn no_file_is_replaced_and_a_missing_directory_is_reported_before_the_store_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("backup");
     std::fs::write(&path, "mine").unwrap();

@@ -178,7 +178,7 @@ fn assert_not_backwards(before: &Entries, after: &Entries) {
                 let (old, new) = (Kek::decode(key, old).unwrap(), Kek::decode(key, new).unwrap());
                 let order = [State::Standby, State::Primary, State::Retired, State::Destroyed];
                 let rank = |kek: &Kek| order.iter().position(|&state| state == kek.state);
-                // Disabled and retired follow each other; the time tells which is later.
+                // A KEK can be disabled and enabled again. The time shows which state is later.
                 let rank = |kek: &Kek| (rank(kek).unwrap_or(2), kek.disabled_at);
                 assert!(old.state == State::Destroyed || rank(&old) <= rank(&new), "{key}");
                 assert!(old.state != State::Destroyed || new.state == State::Destroyed, "{key}");

@@ -1,8 +1,8 @@
-//! Envelopes that carry KEKs which nobody made: what they cost, and what they can't do.
+//! Envelopes with forged inline KEKs: what they cost, and what they cannot do.
 
 use super::*;
 
-/// An envelope that somebody made up, with this record.
+/// A forged envelope with this record.
 fn forged(record: &[u8], id: KekId) -> Vec<u8> {
     let mut out = Vec::new();
     let version = Version::Inline(record);
@@ -65,9 +65,9 @@ async fn forged_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
     assert!(service.readiness().checks.iter().all(|check| check.detail.is_none()));
     let (_, before) = calls(&root);
     flood(0, "orders").await;
-    assert_eq!(calls(&root).1 - before, 100, "each chain has its own allowance");
+    assert_eq!(calls(&root).1 - before, 100, "each chain has its own limit");
 
-    // One that was refused a moment ago costs nothing, and time allows a few more.
+    // A record that was just refused costs no call, and time allows more calls.
     let (_, before) = calls(&root);
     flood(950, DEFAULT_CHAIN).await;
     clock.advance(Duration::from_secs(20));
@@ -83,7 +83,7 @@ async fn forged_records_cost_a_bounded_number_of_calls_and_stop_nothing() {
 }
 
 #[tokio::test]
-async fn made_up_records_ask_each_configured_root_once_at_most() {
+async fn forged_records_call_each_configured_root_once_at_most() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
     let service = inline(&[("main", &root)], &clock).await;
     let foreign = encrypt(&*inline(&[("main", &root)], &clock).await).await;
@@ -104,7 +104,7 @@ async fn made_up_records_ask_each_configured_root_once_at_most() {
 }
 
 #[tokio::test]
-async fn a_made_up_id_before_a_good_record_spoils_nothing() {
+async fn a_forged_id_before_a_good_record_has_no_effect_on_others() {
     let (root, clock): (Arc<TestRoot>, Arc<ManualClock>) = Default::default();
     let roots = [("main", &root)];
     let (maker, reader) = (inline(&roots, &clock).await, inline(&roots, &clock).await);
@@ -117,13 +117,13 @@ async fn a_made_up_id_before_a_good_record_spoils_nothing() {
     assert_eq!(decrypt(&reader, &envelope).await.unwrap(), b"hello");
 }
 
-/// A root that eight callers ask concurrently, and that is away after `takes`.
+/// A root that waits for eight concurrent calls, and is away after `takes`.
 struct Tired {
     eight: tokio::sync::Barrier,
     clock: Arc<ManualClock>,
     takes: Duration,
     asked: std::sync::atomic::AtomicUsize,
-    /// From now on it finds all wraps wrong, immediately.
+    /// All wraps are wrong, immediately.
     awake: AtomicBool,
 }
 
@@ -144,7 +144,7 @@ impl root::RootKey for Tired {
     ) -> Result<crate::secret::KeyBytes, root::Error> {
         self.asked.fetch_add(1, SeqCst);
         if self.awake.load(SeqCst) {
-            return Err(root::Error::Wrong("made up".to_owned()));
+            return Err(root::Error::Wrong("forged".to_owned()));
         }
         if self.eight.wait().await.is_leader() {
             self.clock.advance(self.takes);
@@ -158,10 +158,10 @@ impl root::RootKey for Tired {
     }
 }
 
-/// What keeps a root busy until it is given up costs as much as what it finds wrong; an outage that
-/// is reported immediately costs nothing.
+/// A call that a root does not answer in time counts like a wrong wrap. An outage that is reported
+/// immediately does not count.
 #[tokio::test]
-async fn made_up_records_that_take_long_are_not_free() {
+async fn forged_records_that_take_long_are_limited() {
     for (takes, left) in [(3, 50), (1, 100)] {
         let clock = Arc::<ManualClock>::default();
         let tired = Arc::new(Tired {

@@ -36,7 +36,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Chains, and the time, which tells all KEKs of one history from those of another.
+/// Chains, and the time, which distinguishes the KEKs of two histories.
 pub(super) struct History {
     pub(super) store: Arc<memory::Store>,
     branch: u8,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::tls::tests::pki::Pki;
 
-/// Replaces files as kubelet replaces those of a mounted Secret: `..data` points to another
-/// directory from one moment to the next.
+/// Replaces files as kubelet replaces those of a mounted Secret: `..data` is replaced by a link to
+/// another directory.
 fn swap(mount: &Path, version: &str, files: [(&str, PathBuf); 3]) {
     let new = mount.join(version);
     std::fs::create_dir(&new).unwrap();
@@ -21,12 +21,12 @@ fn swap(mount: &Path, version: &str, files: [(&str, PathBuf); 3]) {
     std::fs::rename(mount.join("..new"), mount.join("..data")).unwrap();
 }
 
-/// What a client needs: whom it trusts, its certificate and its key.
+/// The files of a client: the authority that it trusts, its certificate and its key.
 fn files(ca: PathBuf, (cert, key): (PathBuf, PathBuf)) -> [(&'static str, PathBuf); 3] {
     [("ca.crt", ca), ("tls.crt", cert), ("tls.key", key)]
 }
 
-/// What etcd needs, where [`Etcd::with_tls`] looks for it.
+/// Copies the files of etcd to where [`Etcd::with_tls`] expects them.
 fn serve(dir: &Path, pki: &Pki) {
     let (cert, key) = pki.server(&["127.0.0.1"]);
     for (name, from) in [("ca.pem", pki.ca()), ("server.pem", cert), ("server.key", key)] {
@@ -34,7 +34,7 @@ fn serve(dir: &Path, pki: &Pki) {
     }
 }
 
-/// Reads until `done` says so of what came.
+/// Reads until `done` accepts the result.
 async fn until(store: &Store, done: impl Fn(Result<(), String>) -> bool) {
     let mut last = Ok(());
     for _ in 0..600 {
@@ -80,7 +80,7 @@ async fn replaced_certificates_are_used_without_a_restart() {
     recovers(&store).await;
     assert_eq!(value(&store, "a").await, Some("1".into()));
 
-    // A certificate that etcd refuses: the connection from before stays until it ends.
+    // A certificate that etcd refuses: the previous connection is used until it ends.
     swap(mount, "..3", files(second.ca(), second.expired_client(&["kms-proxy"])));
     let expired = format!("{} expired at ", at("tls.crt").display());
     while !store.members.cert().is_some_and(|cert| cert.starts_with(&expired)) {
@@ -93,7 +93,7 @@ async fn replaced_certificates_are_used_without_a_restart() {
     swap(mount, "..4", files(second.ca(), second.client(&["kms-proxy"])));
     recovers(&store).await;
 
-    // A file that is no certificate changes nothing, and failures say so.
+    // A file that is not a certificate changes nothing, and errors mention it.
     std::fs::write(dir.path().join("none"), "nothing").unwrap();
     let (_, key) = second.client(&["kms-proxy"]);
     swap(mount, "..5", files(second.ca(), (dir.path().join("none"), key)));
@@ -154,7 +154,7 @@ async fn a_replaced_password_is_used_without_a_restart() {
     recovers(&store).await;
     applied(&store, put("a", b"2")).await;
 
-    // And the other way round.
+    // First the file has the new one, and then etcd.
     write("planted-3");
     assert_eq!(value(&store, "a").await, Some("2".into()));
     change("planted-3");
