@@ -100,7 +100,7 @@ SOAK_SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 .PHONY: soak
 soak: export KMS_PROXY_SOAK_SEED ?= $(SOAK_SEED)
 soak: export PROPTEST_RNG_SEED ?= $(KMS_PROXY_SOAK_SEED)
-soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; etcd wiped, LOSSES times; 100,000 KEKs recovered; an audit log of 10,000,000 lines; streams of 10 GiB through the command line and over HTTP, and 50 of 1 GiB (KMS_PROXY_SOAK_SEED=n repeats one)
+soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; etcd wiped, LOSSES times; replicas, members and connections that fail, for five minutes; 100,000 KEKs recovered; an audit log of 10,000,000 lines; streams of 10 GiB through the command line and over HTTP, and 50 of 1 GiB (KMS_PROXY_SOAK_SEED=n repeats one)
 	KMS_PROXY_SIM_SEEDS=$(SEEDS) PROPTEST_CASES=$(SEEDS) $(CARGO) test --release --locked --lib -- \
 		in_every_simulated_history envelope:: keychain::
 	KMS_PROXY_SOAK_ROUNDS=$(ROUNDS) $(CARGO) test --release --locked --test it -- --nocapture after_a_kill_at_any_moment
@@ -108,6 +108,8 @@ soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; 
 		KMS_PROXY_AUDIT_LINES=10000000 KMS_PROXY_STREAM_MIB=10240 \
 		$(CARGO) test --release --locked --test it -- --nocapture etcd_is_wiped_under_load many_keks_are_recovered \
 		many_lines_are_verified large_data_takes_constant_memory
+	KMS_PROXY_CHAOS_SECONDS=300 KMS_PROXY_CHAOS_SEED=$$KMS_PROXY_SOAK_SEED \
+		$(CARGO) test --release --locked --test it -- --nocapture no_kek_passes_its_limit
 	KMS_PROXY_STREAM_BYTES=$$((10 << 30)) KMS_PROXY_STREAMS_BYTES=$$((1 << 30)) \
 		$(CARGO) test --release --locked --test it -- --nocapture --test-threads=1 \
 		a_large_stream_passes_both_ways many_streams_at_the_same_time curl_sends_and_receives

@@ -18,6 +18,8 @@ mod driver;
 #[allow(dead_code, reason = "others need the rest of it")]
 #[path = "../tests/it/support/etcd.rs"]
 mod etcd;
+#[path = "../tests/it/support/ports.rs"]
+mod ports;
 
 use driver::{CONNECTIONS, Driver, Server, connect, exchange, kms_proxy, median, request};
 use etcd::Etcd;
@@ -57,7 +59,7 @@ async fn compare(operation: &str) -> anyhow::Result<()> {
     let encrypt = request("/v1/encrypt", &body);
     let (mut rates, mut ratios) = <([Vec<f64>; 3], [Vec<f64>; 3])>::default();
     for _ in 0..SETS {
-        let (etcd, directory) = (Etcd::start().await, tempfile::tempdir()?);
+        let (etcd, directory) = (Etcd::durable().await, tempfile::tempdir()?);
         let inline = [("STORE__KIND", "inline".to_owned())];
         let (mut servers, mut drivers) = (Vec::new(), Vec::new());
         for (index, settings) in [&[][..], &on_etcd(&etcd), &inline].into_iter().enumerate() {
@@ -101,7 +103,7 @@ async fn decrypt(server: &Server, encrypt: &[u8]) -> anyhow::Result<Vec<u8>> {
 }
 
 async fn writes() -> anyhow::Result<()> {
-    let (server, directory) = (Etcd::start().await, tempfile::tempdir()?);
+    let (server, directory) = (Etcd::durable().await, tempfile::tempdir()?);
     let service = kms_proxy(directory.path(), &on_etcd(&server)).await?;
     let items = vec![r#"{"plaintext":"AAAA"}"#; BATCH as usize].join(",");
     let request = request("/v1/batch/encrypt", &format!(r#"{{"items":[{items}]}}"#));

@@ -295,6 +295,10 @@ pub mod store;
 pub mod stream;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[path = "../tests/it/support/ports.rs"]
+#[cfg(test)]
+#[cfg(any(feature = "etcd", feature = "vault-transit"))]
+mod test_ports;
 pub mod timestamp;
 #[cfg(feature = "server")]
 pub mod tls;

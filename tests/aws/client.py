@@ -24,24 +24,14 @@ import logging
 import os
 import sys
 
-import aws_encryption_sdk
 import boto3
 import botocore.config
 import botocore.exceptions
-from aws_cryptographic_material_providers.mpl import AwsCryptographicMaterialProviders
-from aws_cryptographic_material_providers.mpl.config import MaterialProvidersConfig
-from aws_cryptographic_material_providers.mpl.models import (
-    CreateAwsKmsKeyringInput,
-    CreateMultiKeyringInput,
-)
-from aws_encryption_sdk.exceptions import AWSEncryptionSDKClientError
 
 config = botocore.config.Config(
     max_pool_connections=16, client_cert=os.environ.get("CLIENT_CERT")
 )
 kms = boto3.client("kms", config=config)
-sdk = aws_encryption_sdk.EncryptionSDKClient()
-materials = AwsCryptographicMaterialProviders(config=MaterialProvidersConfig())
 
 
 class Log(logging.Handler):
@@ -107,15 +97,22 @@ def load(count, threads, key):
     return {"made": count - len(failures), "wrong": len(failures), "first": first}
 
 
-def keyring(arn):
-    return materials.create_aws_kms_keyring(CreateAwsKmsKeyringInput(kms_key_id=arn, kms_client=kms))
-
-
 def keys(how):
     """The argument of the AWS Encryption SDK that names the keys."""
+    import aws_encryption_sdk
+
     if "keyrings" in how:
-        first, *others = map(keyring, how["keyrings"])
-        both = CreateMultiKeyringInput(generator=first, child_keyrings=others)
+        from aws_cryptographic_material_providers.mpl import AwsCryptographicMaterialProviders
+        from aws_cryptographic_material_providers.mpl import config, models
+
+        materials = AwsCryptographicMaterialProviders(config=config.MaterialProvidersConfig())
+        first, *others = (
+            materials.create_aws_kms_keyring(
+                models.CreateAwsKmsKeyringInput(kms_key_id=arn, kms_client=kms)
+            )
+            for arn in how["keyrings"]
+        )
+        both = models.CreateMultiKeyringInput(generator=first, child_keyrings=others)
         return {"keyring": materials.create_multi_keyring(both)}
     if "strict" in how:
         provider = aws_encryption_sdk.StrictAwsKmsMasterKeyProvider(key_ids=how["strict"])
@@ -130,6 +127,10 @@ def run(command):
         return getattr(kms, command["call"])(**command.get("args", {}))
     if "load" in command:
         return load(command["load"], command["threads"], command["key"])
+    # It takes seconds to import, and most programs only use boto3.
+    import aws_encryption_sdk
+
+    sdk = aws_encryption_sdk.EncryptionSDKClient()
     provider = keys(command["provider"])
     if "write" in command:
         message, _ = sdk.encrypt(source=command["write"], **provider)
@@ -139,12 +140,19 @@ def run(command):
     return {"plaintext": plaintext, "keys": sorted(ids)}
 
 
+def failures():
+    """What the libraries that are in use raise."""
+    sdk = sys.modules.get("aws_encryption_sdk")
+    of_sdk = (sdk.exceptions.AWSEncryptionSDKClientError,) if sdk else ()
+    return (botocore.exceptions.BotoCoreError, *of_sdk)
+
+
 for line in sys.stdin:
     log.take()
     try:
         answer = run(json.loads(line))
     except botocore.exceptions.ClientError as error:
         answer = {"error": error.response["Error"]["Code"], "message": str(error), "log": log.take()}
-    except (AWSEncryptionSDKClientError, botocore.exceptions.BotoCoreError) as error:
+    except failures() as error:
         answer = {"error": type(error).__name__, "message": str(error), "log": log.take()}
     print(json.dumps(from_bytes(answer)), flush=True)

@@ -189,7 +189,7 @@ fn code(source: &str) -> String {
     let mut parts = source.split("#[cfg(test)]\nmod ");
     let mut source = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        // `mod tests;` is in a file of its own; `mod tests {` ends this one.
+        // `mod tests;` is another file; `mod tests {` ends this one.
         match part[first_word(part).len()..].strip_prefix(';') {
             Some(rest) => source.push_str(rest),
             None => break,

@@ -21,6 +21,8 @@ fn without_credentials(front: &Front, key_id: &str) -> Setup {
         .set("ROOT__0__KIND", "aws-kms")
         .set("ROOT__0__KEY_ID", key_id)
         .set("ROOT__0__ENDPOINT", front.url())
+        // A loaded moto is not an outage.
+        .set("ROOT__0__TIMEOUT", "14s")
         .env("AWS_REGION", REGION)
         .env("AWS_EC2_METADATA_DISABLED", "true")
 }
@@ -44,8 +46,8 @@ async fn readiness(service: &Service) -> (Value, String) {
 async fn a_million_encrypts_make_one_call_of_kms() {
     const ITEMS: usize = 10_000;
     const BATCHES: usize = 100;
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let setup = setup(&front, &moto.create_key().await);
     let service = setup.start().await;
     let items = json!({"items": vec![json!({"plaintext": ""}); ITEMS]});
@@ -76,10 +78,11 @@ async fn a_million_encrypts_make_one_call_of_kms() {
 }
 
 #[tokio::test]
-async fn throttling_stops_nothing_is_told_and_passes() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+async fn throttling_stops_nothing_is_reported_and_ends() {
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let setup = setup(&front, &moto.create_key().await)
+        .set("ROOT__0__TIMEOUT", "5s")
         .set("CHAIN__ROTATE_AFTER_USES", 100)
         .set("CHAIN__MAX_USES", 1_000_000);
     let service = setup.start().await;
@@ -87,13 +90,13 @@ async fn throttling_stops_nothing_is_told_and_passes() {
     let mut sealed = vec![first];
     front.set(Way::Error(400, "ThrottlingException", "Rate exceeded"));
     // Past half of the limit the next KEK is due, and can't be wrapped.
-    let told = until("the throttling is told", async || {
+    let detail = until("a report of the throttling", async || {
         sealed.push(service.encrypt("default", "aGVsbG8=").await);
         let (status, detail) = readiness(&service).await;
         (status == "degraded").then_some(detail)
     });
-    let told = told.await;
-    assert!(told.contains("ThrottlingException (request request-7): throttled"), "{told}");
+    let detail = detail.await;
+    assert!(detail.contains("ThrottlingException (request request-7): throttled"), "{detail}");
     for _ in 0..200 {
         sealed.push(service.encrypt("default", "aGVsbG8=").await);
     }
@@ -105,15 +108,18 @@ async fn throttling_stops_nothing_is_told_and_passes() {
         (sealed.last()?.kek_id() != old).then_some(())
     })
     .await;
-    assert_eq!(readiness(&service).await, (json!("ok"), String::new()));
+    until("the root is well", async || {
+        (readiness(&service).await == (json!("ok"), String::new())).then_some(())
+    })
+    .await;
     decrypt_all(&service, &sealed).await;
 }
 
 #[tokio::test]
 async fn a_service_that_starts_without_kms_serves_as_soon_as_it_is_there() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
-    let setup = setup(&front, &moto.create_key().await).set("ROOT__0__TIMEOUT", "500ms");
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
+    let setup = setup(&front, &moto.create_key().await).set("ROOT__0__TIMEOUT", "2s");
     // First it has no KEK, then it has one that it can't open.
     let mut sealed = Vec::new();
     for way in [Way::Close, Way::Hang] {
@@ -129,7 +135,7 @@ async fn a_service_that_starts_without_kms_serves_as_soon_as_it_is_there() {
             service.try_encrypt("default", "aGVsbG8=").await.unwrap().ok()
         });
         sealed.push(one.await);
-        assert_eq!(readiness(&service).await.0, "ok");
+        until("it is ready", async || (readiness(&service).await.0 == "ok").then_some(())).await;
         service.ready().await;
         decrypt_all(&service, &sealed).await;
         service.stop().await;
@@ -138,9 +144,9 @@ async fn a_service_that_starts_without_kms_serves_as_soon_as_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_disabled_key_is_told_with_what_to_do_and_what_is_in_memory_goes_on() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+async fn a_disabled_key_is_reported_with_the_remedy_and_keks_in_memory_are_used() {
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let setup = setup(&front, &moto.create_key().await);
     let service = setup.start().await;
     let sealed = service.encrypt("default", "aGVsbG8=").await;
@@ -156,9 +162,9 @@ async fn a_disabled_key_is_told_with_what_to_do_and_what_is_in_memory_goes_on() 
 }
 
 #[tokio::test]
-async fn credentials_come_from_a_profiles_process_and_their_lack_is_told_without_secrets() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+async fn credentials_come_from_a_profiles_process_and_missing_ones_are_reported_without_secrets() {
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let key = moto.create_key().await;
     let bare = without_credentials(&front, &key);
     let service = bare.start_unready().await;
@@ -175,7 +181,7 @@ async fn credentials_come_from_a_profiles_process_and_their_lack_is_told_without
     let service = by_process.start_unready().await;
     let (_, detail) = readiness(&service).await;
     assert!(detail.contains("external process exited with code exit status: 3"), "{detail}");
-    // Everybody may read this; the SDK's own line in the log is for the operator.
+    // Anyone may read this; the SDK's own line in the log is for the operator.
     assert!(!detail.contains("of-the-script"), "{detail}");
     service.stop().await;
 
@@ -188,8 +194,8 @@ async fn credentials_come_from_a_profiles_process_and_their_lack_is_told_without
 
 #[tokio::test]
 async fn no_level_of_the_log_shows_a_kek_or_a_credential() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let setup = setup(&front, &moto.create_key().await)
         .env("AWS_SESSION_TOKEN", "token-of-the-session")
         // With this the SDK would write KEKs at `trace`.
@@ -201,7 +207,7 @@ async fn no_level_of_the_log_shows_a_kek_or_a_credential() {
     let service = setup.start().await;
     decrypt_all(&service, &[sealed]).await;
     log += &service.stop().await;
-    // The SDK does log, only not all.
+    // The SDK logs, but not everything.
     assert!(log.contains("aws_smithy_runtime") && log.contains(r#""level":"TRACE""#), "{log}");
     let calls = front.take();
     let kek = calls[0].body["Plaintext"].as_str().unwrap().trim_end_matches('=');
@@ -210,7 +216,7 @@ async fn no_level_of_the_log_shows_a_kek_or_a_credential() {
     let debug = format!("{bytes:?}");
     let debug = debug.trim_matches(['[', ']']);
     for secret in [kek, &hex, debug, "secret-of-the-access-key", "token-of-the-session"] {
-        assert!(!log.contains(secret), "{secret} was told");
+        assert!(!log.contains(secret), "{secret} is in the log");
     }
 }
 

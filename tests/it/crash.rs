@@ -30,7 +30,7 @@ fn base64(number: u64) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_encrypts_at_once_pass_no_limit_and_outlive_a_kill() {
+async fn ten_thousand_concurrent_encrypts_exceed_no_limit_and_outlive_a_kill() {
     let setup = setup();
     let service = Arc::new(setup.start().await);
     let mut connections = JoinSet::new();

@@ -8,10 +8,13 @@
 //! - A `toml FILE` block is written to that file. Every `toml` block must be a configuration.
 //! - `<!-- run` ... `-->` is a script that readers don't see. `need moto` in it starts a server.
 //!
-//! A document has one shell in a directory of its own. `kms-proxy serve` goes on in the background there.
+//! A document has one shell in its own directory. `kms-proxy serve` runs in the background there.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kms_proxy::config::{Config, Flags};
 
@@ -41,31 +44,74 @@ fn name(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().display().to_string()
 }
 
-#[tokio::test]
-async fn every_shell_block_does_what_it_shows() {
-    let (mut run, mut not_run, mut wrong) = (0, Vec::new(), Vec::new());
-    for path in documents() {
-        let text = std::fs::read_to_string(&path).unwrap();
-        let blocks = blocks::of(&text).unwrap_or_else(|why| panic!("{}: {why}", name(&path)));
-        let mut session = None;
-        for block in &blocks {
-            let place = format!("{}, line {}", name(&path), block.line);
-            if let Run::Not(reason) = &block.run {
-                syntax(&block.script(), &place);
-                not_run.push(format!("{place}: {reason}"));
-                continue;
-            }
-            let session = match &mut session {
-                Some(session) => session,
-                None => session.insert(Session::start()),
-            };
-            if let Err(why) = session.run(block).await {
-                wrong.push(format!("{place}: {why}"));
-                // What comes after may rest on it.
-                break;
-            }
-            run += u32::from(block.is_shell());
+/// What became of the blocks of a document.
+#[derive(Default)]
+struct Ran {
+    run: u32,
+    not_run: Vec<String>,
+    wrong: Option<String>,
+}
+
+async fn run(path: &Path) -> Ran {
+    let text = std::fs::read_to_string(path).unwrap();
+    let blocks = blocks::of(&text).unwrap_or_else(|why| panic!("{}: {why}", name(path)));
+    let (mut ran, mut session) = (Ran::default(), None);
+    for block in &blocks {
+        let place = format!("{}, line {}", name(path), block.line);
+        if let Run::Not(reason) = &block.run {
+            syntax(&block.script(), &place);
+            ran.not_run.push(format!("{place}: {reason}"));
+            continue;
         }
+        let session = match &mut session {
+            Some(session) => session,
+            None => session.insert(Session::start()),
+        };
+        if let Err(why) = session.run(block).await {
+            // What comes after may depend on it.
+            ran.wrong = Some(format!("{place}: {why}"));
+            break;
+        }
+        ran.run += u32::from(block.is_shell());
+    }
+    ran
+}
+
+/// How many documents are run at the same time: most of their commands wait.
+const CONCURRENTLY: usize = 3;
+
+/// Runs a document on this thread.
+fn run_here(path: &Path) -> Ran {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(run(path))
+}
+
+#[test]
+fn every_shell_block_does_what_it_shows() {
+    let documents = documents();
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..CONCURRENTLY {
+            scope.spawn(|| {
+                while let Some(path) = documents.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let ran = run_here(path);
+                    done.lock().unwrap().insert(path, ran);
+                }
+            });
+        }
+    });
+    let done = done.into_inner().unwrap();
+    let (mut run, mut not_run, mut wrong) = (0, Vec::new(), Vec::new());
+    for (path, mut ran) in done {
+        // On a busy machine a command reaches its own time limit, or says how far it has come. A
+        // document that is wrong is wrong again, alone.
+        if let Some(why) = ran.wrong.take() {
+            tell(&format!("once more, alone: {why}"));
+            ran = run_here(path);
+        }
+        run += ran.run;
+        not_run.extend(ran.not_run);
+        wrong.extend(ran.wrong);
     }
     tell(&format!("shell blocks: {run} run, {} not run", not_run.len()));
     for reason in &not_run {
@@ -151,7 +197,7 @@ fn slug(heading: &str) -> String {
     kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// A document of one block with a session of its own: what comes of it.
+/// Runs a document of one block in its own session.
 async fn outcome(document: &str) -> Result<(), String> {
     let mut session = Session::start();
     for block in blocks::of(document)? {

@@ -136,7 +136,7 @@ async fn under_load(services: Vec<Arc<Service>>, key: &Path) {
         assert!(said.starts_with("2 chains copied: "), "{said}");
         let service = new.start().await;
         decrypt_all(&service, before).await;
-        // What encrypted only decrypts: the restored service makes KEKs of its own.
+        // KEKs of the backup only decrypt: the restored service creates its own.
         for chain in ["default", "orders"] {
             for _ in 0..20 {
                 all.push(service.encrypt(chain, "aGVsbG8=").await);
@@ -168,7 +168,7 @@ async fn a_backup_of_a_file_store_under_load_has_all_that_was_encrypted_before_i
 async fn a_backup_of_etcd_under_load_has_all_that_was_encrypted_before_it() {
     let (etcd, dir) = (Etcd::start().await, tempfile::tempdir().unwrap());
     let key = dir.path().join("root.key");
-    let setup = || setup(&key).set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
+    let setup = || setup(&key).on_etcd(&etcd);
     let services = vec![Arc::new(setup().start().await), Arc::new(setup().start().await)];
     under_load(services, &key).await;
 }
@@ -309,7 +309,7 @@ fn large(count: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_disconnects_ends_the_backup_and_another_one_waits_for_nobody() {
+async fn a_client_that_disconnects_ends_the_backup_and_another_one_does_not_wait() {
     use tokio::io::AsyncWriteExt;
     const KEKS: usize = 600;
     let setup = Setup::new().set("LOG__LEVEL", "info");

@@ -376,7 +376,7 @@ async fn every_call_by_every_kind_of_caller() {
                         // An envelope of version 1 is no stream.
                         let is_stream = call.path == "/v1/stream/decrypt";
                         let good = if names_a_kek || is_stream { 400..500 } else { 200..300 };
-                        // The root is configured, so it is not removed; the KEK is none.
+                        // The root is configured, so it is not removed.
                         let good = if call.path.ends_with("/remove") { 409..410 } else { good };
                         // The chain has KEKs, and the configuration names it.
                         let is_kept = call.method == Method::DELETE;
@@ -429,7 +429,7 @@ async fn a_client_with_encrypt_on_some_chains_can_do_exactly_that() {
             let (status, answer, _) =
                 make(&http, &service, &caller, &call, chain, "kp:AQ==").await.unwrap();
             if status == 403 {
-                // There is no telling a chain that is there from one that is not.
+                // A chain that exists can't be distinguished from one that does not.
                 let detail = answer["detail"].as_str().unwrap();
                 let known = format!("with the chain {chain}");
                 let list = "the client orders may not read any chain";
@@ -613,9 +613,13 @@ async fn rules_change_without_a_restart_and_a_broken_file_changes_nothing() {
     service.logged("settings other than the clients are the same as at the start again").await;
 }
 
-/// Also by clients that send all of it before they listen.
+/// The service reads the rest of a refused body for 5 s. A client that is slower may not see the
+/// response; a little less, because the client starts earlier.
+const REST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(4);
+
+/// Also by clients that send the whole body before they read.
 #[tokio::test]
-async fn a_refusal_is_heard_however_much_is_sent() {
+async fn a_refusal_is_received_however_much_is_sent() {
     let mut world = World::new();
     let (token, digest) = token::generate().unwrap();
     world.client("orders", &format!("token_sha256 = '{digest}'"), "orders-*", "encrypt");
@@ -644,26 +648,34 @@ async fn a_refusal_is_heard_however_much_is_sent() {
         let encrypt = format!("{url}/v1/encrypt");
         args.push(&encrypt);
         for version in ["--http2", "--http1.1"] {
-            // Without a word of the service it waits for a second first.
+            // Without a response curl waits for a second first.
             for expect in ["expect:", "expect: 100-continue"] {
-                for _ in 0..3 {
+                let mut received = 0;
+                while received < 3 {
+                    let started = std::time::Instant::now();
                     let mut curl = std::process::Command::new("curl");
                     let said = curl.args(&args).args([version, "-H", expect]).output().unwrap();
-                    let heard = String::from_utf8_lossy(&said.stdout);
-                    assert_eq!(heard, status, "{len} {version} {expect}: {said:?}");
+                    let is_received = String::from_utf8_lossy(&said.stdout) == status;
+                    let is_slow = started.elapsed() > REST_TIMEOUT;
+                    assert!(is_received || is_slow, "{len} {version} {expect}: {said:?}");
+                    received += u32::from(is_received);
                 }
             }
         }
     }
     let server = ["encrypt", "--chain", "orders-1", "--server", &url, "--ca", &ca];
-    for _ in 0..5 {
+    let mut received = 0;
+    while received < 5 {
+        let started = std::time::Instant::now();
         let said = run(&server, &vec![0; 3_000_000]);
-        assert!(String::from_utf8_lossy(&said.stderr).contains("unauthenticated: "), "{said:?}");
+        let is_received = String::from_utf8_lossy(&said.stderr).contains("unauthenticated: ");
+        assert!(is_received || started.elapsed() > REST_TIMEOUT, "{said:?}");
+        received += u32::from(is_received);
     }
 }
 
 #[tokio::test]
-async fn a_client_whose_certificate_fails_the_handshake_is_told_of() {
+async fn a_client_whose_certificate_fails_the_handshake_is_logged_and_counted() {
     let mut world = World::new();
     world.client("orders", "tls_san = 'a.example'", "orders-*", "encrypt");
     let service = world.start().await;
@@ -673,11 +685,13 @@ async fn a_client_whose_certificate_fails_the_handshake_is_told_of() {
         let http = world.http(Some(&identity), Version::HTTP_11);
         assert!(http.get(format!("{}/healthz", service.url())).send().await.is_err());
     }
-    let log = service.logged("UnknownIssuer").await;
-    let told = |line: &&str| {
+    service.logged("UnknownIssuer").await;
+    let is_refusal = |line: &&str| {
         line.contains(r#""level":"INFO""#) && line.contains(r#""reason":"certificate""#)
     };
-    assert_eq!(log.lines().filter(told).count(), 2, "{log}");
+    let refusals = || service.log().lines().filter(is_refusal).count();
+    until("a line for each", async || (refusals() >= 2).then_some(())).await;
+    assert_eq!(refusals(), 2, "{}", service.log());
     let metrics = format!("{}/metrics", admin(&service));
     let metrics = reqwest::get(metrics).await.unwrap().text().await.unwrap();
     let counted = r#"kms_proxy_auth_failures_total{reason="certificate"} 2"#;

@@ -19,7 +19,7 @@ mod kms;
 
 #[tokio::test]
 async fn the_example_of_an_external_kms_runs() {
-    let (moto, dir) = (Moto::start(), tempfile::tempdir().unwrap());
+    let (moto, dir) = (Moto::shared(), tempfile::tempdir().unwrap());
     let mut child = child("kms_child");
     child.env("AWS_ENDPOINT_URL", format!("http://{}", moto.address));
     child.env("AWS_REGION", REGION).env("AWS_EC2_METADATA_DISABLED", "true");

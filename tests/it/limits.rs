@@ -1,7 +1,7 @@
 //! What many, large and slow clients can do: memory stays bounded, and others are served.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, Version};
 use rustix::process::Resource;
@@ -67,19 +67,27 @@ impl Target {
         Self { service, tls, _setup: setup }
     }
 
+    /// Connects. The service gives up a handshake that takes long, as on a loaded machine: then the
+    /// next one counts.
     pub(crate) async fn connect(&self) -> Box<dyn Stream> {
-        self.over(TcpStream::connect(self.service.address()).await.unwrap()).await
-    }
-
-    /// As it connects, over a connection that is there.
-    pub(crate) async fn over(&self, stream: TcpStream) -> Box<dyn Stream> {
-        match &self.tls {
-            None => Box::new(stream),
-            Some(tls) => {
-                let name = ServerName::try_from("localhost").unwrap();
-                Box::new(tls.connect(name, stream).await.unwrap())
+        let tcp = async || TcpStream::connect(self.service.address()).await.unwrap();
+        for _ in 0..3 {
+            if let Ok(stream) = self.try_over(tcp().await).await {
+                return stream;
             }
         }
+        self.over(tcp().await).await
+    }
+
+    /// Connects in the same way, over an open connection.
+    pub(crate) async fn over(&self, stream: TcpStream) -> Box<dyn Stream> {
+        self.try_over(stream).await.unwrap()
+    }
+
+    async fn try_over(&self, stream: TcpStream) -> std::io::Result<Box<dyn Stream>> {
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from("localhost").unwrap();
+        Ok(Box::new(tls.connect(name, stream).await?))
     }
 }
 
@@ -103,7 +111,7 @@ async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<(u16, 
 }
 
 /// As many file descriptors as the system allows: one for each connection.
-fn take_descriptors() {
+pub(crate) fn take_descriptors() {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
@@ -137,6 +145,9 @@ async fn five_thousand_idle_connections_take_little_memory() {
     }
 }
 
+/// How long the service reads the rest of a refused body: after that the response may be lost.
+const REST_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Sends the largest body until it is taken; how often it was refused.
 async fn send_largest(
     target: Arc<Target>,
@@ -151,14 +162,15 @@ async fn send_largest(
     let (half, rest) = body.split_at(LARGEST / 2);
     let mut refused = 0;
     loop {
+        let began = Instant::now();
         let mut stream = target.connect().await;
         let mut sent = stream.write_all(head.as_bytes()).await;
         if sent.is_ok() {
             sent = stream.write_all(half).await;
         }
         if refused == 0 {
-            // All of them are half sent at once. One that is refused already waits as well, since
-            // the others wait for it.
+            // All of them are half sent at the same time. One that is already refused waits as well,
+            // because the others wait for it.
             together.wait().await;
         }
         if sent.is_ok() {
@@ -173,12 +185,13 @@ async fn send_largest(
                 return refused;
             }
             Ok((429, _)) => refused += 1,
-            // Refused while it waited for the others, for longer than the rest of a body is read: then
-            // the answer may be lost with the connection.
-            Err(_) if sent.is_err() => refused += 1,
+            // Refused while it waited for the others, or while the machine was busy.
+            Err(_) if sent.is_err() || began.elapsed() > REST_TIMEOUT => refused += 1,
             other => panic!("{other:?} after {sent:?}"),
         }
-        tokio::time::sleep(Duration::from_millis(100 + pauses.below(300))).await;
+        // What is sent to be refused costs as much as the rest of the test, so the pauses grow.
+        let most = 300 << refused.min(4);
+        tokio::time::sleep(Duration::from_millis(200 + pauses.below(most))).await;
     }
 }
 
@@ -208,7 +221,7 @@ async fn memory_is_bounded_under_five_hundred_clients_that_send_the_largest_body
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_count_and_small_requests_go_on() {
+async fn unread_answers_count_and_small_requests_succeed() {
     let service = Setup::new()
         .set("SERVER__MAX_BODY", "16MiB")
         .set("SERVER__BODY_MEMORY", "32MiB")
@@ -255,7 +268,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Asks for much and lets nothing of it come. How many answers began, how many streams were reset;
+/// Makes many requests and reads no response. How many answers began, how many streams were reset;
 /// it ends when the service cuts a connection on which it waits with answers.
 async fn take_nothing(target: Arc<Target>, streams: u32) -> (u32, u32) {
     const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
@@ -285,18 +298,18 @@ async fn take_nothing(target: Arc<Target>, streams: u32) -> (u32, u32) {
 }
 
 #[tokio::test]
-async fn small_answers_that_nobody_takes_count_where_there_are_many_at_once() {
+async fn many_small_unread_answers_count() {
     let setup = Setup::new().set("SERVER__MAX_BODY", "1MiB").set("SERVER__BODY_MEMORY", "2MiB");
     let target = Arc::new(Target::with(setup, true, &["h2"]).await);
     let mut all = tokio::task::JoinSet::new();
     for _ in 0..6 {
         all.spawn(take_nothing(Arc::clone(&target), 120));
     }
-    let counts = tokio::time::timeout(Duration::from_secs(120), all.join_all()).await;
+    let counts = tokio::time::timeout(Duration::from_secs(300), all.join_all()).await;
     let counts = counts.expect("connections that take nothing are cut");
     let (answered, reset) =
         counts.iter().fold((0, 0), |(a, b), (answered, reset)| (a + answered, b + reset));
-    tell(&format!("HTTP/2 answers that nobody took: {answered} began, {reset} had no room"));
+    tell(&format!("unread HTTP/2 answers: {answered} began, {reset} had no room"));
     assert_eq!(answered + reset, 720);
     // 4 KiB and the body each.
     assert!((400..=512).contains(&answered), "{counts:?}");
@@ -317,7 +330,8 @@ async fn the_answer_of_a_batch_counts_while_it_is_made() {
 
 #[tokio::test]
 async fn one_waiting_request_too_many_is_refused_and_those_that_need_not_wait_are_served() {
-    let service = Setup::new().set("SERVER__MAX_REQUESTS", 1).start().await;
+    let setup = Setup::new().set("SERVER__MAX_REQUESTS", 1).set("SERVER__REQUEST_TIMEOUT", "5m");
+    let service = setup.start().await;
     let head = "POST /v1/encrypt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
                 Content-Type: application/json\r\nContent-Length: 18\r\nExpect: 100-continue\r\n\r\n";
     let mut first = service.connect().await;
@@ -364,7 +378,8 @@ async fn heads_that_are_not_finished_take_no_more_than_their_part_of_the_budget(
     const HEAD: usize = 126_000;
     const BUDGET: usize = 32 << 20;
     take_descriptors();
-    for with_tls in [false, true] {
+    // Both at the same time: the last connections end as idle ones, after half a minute.
+    let measure = async |with_tls| {
         let setup = Setup::new().set("SERVER__BODY_MEMORY", BUDGET);
         let target = Target::with(setup, with_tls, &[]).await;
         target.service.encrypt("default", "aGVsbG8=").await;
@@ -400,7 +415,8 @@ async fn heads_that_are_not_finished_take_no_more_than_their_part_of_the_budget(
         // The heads' half of the budget, in buffers of up to twice their size, a body and its answer,
         // and what each connection takes until it is closed.
         assert!(grown < 80 << 10, "{grown} kB");
-    }
+    };
+    tokio::join!(measure(false), measure(true));
 }
 
 /// As many fields as a head has room for, with short names and no values (RFC 7541).
@@ -461,7 +477,7 @@ async fn heads_of_http_2_that_are_not_finished_take_no_more_than_their_part_of_t
             });
         }
         for _ in WITH_ROOM..CONNECTIONS {
-            let end = tokio::time::timeout(Duration::from_secs(120), ended.join_next()).await;
+            let end = tokio::time::timeout(Duration::from_secs(300), ended.join_next()).await;
             end.expect("connections without room for a head end").unwrap().unwrap();
         }
         let grown = memory_kb(&target.service, "VmHWM:").saturating_sub(before);

@@ -30,7 +30,7 @@ async fn no_plaintext_is_in_memory_when_the_requests_are_over() {
     let pki = Pki::new(setup.file("pki"));
     let (cert, key) = pki.server(&["127.0.0.1"]);
     let service = setup.start().await;
-    a_request_that_goes_on_is_seen(&service).await;
+    a_request_that_is_running_is_seen(&service).await;
     look(service, Client::builder().no_proxy()).await;
     let setup =
         setup.set("SERVER__TLS__CERT", cert.display()).set("SERVER__TLS__KEY", key.display());
@@ -39,7 +39,7 @@ async fn no_plaintext_is_in_memory_when_the_requests_are_over() {
 }
 
 /// What is looked for is found where it must be.
-async fn a_request_that_goes_on_is_seen(service: &Service) {
+async fn a_request_that_is_running_is_seen(service: &Service) {
     let mut stream = service.connect().await;
     let body = STANDARD.encode_to_string(PLANTED);
     let head = "POST /v1/encrypt HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
@@ -53,7 +53,7 @@ async fn a_request_that_goes_on_is_seen(service: &Service) {
     gone(service).await;
 }
 
-/// Lets plaintexts through in every way that there is, closes the connections, and looks.
+/// Sends plaintexts through every call, closes the connections, and searches.
 async fn look(mut service: Service, client: ClientBuilder) {
     service.call_with(client.build().unwrap());
     for times in [1, 100, 20_000] {

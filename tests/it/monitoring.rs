@@ -2,7 +2,7 @@
 //! `promtool`: what they ask for is there, and each alert fires on what it is for and on nothing else.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::support::prometheus::Prometheus;
 use crate::support::tools::{admin, printed, promtool, yaml_file};
 use crate::support::{Service, Setup, root, tell, until};
 
-/// Who may call the replica by HTTPS: nobody who does.
+/// The only client of the replica with HTTPS. Nothing calls with its token.
 const RULES: &str = r#"
 [auth]
 mode = "required"
@@ -81,8 +81,7 @@ async fn every_query_of_the_dashboard_is_answered_and_every_alert_finds_its_metr
     let setup = || {
         let log = format!("audit-{}.jsonl", made.fetch_add(1, Ordering::Relaxed));
         Setup::new()
-            .set("STORE__KIND", "etcd")
-            .set("STORE__ENDPOINTS", etcd.url())
+            .on_etcd(&etcd)
             .set("ROOT__0__KIND", "passphrase")
             .set("ROOT__0__NAME", "main")
             .set("ROOT__0__MEMORY", "19MiB")
@@ -165,7 +164,7 @@ async fn load(service: Arc<Service>, stop: Arc<AtomicBool>) {
     }
 }
 
-/// Calls with a token that nobody has.
+/// Calls with an unknown token.
 async fn strangers(service: Service, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         let request = service.request(Method::GET, "/v1/chains").bearer_auth("kpt_nobody");
@@ -182,12 +181,15 @@ async fn what_it_saves_adds_up(prometheus: &Prometheus, queries: &[(String, Stri
         assert_eq!(series.len(), 1, "{title}");
         series[0]["value"][1].as_str().unwrap().parse::<f64>().unwrap()
     };
-    let before = number("Root calls avoided").await;
-    let saved = number("Money saved").await * 10_000.0 / 0.03;
-    let (after, made) = (number("Root calls avoided").await, number("Root calls made").await);
-    // The rate is taken from samples at another moment, so it is only close.
-    assert!(before * 0.8 <= saved && saved <= after * 1.2, "{before} {saved} {after}");
-    assert!(after > 10.0 * made, "{after} avoided, {made} made");
+    // The rates are of samples at other moments, and on a loaded machine some are missing.
+    until("calls that are saved, and what they cost", async || {
+        let before = number("Root calls avoided").await;
+        let saved = number("Money saved").await * 10_000.0 / 0.03;
+        let (after, made) = (number("Root calls avoided").await, number("Root calls made").await);
+        let is_close = before * 0.8 <= saved && saved <= after * 1.2;
+        (is_close && after > 10.0 * made).then_some(())
+    })
+    .await;
 }
 
 /// Waits until each rule was evaluated, which must go well; how many there are.
@@ -204,15 +206,16 @@ async fn rules_that_were_tried(prometheus: &Prometheus) -> usize {
 }
 
 /// `promtool test rules` with these rules; whether all is as the tests of the alerts say.
-fn passes(rules: &Value, dir: &Path) -> (bool, String) {
+fn passes(rules: &Value) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
     let mut tests = yaml_file(&root().join("tests/deploy/alerts.test.yaml"));
     let mut rules = rules.clone();
     for rule in rules["groups"][0]["rules"].as_array_mut().unwrap() {
-        // It has a test of its own, and would be repeated in every case.
+        // Another test checks it, and it would be repeated in every case.
         rule["annotations"].as_object_mut().unwrap().remove("runbook_url");
     }
     tests["rule_files"] = json!(["rules.yaml"]);
-    let (rules_path, tests_path) = (dir.join("rules.yaml"), dir.join("tests.yaml"));
+    let [rules_path, tests_path] = ["rules.yaml", "tests.yaml"].map(|name| dir.path().join(name));
     std::fs::write(rules_path, rules.to_string()).unwrap();
     std::fs::write(&tests_path, tests.to_string()).unwrap();
     let output = promtool(&["test", "rules", tests_path.to_str().unwrap()]);
@@ -224,18 +227,24 @@ fn passes(rules: &Value, dir: &Path) -> (bool, String) {
 fn each_alert_fires_on_what_it_is_for_and_on_nothing_else() {
     printed(promtool(&["check", "rules", alerts().to_str().unwrap()]));
     let rules = yaml_file(&alerts());
-    let dir = tempfile::tempdir().unwrap();
-    let (well, said) = passes(&rules, dir.path());
-    assert!(well, "{said}");
-    let names: Vec<_> = rules["groups"][0]["rules"].as_array().unwrap().iter().collect();
-    let names: Vec<_> = names.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
     // Alerts that never fire, and alerts that always do, are both found out, each of them.
-    for broken in ["vector(0) > 1", "vector(1)"] {
+    let broken = ["vector(0) > 1", "vector(1)"].map(|broken| {
         let mut rules = rules.clone();
         for rule in rules["groups"][0]["rules"].as_array_mut().unwrap() {
             rule["expr"] = json!(broken);
         }
-        let (well, said) = passes(&rules, dir.path());
+        (broken, rules)
+    });
+    let (tested, broken) = std::thread::scope(|scope| {
+        let broken = broken.each_ref();
+        let broken = broken.map(|(broken, rules)| (*broken, scope.spawn(move || passes(rules))));
+        (passes(&rules), broken.map(|(broken, passes)| (broken, passes.join().unwrap())))
+    });
+    let (well, said) = tested;
+    assert!(well, "{said}");
+    let names: Vec<_> = rules["groups"][0]["rules"].as_array().unwrap().iter().collect();
+    let names: Vec<_> = names.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
+    for (broken, (well, said)) in broken {
         assert!(!well);
         for name in &names {
             let noticed = said.contains(&format!("alertname: {name},"));

@@ -14,7 +14,7 @@ use crate::support::pki::Pki;
 use crate::support::tunnel::{Terminator, Tunnel};
 use crate::support::{Bao, Service, Setup, jwt, until};
 
-/// A proxy that nobody listens at.
+/// The address of a proxy that does not exist.
 const NOBODY: &str = "http://127.0.0.1:1";
 
 /// Where a server of the test's own is.
@@ -81,8 +81,8 @@ fn replace(path: &Path, with: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn aws_kms_is_called_through_the_proxy_and_a_replaced_ca_is_used() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let (key_id, target) = (moto.create_key().await, address(&front.url()));
     let setup = with_kms(&key_id, "https://kms.test");
     let (one, two) = (Pki::new(setup.file("1")), Pki::new(setup.file("2")));
@@ -139,8 +139,8 @@ async fn vault_is_called_through_the_proxy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_proxy_stands_between_the_service_and_its_own_machine_or_plain_http() {
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let key_id = moto.create_key().await;
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::new(dir.path());

@@ -1,5 +1,5 @@
 //! The root in an HSM, as an operator meets it: SoftHSM under the real binary. Tokens are pulled
-//! out and put back, PINs are wrong, and calls hang.
+//! out and plugged in again, PINs are wrong, and calls hang.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
@@ -67,12 +67,12 @@ impl Hsm {
         std::fs::create_dir(self.setup.file("tokens")).unwrap();
     }
 
-    fn put_back(&self) {
+    fn insert(&self) {
         std::fs::remove_dir(self.setup.file("tokens")).unwrap();
         std::fs::rename(self.setup.file("away"), self.setup.file("tokens")).unwrap();
     }
 
-    /// Lets every call hang that looks at the token's files, until the locks are dropped: SoftHSM
+    /// Makes every call hang that reads the token's files, until the locks are dropped: SoftHSM
     /// waits for them.
     fn hold(&self) -> Vec<File> {
         let mut files = Vec::new();
@@ -127,7 +127,7 @@ async fn encrypt_in_new_chain(service: &Service, chain: &str) -> (u16, String) {
     }
 }
 
-async fn until_ready_says(service: &Service, part: &str) {
+async fn until_readiness_has(service: &Service, part: &str) {
     until(part, async || service.get("/readyz").await.1.to_string().contains(part).then_some(()))
         .await;
 }
@@ -172,8 +172,8 @@ async fn a_token_that_is_away_stops_neither_a_start_nor_what_is_in_memory_and_is
     let mut service = hsm.setup.start_unready().await;
     let (status, problem) = service.try_encrypt("default", HELLO).await.unwrap().unwrap_err();
     assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")), "{problem}");
-    until_ready_says(&service, r#"token \"main\" is not there"#).await;
-    hsm.put_back();
+    until_readiness_has(&service, r#"token \"main\" is not there"#).await;
+    hsm.insert();
     let mut sealed = vec![until_it_encrypts(&service, "default").await];
     service.ready().await;
 
@@ -182,20 +182,20 @@ async fn a_token_that_is_away_stops_neither_a_start_nor_what_is_in_memory_and_is
     assert_eq!(refused, (503, r#""root_unavailable""#.to_owned()));
     sealed.push(service.encrypt("default", HELLO).await);
     decrypt_all(&service, &sealed).await;
-    hsm.put_back();
+    hsm.insert();
     sealed.push(until_it_encrypts(&service, "second").await);
     service.stop().await;
     decrypt_all(&hsm.setup.start().await, &sealed).await;
 }
 
 #[tokio::test]
-async fn a_wrong_pin_is_told_of_and_the_right_one_is_taken_without_a_restart() {
+async fn a_wrong_pin_is_reported_and_the_right_one_is_used_without_a_restart() {
     let hsm = Hsm::with_key();
     hsm.write_pin("pin-of-another");
     let (code, said) = said(&hsm.setup.run(&["root", "init"]));
     assert!(code == 1 && said.contains("the PIN is wrong"), "{said}");
     let service = hsm.setup.start_unready().await;
-    until_ready_says(&service, "the PIN is wrong; it is not retried until").await;
+    until_readiness_has(&service, "the PIN is wrong; it is not retried until").await;
     let (status, _) = service.try_encrypt("default", HELLO).await.unwrap().unwrap_err();
     assert_eq!(status, 503);
     hsm.write_pin(PIN);
@@ -205,7 +205,7 @@ async fn a_wrong_pin_is_told_of_and_the_right_one_is_taken_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_module_that_hangs_holds_nobody_up_and_is_used_again_when_it_returns() {
+async fn a_module_that_hangs_blocks_no_call_and_is_used_again_when_it_returns() {
     let hsm = Hsm::with_key();
     let setup = hsm.setup.clone().set("ROOT__0__TIMEOUT", "300ms");
     let service = setup.start().await;
@@ -231,7 +231,7 @@ async fn a_module_that_hangs_holds_nobody_up_and_is_used_again_when_it_returns()
         assert_eq!(encrypt_in_new_chain(&service, &chain).await.0, 503);
         sealed.push(service.encrypt("default", HELLO).await);
     }
-    until_ready_says(&service, "the module hangs: a call has not returned for").await;
+    until_readiness_has(&service, "the module hangs: a call has not returned for").await;
     assert_eq!(threads(), before);
     drop(held);
     sealed.push(until_it_encrypts(&service, "second").await);
@@ -243,7 +243,8 @@ async fn a_module_that_hangs_holds_nobody_up_and_is_used_again_when_it_returns()
     assert_eq!(encrypt_in_new_chain(&service, "third").await.0, 503);
     service.stop().await;
     drop(held);
-    decrypt_all(&setup.start().await, &sealed).await;
+    // With the time-out that is the default: a loaded module is not one that hangs.
+    decrypt_all(&hsm.setup.start().await, &sealed).await;
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ async fn no_secret_is_in_a_log_a_metric_or_an_error_by_https_either() {
     look_everywhere(setup, Some((pki::client(&pki.ca(), None).build().unwrap(), key))).await;
 }
 
-/// Uses all, lets all fail, and looks for what is secret in all that was said. By HTTPS with a
+/// Makes every call succeed and fail, and searches all output for secrets. By HTTPS with a
 /// client, and the file of the service's key.
 async fn look_everywhere(setup: Setup, https: Option<(reqwest::Client, PathBuf)>) {
     let setup = setup
@@ -82,7 +82,7 @@ async fn look_everywhere(setup: Setup, https: Option<(reqwest::Client, PathBuf)>
     }
 }
 
-/// What callers show, and what is shown to an issuer: in every case that has an end of its own.
+/// The tokens of callers, and the token that an issuer receives, in every case.
 #[tokio::test]
 async fn no_token_is_in_a_log_a_metric_or_an_error() {
     let setup = Setup::new();
@@ -109,6 +109,7 @@ async fn no_token_is_in_a_log_a_metric_or_an_error() {
         .set("SERVER__ADMIN_LISTEN", "127.0.0.1:0")
         .set("LOG__LEVEL", "trace");
     let service = setup.start().await;
+    service.logged("the keys of an issuer were read").await;
     let claims = jwt::claims("i", "a", "s");
     let changed = |name: &str, value: Value| {
         let mut claims = claims.clone();
@@ -159,7 +160,7 @@ async fn no_token_is_in_a_log_a_metric_or_an_error() {
     said += &service.stop().await;
     let secrets = shown.iter().map(String::as_str).chain([way_in, PLAINTEXT]);
     for secret in secrets {
-        // Of a JWT the signature is what nobody can make.
+        // The secret part of a JWT is its signature.
         let secret = secret.rsplit('.').next().unwrap();
         for form in forms(secret.as_bytes()) {
             assert!(!said.contains(&form), "{form} was told");

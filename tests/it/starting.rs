@@ -12,7 +12,7 @@ use crate::support::pki::Pki;
 use crate::support::{Service, Setup, decrypt_all, run, until};
 
 fn with_etcd(setup: Setup, etcd: &Etcd) -> Setup {
-    setup.set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url()).set("STORE__TIMEOUT", "1s")
+    setup.on_etcd(etcd)
 }
 
 /// Waits until `/readyz` says `part` of the store; what it says then.
@@ -115,7 +115,7 @@ async fn what_etcd_refuses_at_a_start_is_named_and_a_service_that_waits_ends_wit
         (with_tls(&pki, other.client(&["kms-proxy"])), &*url),
         (wrong_password, "authentication failed"),
     ] {
-        let service = setup.listen().await;
+        let service = setup.set("STORE__TIMEOUT", "2s").listen().await;
         let detail = missing(&service, part).await;
         assert!(!detail.contains("planted"), "{detail}");
         assert_eq!(service.get("/healthz").await.0, 200);

@@ -77,7 +77,7 @@ async fn what_was_encrypted_decrypts_at_the_copy_which_encrypts_under_a_new_kek(
     let again = good(copy(&dir(&old.data()), &dir(&new.data()), &[]));
     assert!(again.starts_with("2 chains copied: 0 records new, 0 moved forward, "), "{again}");
 
-    // Both go on at once, and never under one KEK.
+    // Both continue at the same time, and never under the same KEK.
     let (old, new) = (old.start().await, new.start().await);
     decrypt_all(&new, &sealed).await;
     decrypt_all(&old, &sealed).await;
@@ -86,7 +86,7 @@ async fn what_was_encrypted_decrypts_at_the_copy_which_encrypts_under_a_new_kek(
 }
 
 #[tokio::test]
-async fn a_move_keeps_the_primary_when_it_is_told_to() {
+async fn a_move_with_keep_primary_keeps_the_primary() {
     let (old, new) = (setup(), setup());
     let sealed = used(&old).await;
     share_root(&old, &new);
@@ -120,7 +120,7 @@ async fn a_backup_is_private_and_whole_and_brings_all_back() {
     std::fs::remove_file(old.data().join("store.redb")).unwrap();
     let said = refused(run(&["store", "verify", &dir(&old.data())], b""), 1);
     assert!(said.contains("this directory has no store"), "{said}");
-    assert!(!old.data().join("store.redb").exists(), "a look makes nothing");
+    assert!(!old.data().join("store.redb").exists(), "verify creates nothing");
     share_root(&old, &new);
     good(copy(&backup(&file), &dir(&new.data()), &[]));
     decrypt_all(&new.start().await, &sealed).await;
@@ -265,7 +265,7 @@ async fn chains_move_to_etcd_and_back_into_a_backup() {
     let key = old.data().join("root.key");
     let config = old.file("etcd.toml");
     let text = format!(
-        "[server]\nlisten = '127.0.0.1:0'\n[store]\nkind = 'etcd'\nendpoints = ['{}']\n\
+        "[server]\nlisten = '127.0.0.1:0'\n[store]\nkind = 'etcd'\nendpoints = ['{}']\ntimeout = '10s'\n\
          [[root]]\nname = 'main'\nkind = 'local'\nkey_file = '{}'\n",
         etcd.url(),
         key.display()
@@ -276,10 +276,7 @@ async fn chains_move_to_etcd_and_back_into_a_backup() {
     assert!(said.starts_with("2 chains copied: "), "{said}");
     good(run(&["store", "verify", &at_etcd, "--config", &config.display().to_string()], b""));
 
-    let moved = setup()
-        .set("STORE__KIND", "etcd")
-        .set("STORE__ENDPOINTS", etcd.url())
-        .set("ROOT__0__KEY_FILE", key.display());
+    let moved = setup().on_etcd(&etcd).set("ROOT__0__KEY_FILE", key.display());
     let service = moved.start().await;
     decrypt_all(&service, &sealed).await;
     assert_eq!(primary(&service, "orders").await, sealed.last().unwrap().kek_id());
@@ -291,7 +288,7 @@ async fn chains_move_to_etcd_and_back_into_a_backup() {
     good(copy(&backup(&file), &dir(&new.data()), &[]));
     decrypt_all(&new.start().await, &sealed).await;
 
-    // The file store went on meanwhile: it is not brought over what etcd has.
+    // The file store was used meanwhile: it does not replace the records of etcd.
     let went_on = old.start().await;
     went_on.ok("/v1/rotate", json!({"chain": "orders"})).await;
     went_on.stop().await;
@@ -300,7 +297,7 @@ async fn chains_move_to_etcd_and_back_into_a_backup() {
     assert!(said.contains("orders"), "{said}");
     decrypt_all(&service, &sealed).await;
 
-    // An old copy was put back with no service alive.
+    // An old copy was restored while no service was running.
     service.stop().await;
     let config = config.display().to_string();
     let asked = refused(run(&["store", "restored", "--config", &config], b""), 2);

@@ -1,5 +1,5 @@
 //! What the tests of the running service share: the real binary as a child process with a data
-//! directory and a port of its own. Nothing here waits for a fixed time: everything is polled,
+//! directory and a port. Nothing here waits for a fixed time: everything is polled,
 //! with deadlines that only a broken service misses.
 
 use std::collections::BTreeMap;
@@ -23,9 +23,10 @@ pub(crate) mod jwt;
 #[allow(dead_code, reason = "the unit tests of the root use the rest")]
 pub(crate) mod kms;
 pub(crate) mod kube;
-mod lines;
+pub(crate) mod lines;
 #[allow(dead_code, reason = "others need the rest of it")]
 pub(crate) mod pki;
+pub(crate) mod ports;
 pub(crate) mod prometheus;
 #[allow(dead_code, reason = "others need the rest of it")]
 pub(crate) mod proxy;
@@ -41,8 +42,9 @@ pub(crate) use service::{Service, read_until, talk};
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_kms-proxy");
 
-/// How long a test waits for what must happen.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a test waits for what must happen. Processes of a loaded machine stand still for many
+/// seconds, and only a broken service takes longer than this.
+const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Settings, and the directory that outlives the processes started with them.
 #[derive(Clone)]
@@ -68,6 +70,19 @@ impl Setup {
     pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
         self.variables.push((name.to_owned(), value.to_string()));
         self
+    }
+
+    /// The same with etcd as the store. Its time-outs are long: a loaded etcd is not an outage.
+    pub(crate) fn on_etcd(self, etcd: &etcd::Etcd) -> Self {
+        self.on_endpoints(&[etcd.url()])
+    }
+
+    /// The same with several members of a cluster.
+    pub(crate) fn on_endpoints(self, endpoints: &[String]) -> Self {
+        self.set("STORE__KIND", "etcd")
+            .set("STORE__ENDPOINTS", endpoints.join(","))
+            .set("STORE__TIMEOUT", "10s")
+            .set("SERVER__REQUEST_TIMEOUT", "30s")
     }
 
     /// Runs a command of the binary with these settings.
@@ -169,7 +184,8 @@ pub(crate) fn run(args: &[&str], input: &[u8]) -> Output {
     })
 }
 
-/// Says what `make test` is to show also when all is well: what macros print is kept back then.
+/// Prints a line that `make test` shows also if the test succeeds: the output of macros is hidden
+/// then.
 pub(crate) fn tell(line: &str) {
     use std::io::Write;
     _ = writeln!(std::io::stderr(), "{line}");
@@ -181,14 +197,14 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Asks until there is an answer.
+/// Polls until there is an answer.
 pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < DEADLINE, "in vain: {what}");
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -230,12 +246,19 @@ pub(crate) async fn decrypt_all(service: &Service, envelopes: &[Sealed]) {
     }
 }
 
-/// All pages of a list: `path` is without a query.
+/// All pages of a list: `path` is without a query. A store that does not respond is asked again.
 pub(crate) async fn pages(service: &Service, path: &str, items: &str) -> Vec<Value> {
     let (mut all, mut query) = (Vec::new(), String::new());
     loop {
-        let (status, page) = service.get(&format!("{path}?limit=1000{query}")).await;
-        assert_eq!(status, 200, "{page}");
+        let page = until("a page of a list", async || {
+            let (status, page) = service.get(&format!("{path}?limit=1000{query}")).await;
+            if page["code"] == "store_unavailable" {
+                return None;
+            }
+            assert_eq!(status, 200, "{page}");
+            Some(page)
+        });
+        let page = page.await;
         all.extend(page[items].as_array().unwrap().iter().cloned());
         match page["next"].as_str() {
             Some(next) => query = format!("&after={next}"),
@@ -244,7 +267,7 @@ pub(crate) async fn pages(service: &Service, path: &str, items: &str) -> Vec<Val
     }
 }
 
-/// Replaces every place where `needle` stands in a file; at least one.
+/// Replaces every occurrence of `needle` in a file. There must be one.
 pub(crate) fn replace_in_file(path: &Path, needle: &[u8], with: &[u8]) {
     assert_eq!(needle.len(), with.len());
     let mut bytes = std::fs::read(path).unwrap();

@@ -43,7 +43,7 @@ impl Https {
         this
     }
 
-    /// The same, which asks clients for certificates of its own authority.
+    /// The same, which requests client certificates of its own authority.
     fn asking(how: &str) -> Self {
         let mut this = Self::new();
         let client_ca = this.client_ca();
@@ -240,7 +240,7 @@ async fn tls_check(service: &Service) -> (String, String) {
 async fn certificates_are_exchanged_under_load_and_no_request_fails() {
     let https = Https::new();
     let service = Arc::new(https.start().await);
-    let (goes_on, done) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let (is_running, done) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let mut load = Vec::new();
     for number in 0..6 {
         let builder = client(&https.pki.ca(), None);
@@ -248,9 +248,9 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
         let builder = if number % 2 == 0 { builder.http1_only() } else { builder };
         let builder = if number < 3 { builder } else { builder.pool_max_idle_per_host(0) };
         let (client, url) = (builder.build().unwrap(), format!("{}/v1/encrypt", service.url()));
-        let (goes_on, done) = (Arc::clone(&goes_on), Arc::clone(&done));
+        let (is_running, done) = (Arc::clone(&is_running), Arc::clone(&done));
         load.push(tokio::spawn(async move {
-            while goes_on.load(Ordering::Relaxed) {
+            while is_running.load(Ordering::Relaxed) {
                 let answer = client.post(&url).json(&json!({"plaintext": "aGVsbG8="})).send().await;
                 assert_eq!(answer.expect("an answer").status(), 200);
                 done.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +260,7 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
     let more = async |count: u64| {
         let before = done.load(Ordering::Relaxed);
         let came = async || (done.load(Ordering::Relaxed) >= before + count).then_some(());
-        until("requests go on", came).await;
+        until("more requests", came).await;
     };
     more(100).await;
     let mut serving = shown(&service);
@@ -280,7 +280,7 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
         more(100).await;
     }
 
-    // Another key: a pair that is none. A certificate of the past. No certificate at all.
+    // A key of another certificate. An expired certificate. A file that is not a certificate.
     let (_, other_key) = https.pki.server(&NAMES);
     let (good_cert, good_key) = (https.setup.file("good.crt"), https.setup.file("good.key"));
     std::fs::copy(&https.cert, &good_cert).unwrap();
@@ -308,7 +308,7 @@ async fn certificates_are_exchanged_under_load_and_no_request_fails() {
     https.install(&(good_cert, good_key));
     until("it is well again", async || (tls_check(&service).await.0 == "ok").then_some(())).await;
     more(100).await;
-    goes_on.store(false, Ordering::Relaxed);
+    is_running.store(false, Ordering::Relaxed);
     for task in load {
         task.await.expect("no request failed");
     }
@@ -346,10 +346,10 @@ fn unusable_forms(dir: &Path, (cert, key): (PathBuf, PathBuf)) {
     }
 }
 
-/// What is said of a weak RSA key.
+/// The error about a weak RSA key.
 const WEAK: &str = "RSA of 1024 bits, and 2048 is the least";
 
-/// A file in each of the forms that can't be used, and what is said of it.
+/// A file in each of the forms that can't be used, and the error about it.
 #[test]
 fn what_is_wrong_with_a_file_is_said_before_the_start() {
     let https = Https::new();
@@ -464,7 +464,7 @@ async fn the_metric_and_readiness_tell_of_a_certificate_that_ends() {
     let (status, detail) = tls_check(&service).await;
     assert!(status == "degraded" && detail.starts_with("the certificate expires at "), "{detail}");
     service.stop().await;
-    // One that is over is served at a start all the same: nobody who checks it is fooled.
+    // A start with an expired certificate serves it: clients that check it refuse it.
     https.install(&https.pki.server_until(&NAMES, now() - Duration::from_secs(60)));
     let mut service = https.setup.start().await;
     let careless = client(&https.pki.ca(), None).tls_danger_accept_invalid_certs(true);
@@ -646,11 +646,12 @@ fn a_command_says_what_is_wrong_with_a_file_that_it_was_given() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http_2_carries_many_requests_and_large_bodies_and_names_its_host() {
-    let https = Https::new();
+    let mut https = Https::new();
+    https.setup = https.setup.set("SERVER__REQUEST_TIMEOUT", "5m");
     let service = https.start().await;
     let mut requests = tokio::task::JoinSet::new();
     for number in 0..300_usize {
-        // More at once than a connection has streams, some of them large both ways.
+        // More than the concurrent streams of a connection, some of them large both ways.
         let body = vec![7_u8; if number % 30 == 0 { 3 << 20 } else { number }];
         let request = service.request(Method::POST, "/v1/encrypt");
         let request = request.header("content-type", "application/octet-stream").body(body.clone());

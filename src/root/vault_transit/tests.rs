@@ -12,6 +12,7 @@ use crate::id::Suite;
 use crate::root::RootKey;
 use crate::root::contract::{self, chain, context, wrong};
 use crate::secret::SecretBytes;
+use crate::test_ports as ports;
 use crate::tls::tests::pki;
 
 #[path = "../../../tests/it/support/bao.rs"]

@@ -12,6 +12,7 @@ use super::*;
 use crate::secret::SecretBytes;
 use crate::store::contract::{self, applied, put, value};
 use crate::store::{News, Store as _};
+use crate::test_ports as ports;
 
 #[allow(dead_code, reason = "others need the rest of it")]
 #[path = "../../../tests/it/support/proxy.rs"]

@@ -13,7 +13,7 @@ use super::{HELLO, directory, root};
 use crate::support::etcd::Etcd;
 use crate::support::{Service, Setup, decrypt_all, tell, until};
 
-/// A directory that is the root of a small file system, if this machine lets the test mount one.
+/// A directory that is the root of a small file system, if this machine allows the test to mount one.
 struct Disk {
     /// Where the file system is.
     disk: PathBuf,
@@ -146,7 +146,7 @@ async fn an_archive_on_another_disk_that_is_full_or_unmounted_holds_up_rotations
     fs::write(disk.path.join("kms-proxy-archive"), "").unwrap();
     let key = setup.file("root.key");
     let setup = directory(root(setup, &key), 0, &disk.path);
-    let setup = setup.set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
+    let setup = setup.on_etcd(&etcd);
     let service = setup.start().await;
     let first = service.encrypt("default", HELLO).await;
     rotates(&service).await;

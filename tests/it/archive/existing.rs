@@ -29,7 +29,7 @@ fn archived(path: &Path) -> u64 {
     objects.map_or(0, |objects| objects.count().saturating_sub(1) as u64)
 }
 
-/// Holds the lock of the archive, so that nobody writes to it.
+/// Holds the lock of the archive, so that no process writes to it.
 fn hold(path: &Path) -> File {
     let lock = File::options().create(true).append(true).open(path.join(".lock")).unwrap();
     lock.lock().unwrap();
@@ -67,18 +67,23 @@ async fn an_archive_that_is_enabled_later_gets_every_kek_also_after_a_kill() {
         }
     }
 
-    let setup = directory(setup, 0, &nas);
-    let lock = hold(&nas);
-    let service = setup.start().await;
-    until("all records", async || (pending(&service).await > KEKS).then_some(())).await;
-    drop(lock);
-    while archived(&nas) < 50 {
-        tokio::task::yield_now().await;
-    }
-    let lock = hold(&nas);
-    service.kill();
-    let some = archived(&nas);
-    assert!(some < KEKS, "it was not killed in the middle");
+    // An archive that is complete before the service is killed is enabled again, empty.
+    let (setup, some, lock) = until("a service that is killed in the middle", async || {
+        _ = std::fs::remove_dir_all(&nas);
+        let setup = directory(setup.clone(), 0, &nas);
+        let lock = hold(&nas);
+        let service = setup.start().await;
+        until("all records", async || (pending(&service).await > KEKS).then_some(())).await;
+        drop(lock);
+        while archived(&nas) < 50 {
+            tokio::task::yield_now().await;
+        }
+        let lock = hold(&nas);
+        service.kill();
+        let some = archived(&nas);
+        (some < KEKS).then_some((setup, some, lock))
+    })
+    .await;
 
     // What is archived already is not written again.
     let service = setup.start().await;

@@ -109,7 +109,7 @@ async fn copies_and_backups_have_the_key_and_nothing_makes_another_one_unnoticed
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_service_writes_the_key_back_into_a_store_that_was_wiped() {
     let mut etcd = Etcd::start().await;
-    let setup = setup().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
+    let setup = setup().on_etcd(&etcd);
     let service = setup.start().await;
     let stored = |etcd: &Etcd| etcd.ctl(&["get", "--print-value-only", "/kms-proxy/audit/key"]);
     let before = stored(&etcd);

@@ -19,7 +19,7 @@ const LINES: u64 = 200_000;
 /// The memory of a command for any number of lines, in kB.
 const MOST_KB: u64 = 60_000;
 
-/// Writes a log of `lines` calls, each with an AAD of its own; the last checkpoint is returned.
+/// Writes a log of `lines` calls, each with another AAD; the last checkpoint is returned.
 fn fill(path: &Path, lines: u64, hmac: &HmacKey) -> String {
     let mut file = BufWriter::new(std::fs::File::create(path).unwrap());
     let mut sealer = Sealer::new(SigningKey::from_seed(&[1; 32]).unwrap(), "kms-proxy/node/0");

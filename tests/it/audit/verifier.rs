@@ -129,7 +129,7 @@ async fn lines_of_another_process_and_of_another_key_are_found() {
     let opening: Value = serde_json::from_slice(&log[0]).unwrap();
     let key = opening["opening"]["key"].as_str().unwrap();
     assert_eq!(of_lines(&setup, &log, &["--key", key]), Ok(()));
-    assert!(of_lines(&setup, &other, &["--key", key]).is_err(), "it has a key of its own");
+    assert!(of_lines(&setup, &other, &["--key", key]).is_err(), "it has another key");
     let events = which(&log, |line| line["operation"] == "encrypt");
     let spliced = [&log[..events[5]], &other[events[5]..]].concat();
     assert!(of_lines(&setup, &spliced, &["--key", key]).is_err());

@@ -11,7 +11,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use serde_json::{Value, json};
 
-use super::{APP, READER, Secured, WRAPS, Wire, World};
+use super::{APP, READER, Secured, WRAPS, Wire, World, over_both};
 use crate::support::aws::{Language, aws_kms, bytes};
 use crate::support::kms::REGION;
 
@@ -22,11 +22,9 @@ fn fileb(path: &Path, base64: &Value) -> String {
     format!("fileb://{}", path.display())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_command_line_of_aws_does_with_the_service_what_it_does_with_kms() {
-    for wire in Wire::ALL {
-        use_the_command_line(&Secured::start(wire).await);
-    }
+#[test]
+fn the_command_line_of_aws_does_with_the_service_what_it_does_with_kms() {
+    over_both(async |wire| use_the_command_line(&Secured::start(wire).await));
 }
 
 fn use_the_command_line(secured: &Secured) {
@@ -64,11 +62,9 @@ fn use_the_command_line(secured: &Secured) {
     assert_eq!(world.calls(), (WRAPS, 0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_of_the_aws_encryption_sdk_are_read_after_the_switch_and_new_ones_cost_no_call() {
-    for wire in Wire::ALL {
-        use_the_encryption_sdk(wire).await;
-    }
+#[test]
+fn messages_of_the_aws_encryption_sdk_are_read_after_the_switch_and_new_ones_cost_no_call() {
+    over_both(use_the_encryption_sdk);
 }
 
 async fn use_the_encryption_sdk(wire: Wire) {
@@ -123,7 +119,7 @@ async fn use_the_encryption_sdk(wire: Wire) {
 /// The SDK for Rust with the credentials of a client, as `aws_config` makes it from the environment.
 fn rust_sdk(secured: &Secured, (id, secret): (&str, &str)) -> aws_sdk_kms::Client {
     let credentials = Credentials::new(id, secret, None, None, "test");
-    // It reads no AWS_CA_BUNDLE: a program that has an authority of its own gives it to the client.
+    // It does not read AWS_CA_BUNDLE: a program with a private authority passes it to the client.
     let ca = std::fs::read(secured.world.pki.ca()).unwrap();
     let trusted = TrustStore::empty().with_pem_certificate(ca);
     let tls = TlsContext::builder().with_trust_store(trusted).build().unwrap();
@@ -138,11 +134,9 @@ fn rust_sdk(secured: &Secured, (id, secret): (&str, &str)) -> aws_sdk_kms::Clien
     aws_sdk_kms::Client::from_conf(config.build())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_sdk_for_rust_does_with_the_service_what_it_does_with_kms() {
-    for wire in Wire::ALL {
-        use_the_sdk_for_rust(&Secured::start(wire).await).await;
-    }
+#[test]
+fn the_sdk_for_rust_does_with_the_service_what_it_does_with_kms() {
+    over_both(async |wire| use_the_sdk_for_rust(&Secured::start(wire).await).await);
 }
 
 async fn use_the_sdk_for_rust(secured: &Secured) {

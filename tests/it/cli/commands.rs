@@ -116,7 +116,7 @@ async fn healthcheck_and_status_take_the_same_options() {
     }
 }
 
-/// A server that answers whatever it is asked with this many bytes, or fewer if nobody reads them.
+/// A server that responds to any request with this many bytes, or fewer if they are not read.
 fn endless(bytes: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -271,7 +271,7 @@ async fn a_backup_on_stdout_is_one_that_can_be_read() {
     let service = setup.start().await;
     assert_eq!(good(call(&service, &["decrypt"], &envelope)), b"x");
 
-    // A backup that was cut off is none, and none is read from stdin.
+    // A truncated backup is not a backup, and stdin is not read as one.
     std::fs::write(&file, &output.stdout[..output.stdout.len() - 10]).unwrap();
     let cut = run(&["store", "copy", "--from", &backup, "--to", &to_dir], b"");
     assert_eq!(cut.status.code(), Some(1), "{cut:?}");

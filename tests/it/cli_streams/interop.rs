@@ -84,7 +84,7 @@ async fn the_command_line_opens_what_cryptography_seals() {
             }));
         }
         let seal = root().join("tests/decryptor/seal.py");
-        // It draws a salt of its own: the start is its header, and this payload.
+        // It draws its own salt: the envelope is the header of the start, and this payload.
         let payloads = python(&[seal.to_str().unwrap()], &messages.into());
         for ((header, payload), len) in headers.iter().zip(payloads).zip(LENS) {
             assert_eq!(header[0], version);

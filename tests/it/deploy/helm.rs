@@ -4,11 +4,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
 use super::check_config;
-use crate::support::tools::{piped, printed, test_env, yaml_file};
+use crate::support::lines::Lines;
+use crate::support::tools::{printed, test_env, yaml_file};
 use crate::support::{root, tell};
 
 /// The oldest that the chart is for, one between, and the newest that there are schemas of.
@@ -18,7 +21,7 @@ const KUBERNETES: [&str; 3] = ["1.27", "1.32", "1.37"];
 const CONFINED: &str = r#"{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]},"readOnlyRootFilesystem":true}"#;
 
 pub(super) fn helm(arguments: &[&str]) -> Output {
-    // Without a home it looks at nothing that somebody has set up on this machine.
+    // Without a home directory it reads no configuration of this machine.
     let home = tempfile::tempdir().unwrap();
     let mut helm = Command::new(test_env("helm"));
     helm.args(arguments).current_dir(root()).env_clear().env("HOME", home.path()).output().unwrap()
@@ -47,11 +50,31 @@ pub(super) fn render(example: &str, more: &[&str]) -> Vec<Value> {
     valid(&printed(template(example, more)))
 }
 
+/// The manifests in YAML, all of them valid.
 pub(super) fn valid(manifests: &str) -> Vec<Value> {
-    let script = root().join("tests/deploy/manifests.py");
-    let json =
-        printed(piped(Command::new(test_env("python")).arg(script).args(KUBERNETES), manifests));
-    serde_json::from_str(&json).unwrap()
+    // One process for all tests: it keeps the schemas, which are large.
+    static VALIDATOR: LazyLock<Mutex<Lines>> = LazyLock::new(|| {
+        let mut command = Command::new(test_env("python"));
+        command.arg(root().join("tests/deploy/manifests.py")).args(KUBERNETES);
+        Mutex::new(Lines::start(command))
+    });
+    let mut validator = VALIDATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let answer = validator.good(&json!(manifests));
+    serde_json::from_value(answer).unwrap()
+}
+
+/// Calls `check` with each item, on several threads: most of the time each waits for a process.
+pub(super) fn each<T: Sync>(items: &[T], check: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(item);
+                }
+            });
+        }
+    });
 }
 
 /// The one manifest of this kind whose name ends like that.
@@ -72,7 +95,7 @@ pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Whether everything in `part` stands in `whole`.
+/// Whether `whole` has every member of `part`.
 pub(super) fn includes(whole: &Value, part: &Value) -> bool {
     part.as_object().unwrap().iter().all(|(key, value)| whole[key] == *value)
 }
@@ -81,7 +104,7 @@ pub(super) fn includes(whole: &Value, part: &Value) -> bool {
 fn each_example_is_linted_rendered_valid_and_configures_the_service() {
     let examples = examples();
     assert!(examples.len() >= 5);
-    for path in &examples {
+    each(&examples, |path| {
         let file = path.to_str().unwrap();
         printed(helm(&["lint", "--strict", "helm/kms-proxy", "-f", file]));
         let manifests = render(file, &[]);
@@ -107,7 +130,7 @@ fn each_example_is_linted_rendered_valid_and_configures_the_service() {
                 assert!(includes(&pod["metadata"]["labels"], labels), "{file}: {manifest}");
             }
         }
-    }
+    });
     tell(&format!("Helm examples that were linted, rendered, validated: {}", examples.len()));
 }
 
@@ -149,7 +172,7 @@ fn wrong_values_are_refused() {
     let etcd = example("etcd-aws-kms");
     let file = example("file-single");
     let inline = example("inline-aws-kms");
-    for (example, change, told) in [
+    let changes = [
         (&etcd, "replicaCount=3", "replicaCount"),
         (&etcd, "replicas=0", "replicas"),
         (&etcd, "kind=StatefulSet", "kind"),
@@ -207,7 +230,8 @@ fn wrong_values_are_refused() {
         (&etcd, "backup.schedule=\"daily\"", "schedule"),
         (&etcd, "ingress.enabled=true", "needs ingress.hosts"),
         (&etcd, "livenessProbe.httpGet={}", "httpGet"),
-    ] {
+    ];
+    each(&changes, |(example, change, told)| {
         let (key, value) = change.split_once('=').unwrap();
         // A bare word is a string too.
         let json: Value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
@@ -215,7 +239,7 @@ fn wrong_values_are_refused() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{change} is taken");
         assert!(said.contains(told), "{change}: {said}");
-    }
+    });
     let output = helm(&["template", "proxy", "helm/kms-proxy"]);
     assert!(!output.status.success(), "what must be chosen has no default");
 }
@@ -414,7 +438,7 @@ fn settings_in(column: &str) -> Vec<String> {
     settings
 }
 
-/// The paths of all that a schema lets be set; an item of a list is `N`, as in the document.
+/// The paths of all settings of a schema; an item of a list is `N`, as in the document.
 fn settings_of(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
     let inner =
         |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };

@@ -184,7 +184,7 @@ fn run_job(pod: &Value, name: &str, dir: &Path) -> std::process::Output {
 #[tokio::test]
 async fn the_backup_of_the_cron_job_comes_back_by_the_restore_job() {
     let (old, new) = (Etcd::start().await, Etcd::start().await);
-    let setup = Setup::new().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", old.url());
+    let setup = Setup::new().on_etcd(&old);
     let service = setup.start().await;
     let sealed = service.encrypt("default", "aGVsbG8=").await;
 

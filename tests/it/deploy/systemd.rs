@@ -39,7 +39,7 @@ async fn a_service_manager_is_notified_when_the_service_is_ready_and_when_it_sto
     let next = async || {
         let mut buffer = [0; 256];
         let received = socket.recv(&mut buffer);
-        let received = tokio::time::timeout(std::time::Duration::from_secs(60), received).await;
+        let received = tokio::time::timeout(std::time::Duration::from_secs(180), received).await;
         let len = received.expect("a notification").unwrap();
         String::from_utf8_lossy(&buffer[..len]).into_owned()
     };

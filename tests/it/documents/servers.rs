@@ -19,7 +19,7 @@ impl Servers {
     /// Starts a server; a script that leads to it.
     pub(super) async fn start(&mut self, server: &str) -> String {
         match server {
-            // Stands for AWS: the SDK is told where, and the documents' alias is there.
+            // In place of AWS: variables name its address, and it has the alias of the documents.
             "moto" => {
                 let moto = self.moto.insert(Moto::start());
                 let key = moto.create_key().await;

@@ -1,4 +1,4 @@
-//! The shell of a document: one bash in a directory of its own, with the binary on its path.
+//! The shell of a document: a bash in its own directory, with the binary on its path.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,17 +13,17 @@ use super::expected;
 use super::servers::Servers;
 use crate::support::{BINARY, root};
 
-/// What stands in documents for where the service is.
+/// The address of the service in documents.
 const ADDRESS: &str = "127.0.0.1:8080";
 /// The same where it speaks HTTPS.
 const HTTPS: &str = "localhost:8443";
 /// How long a command may take.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(300);
 /// Directories that documents name, which are below the session's own.
 const PLACES: [&str; 5] =
     ["/var/lib/kms-proxy", "/var/log/kms-proxy", "/run/secrets", "/etc/kms-proxy", "/backups"];
 
-/// What every session starts with. `serve` is what `kms-proxy serve` becomes: it goes on in the background,
+/// What every session starts with. `serve` is what `kms-proxy serve` becomes: it runs in the background,
 /// on a free port, until the next one.
 const PRELUDE: &str = r#"
 exec 2>&1
@@ -189,7 +189,7 @@ impl Session {
             }
         };
         let mut printed = printed.replace(&self.dir.path().display().to_string(), "");
-        // The one that was started last; before the first start there is none.
+        // The service that was started last. Before the first start the file does not exist.
         if let Ok(url) = std::fs::read_to_string(self.dir.path().join("address")) {
             self.address = url.trim().split_once("://").map(|(_, address)| address.to_owned());
         }

@@ -99,8 +99,7 @@ async fn after_the_file_store_is_lost_the_root_alone_opens_the_envelopes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_etcd_is_lost_the_root_alone_opens_the_envelopes() {
     let (etcd, setup) = (Etcd::start().await, setup());
-    let at =
-        |etcd: &Etcd| setup.clone().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
+    let at = |etcd: &Etcd| setup.clone().on_etcd(etcd);
     let service = at(&etcd).start().await;
     let made = make(&service).await;
     overhead("etcd", &made);

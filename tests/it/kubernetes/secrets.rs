@@ -12,15 +12,12 @@ use super::{bytes, plugin, rotate, seed, with_kms, with_local};
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_secrets_outlive_restarts_rotations_another_root_and_an_outage() {
     const SECRETS: u64 = 10_000;
-    let (etcd, moto) = (Etcd::start().await, Moto::start());
-    let front = Front::start(Some(&moto)).await;
+    let (etcd, moto) = (Etcd::start().await, Moto::shared());
+    let front = Front::start(Some(&*moto)).await;
     let key = moto.create_key().await;
     let shared = tempfile::tempdir().unwrap();
     let key_file = shared.path().join("root.key");
-    let replica = || {
-        let setup = Setup::new().set("STORE__KIND", "etcd").set("STORE__ENDPOINTS", etcd.url());
-        plugin(setup)
-    };
+    let replica = || plugin(Setup::new().on_etcd(&etcd));
     let ((a, socket_a), (b, socket_b)) = (replica(), replica());
     let local = |setup: &Setup, index: usize| {
         with_local(setup.clone(), index)
@@ -59,7 +56,11 @@ async fn ten_thousand_secrets_outlive_restarts_rotations_another_root_and_an_out
             // The report of the plugin that was killed would count for 15 minutes.
             etcd.ctl(&["del", "--prefix", "/kms-proxy/roots/local/users/"]);
         }
-        let output = run(&["root", step, "--root", root, "--server", &on_a.url()], b"");
+        let url = on_a.url();
+        let mut command = vec!["root", step, "--root", root, "--server", &url];
+        // Otherwise it waits for a replica that may have lost the store.
+        command.extend((step == "remove").then_some("--no-wait"));
+        let output = run(&command, b"");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     std::fs::remove_file(&key_file).unwrap();
@@ -77,7 +78,7 @@ async fn ten_thousand_secrets_outlive_restarts_rotations_another_root_and_an_out
     let read = client.good(&json!({"do": "read"}));
     assert_eq!(read["wrong"], 0, "{read}");
 
-    // The root is away: what is in memory goes on.
+    // The root is unavailable: KEKs in memory are used.
     front.set(Way::Close);
     client.good(&json!({"do": "churn"}));
     let read = client.good(&json!({"do": "read"}));
@@ -107,8 +108,8 @@ async fn ten_thousand_secrets_outlive_restarts_rotations_another_root_and_an_out
 #[tokio::test(flavor = "multi_thread")]
 async fn three_thousand_decrypts_right_after_a_cold_start_make_one_root_call() {
     const SEEDS: u64 = 3_000;
-    let moto = Moto::start();
-    let front = Front::start(Some(&moto)).await;
+    let moto = Moto::shared();
+    let front = Front::start(Some(&*moto)).await;
     let (setup, socket) = plugin(with_kms(Setup::new(), 0, &front, &moto.create_key().await));
     let service = setup.start().await;
     let mut client = Client::of(&[&socket]);
@@ -127,7 +128,7 @@ async fn three_thousand_decrypts_right_after_a_cold_start_make_one_root_call() {
     };
     let calls = front.take().iter().filter(|call| of_kek(call)).count();
     assert_eq!(calls, 1);
-    tell(&format!("3,000 decrypts at once after a cold start: {burst}"));
+    tell(&format!("3,000 concurrent decrypts after a cold start: {burst}"));
     // And warm, as a second kube-apiserver would ask.
     let burst = client.good(&json!({"do": "burst", "count": SEEDS}));
     assert_eq!(burst["failed"], 0, "{burst}");
@@ -140,8 +141,10 @@ async fn three_thousand_decrypts_right_after_a_cold_start_make_one_root_call() {
         took_us.unwrap_or_else(|| call["took_us"].to_string()).parse().ok()
     });
     let mut took: Vec<u64> = took.collect();
-    assert_eq!(took.len(), 2 * usize::try_from(SEEDS).unwrap());
-    let mut warm = took.split_off(took.len() / 2);
+    // A call without an answer in time was repeated.
+    let seeds = usize::try_from(SEEDS).unwrap();
+    assert!(took.len() >= 2 * seeds, "{} calls", took.len());
+    let mut warm = took.split_off(took.len() - seeds);
     for (what, took) in [("cold", &mut took), ("warm", &mut warm)] {
         took.sort_unstable();
         let p99 = took[took.len() * 99 / 100];

@@ -104,7 +104,7 @@ async fn after_a_restore_of_etcd_a_root_is_not_removed_while_another_replica_has
     one.signal(Signal::CONT);
     // It checks its reports once a minute, which is longer than one wait.
     let is_back = async || (reports(&etcd, "main") == 1).then_some(());
-    let deadline = std::time::Instant::now() + Duration::from_secs(180);
+    let deadline = std::time::Instant::now() + Duration::from_secs(300);
     while is_back().await.is_none() {
         assert!(std::time::Instant::now() < deadline, "no report again");
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,5 +1,5 @@
 //! Roots that are not the ones that their names say: reused names, swapped roots, aliases that moved,
-//! and a root that was removed because nobody trusts it any more.
+//! and a root that was removed because it is no longer trusted.
 
 use serde_json::json;
 
@@ -117,7 +117,7 @@ async fn nothing_written_after_a_root_was_removed_opens_with_it_and_an_old_copy_
         assert_eq!(code, Some(0), "{said}");
         service.stop().await;
 
-        // The old root is taken out; somebody keeps a copy of the store of this moment.
+        // The old root is removed from the configuration. The store is copied at this moment.
         let service = new(setup.clone(), 0).start().await;
         before.push(service.encrypt("default", "AAAA").await);
         service.stop().await;

@@ -15,7 +15,7 @@ use super::{CHUNK, ended, message};
 /// More than three chunks, of which the last one is short.
 const LEN: usize = 3 * CHUNK + 1_000;
 /// Every wait ends then.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -288,7 +288,7 @@ async fn an_upload_over_http_2_is_complete_when_its_end_came_and_not_before() {
     }
     until("a line of the audit log for each", async || {
         let text = std::fs::read_to_string(&log).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let failed = |line: &Value| {
             line["operation"] == "encrypt" && line["outcome"] == "aborted" && line["chunk"].is_u64()
         };
@@ -300,8 +300,8 @@ async fn an_upload_over_http_2_is_complete_when_its_end_came_and_not_before() {
 /// The window of a stream that is not read is used up, and its upload waits. Another stream of the
 /// connection continues, and the first one ends alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_not_read_ends_and_others_of_its_connection_go_on() {
-    let setup = Setup::new().set("SERVER__STREAM_IDLE_TIMEOUT", "1s");
+async fn an_unread_stream_ends_and_others_of_its_connection_continue() {
+    let setup = Setup::new().set("SERVER__STREAM_IDLE_TIMEOUT", "2s");
     let target = Target::with(setup, true, &["h2"]).await;
     let mut connection = Connection::new(&target, 1_000).await;
     connection.send(&[head(1, None), data(1, &[7; 100_000])].concat()).await;

@@ -52,12 +52,17 @@ fn check_memory(target: &Target, before: u64, what: &str) {
     assert!(each < MAX_STREAM_KB, "{each} kB each, {what}");
 }
 
+/// No stream of the test ends by itself, also on a loaded machine.
+fn patient() -> Setup {
+    Setup::new().set("SERVER__STREAM_IDLE_TIMEOUT", "5m")
+}
+
 /// A client that does not read is not read from: it can send what the buffers have room for, and no
 /// more; then its stream continues where it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_occupy_little_and_can_go_on() {
+async fn clients_that_do_not_read_occupy_little_and_can_continue() {
     for with_tls in [false, true] {
-        let target = Arc::new(Target::with(Setup::new(), with_tls, &[]).await);
+        let target = Arc::new(Target::with(patient(), with_tls, &[]).await);
         encrypt(&target, &message(100_000)).await;
         let before = resident_kb(&target.service);
         let body = Arc::new(message(24 << 20));
@@ -83,8 +88,8 @@ async fn clients_that_do_not_read_occupy_little_and_can_go_on() {
 /// Over HTTP/2 the window of a stream is in memory, as far as the window of its connection allows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_http_2_that_do_not_read_occupy_little() {
-    const AT_ONCE: usize = 4;
-    let target = Target::with(Setup::new(), true, &["h2"]).await;
+    const OF_EACH: usize = 4;
+    let target = Target::with(patient(), true, &["h2"]).await;
     let mut warm = Connection::new(&target, 1 << 20).await;
     let sent = [head(1, None), data(1, &message(100_000)), frame(0, 1, 1, &[])];
     warm.send(&sent.concat()).await;
@@ -92,15 +97,15 @@ async fn clients_of_http_2_that_do_not_read_occupy_little() {
     assert!(answer.is_whole, "{answer:?}");
     let before = resident_kb(&target.service);
     let mut connections = Vec::new();
-    for _ in 0..STREAMS.div_ceil(AT_ONCE) {
+    for _ in 0..STREAMS.div_ceil(OF_EACH) {
         let mut connection = Connection::new(&target, 1_000).await;
-        for stream in (0..AT_ONCE).map(|number| u32::try_from(2 * number + 1).unwrap()) {
+        for stream in (0..OF_EACH).map(|number| u32::try_from(2 * number + 1).unwrap()) {
             let sent = [head(stream, None), data(stream, &message(128 << 10))].concat();
             connection.send(&sent).await;
         }
         connections.push(connection);
     }
-    let open = format!("\nkms_proxy_streams_open {}\n", connections.len() * AT_ONCE);
+    let open = format!("\nkms_proxy_streams_open {}\n", connections.len() * OF_EACH);
     until("all streams have begun", async || {
         target.service.metrics().await.contains(&open).then_some(())
     })
@@ -112,7 +117,7 @@ async fn clients_of_http_2_that_do_not_read_occupy_little() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_send_slowly_occupy_little() {
     for with_tls in [false, true] {
-        let target = Target::with(Setup::new(), with_tls, &[]).await;
+        let target = Target::with(patient(), with_tls, &[]).await;
         let body = message(150_000);
         encrypt(&target, &body).await;
         let before = resident_kb(&target.service);
@@ -133,7 +138,7 @@ async fn clients_that_send_slowly_occupy_little() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_sends_everything_before_it_reads_is_cut_and_the_log_says_why() {
     for with_tls in [false, true] {
-        let setup = Setup::new().set("SERVER__STREAM_IDLE_TIMEOUT", "1s");
+        let setup = Setup::new().set("SERVER__STREAM_IDLE_TIMEOUT", "2s");
         let target = Target::with(setup, with_tls, &[]).await;
         let body = message(24 << 20);
         let (mut reader, mut writer) = tokio::io::split(narrow(&target).await);
@@ -142,14 +147,17 @@ async fn a_client_that_sends_everything_before_it_reads_is_cut_and_the_log_says_
             writer.write_all(&body).await?;
             writer.flush().await
         };
-        let sent = timeout(Duration::from_secs(20), sending).await.expect("it is cut");
+        let sent = timeout(Duration::from_secs(180), sending).await.expect("it is cut");
         assert!(sent.is_err(), "TLS {with_tls}");
         target.service.logged("it must read while it sends").await;
         assert_eq!(ended(&target.service, "encrypt", "unread").await, 1);
         let mut came = Vec::new();
-        _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut came)).await.unwrap();
+        _ = timeout(Duration::from_secs(180), reader.read_to_end(&mut came)).await.unwrap();
         assert!(Answer::parse(&came).is_none_or(|answer| !answer.is_whole));
-        encrypt(&target, b"hello").await;
+        until("another stream", async || {
+            (Call::encrypt(b"hello").send(&target).await.is_whole).then_some(())
+        })
+        .await;
     }
 }
 
@@ -168,55 +176,103 @@ async fn a_slow_writer_and_a_slow_reader_are_not_cut() {
         Target::with(setup(), true, &[]).await,
         Target::with(setup(), false, &[]).await,
     ];
-    tokio::join!(write_slowly(&targets[0]), write_slowly(&targets[1]), read_slowly(&targets[2]));
+    tokio::join!(
+        not_cut(async || write_slowly(&targets[0]).await),
+        not_cut(async || write_slowly(&targets[1]).await),
+        not_cut(async || read_slowly(&targets[2]).await),
+    );
+}
+
+/// Repeats an attempt in which this process stood still for almost as long as a stream may. An
+/// attempt returns whether its stream came to its end, and its longest pause.
+async fn not_cut(attempt: impl AsyncFn() -> (bool, Duration)) {
+    for _ in 0..5 {
+        let (is_whole, longest) = attempt().await;
+        if is_whole {
+            return;
+        }
+        assert!(longest > Duration::from_millis(1_500), "cut after {longest:?} without a byte");
+    }
+    panic!("this process always stands still");
+}
+
+/// The longest time between two moments.
+struct Pauses {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { last: Instant::now(), longest: Duration::ZERO }
+    }
+
+    fn moment(&mut self) {
+        let now = Instant::now();
+        self.longest = self.longest.max(now - self.last);
+        self.last = now;
+    }
 }
 
 /// Idle connections are cut 5 s after the time-out.
 const SLOW: Duration = Duration::from_secs(8);
 
-async fn write_slowly(target: &Target) {
+async fn write_slowly(target: &Target) -> (bool, Duration) {
     let body = message(100_000);
-    let envelope = encrypt(target, &body).await;
+    let made = Call::encrypt(&body).send(target).await;
+    let mut pauses = Pauses::new();
+    if !made.is_whole {
+        return (false, Duration::MAX);
+    }
+    let envelope = made.body;
     let call = Call { framing: Framing::Length, ..Call::decrypt(&envelope) };
     let started = Instant::now();
     let (mut reader, mut writer) = tokio::io::split(target.connect().await);
-    writer.write_all(call.head().as_bytes()).await.unwrap();
     let sending = async {
+        writer.write_all(call.head().as_bytes()).await?;
         for piece in envelope.chunks(envelope.len() / 32) {
-            writer.write_all(piece).await.unwrap();
-            writer.flush().await.unwrap();
+            pauses.moment();
+            writer.write_all(piece).await?;
+            writer.flush().await?;
             tokio::time::sleep(SLOW / 31).await;
         }
+        pauses.moment();
+        std::io::Result::Ok(())
     };
     let mut came = Vec::new();
-    let (read, ()) = tokio::join!(reader.read_to_end(&mut came), sending);
-    read.unwrap();
-    let answer = Answer::parse(&came).unwrap();
-    assert!(answer.is_whole && answer.body == body);
-    assert!(started.elapsed() > SLOW);
+    let (read, sent) = tokio::join!(reader.read_to_end(&mut came), sending);
+    let answer = Answer::parse(&came).unwrap_or_default();
+    assert!(body.starts_with(&answer.body));
+    let is_whole = read.is_ok() && sent.is_ok() && answer.is_whole;
+    assert!(!is_whole || answer.body == body && started.elapsed() > SLOW);
+    (is_whole, pauses.longest)
 }
 
-async fn read_slowly(target: &Target) {
+async fn read_slowly(target: &Target) -> (bool, Duration) {
     let body = message(24 << 20);
     let call = Call::encrypt(&body);
+    let mut pauses = Pauses::new();
     let (mut reader, mut writer) = tokio::io::split(narrow(target).await);
-    writer.write_all(call.head().as_bytes()).await.unwrap();
     let sending = async {
-        writer.write_all(&body).await.unwrap();
-        writer.flush().await.unwrap();
+        writer.write_all(call.head().as_bytes()).await?;
+        writer.write_all(&body).await?;
+        writer.flush().await
     };
     let reading = async {
         let (started, mut came) = (Instant::now(), Vec::new());
         while started.elapsed() < SLOW {
             let mut some = [0; 4096];
-            let len = reader.read(&mut some).await.unwrap();
+            pauses.moment();
+            let len = reader.read(&mut some).await?;
             came.extend_from_slice(&some[..len]);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(came.len() < 12 << 20, "the reader was slow");
-        reader.read_to_end(&mut came).await.unwrap();
-        Answer::parse(&came).unwrap()
+        reader.read_to_end(&mut came).await?;
+        pauses.moment();
+        std::io::Result::Ok(Answer::parse(&came).unwrap_or_default())
     };
-    let ((), answer) = tokio::join!(sending, reading);
-    assert!(answer.is_whole);
+    let (sent, answer) = tokio::join!(sending, reading);
+    let is_whole = sent.is_ok() && answer.is_ok_and(|answer| answer.is_whole);
+    (is_whole, pauses.longest)
 }

@@ -1,18 +1,18 @@
-//! A real OpenBao server as a child process: one node on raft storage with a port and a directory
-//! of its own, a transit key and an AppRole. The tests of the root itself use this file too.
+//! A real OpenBao server as a child process: one node on raft storage with its own port and
+//! directory, a transit key and an AppRole. The tests of the root itself use this file too.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::ports::free_port;
+
 /// How long a test waits for what must happen.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(180);
 
 /// What a root needs: no more than to use the key `kek`, and what every token may.
 pub(crate) const POLICY: &str = r#"
@@ -69,9 +69,9 @@ impl Bao {
         bao
     }
 
-    /// Writes the configuration, with free ports.
+    /// Writes the configuration, with ports that no other server has.
     fn choose_ports(&mut self, tls: bool) {
-        let [api, cluster] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+        let [api, cluster] = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
         let dir = self.dir.path().display();
         let listener = if tls {
             format!("tls_cert_file = \"{dir}/cert.pem\"\n tls_key_file = \"{dir}/key.pem\"")
@@ -223,18 +223,7 @@ impl Drop for Bao {
     }
 }
 
-/// A free port. The system gives it to no other socket before the server binds it: it is below the
-/// range from which Linux and macOS choose ports.
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let ports = std::iter::repeat_with(|| {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(7 * std::process::id());
-        u16::try_from(20_000 + number % 10_000).unwrap()
-    });
-    { ports }.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
-}
-
-/// The server itself: the program in `bin` starts it by way of Python.
+/// The server itself: the script in `bin` starts it through Python.
 fn binary() -> PathBuf {
     let env = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-env");
     let libraries = std::fs::read_dir(env.join("lib")).into_iter().flatten().flatten();
@@ -250,7 +239,7 @@ async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -13,7 +13,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
 });
 
 /// Panics when `answer` is an error that the document does not list for this call. Paths that the
-/// document does not have are nobody's call.
+/// document does not have are not checked.
 pub(crate) fn check(method: &Method, path: &str, status: StatusCode, answer: &Value) {
     let path = path.split('?').next().unwrap();
     let paths = DOCUMENT["paths"].as_object().unwrap();

@@ -1,15 +1,21 @@
-//! etcd as the tests run it: real processes on ports and directories of their own.
+//! etcd as the tests run it: real processes, each with its own ports and directory.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use super::ports::free_port;
+
+/// The disk of a loaded machine is slow. The kernel keeps what a killed process wrote.
+const NO_SYNC: &str = "--unsafe-no-fsync";
+
+/// How long a member may take to become healthy.
+const DEADLINE: Duration = Duration::from_secs(180);
 
 /// One member. Dropping it kills the process and removes its data.
 pub(crate) struct Etcd {
@@ -24,6 +30,15 @@ impl Etcd {
     /// A cluster of one member that is ready.
     pub(crate) async fn start() -> Self {
         let [member] = Self::cluster::<1>().await;
+        member
+    }
+
+    /// The same with files that are synced, as in production: for benchmarks.
+    pub(crate) async fn durable() -> Self {
+        let mut member = Self::start().await;
+        member.arguments.retain(|argument| argument != NO_SYNC);
+        member.restart();
+        member.healthy().await;
         member
     }
 
@@ -42,6 +57,10 @@ impl Etcd {
             ];
             let mut member =
                 Self::new("http", arguments.map(|(key, value)| format!("{key}={value}")));
+            if N == 1 {
+                // It also limits how long a request may take.
+                member.arguments.push("--election-timeout=5000".to_owned());
+            }
             member.spawn();
             member
         });
@@ -80,6 +99,7 @@ impl Etcd {
             format!("--listen-client-urls={url}"),
             format!("--advertise-client-urls={url}"),
             "--log-level=error".to_owned(),
+            NO_SYNC.to_owned(),
         ];
         arguments.extend(more);
         Self { dir: tempfile::tempdir().unwrap(), arguments, child: None, port, scheme }
@@ -108,13 +128,12 @@ impl Etcd {
 
     /// Waits until it answers, and has a leader.
     pub(crate) async fn healthy(&self) {
-        for _ in 0..1_200 {
-            if self.health().await.is_ok_and(|answer| answer.contains("\"true\"")) {
-                return;
-            }
+        let start = Instant::now();
+        while !self.health().await.is_ok_and(|answer| answer.contains("\"true\"")) {
+            let port = self.port;
+            assert!(start.elapsed() < DEADLINE, "etcd on port {port} does not become healthy");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("etcd on port {} does not become healthy", self.port);
     }
 
     async fn health(&self) -> std::io::Result<String> {
@@ -125,12 +144,12 @@ impl Etcd {
             stream.read_to_string(&mut answer).await?;
             Ok(answer)
         };
-        tokio::time::timeout(Duration::from_secs(2), ask)
+        tokio::time::timeout(Duration::from_secs(10), ask)
             .await
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the process.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // One that was paused must be able to end.
@@ -166,8 +185,7 @@ impl Etcd {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.url()])
-            // The default time-outs are too short for a machine that is busy with other tests.
-            .args(["--dial-timeout=60s", "--command-timeout=60s"])
+            .args(["--dial-timeout=60s", "--command-timeout=120s"])
             .args(arguments)
             .output()
             .expect("etcdctl is not there: run `make test-env`, or install Debian's etcd-client");
@@ -204,15 +222,4 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// A free port. The system gives it to no other socket before etcd binds it: it is below the range
-/// from which Linux and macOS choose ports.
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let ports = std::iter::repeat_with(|| {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(7 * std::process::id());
-        u16::try_from(10_000 + number % 10_000).unwrap()
-    });
-    { ports }.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }

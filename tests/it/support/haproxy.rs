@@ -1,11 +1,12 @@
-//! A real HAProxy as a child process, with ports and a directory of its own.
+//! A real HAProxy as a child process, with its own ports and directory.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::ports::free_port;
 use super::until;
 
 /// A load balancer. Dropping it kills the process.
@@ -31,15 +32,12 @@ impl Haproxy {
     /// Starts one with these `backend` sections; requests go to the one named `first`.
     pub(crate) async fn start(backends: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let ports = [free(), free()];
-        let [address, stats] = ports.each_ref().map(|port| port.local_addr().unwrap());
-        drop(ports);
+        let [address, stats] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
         let config = format!(
             "global\n  maxconn 100\n\
-             defaults\n  mode http\n  timeout connect 10s\n\
-             \x20 timeout client 10m\n  timeout server 10m\n\
-             \x20 default-server inter 50ms rise 1 fall 1\n\
+             defaults\n  mode http\n  timeout connect 60s\n\
+             \x20 timeout client 10m\n  timeout server 10m\n  timeout check 60s\n\
+             \x20 default-server inter 1s fastinter 100ms rise 1 fall 1\n\
              listen stats\n  bind {stats}\n  stats enable\n  stats uri /stats\n\
              frontend front\n  bind {address}\n  default_backend first\n\
              {backends}\n"

@@ -94,7 +94,7 @@ pub(crate) fn claims_at(now: u64, issuer: &str, audience: &str, subject: &str) -
 }
 
 /// The second since 1970.
-#[expect(clippy::disallowed_methods, reason = "an issuer has a clock of its own")]
+#[expect(clippy::disallowed_methods, reason = "an issuer has its own clock")]
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }

@@ -1,13 +1,14 @@
-//! What stands in for AWS KMS: moto's server as a child process, and before it a server of our own
-//! that notes every call and can fail in all the ways that matter.
+//! A replacement of AWS KMS: moto's server as a child process, and a proxy before it that notes every
+//! call and can fail in all the ways that matter.
 //!
 //! The unit tests of the root `aws-kms` include this file as well, so it knows nothing of the rest.
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -24,6 +25,18 @@ pub(crate) struct Moto {
 }
 
 impl Moto {
+    /// The server that tests share as long as any of them has it: a start takes seconds. They create
+    /// keys, and nothing that has a name.
+    pub(crate) fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Moto>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let moto = Arc::new(Self::start());
+            *shared = Arc::downgrade(&moto);
+            moto
+        })
+    }
+
     /// Starts it on a free port, and waits until it listens.
     pub(crate) fn start() -> Self {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-env/bin/moto_server");
@@ -51,7 +64,7 @@ impl Moto {
         made["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
     }
 
-    /// A call of `operation`, signed by nobody: moto looks for the region alone.
+    /// A call of `operation` without a valid signature: moto only reads the region.
     pub(crate) async fn call(&self, operation: &str, body: Value) -> Value {
         let scope = format!("AWS4-HMAC-SHA256 Credential=test/20260101/{REGION}/kms/aws4_request");
         let target = format!("TrentService.{operation}");
@@ -94,7 +107,7 @@ pub(crate) enum Way {
     Close,
 }
 
-/// A server before moto: notes each call, then does what it is told.
+/// A proxy before moto. It notes each call, and then does what the test has set.
 pub(crate) struct Front {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -104,6 +117,23 @@ pub(crate) struct Front {
 struct State {
     calls: Vec<Call>,
     way: Way,
+    /// The calls that moto answers, by the id that the SDK gives to a call and to its retries.
+    passed: HashSet<String>,
+}
+
+impl State {
+    /// Notes a call, and returns what becomes of it. The retry of a call that moto answers is not
+    /// noted: a loaded moto answered after the time-out of the first attempt.
+    fn note(&mut self, id: String, call: Call) -> Way {
+        let is_late = self.passed.contains(&id);
+        if matches!(self.way, Way::Through) && !id.is_empty() {
+            self.passed.insert(id);
+        }
+        if !is_late {
+            self.calls.push(call);
+        }
+        self.way.clone()
+    }
 }
 
 impl Front {
@@ -111,7 +141,8 @@ impl Front {
     pub(crate) async fn start(moto: Option<&Moto>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(Mutex::new(State { calls: Vec::new(), way: Way::Through }));
+        let state = State { calls: Vec::new(), way: Way::Through, passed: HashSet::new() };
+        let state = Arc::new(Mutex::new(state));
         let (shared, moto) = (Arc::clone(&state), moto.map(|moto| moto.address));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -153,12 +184,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, moto: Option<Soc
     let mut came = Vec::new();
     while let Some((head, body)) = read_request(&mut stream, &mut came).await {
         let target = header(&head, "x-amz-target");
-        let way = {
-            let mut state = state.lock().unwrap();
-            let body = serde_json::from_str(&body).unwrap_or(Value::Null);
-            state.calls.push(Call { target: target.clone(), body });
-            state.way.clone()
-        };
+        let call = serde_json::from_str(&body).unwrap_or(Value::Null);
+        let call = Call { target: target.clone(), body: call };
+        let way = state.lock().unwrap().note(header(&head, "amz-sdk-invocation-id"), call);
         let (status, text) = match way {
             Way::Through => through(&head, &target, &body, moto).await,
             Way::Error(status, code, message) => {
@@ -194,9 +222,14 @@ async fn through(head: &str, target: &str, body: &str, moto: Option<SocketAddr>)
     (status, answer)
 }
 
+/// Each call has its own connection: a connection must not outlive the runtime of its test.
+static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
+    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0);
+    client.timeout(Duration::from_secs(180)).build().unwrap()
+});
+
 async fn pass(moto: SocketAddr, target: &str, authorization: &str, body: &str) -> (u16, String) {
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60));
-    let request = client.build().unwrap().post(format!("http://{moto}/"));
+    let request = CLIENT.post(format!("http://{moto}/"));
     let request = request.header("content-type", "application/x-amz-json-1.1");
     let request = request.header("x-amz-target", target).header("authorization", authorization);
     let answer = request.body(body.to_owned()).send().await.unwrap();

@@ -1,12 +1,13 @@
-//! A real Prometheus as a child process, with a port and a directory of its own.
+//! A real Prometheus as a child process, with its own port and directory.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::ports::free_port;
 use super::until;
 
 /// A server. Dropping it kills the process.
@@ -18,20 +19,20 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// A server that asks `targets` four times a second, under the job `kms-proxy`, and tries the
-    /// alerts in `rules`; it is ready.
+    /// A server that reads the metrics of `targets` every second, under the job `kms-proxy`, and
+    /// evaluates the alerts in `rules`; it is ready.
     pub(crate) async fn start(targets: &[SocketAddr], rules: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let targets: Vec<_> = targets.iter().map(|target| format!("'{target}'")).collect();
         let config = format!(
-            "global: {{scrape_interval: 250ms, scrape_timeout: 250ms, evaluation_interval: 1s}}\n\
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{}']\n\
              scrape_configs: [{{job_name: kms-proxy, static_configs: [{{targets: [{}]}}]}}]\n",
             rules.display(),
             targets.join(", ")
         );
         std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()))

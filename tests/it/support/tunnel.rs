@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 /// An HTTP proxy that knows `CONNECT` alone. Whatever host it is asked for, it goes to one address
-/// of this machine: a name that nobody can resolve is reached through it and in no other way.
+/// of this machine: a name that can't be resolved is reached through it and in no other way.
 pub(crate) struct Tunnel {
     pub(crate) address: SocketAddr,
     state: Arc<Mutex<State>>,

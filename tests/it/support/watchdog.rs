@@ -1,7 +1,7 @@
 //! Ends the run when a test does not end. It names the test and the processes that the test started,
 //! so the log of a run tells what the test waited for.
 //!
-//! A test that waits has a deadline of its own. This catches a wait that was given none.
+//! A test that waits has its own deadline. This catches a wait without one.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, Once};

@@ -290,7 +290,7 @@ fn check(paths: &[PathBuf]) -> Output {
 
 /// A Python that has `cryptography`.
 fn python() -> Command {
-    #[expect(clippy::disallowed_methods, reason = "whoever runs the tests names their tools")]
+    #[expect(clippy::disallowed_methods, reason = "the caller of the tests names the tools")]
     let python = std::env::var_os("KMS_PROXY_TEST_PYTHON")
         .map_or_else(|| root().join("target/test-env/bin/python"), PathBuf::from);
     let probe = Command::new(&python).args(["-c", "import cryptography"]).output();
