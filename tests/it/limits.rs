@@ -320,9 +320,10 @@ async fn many_small_unread_answers_count() {
 async fn the_answer_of_a_batch_counts_while_it_is_made() {
     let setup = Setup::new().set("SERVER__MAX_BODY", "1MiB").set("SERVER__BODY_MEMORY", "2MiB");
     let service = setup.start().await;
-    let items = |count: usize| json!({"items": vec![json!({"plaintext": ""}); count]});
+    let item = json!({"plaintext": "A".repeat(32)});
+    let items = |count: usize| json!({"items": vec![item.clone(); count]});
     service.ok("/v1/batch/encrypt", items(1_000)).await;
-    // Some 200 bytes come of each.
+    // The result of each has more than 210 bytes: more than 2 MiB together.
     let (status, problem) = service.post("/v1/batch/encrypt", items(10_000)).await;
     assert_eq!((status.as_u16(), &problem["code"]), (429, &json!("overloaded")), "{problem}");
     service.ok("/v1/batch/encrypt", items(1_000)).await;

@@ -170,6 +170,13 @@ async fn both_verifiers_follow_a_log_through_rotated_files_and_kills() {
             (rotated().len() >= files).then_some(())
         })
         .await;
+        // The next process continues this file. It is empty right after a rotation.
+        until("a file with some lines", async || {
+            service.encrypt("default", "aGVsbG8=").await;
+            let text = std::fs::read_to_string(setup.file("audit.jsonl")).unwrap_or_default();
+            (2..100).contains(&text.lines().count()).then_some(())
+        })
+        .await;
         service.kill();
     }
     setup.start().await.stop().await;
