@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kms_proxy::clock::{Clock, SystemClock};
 use kms_proxy::config::{self, Config, Flags};
@@ -13,6 +14,9 @@ use super::{Failure, Result, certificates, process};
 
 /// File descriptors for everything except the connections of callers: stores, roots, probes, files.
 const OTHER_DESCRIPTORS: u64 = 100;
+
+/// How long the end of the process waits for tasks, and for the PKCS#11 modules that they use.
+const LAST_TASKS: Duration = Duration::from_secs(2);
 
 const SETTINGS: &str = "\
 Settings come from the file, then from the environment, then from the flags. \
@@ -82,8 +86,8 @@ pub(super) fn serve(args: &Args) -> Result {
         .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
     let again = args.clone();
     let result = runtime.block_on(app::run(config, Arc::new(move || again.read_again())));
-    // Does not wait for tasks that a second SIGINT abandoned.
-    runtime.shutdown_background();
+    // Tasks that a second SIGINT abandoned may still run.
+    runtime.shutdown_timeout(LAST_TASKS);
     result.map_err(|error| {
         // Roots and certificates are checked when they are opened.
         if error.is::<root::OpenError>() || error.is::<tls::Error>() {

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -18,20 +19,27 @@ const THREADS: usize = 4;
 /// The largest number of calls that wait for a thread. The service makes fewer concurrently.
 const QUEUE: usize = 64;
 
+/// How long a pool that ends waits for its threads.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
 /// Threads that own a `T` each.
 pub(super) struct Pool<T> {
     shared: Arc<Shared<T>>,
+    threads: Vec<JoinHandle<()>>,
     timeout: Duration,
 }
 
 struct Shared<T> {
     state: Mutex<State<T>>,
     wake: Condvar,
+    ended: Condvar,
 }
 
 struct State<T> {
     queue: VecDeque<Job<T>>,
     calls: Calls,
+    /// How many threads may still call.
+    threads: usize,
     closed: bool,
 }
 
@@ -49,17 +57,21 @@ impl<T: 'static> Pool<T> {
         let state = State {
             queue: VecDeque::new(),
             calls: Calls::new(THREADS, Instant::now()),
+            threads: 0,
             closed: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
-        let pool = Self { shared, timeout };
+        let (wake, ended) = (Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake, ended });
+        let mut pool = Self { shared, threads: Vec::with_capacity(THREADS), timeout };
         let make = Arc::new(make);
         for index in 0..THREADS {
             let (shared, make) = (Arc::clone(&pool.shared), Arc::clone(&make));
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name(format!("pkcs11-{index}"))
                 .spawn(move || shared.work(index, &*make))
                 .map_err(|error| format!("can't start a thread: {error}"))?;
+            pool.threads.push(thread);
+            pool.shared.state.lock().threads += 1;
         }
         Ok(pool)
     }
@@ -100,16 +112,38 @@ impl<T: 'static> Pool<T> {
     }
 }
 
+impl<T> Pool<T> {
+    /// Lets each thread end after its current call, and waits for them, for at most `patience`: a
+    /// call that hangs may never return.
+    fn end(&mut self, patience: Duration) {
+        let Shared { state, wake, ended } = &*self.shared;
+        let mut state = state.lock();
+        state.closed = true;
+        wake.notify_all();
+        ended.wait_while_for(&mut state, |state| state.threads > 0, patience);
+        if state.threads == 0 {
+            drop(state);
+            // Libraries clean up when a thread ends. A thread ends well, as `work` does not panic.
+            self.threads.drain(..).for_each(|thread| _ = thread.join());
+        }
+    }
+}
+
 impl<T> Drop for Pool<T> {
-    /// Threads end after their current call. Nothing waits for them.
+    /// The process may end next, and SoftHSM2 crashes if it is called meanwhile.
     fn drop(&mut self) {
-        self.shared.state.lock().closed = true;
-        self.shared.wake.notify_all();
+        self.end(LAST_CALLS);
     }
 }
 
 impl<T> Shared<T> {
     fn work(&self, index: usize, make: &impl Fn() -> T) {
+        self.serve(index, make);
+        self.state.lock().threads -= 1;
+        self.ended.notify_all();
+    }
+
+    fn serve(&self, index: usize, make: &impl Fn() -> T) {
         let mut own = make();
         while let Some(job) = self.next(index) {
             // A panic fails one call and does not end the thread.

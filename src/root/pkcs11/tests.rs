@@ -1,7 +1,6 @@
 //! The root on SoftHSM. A module has one state per process, and SoftHSM finds its tokens by an
 //! environment variable. So each test has its own process and its own directory of tokens.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,9 +45,7 @@ fn on_softhsm(name: &str, body: impl AsyncFnOnce(Tokens)) {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    // While the process exits, SoftHSM2 may crash in a thread that is still in a call.
-    let ended = output.status.success() || output.status.signal().is_some();
-    assert!(ended && said.contains("test result: ok. 1 passed"), "{said}\n{errors}");
+    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{errors}");
 }
 
 impl Tokens {

@@ -145,3 +145,39 @@ async fn a_panic_fails_one_call() {
     pool.call(|_| Ok(())).await.unwrap();
     assert!(made.load(SeqCst) >= 2 * THREADS, "a value is not used again after a panic");
 }
+
+/// Counts the values of threads that are gone.
+struct Own(Arc<AtomicUsize>);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // Long enough to see a pool that does not wait.
+        std::thread::sleep(Duration::from_millis(50));
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn the_end_waits_for_the_threads_but_for_one_that_hangs_only_so_long() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&gone);
+    let mut pool = Pool::start(TIMEOUT, move || Own(Arc::clone(&count))).unwrap();
+    pool.end(Duration::from_secs(60));
+    assert_eq!(gone.load(SeqCst), THREADS);
+
+    let (mut pool, _) = self::pool(TIMEOUT);
+    let pool = Arc::get_mut(&mut pool).unwrap();
+    let (release, hang) = mpsc::channel::<()>();
+    let (began, has_begun) = mpsc::channel();
+    pool.submit(Box::new(move |_| {
+        began.send(()).unwrap();
+        _ = hang.recv();
+    }))
+    .unwrap();
+    has_begun.recv().unwrap();
+    pool.end(TIMEOUT);
+    assert_ne!(pool.shared.state.lock().threads, 0);
+    drop(release);
+    pool.end(Duration::from_secs(60));
+    assert_eq!(pool.shared.state.lock().threads, 0);
+}
