@@ -130,7 +130,8 @@ impl<T> Pool<T> {
 }
 
 impl<T> Drop for Pool<T> {
-    /// The process may end next, and SoftHSM2 crashes if it is called meanwhile.
+    /// Waits for the threads, since the process may end next: libraries that are called meanwhile
+    /// may crash.
     fn drop(&mut self) {
         self.end(LAST_CALLS);
     }
