@@ -30,6 +30,7 @@ mod progress;
 mod range;
 mod root;
 mod serve;
+mod status;
 mod stdio;
 mod store;
 mod stream;
@@ -86,7 +87,7 @@ enum Command {
     Datakey(datakey::Args),
     /// Make a new primary KEK and print its id
     Rotate(chains::RotateArgs),
-    /// Show the health of the service, and its chains
+    /// Show the health of the service, its chains, and what to do about problems
     Status(chains::HealthArgs),
     /// List, create or change key chains
     #[command(subcommand)]
@@ -160,7 +161,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Datakey(args) => client::block_on(datakey::run(args)),
         Command::Chain(command) => client::block_on(chain::run(command)),
         Command::Rotate(args) => client::block_on(chains::rotate(args)),
-        Command::Status(args) => client::block_on(chains::status(args)),
+        Command::Status(args) => client::block_on(status::status(args)),
         Command::Kek(command) => client::block_on(kek::run(command)),
         Command::Backup(args) => client::block_on(backup::run(args)),
         Command::Root(args) => root::run(args),

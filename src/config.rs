@@ -37,6 +37,8 @@ use check::{Wrong, wrong};
 pub struct Config {
     /// `[server]`.
     pub server: http::Config,
+    /// `[admin]`.
+    pub admin: http::Admin,
     /// `[log]`.
     pub log: telemetry::Config,
     /// `[store]`.
@@ -200,6 +202,8 @@ struct Sections {
     #[serde(default)]
     server: http::Config,
     #[serde(default)]
+    admin: http::Admin,
+    #[serde(default)]
     log: telemetry::Config,
     #[serde(deserialize_with = "tagged::store")]
     store: store::Config,
@@ -234,7 +238,7 @@ struct Auth {
 impl Sections {
     /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
-        let Self { mut server, log, mut store, root, mut chain, cache, .. } = self;
+        let Self { mut server, admin, log, mut store, root, mut chain, cache, .. } = self;
         let Self { auth, client, mut aws_api, kubernetes, archive, archive_policy, audit, .. } =
             self;
         server.listen = flags.listen.unwrap_or(server.listen);
@@ -256,14 +260,36 @@ impl Sections {
         let aws_secret_key_file = aws_api.secret_key_file.take();
         let auth = auth::Config { mode: auth.mode, clients: client, aws_secret_key_file };
         let (roots, archives) = (root, archive);
-        Config { server, log, store, archives, roots, service, auth, aws_api, kubernetes, audit }
+        Config {
+            server,
+            admin,
+            log,
+            store,
+            archives,
+            roots,
+            service,
+            auth,
+            aws_api,
+            kubernetes,
+            audit,
+        }
     }
 }
 
 impl From<&Config> for Sections {
     fn from(config: &Config) -> Self {
         let Config {
-            server, log, store, roots, service, auth, mut aws_api, kubernetes, audit, ..
+            server,
+            admin,
+            log,
+            store,
+            roots,
+            service,
+            auth,
+            mut aws_api,
+            kubernetes,
+            audit,
+            ..
         } = config.clone();
         let archive = config.archives.clone();
         let service::Config { chain, cache, archive_policy, wait: _, max_waiting: _ } = service;
@@ -275,6 +301,7 @@ impl From<&Config> for Sections {
         let client = clients;
         Self {
             server,
+            admin,
             log,
             root,
             store,

@@ -55,6 +55,7 @@ mod roots;
 mod rotate;
 mod server;
 mod starting;
+mod status;
 mod stream;
 mod strict;
 #[cfg(test)]
@@ -64,7 +65,7 @@ pub(crate) use audited::Outcome;
 pub(crate) use beside::{Beside, Call, Caller as Stranger};
 use body::Limit;
 use budget::Budget;
-pub use config::Config;
+pub use config::{Admin, Config};
 use identity::GuardedService;
 use server::Endpoint;
 use stream::Limits;
@@ -82,6 +83,7 @@ struct App {
     streams: Arc<Limits>,
     tls: Option<Arc<tls::Server>>,
     audit: Option<Arc<Audit>>,
+    admin: Admin,
 }
 
 /// The listeners of a service.
@@ -90,7 +92,7 @@ pub struct Listeners {
     pub public: TcpListener,
     /// Serves HTTPS; plain HTTP if not set.
     pub tls: Option<Arc<tls::Server>>,
-    /// For health and metrics alone, by plain HTTP.
+    /// For health, metrics and the status page alone, by plain HTTP.
     pub admin: Option<TcpListener>,
 }
 
@@ -108,7 +110,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let metrics = Arc::clone(service.metrics());
-    let server = Server::new(config, listeners, auth, registry, metrics, Arc::default());
+    let admin = Admin::default();
+    let server = Server::new(config, admin, listeners, auth, registry, metrics, Arc::default());
     server.entrance().open(&service);
     server.serve(shutdown).await
 }
@@ -126,6 +129,7 @@ impl Server {
     #[must_use]
     pub fn new(
         config: Config,
+        settings: Admin,
         listeners: Listeners,
         auth: Option<Arc<Auth>>,
         registry: Registry,
@@ -133,6 +137,8 @@ impl Server {
         starting: Arc<Starting>,
     ) -> Self {
         let Listeners { public, tls, admin } = listeners;
+        let at_admin = admin.as_ref().and_then(|admin| admin.local_addr().ok());
+        let at_admin = at_admin.is_some_and(|address| settings.is_served_at(address));
         let budget = Budget::new(config.body_memory());
         let slot = audit::Slot::default();
         let handler = |auth: Option<&Arc<Auth>>, has_data| {
@@ -160,6 +166,8 @@ impl Server {
             streams: Arc::new(Limits::new(config.max_streams, config.stream_idle_timeout)),
             tls: tls.clone(),
             audit: audit::Slot::clone(&slot),
+            settings,
+            is_status_at_admin: at_admin,
         };
         let mut endpoints = vec![Endpoint { listener: public, tls, handler }];
         endpoints.extend(operators.map(|(listener, handler)| Endpoint {
@@ -201,6 +209,9 @@ pub struct Entrance {
     streams: Arc<Limits>,
     tls: Option<Arc<tls::Server>>,
     audit: audit::Slot,
+    settings: Admin,
+    /// Whether the listener of operators serves the status page.
+    is_status_at_admin: bool,
 }
 
 impl Entrance {
@@ -225,17 +236,23 @@ impl Entrance {
             let (registry, budget, tls) =
                 (self.registry.clone(), self.budget.clone(), self.tls.clone());
             let (audit, streams) = (self.audit.get().cloned(), Arc::clone(&self.streams));
-            Arc::new(App { access, registry, max_body: self.max_body, budget, streams, tls, audit })
+            let (max_body, admin) = (self.max_body, self.settings.clone());
+            Arc::new(App { access, registry, max_body, budget, streams, tls, audit, admin })
         };
         let operators = app(GuardedService::for_operators(Arc::clone(service), self.auth.clone()));
         let app = app(GuardedService::new(Arc::clone(service), self.auth.clone()));
         let data = data_routes().with_state(Arc::clone(&app));
+        let with_status = || status_routes().merge(operator_routes());
         let all = match &self.operators {
-            None => merge(data, operator_routes().with_state(Arc::clone(&app))),
+            None => merge(data, with_status().with_state(Arc::clone(&app))),
             Some(handler) => {
-                let router = Router::from(operator_routes().with_state(Arc::clone(&operators)));
+                let (routes, rest) = match self.is_status_at_admin {
+                    true => (with_status(), OpenApiRouter::new()),
+                    false => (operator_routes(), status_routes()),
+                };
+                let router = Router::from(routes.with_state(Arc::clone(&operators)));
                 handler.open(operators, router.fallback(problem::not_found_for_operators));
-                merge(data, OpenApiRouter::new())
+                merge(data, rest.with_state(Arc::clone(&app)))
             }
         };
         self.handler.open(app, all);
@@ -245,7 +262,7 @@ impl Entrance {
 /// The OpenAPI 3.1 document made from the code, as pretty JSON with a newline at its end.
 #[must_use]
 pub fn openapi() -> String {
-    let api = data_routes().merge(operator_routes()).into_openapi();
+    let api = data_routes().merge(status_routes()).merge(operator_routes()).into_openapi();
     // A document that is made of plain strings and numbers can be written.
     let mut text = docs::complete(api).to_pretty_json().unwrap_or_default();
     text.push('\n');
@@ -274,6 +291,15 @@ fn data_routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(roots::rewrap))
         .routes(routes!(roots::remove))
         .routes(routes!(backup::backup))
+}
+
+/// The routes of the status page.
+fn status_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(status::page))
+        .routes(routes!(status::json))
+        .routes(routes!(status::chain))
+        .route("/", get(status::redirect))
 }
 
 /// The routes of probes and Prometheus.

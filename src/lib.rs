@@ -214,6 +214,7 @@ service.stop().await;
 //! | `archive` | copies of wrapped KEKs outside of the store, and one file for each kind |
 //! | `metrics`, `telemetry` | what is counted, and how logs are written |
 //! | `sigv4`, `json` | the signatures of AWS; the JSON of calls on data |
+//! | `status` | what an operator sees of a service: data, findings, forecasts |
 //! | `audit` | the record of who did what, and the proof that nobody changed it |
 //! | `service` | chains, roots and a store joined: `KeyService` |
 //! | `auth` | who calls, and what each caller may do |
@@ -290,6 +291,8 @@ mod shared_call;
 mod sigv4;
 #[cfg(feature = "service")]
 mod single_flight;
+#[cfg(feature = "service")]
+pub mod status;
 #[cfg(feature = "service")]
 pub mod store;
 pub mod stream;

@@ -3,6 +3,7 @@
 //! Names and labels are a contract. Labels are bounded: a caller cannot invent one, since a chain
 //! that does not exist counts as `chain=""`. Handles for the hot path are resolved once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ impl Metrics {
 
     /// Counts a failure. `chain` is empty unless the chain exists.
     pub fn failed(&self, operation: Operation, chain: &str, code: &'static str) {
-        self.operations.counter(operation, chain, code).inc();
+        self.operations.failed(operation, chain, code);
     }
 
     /// Observes how long an operation took.
@@ -144,6 +145,23 @@ impl Metrics {
     pub fn root_called(&self, root: &str, operation: &str, outcome: &str, time: Duration) {
         self.roots.called(root, operation, outcome, time);
         self.operations.owe();
+    }
+
+    /// Counts a call of a root for a chain, beside [`root_called`](Self::root_called).
+    pub fn root_called_for(&self, chain: &ChainName) {
+        self.operations.owe_for(chain.as_str());
+    }
+
+    /// The calls of roots that were made, and those that were avoided.
+    #[must_use]
+    pub fn root_calls(&self) -> (u64, u64) {
+        (self.operations.made(), self.operations.avoided())
+    }
+
+    /// The calls of roots for a chain, and its failed operations by the error's code.
+    #[must_use]
+    pub fn counted_of(&self, chain: &ChainName) -> (u64, BTreeMap<&'static str, u64>) {
+        self.operations.counted(chain.as_str())
     }
 
     /// Creates the counters of a root, whose calls end with `ok` or one of `failures`.
@@ -176,7 +194,7 @@ mod tests {
     fn avoided_calls_are_operations_less_calls_and_never_fall() {
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let chain = metrics.chain(&ChainName::new("orders").unwrap());
-        let avoided = || metrics.operations.avoided();
+        let avoided = || metrics.root_calls().1;
         metrics.root_called("main", "wrap", "ok", Duration::ZERO);
         metrics.root_called("main", "unwrap", "away", Duration::ZERO);
         for (operations, expected) in [(1, 0), (2, 0), (3, 1), (4, 2)] {
@@ -190,6 +208,28 @@ mod tests {
         assert_eq!(avoided(), 2);
         metrics.succeeded(&chain, Operation::Decrypt);
         assert_eq!(avoided(), 3);
+        assert_eq!(metrics.root_calls(), (3, 3));
+        assert_eq!(chain.succeeded(Operation::Encrypt), 4);
+        assert_eq!(chain.succeeded(Operation::Decrypt), 2);
+    }
+
+    #[test]
+    fn what_a_chain_cost_and_how_it_failed_is_read_back_until_it_is_deleted() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let orders = ChainName::new("orders").unwrap();
+        // Before the chain exists, nothing is kept of its name.
+        metrics.root_called_for(&orders);
+        metrics.failed(Operation::Decrypt, "orders", "unknown_kek");
+        assert_eq!(metrics.counted_of(&orders), (0, BTreeMap::new()));
+        let _chain = metrics.chain(&orders);
+        metrics.root_called_for(&orders);
+        for operation in [Operation::Decrypt, Operation::Rewrap] {
+            metrics.failed(operation, "orders", "unknown_kek");
+        }
+        metrics.failed(Operation::Decrypt, "", "unknown_chain");
+        assert_eq!(metrics.counted_of(&orders), (1, BTreeMap::from([("unknown_kek", 2)])));
+        metrics.forget(&orders);
+        assert_eq!(metrics.counted_of(&orders), (0, BTreeMap::new()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -107,6 +108,12 @@ pub trait RootKey: Send + Sync + 'static {
     /// secret.
     fn key(&self) -> String {
         String::new()
+    }
+
+    /// When the token expires that this process calls the root with; `None` if it has none, or one
+    /// of unknown lifetime. It makes no call.
+    fn token_expires_in(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -26,6 +26,7 @@ mod audit_key;
 pub(crate) mod backup;
 mod bootstrap;
 mod builder;
+mod call_stats;
 mod calls;
 mod chain;
 mod config;
@@ -48,6 +49,7 @@ mod registry;
 mod rollback;
 mod rotation;
 mod starting;
+mod status;
 pub(crate) mod streams;
 mod tasks;
 pub mod types;
@@ -66,6 +68,7 @@ pub use limits::lookup_quota::LookupQuota;
 pub use rollback::offline;
 pub use rotation::continuity::names_root;
 pub use starting::Starting;
+pub use status::StatusScope;
 pub use types::{
     Absence, ChainInfo, ChainSettings, Change, Check, DataKey, Decrypted, Encrypted, Health,
     KekInfo, MissingKek, Page, Readiness, Rewrapped, RootProgress, Rotated,

@@ -86,6 +86,7 @@ impl Front {
         let (listeners, server) = (Listeners { public, tls, admin }, config.server.clone());
         let server = http::Server::new(
             server,
+            config.admin.clone(),
             listeners,
             auth.clone(),
             registry,

@@ -1,6 +1,7 @@
 //! Roots whose calls are in the audit log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -74,5 +75,9 @@ impl RootKey for Audited {
 
     fn key(&self) -> String {
         self.root.key()
+    }
+
+    fn token_expires_in(&self) -> Option<Duration> {
+        self.root.token_expires_in()
     }
 }

@@ -166,6 +166,7 @@ impl Server {
         let request_timeout = Duration::from_secs(120);
         let server = HttpServer::new(
             crate::http::Config { request_timeout, ..crate::http::Config::default() },
+            crate::http::Admin::default(),
             listeners,
             auth.clone(),
             registry.clone(),

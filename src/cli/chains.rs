@@ -1,6 +1,7 @@
-//! `rotate`, `status` and `healthcheck`.
+//! `rotate` and `healthcheck`, and the tables of checks and chains.
 
 use kms_proxy::id::ChainName;
+use kms_proxy::status;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub(super) struct RotateArgs {
 pub(super) struct HealthArgs {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Address of health and metrics, if server.admin_listen is set
     #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
     admin: Option<String>,
@@ -51,10 +52,19 @@ pub(super) struct HealthArgs {
     client: client::Args,
 }
 
+impl HealthArgs {
+    /// The service, and the address of health and metrics if one was given.
+    pub(super) fn clients(self) -> Result<(Client, Option<Client>)> {
+        let client = Client::new(self.client)?;
+        let admin = self.admin.map(|admin| client.at(admin));
+        Ok((client, admin))
+    }
+}
+
 /// The response of `/readyz`.
 #[derive(Deserialize, Serialize)]
 pub(super) struct Readiness {
-    status: String,
+    pub(super) status: String,
     pub(super) checks: Vec<Check>,
 }
 
@@ -73,13 +83,30 @@ pub(super) struct Chain {
     suite: String,
     primary: Option<String>,
     standby: Option<String>,
-    keks: u64,
+    /// The service may not have counted them yet.
+    keks: Option<u64>,
     rotate_after_uses: u64,
     max_uses: u64,
     rotate_after_age: u64,
     /// A service of an earlier version does not report it.
     #[serde(default)]
     inline: bool,
+}
+
+impl From<&status::Chain> for Chain {
+    fn from(chain: &status::Chain) -> Self {
+        Self {
+            chain: chain.chain.clone(),
+            suite: chain.suite.clone(),
+            primary: chain.primary.clone(),
+            standby: chain.standby.clone(),
+            keks: chain.keks,
+            rotate_after_uses: chain.rotate_after_uses,
+            max_uses: chain.max_uses,
+            rotate_after_age: chain.rotate_after_age,
+            inline: chain.inline,
+        }
+    }
 }
 
 /// Makes a new primary KEK.
@@ -102,29 +129,12 @@ pub(super) async fn rotate(args: RotateArgs) -> Result {
     print(format!("{}\n{key_id}", rotated.primary).as_bytes())
 }
 
-/// Prints the health of the service and its chains.
-pub(super) async fn status(args: HealthArgs) -> Result {
-    let client = Client::new(args.client)?;
-    let admin = args.admin.map(|admin| client.at(admin));
-    let (code, readiness) = readiness(admin.as_ref().unwrap_or(&client)).await?;
-    let chains = all_chains(&client).await?;
-    let text = if args.json {
-        let Readiness { status, checks } = readiness;
-        let all = json!({ "status": status, "checks": checks, "chains": chains });
-        format!("{all:#}\n")
-    } else {
-        format!("{}\n{}", check_table(&readiness), chain_table(&typed(chains)?))
-    };
-    print(text.as_bytes())?;
-    if code == StatusCode::OK { Ok(()) } else { Err(Failure::Silent) }
-}
-
 /// Succeeds if the service is ready.
 pub(super) async fn healthcheck(args: HealthArgs) -> Result {
-    let client = Client::new(args.client)?;
-    let client = args.admin.map(|admin| client.at(admin)).unwrap_or(client);
-    let (code, readiness) = readiness(&client).await?;
-    if args.json {
+    let is_json = args.json;
+    let (client, admin) = args.clients()?;
+    let (code, readiness) = readiness(admin.as_ref().unwrap_or(&client)).await?;
+    if is_json {
         print(format!("{:#}\n", json!(readiness)).as_bytes())?;
         return if code == StatusCode::OK { Ok(()) } else { Err(Failure::Silent) };
     }
@@ -170,7 +180,7 @@ pub(super) async fn names(client: &Client, chosen: &[ChainName]) -> Result<Vec<S
     Ok(chains.iter().filter_map(name).collect())
 }
 
-fn check_table(readiness: &Readiness) -> String {
+pub(super) fn check_table(readiness: &Readiness) -> String {
     let all = ["all".to_owned(), readiness.status.clone(), String::new()];
     let checks = readiness.checks.iter().map(|check| {
         [check.name.clone(), check.status.clone(), check.detail.clone().unwrap_or_default()]
@@ -196,7 +206,7 @@ pub(super) fn chain_table(chains: &[Chain]) -> String {
         [
             chain.chain.clone(),
             chain.suite.clone(),
-            chain.keks.to_string(),
+            chain.keks.map_or_else(|| "-".to_owned(), |keks| keks.to_string()),
             chain.rotate_after_uses.to_string(),
             chain.max_uses.to_string(),
             kms_proxy::human_units::duration::format(age),

@@ -21,6 +21,8 @@ impl Config {
         self.check_auth()?;
         let checked = self.store.check_settings();
         checked.map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
+        let checked = self.admin.check();
+        checked.map_err(|(key, detail)| wrong(&format!("admin.{key}"), detail))?;
         let checked = self.audit.check();
         checked.map_err(|(key, detail)| wrong(&format!("audit.{key}"), detail))?;
         let checked = self.aws_api.check();

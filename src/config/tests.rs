@@ -117,6 +117,11 @@ allowed_uids = [0, 65532]
 chain = "k8s"
 on_root_outage = "enforce"
 
+[admin]
+status = false
+root_call_price = 3
+currency = "EUR"
+
 [aws_api]
 enabled = true
 account = "111122223333"
@@ -138,6 +143,7 @@ fn nothing_at_all_gives_the_defaults() {
         config,
         Config {
             server: http::Config::default(),
+            admin: http::Admin::default(),
             log: telemetry::Config::default(),
             store: store::Config::default(),
             archives: Vec::new(),
@@ -166,6 +172,8 @@ fn the_file_sets_everything() {
     assert_eq!(config.server.max_streams, 9);
     assert_eq!(config.server.stream_idle_timeout, Duration::from_secs(20));
     assert_eq!(config.server.idle_timeout, Duration::from_secs(600));
+    let http::Admin { status, root_call_price, currency } = config.admin;
+    assert_eq!((status, root_call_price, &*currency), (Some(false), 3.0, "EUR"));
     let tls = config.server.tls.unwrap();
     assert_eq!((tls.cert, tls.key), ("/tls/tls.crt".into(), "/tls/tls.key".into()));
     assert_eq!((tls.client_ca, tls.client_cert.as_str()), (Some("/tls/ca.crt".into()), "required"));
@@ -277,7 +285,7 @@ fn eleven_roots_of_the_environment_come_in_order() {
 fn errors_name_the_key_and_what_is_expected() {
     let root = "[[root]]\nkind = 'local'\nname = 'a'\n";
     for (file, error) in [
-        ("servr = 1", "servr: no such key; expected one of server, log, "),
+        ("servr = 1", "servr: no such key; expected one of server, admin, "),
         ("[server]\nlisten_on = 'x'", "server.listen_on: no such key; expected one of listen, "),
         ("[[client]]\nname = 'x'", "client.0.allow: it is missing"),
         ("[server]\ntls = { cert = 'x' }", "server.tls.key: it is missing"),
@@ -673,7 +681,7 @@ fn every_setting_is_printed() {
             printed_of.entry(known.collect()).or_default().extend(keys);
         }
     }
-    assert_eq!(printed_of.len(), 29, "{printed_of:#?}");
+    assert_eq!(printed_of.len(), 30, "{printed_of:#?}");
     for (known, printed) in printed_of {
         let known: BTreeSet<_> = known.into_iter().collect();
         assert_eq!(known, printed);

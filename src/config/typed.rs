@@ -230,6 +230,7 @@ impl serde::de::Error for Error {
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
         Self::new(match &*expected.to_string() {
             "usize" | "u8" | "u16" | "u32" | "u64" => "expected a whole number".to_owned(),
+            "f32" | "f64" => "expected a number".to_owned(),
             "socket address" => EXPECTED_ADDRESS.to_owned(),
             "path string" => "expected a path".to_owned(),
             table if table.starts_with("struct ") => "expected a table".to_owned(),

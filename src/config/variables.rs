@@ -14,7 +14,8 @@ const FLAGS: [&str; 8] =
     ["ADMIN", "CA", "CERT", "CONFIG", "DEBUGGABLE", "KEY", "SERVER", "TOKEN_FILE"];
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
+    "ADMIN",
     "ARCHIVE",
     "ARCHIVE_POLICY",
     "AUDIT",

@@ -15,6 +15,9 @@ use crate::service::{Check, Health};
 use super::beside;
 use super::problem::Problem;
 
+/// Where the page of a chain is, which shows what `/v1/chains/{name}` does.
+pub(super) const CHAIN_STATUS: &str = "/status/chains/";
+
 /// The errors that end calls outside the API which have a line all the same.
 const REFUSED: [&str; 4] = ["unauthenticated", "forbidden", "not_found", "method_not_allowed"];
 
@@ -62,7 +65,8 @@ impl Recording {
         };
         let call = Call { name, is_batch: path.starts_with("/v1/batch/") };
         let record = audit.begin(if is_beside { beside::API } else { "http" }, id, peer, call);
-        let chain = path.strip_prefix("/v1/chains/").and_then(|rest| rest.split('/').next());
+        let of_chain = path.strip_prefix("/v1/chains/").or_else(|| path.strip_prefix(CHAIN_STATUS));
+        let chain = of_chain.and_then(|rest| rest.split('/').next());
         Self {
             record,
             operation,

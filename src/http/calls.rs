@@ -66,6 +66,8 @@ fn codes(operation: &str) -> Option<&'static [&'static [Kind]]> {
         "disable_kek" | "enable_kek" | "destroy_kek" => &[ANY, PATH, BODY, CHAIN, KEK],
         "rewrap_root" | "remove_root" => &[ANY, PATH, BODY, CHAIN, WRAP],
         "backup" => &[ANY, &[Kind::Conflict, Kind::StoreUnavailable]],
+        "status" | "status_json" => &[ANY, START],
+        "chain_status" => &[ANY, PATH, CHAIN],
         "healthz" | "readyz" => &[PROBE],
         "metrics" => &[PROBE, START],
         _ => return None,
@@ -181,7 +183,8 @@ mod tests {
                 }
                 let (request, response) = examples::of(&id);
                 assert_eq!(operation.request_body.is_some(), request.is_some(), "{id}");
-                let has_none = ["metrics", "delete_chain", "backup"].contains(&&*id);
+                let has_none = ["metrics", "delete_chain", "backup", "status", "chain_status"];
+                let has_none = has_none.contains(&&*id);
                 assert!(response.is_some() || has_none, "{id}");
             }
         }

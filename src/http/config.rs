@@ -1,4 +1,4 @@
-//! `[server]` of the configuration, with its defaults. It knows no handler.
+//! `[server]` and `[admin]` of the configuration, with their defaults. It knows no handler.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::{human_units, tls};
 pub struct Config {
     /// The address that it listens on.
     pub listen: SocketAddr,
-    /// The address of health and metrics; `listen` serves them if this is not set.
+    /// The address of health and metrics, which `listen` serves if this is not set.
     pub admin_listen: Option<SocketAddr>,
     /// Allows plain HTTP without auth beyond loopback.
     pub insecure: bool,
@@ -43,6 +43,48 @@ pub struct Config {
     pub drain_delay: Duration,
     /// HTTPS on `listen`; without it plain HTTP.
     pub tls: Option<tls::Config>,
+}
+
+/// `[admin]` of the configuration: the status page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Whether `server.admin_listen` serves the page: by default if that is a loopback address. If
+    /// it does not, or is not set, `server.listen` serves it.
+    pub status: Option<bool>,
+    /// The price of 10,000 calls of a root, to show what the avoided ones would have cost.
+    pub root_call_price: f64,
+    /// The currency of the price.
+    pub currency: String,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        // AWS KMS, for symmetric keys.
+        Self { status: None, root_call_price: 0.03, currency: "USD".to_owned() }
+    }
+}
+
+impl Admin {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// The key of a setting, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if !(0.0..=1e9).contains(&self.root_call_price) {
+            return Err(("root_call_price", "must be between 0 and 1000000000"));
+        }
+        let is_word = self.currency.chars().all(char::is_alphanumeric);
+        if !(1..=8).contains(&self.currency.chars().count()) || !is_word {
+            return Err(("currency", "must be 1 to 8 letters or digits, such as USD"));
+        }
+        Ok(())
+    }
+
+    /// Whether a listener of operators at this address serves the status page.
+    pub(super) fn is_served_at(&self, listen: SocketAddr) -> bool {
+        self.status.unwrap_or_else(|| listen.ip().is_loopback())
+    }
 }
 
 impl Default for Config {

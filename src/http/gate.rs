@@ -28,7 +28,7 @@ use crate::metrics::{Counted, Metrics, Operation, Requests};
 use crate::service::error::{Error, Kind};
 use crate::tls::peer::Peer;
 
-use super::audited::{self, Recording};
+use super::audited::{self, CHAIN_STATUS, Recording};
 use super::beside::{API, Gatekeeper};
 use super::budget::{Budget, Held};
 use super::identity::RefusalLog;
@@ -275,6 +275,9 @@ fn is_framed(headers: &HeaderMap) -> bool {
 
 /// The outcome that a failed call is counted as.
 fn operation(method: &Method, path: &str) -> Option<Operation> {
+    if path.starts_with(CHAIN_STATUS) {
+        return Some(Operation::Read);
+    }
     let call = path.strip_prefix("/v1/")?;
     let is_one_of = |group| call.strip_prefix(group);
     Some(match is_one_of("batch/").or_else(|| is_one_of("stream/")).unwrap_or(call) {

@@ -78,13 +78,18 @@ pub(super) async fn readyz(
     request: Request,
 ) -> Result<Response, Problem> {
     let caller = app.access.caller(request.extensions()).ok();
+    respond(readiness(&app, caller.as_ref()))
+}
+
+/// The readiness as a caller may see it.
+pub(super) fn readiness(app: &App, caller: Option<&Caller>) -> Readiness {
     let certificate = app.tls.as_ref().map(|tls| {
         let detail = tls.certificate_status().warning;
         let health = if detail.is_some() { Health::Degraded } else { Health::Ok };
         Check { name: "tls".to_owned(), health, detail }
     });
     let audit = app.audit.as_deref().map(audited::check);
-    respond(app.access.readiness(caller.as_ref(), certificate, audit))
+    app.access.readiness(caller, certificate, audit)
 }
 
 /// The answer of `/readyz`.
@@ -128,7 +133,8 @@ pub(super) async fn metrics(
     Ok(answer::typed(Bytes::from(text), content_type))
 }
 
-fn status(health: Health) -> &'static str {
+/// The word for a health.
+pub(super) fn status(health: Health) -> &'static str {
     match health {
         Health::Ok => "ok",
         Health::Degraded => "degraded",

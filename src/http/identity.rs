@@ -200,6 +200,11 @@ impl GuardedService {
         }
     }
 
+    /// Whether a caller may read every chain.
+    pub(super) fn reads_all(&self, caller: &Caller) -> bool {
+        self.enter_for_all(caller).is_ok()
+    }
+
     /// The service, for a caller who may manage every chain: a backup contains all of them.
     pub(super) fn enter_to_back_up(&self, caller: &Caller) -> Result<&KeyService, Error> {
         match caller {

@@ -111,7 +111,10 @@ pub(super) async fn not_found() -> Problem {
 
 /// The response to an unknown path, where only operators are served.
 pub(super) async fn not_found_for_operators() -> Problem {
-    nothing("there is nothing at this path; /healthz, /readyz and /metrics are here")
+    nothing(
+        "there is nothing at this path; /healthz, /readyz and /metrics are here, and /status \
+         unless admin.status = false",
+    )
 }
 
 fn nothing(detail: &'static str) -> Problem {

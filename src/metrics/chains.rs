@@ -168,10 +168,10 @@ pub struct ChainMetrics {
     pub store_rollbacks: IntCounter,
 }
 
-#[cfg(test)]
 impl ChainMetrics {
-    /// How many times an operation succeeded.
-    pub(crate) fn succeeded(&self, operation: Operation) -> u64 {
-        self.ok[operation as usize].get()
+    /// How many calls of `operation` succeeded.
+    #[must_use]
+    pub fn succeeded(&self, operation: Operation) -> u64 {
+        self.ok.get(operation as usize).map_or(0, IntCounter::get)
     }
 }

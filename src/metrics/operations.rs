@@ -1,8 +1,10 @@
 //! The metrics of operations: what callers asked for, how it ended, and what it spared the roots.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::local::LocalHistogram;
 use prometheus::{Histogram, IntCounter, IntCounterVec};
 
@@ -117,6 +119,17 @@ pub(super) struct Operations {
     avoided: IntCounter,
     /// Calls of roots that were made and that no operation has paid for yet.
     debt: AtomicU64,
+    /// Calls of roots that were made.
+    made: AtomicU64,
+    /// What the metrics have not by chain, or not to be read back.
+    chains: Mutex<HashMap<String, OfChain>>,
+}
+
+/// What is counted of a chain for its status.
+#[derive(Default)]
+struct OfChain {
+    root_calls: u64,
+    failures: BTreeMap<&'static str, u64>,
 }
 
 impl Operations {
@@ -148,11 +161,14 @@ impl Operations {
                  made.",
             )?,
             debt: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+            chains: Mutex::default(),
         })
     }
 
     /// Creates the counters of a chain, and returns those of its successes.
     pub(super) fn of_chain(&self, chain: &str) -> [IntCounter; Operation::ALL.len()] {
+        self.chains.lock().entry(chain.to_owned()).or_default();
         for (operations, codes) in FROM_THE_START {
             for operation in operations {
                 for code in codes {
@@ -165,6 +181,7 @@ impl Operations {
 
     /// Removes the counters of a chain.
     pub(super) fn forget(&self, chain: &str) {
+        self.chains.lock().remove(chain);
         for operation in Operation::ALL {
             for outcome in FAILURES.into_iter().chain(["ok"]) {
                 _ = self.counts.remove_label_values(&[operation.as_str(), chain, outcome]);
@@ -202,6 +219,34 @@ impl Operations {
     /// A root was called.
     pub(super) fn owe(&self) {
         self.debt.fetch_add(1, Ordering::Relaxed);
+        self.made.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A root was called for a chain.
+    pub(super) fn owe_for(&self, chain: &str) {
+        if let Some(of_chain) = self.chains.lock().get_mut(chain) {
+            of_chain.root_calls += 1;
+        }
+    }
+
+    /// An operation on a chain failed.
+    pub(super) fn failed(&self, operation: Operation, chain: &str, code: &'static str) {
+        self.counter(operation, chain, code).inc();
+        if !chain.is_empty()
+            && let Some(of_chain) = self.chains.lock().get_mut(chain)
+        {
+            *of_chain.failures.entry(code).or_default() += 1;
+        }
+    }
+
+    /// The calls of roots for a chain, and its failed operations by code.
+    pub(super) fn counted(&self, chain: &str) -> (u64, BTreeMap<&'static str, u64>) {
+        let chains = self.chains.lock();
+        chains.get(chain).map(|of| (of.root_calls, of.failures.clone())).unwrap_or_default()
+    }
+
+    pub(super) fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -211,7 +256,6 @@ impl Operations {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn avoided(&self) -> u64 {
         self.avoided.get()
     }

@@ -2,6 +2,8 @@
 //!
 //! The label `client` holds names of configured clients alone.
 
+use std::collections::BTreeMap;
+
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -123,6 +125,20 @@ impl Traffic {
         *clients = names;
     }
 
+    /// Each configured client: its name, its requests, and those that were refused, by reason.
+    #[must_use]
+    pub fn callers(&self) -> Vec<(String, u64, BTreeMap<&'static str, u64>)> {
+        let of = |name: &String| {
+            let requests = self.client_requests.with_label_values(&[name]).get();
+            let refused = REFUSALS.map(|reason| {
+                (reason, self.client_refusals.with_label_values(&[&**name, reason]).get())
+            });
+            let refused = refused.into_iter().filter(|(_, count)| *count > 0).collect();
+            (name.clone(), requests, refused)
+        };
+        self.clients.lock().iter().map(of).collect()
+    }
+
     /// Counts a request of `client`.
     pub fn client_called(&self, client: &str) {
         self.client_requests.with_label_values(&[client]).inc();
@@ -165,5 +181,7 @@ mod tests {
             "requests_total{client=\"shop\"} 1",
         ];
         assert_eq!(client_lines(&registry), left);
+        let refused = BTreeMap::from([("forbidden", 1)]);
+        assert_eq!(traffic.callers(), [("shop".to_owned(), 1, refused)]);
     }
 }

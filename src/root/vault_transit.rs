@@ -209,6 +209,10 @@ impl RootKey for Root {
     fn key(&self) -> String {
         self.key.path("keys")
     }
+
+    fn token_expires_in(&self) -> Option<Duration> {
+        self.session.expires_in()
+    }
 }
 
 async fn in_time<T>(calls: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

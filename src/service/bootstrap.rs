@@ -33,6 +33,7 @@ use super::monitored_store::MonitoredStore;
 use super::rollback::summary::Summary;
 use super::rotation::reservations::Reservations;
 use super::rotation::{reserver, root_users, rotator};
+use super::status::history::History;
 use super::{Config, DEFAULT_CHAIN, KeyService, backup, recheck, tasks};
 
 /// How long a start waits for the chains that it names: longer than one call of a root.
@@ -90,6 +91,9 @@ impl KeyService {
             shared,
             confirmed: clock.now().as_nanos().into(),
             config,
+            started_at: clock.unix_now(),
+            history: Mutex::new(History::new(clock.now())),
+            counting: Default::default(),
             clock,
             metrics,
             in_doubt: false.into(),
@@ -121,7 +125,8 @@ impl KeyService {
         for chain in service.chains.load().values() {
             service.spawn(chain);
         }
-        let others = service.follow().into_iter().chain([service.keep_up()]);
+        let others = [service.keep_up(), service.keep_history()];
+        let others = service.follow().into_iter().chain(others);
         service.tasks.lock().extend(others.chain(service.archive()));
         service.make_ready(named).await;
         root_users::look_after(&service.core).await;

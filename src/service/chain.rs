@@ -21,8 +21,10 @@ use super::ledger::Staleness;
 use super::rotation::reservations::Reservations;
 use super::rotation::retry::RetryAt;
 
+pub(super) mod facts;
 mod waiters;
 
+use facts::Published;
 use waiters::Waiters;
 
 /// A chain.
@@ -70,6 +72,8 @@ pub(super) struct Chain {
     pub(super) doubts: tokio::sync::Mutex<HashMap<KekId, Monotonic>>,
     /// When this process first saw each disabled KEK.
     pub(super) disabled: Disabled,
+    /// What its status shows.
+    pub(super) published: Published,
 }
 
 impl Chain {
@@ -96,6 +100,7 @@ impl Chain {
             named_root: ArcSwapOption::empty(),
             doubts: tokio::sync::Mutex::default(),
             disabled: Disabled::default(),
+            published: Published::default(),
         }
     }
 

@@ -26,6 +26,7 @@ use super::limits::unknown::Unknown;
 use super::monitored_store::MonitoredStore;
 use super::rollback::summary::Summary;
 use super::rotation::root_reports::Reports;
+use super::status::history::History;
 
 /// How many unknown names may be looked up in the store concurrently.
 pub(super) const CONCURRENT_LOOKUPS: usize = 64;
@@ -71,6 +72,12 @@ pub(super) struct Core {
     pub(super) rollbacks: Summary,
     /// The roots that this process and others report to have configured.
     pub(super) root_reports: Mutex<Reports>,
+    /// When the process started, in seconds since the Unix epoch.
+    pub(super) started_at: u64,
+    /// The counts of the last hour.
+    pub(super) history: Mutex<History>,
+    /// Locked while KEKs are counted for the status.
+    pub(super) counting: tokio::sync::Mutex<()>,
 }
 
 impl Core {

@@ -294,7 +294,7 @@ impl Keyring {
         for (state, wrap) in self.roots.candidates(&record.wraps) {
             let opened =
                 async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
-            match self.roots.call(state, "unwrap", opened).await {
+            match self.roots.call(state, "unwrap", chain, opened).await {
                 Ok(_) => opens = true,
                 Err(error) => {
                     tracing::error!(root = %state.named.name, %chain, kek_id = %id, %error, "a \
@@ -370,7 +370,7 @@ impl Keyring {
     ) -> Result<KeyBytes, root::Error> {
         let context = Context { chain, kek_id: id, suite };
         let opened = async { check(state.named.root.unwrap(context, wrap).await?, &context) };
-        let opened = self.roots.call(state, "unwrap", opened).await;
+        let opened = self.roots.call(state, "unwrap", chain, opened).await;
         opened.inspect_err(|error| {
             let is_news = self.roots.note_not_opened(state, chain, id, error);
             // A wrong wrap remains wrong, and readiness names it.

@@ -8,10 +8,12 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::id::ChainName;
 use crate::metrics::Metrics;
+use crate::status;
 use crate::store::record::{self, Claim, Record as _};
 use crate::store::{Committed, Entry, Error, Store, Txn, Watch};
 use crate::timestamp::rfc3339;
 
+use super::call_stats::CallStats;
 use super::types::{Check, Health};
 
 /// Forwards every call to a store, and remembers the outage that its last results show.
@@ -20,6 +22,7 @@ pub(super) struct MonitoredStore {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     last_error: Mutex<Option<LastError>>,
+    stats: CallStats,
 }
 
 /// Why the store is unavailable.
@@ -42,7 +45,8 @@ enum Access {
 impl MonitoredStore {
     pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         metrics.store.up.set(1);
-        Self { store, clock, metrics, last_error: Mutex::new(None) }
+        let (last_error, stats) = Default::default();
+        Self { store, clock, metrics, last_error, stats }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -57,6 +61,22 @@ impl MonitoredStore {
             detail: last_error.as_ref().map(|LastError { detail, since, .. }| {
                 format!("{detail} since {}", rfc3339(*since))
             }),
+        }
+    }
+
+    /// What its status shows, without the last backup.
+    pub(super) fn status(&self, started_at: u64) -> status::Store {
+        let last_error = self.last_error.lock();
+        let outage = last_error.as_ref().map(|it| (it.detail.clone(), it.since));
+        let state = if outage.is_some() { "away" } else { "ok" };
+        let (last_error, since) = self.stats.outage(outage, started_at);
+        status::Store {
+            kind: self.store.kind().to_owned(),
+            state: state.to_owned(),
+            since,
+            latency_us: self.stats.latency_us(),
+            last_error,
+            last_backup: None,
         }
     }
 
@@ -93,7 +113,9 @@ impl MonitoredStore {
     ) -> Result<T, Error> {
         let started = self.clock.now();
         let result = call.await;
-        self.metrics.store_called(operation, self.clock.now().since(started));
+        let took = self.clock.now().since(started);
+        self.metrics.store_called(operation, took);
+        self.stats.note(took, !matches!(result, Err(Error::Unavailable { .. })));
         self.note(access, result)
     }
 
@@ -117,7 +139,8 @@ impl MonitoredStore {
             }
             // A damaged record is no outage.
             Ok(_) | Err(Error::Corrupt { .. }) => {
-                if last_error.take().is_some() {
+                if let Some(LastError { detail, since, .. }) = last_error.take() {
+                    self.stats.outage_ended(detail, since, self.clock.unix_now());
                     tracing::info!(store = self.store.kind(), "the store is available again");
                 }
                 self.metrics.store.up.set(1);

@@ -49,19 +49,20 @@ const MODULES: &str = "
 
     keychain:  aead clock cobblestone envelope id random secret
     stream:    cobblestone envelope id keychain
+    status:    timestamp
     export:    base64 id keychain root
-    service:   archive audit backoff clock cobblestone envelope id keychain metrics random root secret single_flight store timestamp human_units
+    service:   archive audit backoff clock cobblestone envelope id keychain metrics random root secret single_flight status store timestamp human_units
 
     auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
-    http:      accept aead audit auth clock cobblestone envelope http2_frames id json keychain log_throttle loopback metrics random secret service timestamp tls human_units
+    http:      accept aead audit auth clock cobblestone envelope http2_frames id json keychain log_throttle loopback metrics random secret service status timestamp tls human_units
     kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
     aws_api:   audit auth clock envelope http id json keychain metrics root secret service shared_call sigv4 human_units
 
     config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
     app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
-    cli:       aead app archive audit auth aws_api clock cobblestone config envelope error_chain files http id kubernetes loopback root secret service store stream telemetry tls human_units
+    cli:       aead app archive audit auth aws_api clock cobblestone config envelope error_chain files http id kubernetes loopback root secret service status store stream telemetry tls human_units
 ";
 
 /// Crates that only these modules may name.
@@ -77,6 +78,7 @@ const CRATES: &str = "
     axum:        http aws_api app
     hyper:       http kubernetes app
     hyper_util:  http kubernetes app proxy
+    maud:        http
     utoipa:      http
     utoipa_axum: http
     reqwest:     root archive auth cli

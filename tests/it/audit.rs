@@ -269,7 +269,7 @@ async fn encrypts_are_counted_by_default_and_refusals_are_limited() {
 }
 
 /// The calls that have no line: they show no data, and machines make them all the time.
-const SILENT: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+const SILENT: [&str; 5] = ["/healthz", "/readyz", "/metrics", "/status", "/status.json"];
 
 #[tokio::test]
 async fn no_call_of_any_api_is_without_a_line() {

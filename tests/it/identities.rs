@@ -194,8 +194,17 @@ fn every_call_of_the_document_is_in_the_table() {
     for (path, calls) in document["paths"].as_object().unwrap() {
         listed.extend(calls.as_object().unwrap().keys().map(|method| format!("{method} {path}")));
     }
-    // tests/it/hot_backup.rs has the callers of a backup, which is of all chains.
-    let operators = ["get /healthz", "get /readyz", "get /metrics", "get /v1/backup"];
+    // tests/it/hot_backup.rs has the callers of a backup, which is of all chains, and
+    // tests/it/status.rs those of the status page.
+    let operators = [
+        "get /healthz",
+        "get /readyz",
+        "get /metrics",
+        "get /status",
+        "get /status.json",
+        "get /status/chains/{name}",
+        "get /v1/backup",
+    ];
     let operators = operators.map(str::to_owned);
     let tested = calls()
         .iter()

@@ -72,6 +72,8 @@ mod secrets;
 #[cfg(test)]
 mod starting;
 #[cfg(test)]
+mod status;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod streams;

@@ -34,6 +34,8 @@ async fn a_sealed_server_stops_no_kek_in_memory_and_is_used_again_when_it_is_uns
     let service = setup.start().await;
     let before = service.encrypt("default", "aGVsbG8=").await;
     assert_eq!(root(&service).await.0, "ok");
+    let (_, status) = service.get("/status.json").await;
+    assert!(status["roots"][0]["token_expires_in_seconds"].as_u64() > Some(60), "{status}");
 
     bao.seal().await;
     // The first use of a new chain needs the root; its task tries again until the root is back.

@@ -20,7 +20,7 @@
 {{- $plugin := dict "socket" (printf "unix:///run/kms-proxy/%s" .Values.plugin.socket) "chain" .Values.plugin.chain -}}
 {{- $_ := set $config "kubernetes" (mergeOverwrite $plugin (default dict $config.kubernetes)) -}}
 {{- end -}}
-{{- range $section := list "server" "log" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "audit" "aws_api" "kubernetes" -}}
+{{- range $section := list "server" "admin" "log" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "audit" "aws_api" "kubernetes" -}}
 {{- $value := get $config $section -}}
 {{- if kindIs "slice" $value -}}
 {{- range $item := $value }}
@@ -44,7 +44,7 @@
 {{- join "\n" $lines -}}
 {{- end -}}
 
-{{- /* There are no fractions among the settings. A string of JSON is one of TOML. */ -}}
+{{- /* A string of JSON is one of TOML, and so is a fraction. Whole numbers are written without a point. */ -}}
 {{- define "kms-proxy.toml.value" -}}
 {{- if kindIs "string" . -}}
 {{- toJson . -}}
@@ -60,6 +60,8 @@
 {{- $items = append $items (printf "%s = %s" $key (include "kms-proxy.toml.value" $value)) -}}
 {{- end -}}
 { {{ join ", " $items }} }
+{{- else if and (kindIs "float64" .) (ne (floor .) .) -}}
+{{- toJson . -}}
 {{- else -}}
 {{- int64 . -}}
 {{- end -}}

@@ -119,6 +119,28 @@ pub(super) fn of(operation: &str) -> (Option<Value>, Option<Value>) {
                 "failed": [{"kek_id": KEK_ID, "detail": "this is its last wrap"}],
             }),
         ),
+        "status_json" => (
+            None,
+            json!({
+                "status": "degraded", "version": "0.2.0", "time": "2026-11-24T08:00:00Z",
+                "started_at": "2026-11-23T08:00:00Z", "uptime_seconds": 86_400,
+                "findings": [{
+                    "level": "degraded", "about": "root:main",
+                    "detail": "the root is away: throttled, since 2026-11-23T20:41:07Z",
+                    "advice": "Make the root available, or correct its configuration.",
+                    "commands": ["kms-proxy root status"],
+                    "link": "https://github.com/kms-proxy/kms-proxy/blob/main/docs/operations.md",
+                }],
+                "chains": [{
+                    "chain": "orders", "suite": "aes-128-gcm", "primary": KEK_ID,
+                    "uses_reserved": 65_536, "rotate_after_uses": 2_097_152,
+                    "next_rotation": {
+                        "at": "2026-11-24T20:00:00Z", "in_seconds": 43_200, "reason": "uses",
+                    },
+                }],
+                "next": null,
+            }),
+        ),
         "healthz" => (None, json!({"status": "ok"})),
         "readyz" => (
             None,

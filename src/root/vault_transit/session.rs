@@ -149,6 +149,11 @@ impl Session {
         }
     }
 
+    /// The remaining lifetime of the current token.
+    pub(super) fn expires_in(&self) -> Option<Duration> {
+        self.current().and_then(|token| token.expires_in())
+    }
+
     fn current(&self) -> Option<Arc<Token>> {
         self.current.lock().clone()
     }

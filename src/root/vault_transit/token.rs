@@ -126,9 +126,14 @@ impl Token {
         })
     }
 
-    /// The remaining lifetime, in whole seconds.
+    /// The remaining lifetime; `None` if it never expires, or if that is unknown.
+    pub(super) fn expires_in(&self) -> Option<Duration> {
+        self.life.map(|life| life.end.saturating_duration_since(Instant::now()))
+    }
+
+    /// The same in whole seconds.
     pub(super) fn left(&self) -> u64 {
-        self.life.map_or(0, |life| life.end.saturating_duration_since(Instant::now()).as_secs())
+        self.expires_in().map_or(0, |left| left.as_secs())
     }
 }
 
@@ -161,6 +166,7 @@ mod tests {
         }
         let token = Token::new(secret(), 3_000, true);
         assert!(!token.is_due() && !token.has_ended() && token.is_renewable());
+        assert_eq!(token.expires_in(), Some(Duration::from_secs(3_000)));
         tokio::time::advance(Duration::from_secs(2_001)).await;
         assert!(token.is_due() && !token.has_ended());
         let later = token.postponed().due().unwrap().duration_since(Instant::now());
@@ -185,6 +191,7 @@ mod tests {
     async fn a_token_without_an_end_is_never_due() {
         for token in [Token::new(secret(), 0, true), Token::unknown(secret())] {
             assert!(token.due().is_none() && !token.has_ended() && !token.shrinks());
+            assert_eq!(token.expires_in(), None);
         }
         assert!(Token::new(secret(), u64::MAX, false).due().is_some());
     }

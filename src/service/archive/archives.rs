@@ -17,6 +17,7 @@ use crate::id::{ChainName, KekId};
 use crate::metrics::Metrics;
 use crate::service::limits::rate_limiter::RateLimiter;
 use crate::service::types::{Check, Health};
+use crate::status::{self, Failure};
 use crate::store::record::{Kek, State};
 use crate::timestamp::rfc3339;
 
@@ -387,6 +388,29 @@ impl One {
             tracing::error!(%archive, detail, "the key of the audit log can't be archived");
         }
         known.audit_key = detail;
+    }
+
+    /// What its status shows.
+    pub(in crate::service) fn status(&self) -> status::Archive {
+        let known = self.known();
+        let state = match &known.last_error {
+            Some(_) => "away",
+            None if !known.is_compared => "not_compared",
+            None if !known.due.is_empty() || known.audit_key.is_some() => "behind",
+            None => "ok",
+        };
+        let since = known.last_error.as_ref().map(|error| rfc3339(error.since));
+        status::Archive {
+            name: self.name.to_string(),
+            state: state.to_owned(),
+            pending: known.due.len() as u64,
+            last_error: known.last_error.as_ref().map(|error| Failure {
+                detail: error.detail.clone(),
+                since: rfc3339(error.since),
+                until: None,
+            }),
+            since,
+        }
     }
 
     fn check(&self) -> Check {

@@ -234,7 +234,7 @@ impl Keyring {
             };
             let opened =
                 async { check(state.named.root.unwrap(context, &wrap.bytes).await?, &context) };
-            match self.roots.call_for_caller(state, "unwrap", opened).await {
+            match self.roots.call_for_caller(state, "unwrap", chain, opened).await {
                 Ok(key) => {
                     state.opened_inline(chain, id);
                     return Ok(Arc::new(Kek::new(chain, key)));

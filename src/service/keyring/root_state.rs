@@ -9,8 +9,10 @@ use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Metrics;
 use crate::root;
+use crate::service::call_stats::CallStats;
 use crate::service::limits::rate_limiter::RateLimiter;
 use crate::service::types::{Check, Health};
+use crate::status;
 use crate::timestamp::rfc3339;
 
 use super::evidence::Evidence;
@@ -23,6 +25,7 @@ pub(in crate::service) struct RootState {
     pub(in crate::service) named: root::Named,
     /// The outage that the last call showed, and since when it lasts, in seconds of Unix time.
     last_error: Mutex<Option<(root::Error, u64)>>,
+    pub(super) stats: CallStats,
     /// Whether it has the key that wrapped the stored KEKs.
     pub(super) evidence: Mutex<Evidence>,
     /// Limits how often it is compared with those of other processes while there is no evidence.
@@ -34,6 +37,7 @@ impl RootState {
         Self {
             named,
             last_error: Mutex::default(),
+            stats: CallStats::default(),
             evidence: Mutex::default(),
             comparisons: RateLimiter::new(1, COMPARED_EVERY),
         }
@@ -44,7 +48,7 @@ impl RootState {
     pub(super) fn judge(
         &self,
         error: Option<&root::Error>,
-        unix_now: impl FnOnce() -> u64,
+        unix_now: impl Fn() -> u64,
         metrics: &Metrics,
     ) -> bool {
         let error = error.filter(|error| !matches!(error, root::Error::Wrong(_)));
@@ -52,12 +56,18 @@ impl RootState {
         let before = last_error.take();
         let up = metrics.roots.up.with_label_values(&[&self.named.name]);
         up.set(i64::from(error.is_none()));
-        let has_recovered = before.is_some() && error.is_none();
-        *last_error = error.map(|error| {
-            let since = before.map_or_else(unix_now, |(_, since)| since);
-            (error.clone(), since)
-        });
-        has_recovered
+        match (error, before) {
+            (None, None) => false,
+            (None, Some((error, since))) => {
+                self.stats.outage_ended(error.to_string(), since, unix_now());
+                true
+            }
+            (Some(error), before) => {
+                let since = before.map_or_else(unix_now, |(_, since)| since);
+                *last_error = Some((error.clone(), since));
+                false
+            }
+        }
     }
 
     pub(in crate::service) fn is_up(&self) -> bool {
@@ -130,6 +140,30 @@ impl RootState {
     pub(super) fn described(&self) -> [String; 3] {
         let root::Named { name, root } = &self.named;
         [root.kind().to_owned(), name.to_string(), root.key()]
+    }
+
+    /// What its status shows.
+    pub(in crate::service) fn status(&self, missing_wraps: u64, started_at: u64) -> status::Root {
+        let outage = self.last_error.lock().as_ref().map(|(error, at)| (error.to_string(), *at));
+        let state = match &outage {
+            Some(_) => "away",
+            None if self.wrong().is_some() => "wrong_key",
+            None => "ok",
+        };
+        let (calls, failed_calls) = self.stats.counts();
+        let (last_error, since) = self.stats.outage(outage, started_at);
+        status::Root {
+            name: self.named.name.to_string(),
+            kind: self.named.root.kind().to_owned(),
+            state: state.to_owned(),
+            since,
+            latency_us: self.stats.latency_us(),
+            calls,
+            failed_calls,
+            missing_wraps,
+            token_expires_in_seconds: self.named.root.token_expires_in().map(|it| it.as_secs()),
+            last_error,
+        }
     }
 
     pub(super) fn check(&self) -> Check {

@@ -113,7 +113,7 @@ impl Roots {
                 continue;
             }
             let call = state.named.root.wrap(context, kek.key());
-            match self.call(state, "wrap", call).await {
+            match self.call(state, "wrap", chain, call).await {
                 Ok(bytes) => wraps.push(Wrap { root: state.named.name.to_string(), bytes }),
                 Err(error) => {
                     tracing::warn!(root = %state.named.name, %chain, %error, "a root did not wrap \
@@ -233,7 +233,7 @@ impl Roots {
         let state = state.ok_or_else(|| unavailable("no root of this name is configured"))?;
         let context = Context { chain, kek_id: kek.id(), suite: kek.suite() };
         let call = state.named.root.wrap(context, kek.key());
-        match self.call(state, "wrap", call).await {
+        match self.call(state, "wrap", chain, call).await {
             Ok(bytes) => Ok(Wrap { root: root.to_owned(), bytes }),
             Err(error) => Err(unavailable(format!("root {root}: {error}"))),
         }
@@ -275,14 +275,15 @@ impl Roots {
         })
     }
 
-    /// Runs one root call with the deadline, counts it, and updates the root's health.
+    /// Runs one root call for a chain with the deadline, counts it, and updates the root's health.
     pub(in crate::service) async fn call<T>(
         &self,
         state: &RootState,
         operation: &'static str,
+        chain: &ChainName,
         call: impl Future<Output = Result<T, root::Error>>,
     ) -> Result<T, root::Error> {
-        let result = self.bounded(state, operation, call).await;
+        let result = self.bounded(state, operation, chain, call).await;
         self.judge(state, result.as_ref().err());
         result
     }
@@ -293,9 +294,10 @@ impl Roots {
         &self,
         state: &RootState,
         operation: &'static str,
+        chain: &ChainName,
         call: impl Future<Output = Result<T, root::Error>>,
     ) -> Result<T, root::Error> {
-        let result = self.bounded(state, operation, call).await;
+        let result = self.bounded(state, operation, chain, call).await;
         if result.is_ok() {
             self.judge(state, None);
         }
@@ -306,6 +308,7 @@ impl Roots {
         &self,
         state: &RootState,
         operation: &'static str,
+        chain: &ChainName,
         call: impl Future<Output = Result<T, root::Error>>,
     ) -> Result<T, root::Error> {
         let start = self.clock.now();
@@ -315,6 +318,9 @@ impl Roots {
         let outcome = result.as_ref().err().map_or("ok", root::Error::outcome);
         let took = self.clock.now().since(start);
         self.metrics.root_called(&state.named.name, operation, outcome, took);
+        self.metrics.root_called_for(chain);
+        // A root that finds a wrap wrong has answered.
+        state.stats.note(took, matches!(&result, Ok(_) | Err(root::Error::Wrong(_))));
         result
     }
 

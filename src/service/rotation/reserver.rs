@@ -11,6 +11,7 @@ use crate::keychain::kek::Kek;
 use crate::keychain::rotation::{self, Primary, Reason, Standby, Step, Thresholds};
 use crate::keychain::{InlineKek, KekPlacement, KeyChain};
 use crate::service::chain::Chain;
+use crate::service::chain::facts::{Facts, Mark, StandbyState};
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
 use crate::service::key_id;
@@ -341,6 +342,36 @@ impl Reservations {
                 .age
                 .set(clock_check::age(self, core, primary.kek.record.promoted_at).as_secs_f64());
         }
+        self.publish_facts(core, chain);
+    }
+
+    /// Publishes what the status of the chain shows.
+    fn publish_facts(&self, core: &Core, chain: &Chain) {
+        let (head, primary) = (&self.ledger.head, self.ledger.primary.as_ref());
+        let standby = match self.standby(core, chain) {
+            Standby::None => StandbyState::None,
+            _ if !self.holds_standby(&chain.snapshot()) => StandbyState::NotLoaded,
+            Standby::NotArchived => StandbyState::NotArchived,
+            Standby::Ready => StandbyState::Ready,
+        };
+        let mark = Mark {
+            head: head.revision,
+            primary: primary.map(|held| (held.id, held.kek.revision)),
+            reserved: primary.map_or(0, |held| held.uses.record.reserved),
+            standby,
+        };
+        chain.published.note(mark, |mark| Facts {
+            mark,
+            suite: head.record.suite,
+            limits: head.record.limits,
+            inline: self.placement(core) == KekPlacement::Inline,
+            standby: head.record.standby,
+            promoted_at: primary.and_then(|held| held.kek.record.promoted_at),
+            exposed: primary.is_some_and(|held| held.kek.record.exposed),
+            roots: primary.map_or_else(Vec::new, |held| {
+                held.kek.record.wraps.iter().map(|wrap| wrap.root.clone()).collect()
+            }),
+        });
     }
 }
 

@@ -2,11 +2,12 @@
 //! report counts until [`COUNTS_FOR`] after this process first saw it. No wall clock can shorten
 //! that time. It calls no store and no root; [`root_users`](super::root_users) does.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Monotonic;
+use crate::status::Replica;
 use crate::store::record::{self, Record as _, RootUser};
 use crate::store::{Entry, Revision};
 
@@ -94,6 +95,33 @@ impl Reports {
             let keys: HashSet<_> = read.collect();
             self.seen.retain(|key, _| keys.contains(&**key));
         }
+    }
+
+    /// The other processes whose reports count, as they were last read.
+    pub(in crate::service) fn replicas(&self, own: u64, now: Monotonic) -> Vec<Replica> {
+        let mut replicas = BTreeMap::<u64, Replica>::new();
+        for (key, seen) in self.seen.iter().filter(|(_, seen)| seen.counts(now)) {
+            let Some((root, owner)) = record::root_user(key).filter(|(_, it)| *it != own) else {
+                continue;
+            };
+            let ago = now.since(seen.at).as_secs();
+            let replica = replicas.entry(owner).or_insert_with(|| Replica {
+                id: format!("{owner:016x}"),
+                reported_seconds_ago: ago,
+                ..Replica::default()
+            });
+            replica.reported_seconds_ago = replica.reported_seconds_ago.min(ago);
+            replica.roots.push(root.to_owned());
+            if seen.differs {
+                replica.differing.push(root.to_owned());
+            }
+        }
+        let mut replicas: Vec<_> = replicas.into_values().collect();
+        for replica in &mut replicas {
+            replica.roots.sort();
+            replica.differing.sort();
+        }
+        replicas
     }
 
     /// The reports that count, each as the process and its root, without roots that have another

@@ -94,7 +94,8 @@ async fn what_only_reads_the_state_is_answered_while_the_log_is_down() {
         let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
         assert_eq!(output.status.success(), is_ok, "{command:?}: {out}{err}");
         assert!(out.contains(shows), "{command:?}: {out}{err}");
-        assert_eq!(err.matches(says).count(), 1, "{command:?}: {err}");
+        // `/status.json` has no line in the log, and says itself what is wrong.
+        assert_eq!(err.matches(says).count(), usize::from(is_ok), "{command:?}: {err}");
     }
     // What works on data or changes something, and AWS KMS, is refused as before.
     let aws = [("x-amz-target", "TrentService.ListKeys")];
@@ -120,8 +121,8 @@ async fn what_only_reads_the_state_is_answered_while_the_log_is_down() {
     let events = events(&log(&setup));
     let missing: Vec<_> = events.iter().filter(|it| it["operation"] == "lines_missing").collect();
     let sum = |key: &str| missing.iter().filter_map(|it| it["change"][key].as_u64()).sum::<u64>();
-    // At least one read of each command was answered without its line.
-    assert!(sum("lost") >= 4 && sum("refused") >= 5, "{missing:?}");
+    // At least one read of each of the other commands was answered without its line.
+    assert!(sum("lost") >= 3 && sum("refused") >= 5, "{missing:?}");
 }
 
 #[tokio::test]

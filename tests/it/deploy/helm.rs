@@ -356,6 +356,7 @@ fn the_configuration_says_what_the_values_say() {
         r#"config.log.level="info,kms_proxy=debug \"<&>\" ä \\""#,
         r#"config.cache.dek_max_age="5m""#,
         "config.server.insecure=true",
+        r#"config.admin={"status":true,"root_call_price":0.015}"#,
     ];
     let more: Vec<_> = more.iter().flat_map(|more| ["--set-json", more]).collect();
     let manifests = render(&example("inline-aws-kms"), &more);
@@ -365,6 +366,8 @@ fn the_configuration_says_what_the_values_say() {
     assert_eq!(config["chain"]["rotate_after_uses"].as_integer(), Some(1 << 21));
     assert_eq!(config["chain"]["names"][0].as_str(), Some("orders"));
     assert_eq!(config["log"]["level"].as_str(), Some("info,kms_proxy=debug \"<&>\" ä \\"));
+    assert_eq!(config["admin"]["root_call_price"].as_float(), Some(0.015));
+    assert_eq!(config["admin"]["status"].as_bool(), Some(true));
     assert_eq!(config["server"]["insecure"].as_bool(), Some(true));
     assert_eq!(config["server"]["listen"].as_str(), Some("0.0.0.0:8080"));
     assert_eq!(config["root"][0]["key_id"].as_str(), Some("alias/kms-proxy"));

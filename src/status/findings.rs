@@ -1,0 +1,316 @@
+//! What needs attention, as sentences: each finding with what to do about it, the command for it,
+//! and the section of the documentation.
+//!
+//! It knows the names of checks and of commands. Everything else it takes from the status.
+
+use super::{Chain, Check, Finding, Level, Status};
+
+/// Where the documentation is.
+pub const DOCUMENTS: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/");
+
+/// What to do about a check that is not `ok`.
+struct Advice {
+    /// The check, or the part of its name before the colon.
+    check: &'static str,
+    text: &'static str,
+    /// A command; `NAME` stands for the part of the check's name after the colon.
+    command: &'static str,
+    /// The section of the documentation.
+    section: &'static str,
+}
+
+const ADVICE: [Advice; 11] = [
+    Advice {
+        check: "store",
+        text: "Make the store available: check etcd, or the disk. KEKs in memory decrypt for \
+               cache.offline_grace. Encryption stops after 60 seconds.",
+        command: "",
+        section: "monitoring.md#kmsproxystoredown",
+    },
+    Advice {
+        check: "root",
+        text: "Make the root available, or correct its configuration. Do not restart replicas \
+               while no root answers: they hold the unwrapped KEKs in memory.",
+        command: "kms-proxy root status",
+        section: "operations.md#a-root-that-is-unavailable-denies-access-or-is-lost",
+    },
+    Advice {
+        check: "archive",
+        text: "Make the archive available. The service then writes what it lacks. Until then the \
+               current KEKs encrypt up to their max_uses.",
+        command: "kms-proxy store compare --config FILE",
+        section: "archive.md#an-archive-that-fails",
+    },
+    Advice {
+        check: "chain",
+        text: "If a root, the store or an archive is away, the chain recovers with it. Otherwise \
+               look at the KEKs that it needs and does not get.",
+        command: "kms-proxy kek missing --chain NAME",
+        section: "monitoring.md#kmsproxykeksunopenable",
+    },
+    Advice {
+        check: "audit",
+        text: "Make the file or the collector of the audit log writable. The log continues without \
+               a restart.",
+        command: "",
+        section: "monitoring.md#kmsproxyauditdown",
+    },
+    Advice {
+        check: "tls",
+        text: "Replace the certificate. The service reads the new files within seconds.",
+        command: "kms-proxy check-config --config FILE",
+        section: "monitoring.md#kmsproxycertificateexpires",
+    },
+    Advice {
+        check: "config",
+        text: "Correct the configuration file. Until then the earlier clients and permissions stay \
+               in force.",
+        command: "kms-proxy check-config --config FILE",
+        section: "monitoring.md#kmsproxyrulesstale",
+    },
+    Advice {
+        check: "jwks",
+        text: "Make the keys of the issuer available. Tokens that are signed by a new key are \
+               refused until then.",
+        command: "kms-proxy check-config --config FILE",
+        section: "access.md",
+    },
+    Advice {
+        check: "kubernetes",
+        text: "Test the plugin as kube-apiserver uses it.",
+        command: "kms-proxy doctor --socket SOCKET",
+        section: "kubernetes.md",
+    },
+    Advice {
+        check: "service",
+        text: "The process is about to end. Nothing is to be done.",
+        command: "",
+        section: "operations.md#stopping-and-restarting",
+    },
+    // The last one is for a check that has no advice.
+    Advice {
+        check: "",
+        text: "The log of the service has the details.",
+        command: "kms-proxy status",
+        section: "monitoring.md",
+    },
+];
+
+/// Checks whose detail is information while they are `ok`.
+const INFORMATION: [&str; 2] = ["backup", "audit"];
+
+/// What `status` shows that an operator should know, the most urgent first.
+#[must_use]
+pub fn findings(status: &Status) -> Vec<Finding> {
+    let mut findings: Vec<_> = status.checks.iter().filter_map(of_check).collect();
+    findings.extend(status.chains.iter().flat_map(of_chain));
+    if status.checks.is_empty() && status.status != "ok" {
+        findings.push(Finding {
+            level: level(&status.status),
+            about: "service".to_owned(),
+            detail: format!("the service is {}", status.status),
+            advice: "A client that may read all chains sees the reason.".to_owned(),
+            commands: Vec::new(),
+            link: format!("{DOCUMENTS}access.md"),
+        });
+    }
+    findings.sort_by(|a, b| (a.level, &a.about).cmp(&(b.level, &b.about)));
+    findings
+}
+
+fn of_check(check: &Check) -> Option<Finding> {
+    let (kind, name) = check.name.split_once(':').unwrap_or((&check.name, ""));
+    let level = level(&check.status);
+    if level == Level::Note && (check.detail.is_none() || INFORMATION.contains(&kind)) {
+        return None;
+    }
+    let is_local = level == Level::Note && kind == "root";
+    let advice = ADVICE.iter().find(|advice| advice.check == kind || advice.check.is_empty());
+    let detail = check.detail.clone().unwrap_or_else(|| format!("it is {}", check.status));
+    let mut commands = commands_in(&detail);
+    if let Some(command) = advice.map(|advice| advice.command).filter(|command| !command.is_empty())
+        && commands.is_empty()
+        && !is_local
+    {
+        commands.push(command.replace("NAME", name));
+    }
+    let (text, section) = match advice {
+        _ if is_local => (
+            "Before production, replace it by a root whose key does not lie beside the data.",
+            "monitoring.md#kmsproxylocalroot",
+        ),
+        Some(advice) => (advice.text, advice.section),
+        None => ("", "monitoring.md"),
+    };
+    Some(Finding {
+        level,
+        about: check.name.clone(),
+        detail,
+        advice: text.to_owned(),
+        commands,
+        link: format!("{DOCUMENTS}{section}"),
+    })
+}
+
+/// What the numbers of a chain say.
+fn of_chain(chain: &Chain) -> Vec<Finding> {
+    let name = &chain.chain;
+    let finding = |level, detail: String, advice: &str, command: String, section: &str| Finding {
+        level,
+        about: format!("chain:{name}"),
+        detail,
+        advice: advice.to_owned(),
+        commands: vec![command],
+        link: format!("{DOCUMENTS}{section}"),
+    };
+    let mut found = Vec::new();
+    let is_due = chain.next_rotation.as_ref().is_some_and(|next| next.in_seconds == 0);
+    let nearly_all = chain.max_uses - chain.max_uses / 10;
+    if chain.max_uses > 0 && chain.uses_reserved >= nearly_all && is_due {
+        found.push(finding(
+            Level::Degraded,
+            format!(
+                "{} of at most {} uses of its primary KEK are reserved, and it was not replaced",
+                chain.uses_reserved, chain.max_uses
+            ),
+            "Find out why no new KEK encrypts: the checks of roots, store and archives have the \
+             reason. Encrypts fail when no use is left.",
+            format!("kms-proxy rotate --chain {name}"),
+            "monitoring.md#kmsproxykeknearlyspent",
+        ));
+    } else if is_due && matches!(&*chain.standby_state, "none" | "not_archived") {
+        found.push(finding(
+            Level::Degraded,
+            "its rotation is due, and the next KEK is not ready".to_owned(),
+            "Wait a few seconds. If this stays, the checks of roots and archives have the reason.",
+            format!("kms-proxy rotate --chain {name}"),
+            "monitoring.md#kmsproxyrotationoverdue",
+        ));
+    }
+    found
+}
+
+/// The commands that a detail names: from `kms-proxy` to the end of the clause.
+fn commands_in(detail: &str) -> Vec<String> {
+    let after = detail.split(": kms-proxy ").skip(1);
+    let command = |rest: &str| {
+        let end = rest.find([';', ':', ',']).unwrap_or(rest.len());
+        rest.get(..end).map(|command| format!("kms-proxy {}", command.trim()))
+    };
+    after.filter_map(command).collect()
+}
+
+fn level(status: &str) -> Level {
+    match status {
+        "ok" => Level::Note,
+        "unavailable" => Level::Unavailable,
+        _ => Level::Degraded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Forecast;
+    use super::*;
+
+    fn check(name: &str, status: &str, detail: Option<&str>) -> Check {
+        let (name, status) = (name.to_owned(), status.to_owned());
+        Check { name, status, detail: detail.map(str::to_owned) }
+    }
+
+    #[test]
+    fn what_is_wrong_comes_first_with_its_command() {
+        let mut status = Status {
+            status: "degraded".to_owned(),
+            checks: vec![
+                check("store", "ok", None),
+                check("root:dev", "ok", Some("a key file on this machine: for development")),
+                check("backup", "ok", Some("the last one is of 2026-11-24T16:21:24Z")),
+                check("root:main", "degraded", Some("the root is away: throttled")),
+                check(
+                    "chain:a",
+                    "degraded",
+                    Some(
+                        "no root opens 2 KEKs (1, 2): kms-proxy kek \
+                    missing; its primary KEK has a wrap: kms-proxy root remove --root x",
+                    ),
+                ),
+                check("audit", "unavailable", Some("calls are refused: disk full")),
+            ],
+            ..Status::default()
+        };
+        status.conclude();
+        let found: Vec<_> = status.findings.iter().map(|it| (it.level, &*it.about)).collect();
+        let expected = [
+            (Level::Unavailable, "audit"),
+            (Level::Degraded, "chain:a"),
+            (Level::Degraded, "root:main"),
+            (Level::Note, "root:dev"),
+        ];
+        assert_eq!(found, expected);
+        let commands = |about: &str| {
+            let of = status.findings.iter().find(|it| it.about == about).unwrap();
+            of.commands.clone()
+        };
+        assert_eq!(
+            commands("chain:a"),
+            ["kms-proxy kek missing", "kms-proxy root remove --root x"]
+        );
+        assert_eq!(commands("root:main"), ["kms-proxy root status"]);
+        assert!(commands("root:dev").is_empty());
+        assert!(!status.is_well());
+        status.checks.truncate(3);
+        status.status = "ok".to_owned();
+        status.conclude();
+        assert!(status.is_well(), "{:?}", status.findings);
+    }
+
+    #[test]
+    fn a_rotation_that_does_not_happen_is_found() {
+        let due = |in_seconds| Some(Forecast { in_seconds, ..Forecast::default() });
+        let chain = |uses, standby: &str, in_seconds| Chain {
+            chain: "a".to_owned(),
+            uses_reserved: uses,
+            rotate_after_uses: 100,
+            max_uses: 200,
+            standby_state: standby.to_owned(),
+            next_rotation: due(in_seconds),
+            ..Chain::default()
+        };
+        let links = |chain| of_chain(&chain).into_iter().map(|it| it.link).collect::<Vec<_>>();
+        assert!(links(chain(50, "none", 7)).is_empty());
+        assert!(links(chain(100, "ready", 0)).is_empty(), "it happens within seconds");
+        assert!(links(chain(100, "none", 0))[0].ends_with("#kmsproxyrotationoverdue"));
+        assert!(links(chain(180, "ready", 0))[0].ends_with("#kmsproxykeknearlyspent"));
+    }
+
+    #[test]
+    fn a_client_that_sees_no_checks_sees_that_something_is_wrong() {
+        let mut status = Status { status: "unavailable".to_owned(), ..Status::default() };
+        status.conclude();
+        assert_eq!(status.findings[0].level, Level::Unavailable);
+        assert!(!status.is_well());
+    }
+
+    #[test]
+    fn every_link_leads_to_a_section_of_the_documents() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let of_chains = [
+            "monitoring.md#kmsproxykeknearlyspent",
+            "monitoring.md#kmsproxyrotationoverdue",
+            "monitoring.md#kmsproxylocalroot",
+        ];
+        let sections = ADVICE.iter().map(|advice| advice.section).chain(of_chains);
+        for section in sections {
+            let (file, anchor) = section.split_once('#').unwrap_or((section, ""));
+            let text = std::fs::read_to_string(docs.join(file)).unwrap();
+            let slug = |heading: &str| {
+                let text = heading.trim_start_matches('#').trim().to_lowercase();
+                let kept = text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+                kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
+            };
+            let mut anchors = text.lines().filter(|line| line.starts_with('#')).map(slug);
+            assert!(anchor.is_empty() || anchors.any(|slug| slug == anchor), "{section}");
+        }
+    }
+}
