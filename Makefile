@@ -37,7 +37,7 @@ install: $(PROTOX) ## build the program and install it where `cargo install` doe
 test: export PROPTEST_RNG_SEED ?= 1
 test: $(PROTOX) test-env ## install what the tests need and run them all
 	$(CARGO) test --release --locked $(QUICKLY) --lib -- --test-threads=4
-	$(BUILD_LIKE_TESTS) $(QUICKLY)
+	$(BUILD_LIKE_TESTS) --example instructions $(QUICKLY)
 	$(CARGO) test --release --locked $(QUICKLY) --bins --test it -- --test-threads=3
 	$(CARGO) test --release --locked $(QUICKLY) --doc
 	$(CARGO) test --release --locked $(QUICKLY) --no-default-features --lib
@@ -49,9 +49,9 @@ QUICKLY := --config $(OF_THIS_CRATE).codegen-units=16 --config $(OF_THIS_CRATE).
 .PHONY: test-env
 test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the tests need: servers from Debian, and Python and Node.js in target/test-env
 
-# Servers that the tests start: each a command and the package that contains it.
+# Servers and tools that the tests start: each a command and the package that contains it.
 SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl \
-	haproxy:haproxy systemd-analyze:systemd faketime:faketime jq:jq
+	haproxy:haproxy systemd-analyze:systemd faketime:faketime jq:jq valgrind:valgrind
 
 # Debian starts the servers that it installs, unless this file denies it. The tests start their own.
 POLICY := /usr/sbin/policy-rc.d
@@ -133,12 +133,33 @@ features: $(PROTOX) ## clippy on the library without features, and with each of 
 		{ set +x; } 2>/dev/null; \
 	done
 
+# Instructions of the hot paths, counted in the build that `make test` compares with the file.
+.PHONY: instructions
+instructions: $(PROTOX) servers ## count the instructions of the hot paths, and write benches/instructions/counts.toml
+	$(BUILD_LIKE_TESTS) --example instructions $(QUICKLY)
+	KMS_PROXY_WRITE_INSTRUCTIONS=1 $(CARGO) test --release --locked $(QUICKLY) --test it -- hot_paths_take
+
+# Each writes its tables to benches/results. BENCH=--quick only shows that they work.
+BENCH ?=
+
 .PHONY: bench
-bench: $(PROTOX) test-env ## envelopes next to bare AES-GCM, requests next to bare JSON, etcd and no store next to a file, a slow root
-	$(CARGO) bench --locked --profile release --bench micro
-	$(CARGO) bench --locked --profile release --bench load
-	$(CARGO) bench --locked --profile release --bench stores
-	$(CARGO) bench --locked --profile release --bench rotation
+bench: $(PROTOX) test-env ## envelopes next to bare AES-GCM; requests next to bare JSON and to OpenBao; stores; a slow root. Results go to benches/results
+	$(CARGO) bench --locked --profile release --bench micro -- $(BENCH)
+	$(CARGO) bench --locked --profile release --bench load -- $(BENCH)
+	$(CARGO) bench --locked --profile release --bench stores -- $(BENCH)
+	$(CARGO) bench --locked --profile release --bench rotation -- $(BENCH)
+
+target/bench-env/stamp: benches/requirements.txt
+	$(PYTHON) -m venv --clear target/bench-env
+	target/bench-env/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# RESULTS=benches/results/FILE.json shows another file than the one that the document shows now.
+RESULTS ?=
+
+.PHONY: performance
+performance: target/bench-env/stamp ## tables and plots of docs/performance.md, from a file in benches/results
+	target/bench-env/bin/python benches/plot.py $(RESULTS)
 
 CARGO_DENY := target/tools/bin/cargo-deny
 ADVISORIES := https://github.com/RustSec/advisory-db

@@ -4,7 +4,7 @@
 //! it: the buffer, a use of the KEK, fresh randomness, both AADs, the header, the wiping. `bare`: a
 //! key set-up, one operation on the payload and one on 16 bytes under a prepared key, in place,
 //! without AAD, randomness or allocation. `bare+aad`: the same over the two AADs that the format
-//! has, ready-made.
+//! has, ready-made. `AWS-LC`: the payload alone, in place under a new key, with aws-lc-rs.
 //!
 //! All of them take turns in short rounds of one run, so that a noisy machine disturbs them alike.
 //! Figures are medians over the rounds; a ratio is the median of each round's ratio.
@@ -14,8 +14,15 @@ use std::time::{Duration, Instant};
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes128Gcm, Tag};
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use kms_proxy::envelope::{self, Version};
 use kms_proxy::{ChainName, KeyChain, Plaintext, Suite};
+
+#[allow(dead_code, reason = "others need the rest of it")]
+#[path = "load/results.rs"]
+mod results;
+
+use results::{Column, Options, Table, row};
 
 const SIZES: [(&str, usize); 5] =
     [("16 B", 16), ("256 B", 256), ("4 KiB", 4 << 10), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20)];
@@ -27,37 +34,82 @@ const AAD: &[u8] = b"row 7";
 type Error = Box<dyn std::error::Error>;
 type Subject<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
 
+const COLUMNS: [Column; 9] = [
+    ("plaintext", "plaintext", 0),
+    ("call", "call", 0),
+    ("ns", "ours ns", 0),
+    ("bare_ns", "bare ns", 0),
+    ("ratio", "ratio", 2),
+    ("aad_ns", "bare with AAD ns", 0),
+    ("aad_ratio", "ratio", 2),
+    ("aws_lc_ns", "AWS-LC ns", 0),
+    ("aws_lc_speed", "speed to AWS-LC's", 2),
+];
+
 fn main() -> Result<(), Error> {
+    let options = Options::read(&[])?;
+    let rounds = if options.is_quick { ROUNDS / 50 } else { ROUNDS };
     let name = ChainName::new("default")?;
     let payload_aad = envelope::data_aad(SUITE, &name, AAD).ok_or("the AAD is too long")?;
     let mut chain = KeyChain::generate(name.clone(), SUITE)?;
     let kek_id = chain.primary_id().ok_or("there is no primary")?;
     let dek_aad = envelope::dek_aad(Version::Stored, SUITE, &kek_id, &name);
 
-    println!("AES-128-GCM; ns a call");
-    println!(
-        "{:8}{:6}{:>10}{:>10}{:>7}{:>10}{:>7}",
-        "", "", "ours", "bare", "ratio", "bare+aad", "ratio"
-    );
+    let about = "Sealing and opening an envelope in process, AES-128-GCM, in ns a call, next to its \
+                 bare AES-GCM operations with their key set-up, without and with the AADs of the \
+                 format, and next to AWS-LC's AES-GCM of the payload alone, in place.";
+    let mut table = Table::new("micro", about.to_owned(), &COLUMNS);
     for (label, size) in SIZES {
         // Each size has uses of its own: 2^22 are more than its rounds take.
         chain.rotate()?;
         let plaintext = vec![7; size];
         let mut bare = Bare::new(size, [b"", b""]);
         let mut with_aad = Bare::new(size, [&payload_aad, &dek_aad]);
-        row(
-            (label, "seal"),
-            [&mut || seal(&chain, &plaintext), &mut || bare.seal(), &mut || with_aad.seal()],
+        let mut aws_lc = AwsLc { payload: plaintext.clone(), sealed: None };
+        let figures = compare(
+            rounds,
+            [
+                &mut || seal(&chain, &plaintext),
+                &mut || bare.seal(),
+                &mut || with_aad.seal(),
+                &mut || aws_lc.seal(),
+            ],
         )?;
+        table.push(line(label, "seal", &figures));
 
         let sealed = chain.encrypt(&plaintext, AAD)?;
         let (mut bare, mut with_aad) = (bare.sealed()?, with_aad.sealed()?);
-        row(
-            (label, "open"),
-            [&mut || open(&chain, &sealed), &mut || bare.open(), &mut || with_aad.open()],
+        let tag = aws_lc.seal_payload()?;
+        aws_lc.sealed = Some((aws_lc.payload.clone(), tag));
+        let figures = compare(
+            rounds,
+            [
+                &mut || open(&chain, &sealed),
+                &mut || bare.open(),
+                &mut || with_aad.open(),
+                &mut || aws_lc.open(),
+            ],
         )?;
+        table.push(line(label, "open", &figures));
     }
-    Ok(())
+    Ok(options.show(&table)?)
+}
+
+/// A row of the table: nanoseconds of ours and of the others, each with the ratio to it. The last
+/// ratio is one of speeds.
+fn line(size: &str, call: &str, figures: &[[f64; SUBJECTS]]) -> Vec<serde_json::Value> {
+    let of = |figure: fn(&[f64; SUBJECTS]) -> f64| median(figures.iter().map(figure).collect());
+    row![
+        size,
+        call,
+        of(|[ours, ..]| *ours),
+        of(|[_, bare, ..]| *bare),
+        of(|[ours, bare, ..]| ours / bare),
+        of(|[_, _, with_aad, _]| *with_aad),
+        of(|[ours, _, with_aad, _]| ours / with_aad),
+        of(|[.., aws_lc]| *aws_lc),
+        of(|[ours, .., aws_lc]| aws_lc / ours),
+    ]
 }
 
 fn seal(chain: &KeyChain, plaintext: &[u8]) -> Result<(), Error> {
@@ -135,35 +187,66 @@ impl<'a> Bare<'a> {
     }
 }
 
-/// Measures ours and the others side by side, and prints a row of the table.
-fn row((label, operation): (&str, &str), mut subjects: [Subject<'_>; 3]) -> Result<(), Error> {
+/// AWS-LC's AES-GCM of a payload, with its key set-up.
+struct AwsLc {
+    payload: Vec<u8>,
+    /// What was sealed, to be opened again and again.
+    sealed: Option<(Vec<u8>, [u8; 16])>,
+}
+
+impl AwsLc {
+    fn key() -> Result<(LessSafeKey, Nonce), Error> {
+        let key = UnboundKey::new(&AES_128_GCM, black_box(&[3; 16]))?;
+        Ok((LessSafeKey::new(key), Nonce::assume_unique_for_key([0; 12])))
+    }
+
+    fn seal(&mut self) -> Result<(), Error> {
+        black_box(self.seal_payload()?);
+        Ok(())
+    }
+
+    fn seal_payload(&mut self) -> Result<[u8; 16], Error> {
+        let (key, nonce) = Self::key()?;
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut self.payload)?;
+        Ok(tag.as_ref().try_into()?)
+    }
+
+    /// With the copy that [`Bare::open`] has too.
+    fn open(&mut self) -> Result<(), Error> {
+        let (sealed, tag) = self.sealed.as_ref().ok_or("nothing was sealed")?;
+        self.payload.copy_from_slice(sealed);
+        let (key, nonce) = Self::key()?;
+        key.open_in_place_separate_tag(nonce, Aad::empty(), tag, &mut self.payload)?;
+        black_box(&self.payload);
+        Ok(())
+    }
+}
+
+const SUBJECTS: usize = 4;
+
+/// Nanoseconds of ours and of the others, measured side by side: an array for each round.
+fn compare(
+    rounds: usize,
+    mut subjects: [Subject<'_>; SUBJECTS],
+) -> Result<Vec<[f64; SUBJECTS]>, Error> {
     let mut calls = 1;
     for subject in &mut subjects {
         calls = calls.max(calls_in_a_round(subject)?);
     }
-    let (mut rounds, mut order) = (Vec::new(), [0, 1, 2]);
-    for _ in 0..ROUNDS {
-        // Whoever comes later finds the caches and the clock speed that the others left.
+    let (mut figures, mut order) = (Vec::new(), [0, 1, 2, 3]);
+    for _ in 0..rounds {
+        // A later one finds the caches and the clock speed that the others left.
         order.rotate_left(1);
-        let mut round = [0.0; 3];
+        let mut round = [0.0; SUBJECTS];
         for subject in order {
             if let (Some(figure), Some(call)) = (round.get_mut(subject), subjects.get_mut(subject))
             {
                 *figure = nanos(calls, call)?;
             }
         }
-        rounds.push(round);
+        figures.push(round);
     }
-    let of = |figure: fn(&[f64; 3]) -> f64| median(rounds.iter().map(figure).collect());
-    println!(
-        "{label:8}{operation:6}{:>10.0}{:>10.0}{:>7.2}{:>10.0}{:>7.2}",
-        of(|[ours, ..]| *ours),
-        of(|[_, bare, _]| *bare),
-        of(|[ours, bare, _]| ours / bare),
-        of(|[.., with_aad]| *with_aad),
-        of(|[ours, _, with_aad]| ours / with_aad),
-    );
-    Ok(())
+    Ok(figures)
 }
 
 /// A power of two that takes about as long as a round shall.

@@ -1,4 +1,4 @@
-//! What a slow root costs those who encrypt: the p99 of encrypts while a rotation waits for a root
+//! What a slow root costs callers that encrypt: the p99 of encrypts while a rotation waits for a root
 //! that answers after two seconds, next to that of the moments without a rotation, in one run.
 
 #![allow(
@@ -21,20 +21,30 @@ mod driver;
 #[allow(dead_code, reason = "others need the rest of it")]
 #[path = "../tests/it/support/kms.rs"]
 mod kms;
+#[allow(dead_code, reason = "others need the rest of it")]
+#[path = "load/results.rs"]
+mod results;
 
-use driver::{CONNECTIONS, exchange, kms_proxy, median, request};
+use driver::{CONNECTIONS, Driver, exchange, kms_proxy, median, request};
 use kms::{Moto, REGION};
+use results::{Column, Options, Table, row};
 
 /// How long the root takes.
 const SLOW: Duration = Duration::from_secs(2);
 /// Pairs of windows: a chain takes ten rotations by hand a minute.
 const PAIRS: usize = 8;
 
+const COLUMNS: [Column; 3] =
+    [("rotation", "rotation", 0), ("p99_us", "p99 us", 0), ("ratio", "ratio", 2)];
+
 fn main() -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(compare())
+    let options = Options::read(&[])?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(compare(&options))
 }
 
-async fn compare() -> anyhow::Result<()> {
+async fn compare(options: &Options) -> anyhow::Result<()> {
+    let pairs = options.times(PAIRS);
     let moto = Moto::start();
     let key = moto.create_key().await;
     let root = slow_line(moto.address).await?;
@@ -55,28 +65,29 @@ async fn compare() -> anyhow::Result<()> {
     let (mut stream, mut buffer) = (TcpStream::connect(server.address).await?, Vec::new());
     // The first KEK has to come from the slow root as well.
     exchange(&mut stream, &encrypt, &mut buffer).await?;
-    window(server.address, &encrypt, SLOW).await?;
+    let mut driver = Driver::new(&server, vec![encrypt]).await?.lasting(SLOW);
+    driver.window().await?;
 
     let (mut quiet, mut rotating) = (Vec::new(), Vec::new());
     let rotate = request("/v1/rotate", "{}");
-    for _ in 0..PAIRS {
-        quiet.push(window(server.address, &encrypt, SLOW).await?);
+    for _ in 0..pairs {
+        quiet.push(driver.window().await?.quantile(0.99));
         let began = Instant::now();
-        let (p99, rotated) = tokio::join!(
-            window(server.address, &encrypt, SLOW),
-            exchange(&mut stream, &rotate, &mut buffer)
-        );
-        rotating.push(p99?);
+        let (window, rotated) =
+            tokio::join!(driver.window(), exchange(&mut stream, &rotate, &mut buffer));
+        rotating.push(window?.quantile(0.99));
         rotated?;
         anyhow::ensure!(began.elapsed() >= SLOW, "the root was not slow");
     }
     let ratios = rotating.iter().zip(&quiet).map(|(one, other)| one / other).collect();
-    println!(
-        "p99 of encrypts of 256 B, {CONNECTIONS} connections, medians of {PAIRS} windows of 2 s"
+    let about = format!(
+        "p99 of encrypts of 256 B over {CONNECTIONS} connections, without a rotation and while one \
+         waits 2 s for the root, medians of {pairs} windows of 2 s each."
     );
-    println!("without a rotation        {:>7.0} us", median(quiet));
-    println!("while one waits for 2 s   {:>7.0} us  ratio {:.2}", median(rotating), median(ratios));
-    Ok(())
+    let mut table = Table::new("rotation", about, &COLUMNS);
+    table.push(row!["none", median(quiet), 1.0]);
+    table.push(row!["waits for 2 s", median(rotating), median(ratios)]);
+    Ok(options.show(&table)?)
 }
 
 /// A line to `server` on which each answer takes its time.
@@ -103,30 +114,4 @@ async fn slow_line(server: SocketAddr) -> anyhow::Result<SocketAddr> {
         }
     });
     Ok(address)
-}
-
-/// The p99 of a window, in microseconds.
-async fn window(server: SocketAddr, request: &[u8], length: Duration) -> anyhow::Result<f64> {
-    let start = Instant::now();
-    let mut tasks = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let request = request.to_vec();
-        tasks.push(tokio::spawn(async move {
-            let (mut stream, mut buffer) = (TcpStream::connect(server).await?, Vec::new());
-            stream.set_nodelay(true)?;
-            let mut took = Vec::new();
-            while start.elapsed() < length {
-                let began = Instant::now();
-                exchange(&mut stream, &request, &mut buffer).await?;
-                took.push(began.elapsed());
-            }
-            anyhow::Ok(took)
-        }));
-    }
-    let mut all = Vec::new();
-    for task in tasks {
-        all.extend(task.await??);
-    }
-    all.sort();
-    Ok(all[all.len() * 99 / 100].as_secs_f64() * 1e6)
 }

@@ -1,6 +1,6 @@
-//! What a shared store costs, and what none does, where each envelope carries its KEK along: a
-//! replica on etcd and one without a store next to one on the file store, in one run, and the writes
-//! to etcd for a million encrypts.
+//! What a shared store costs, and what inline KEKs cost, which need no store: a replica on etcd and
+//! one without a store next to one on the file store, in one run, and the writes to etcd for a
+//! million encrypts.
 
 #![allow(
     clippy::expect_used,
@@ -20,9 +20,13 @@ mod driver;
 mod etcd;
 #[path = "../tests/it/support/ports.rs"]
 mod ports;
+#[allow(dead_code, reason = "others need the rest of it")]
+#[path = "load/results.rs"]
+mod results;
 
-use driver::{CONNECTIONS, Driver, Server, connect, exchange, kms_proxy, median, request};
+use driver::{CONNECTIONS, Driver, Server, Windows, connect, exchange, kms_proxy, request};
 use etcd::Etcd;
+use results::{Column, Options, Table, row};
 
 /// Windows with one set of servers, and sets.
 const WINDOWS: usize = 8;
@@ -31,11 +35,27 @@ const SETS: usize = 5;
 const ENCRYPTS: u64 = 2_000_000;
 const BATCH: u64 = 1_000;
 
+const COLUMNS: [Column; 6] = [
+    ("call", "call", 0),
+    ("store", "store", 0),
+    ("rate", "1/s", 0),
+    ("ratio", "ratio to file", 3),
+    ("cpu_us", "CPU us", 1),
+    ("p99_us", "p99 us", 0),
+];
+const WRITES_COLUMNS: [Column; 4] = [
+    ("encrypts", "encrypts", 0),
+    ("rate", "1/s", 0),
+    ("writes", "writes to etcd", 0),
+    ("writes_per_million", "for a million encrypts", 0),
+];
+
 fn main() -> anyhow::Result<()> {
+    let options = Options::read(&[])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        rates().await?;
-        writes().await
+        rates(&options).await?;
+        writes(&options).await
     })
 }
 
@@ -43,22 +63,25 @@ fn on_etcd(etcd: &Etcd) -> [(&'static str, String); 2] {
     [("STORE__KIND", "etcd".to_owned()), ("STORE__ENDPOINTS", etcd.url())]
 }
 
-async fn rates() -> anyhow::Result<()> {
-    println!(
-        "calls with 256 B a second, {CONNECTIONS} connections; medians of interleaved windows,"
+async fn rates(options: &Options) -> anyhow::Result<()> {
+    let sets = options.times(SETS);
+    let about = format!(
+        "Calls with 256 B per second over {CONNECTIONS} connections, medians of {WINDOWS} \
+         interleaved windows with each of {sets} fresh sets of servers. Every decrypt unwraps its \
+         DEK."
     );
-    println!("{WINDOWS} with each of {SETS} fresh sets of servers; every decrypt opens its DEK\n");
-    for operation in ["encrypts", "decrypts"] {
-        compare(operation).await?;
+    let mut table = Table::new("stores", about, &COLUMNS);
+    for operation in ["encrypt", "decrypt"] {
+        compare(operation, sets, &mut table).await?;
     }
-    Ok(())
+    Ok(options.show(&table)?)
 }
 
-async fn compare(operation: &str) -> anyhow::Result<()> {
+async fn compare(operation: &str, sets: usize, table: &mut Table) -> anyhow::Result<()> {
     let body = format!(r#"{{"plaintext":"{}"}}"#, base64_simd::STANDARD.encode_to_string([7; 256]));
     let encrypt = request("/v1/encrypt", &body);
-    let (mut rates, mut ratios) = <([Vec<f64>; 3], [Vec<f64>; 3])>::default();
-    for _ in 0..SETS {
+    let mut figures: [Windows; 3] = Default::default();
+    for _ in 0..sets {
         let (etcd, directory) = (Etcd::durable().await, tempfile::tempdir()?);
         let inline = [("STORE__KIND", "inline".to_owned())];
         let (mut servers, mut drivers) = (Vec::new(), Vec::new());
@@ -67,30 +90,25 @@ async fn compare(operation: &str) -> anyhow::Result<()> {
             let settings = [settings, &[("CACHE__DEK_ENTRIES", "0".to_owned())]].concat();
             let server = kms_proxy(&directory, &settings).await?;
             let request = match operation {
-                "encrypts" => encrypt.clone(),
+                "encrypt" => encrypt.clone(),
                 _ => decrypt(&server, &encrypt).await?,
             };
             drivers.push(Driver::new(&server, vec![request]).await?);
             servers.push(server);
         }
         for round in 0..=WINDOWS {
-            let mut window = [0.0; 3];
-            for (driver, rate) in drivers.iter_mut().zip(&mut window) {
-                *rate = driver.window().await?.0;
-            }
-            for (index, rate) in window.into_iter().enumerate().filter(|_| round > 0) {
-                rates[index].push(rate);
-                ratios[index].push(rate / window[0]);
+            for (driver, windows) in drivers.iter_mut().zip(&mut figures) {
+                let window = driver.window().await?;
+                if round > 0 {
+                    windows.add(window);
+                }
             }
         }
     }
-    println!("{operation}");
-    for (name, (rates, ratios)) in
-        ["file", "etcd", "inline"].iter().zip(rates.into_iter().zip(ratios))
-    {
-        println!("{name:>6} {:>9.0}  ratio {:.3}", median(rates), median(ratios));
+    for (name, windows) in ["file", "etcd", "inline"].into_iter().zip(&figures) {
+        let (ratio, p99) = (windows.ratio_to(&figures[0]), windows.quantile(0.99));
+        table.push(row![operation, name, windows.rate(), ratio, windows.cpu_us(), p99]);
     }
-    println!();
     Ok(())
 }
 
@@ -102,7 +120,7 @@ async fn decrypt(server: &Server, encrypt: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(request("/v1/decrypt", &serde_json::json!({"ciphertext": made["ciphertext"]}).to_string()))
 }
 
-async fn writes() -> anyhow::Result<()> {
+async fn writes(options: &Options) -> anyhow::Result<()> {
     let (server, directory) = (Etcd::durable().await, tempfile::tempdir()?);
     let service = kms_proxy(directory.path(), &on_etcd(&server)).await?;
     let items = vec![r#"{"plaintext":"AAAA"}"#; BATCH as usize].join(",");
@@ -116,11 +134,11 @@ async fn writes() -> anyhow::Result<()> {
     }
     let writes = revision(&server)? - before;
     let rate = ENCRYPTS as f64 / began.elapsed().as_secs_f64();
-    println!(
-        "{writes} writes to etcd for {ENCRYPTS} encrypts at {rate:.0} a second: {:.0} for a million",
-        writes as f64 * 1e6 / ENCRYPTS as f64
-    );
-    Ok(())
+    let per_million = writes as f64 * 1e6 / ENCRYPTS as f64;
+    let about = "Writes to etcd of one replica whose only client sends batches of 1,000 items.";
+    let mut table = Table::new("writes", about.to_owned(), &WRITES_COLUMNS);
+    table.push(row![ENCRYPTS, rate, writes, per_million]);
+    Ok(options.show(&table)?)
 }
 
 /// etcd's revision: it grows by one with every write.

@@ -7,7 +7,8 @@ use base64_simd::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use crate::driver::{CONNECTIONS, Driver, kms_proxy, median, request};
+use crate::driver::{CONNECTIONS, Driver, Windows, kms_proxy, request, request_with, with_token};
+use crate::results::{self, Column, Options, Table, row};
 
 /// Windows of each kind with one service, and services.
 const WINDOWS: usize = 5;
@@ -22,94 +23,71 @@ const SCOPE: [&str; 3] = ["us-east-1", "kms", "aws4_request"];
 const KINDS: [&str; 3] =
     ["/v1/encrypt, no identity", "/v1/encrypt, token", "AWS Encrypt, Signature Version 4"];
 
-/// What came of one kind of call with one size.
-#[derive(Default)]
-struct Rates {
-    /// Calls a second, one number a window.
-    rates: Vec<f64>,
-    /// Calls, and seconds of the server's processors.
-    total: (f64, f64),
-}
+const COLUMNS: [Column; 6] = [
+    ("plaintext", "plaintext", 0),
+    ("call", "call", 0),
+    ("rate", "1/s", 0),
+    ("ratio", "ratio of the AWS API to it", 3),
+    ("cpu_us", "CPU us", 1),
+    ("p99_us", "p99 us", 0),
+];
 
-/// Prints the table.
-pub(crate) async fn compare() -> anyhow::Result<()> {
-    println!(
-        "\nEncrypt of the AWS KMS API next to /v1/encrypt: calls a second over {CONNECTIONS} kept \
-         connections;"
-    );
-    println!("ratios: of the AWS KMS API to each line, medians of interleaved windows\n");
-    println!("{:>9}  {:<34} {:>9}  {:>5}  {:>7}", "plaintext", "", "1/s", "ratio", "CPU us");
-    let mut all = SIZES.map(|_| KINDS.map(|_| Rates::default()));
-    for _ in 0..SERVICES {
+/// Measures the table.
+pub(crate) async fn compare(options: &Options) -> anyhow::Result<()> {
+    let services = options.times(SERVICES);
+    let mut figures: [[Windows; KINDS.len()]; SIZES.len()] = Default::default();
+    for _ in 0..services {
         let directory = tempfile::tempdir()?;
-        let (token, digest) = token()?;
+        let (token, settings) = with_token()?;
         let secret = directory.path().join("secret");
         std::fs::write(&secret, SECRET)?;
-        let allow = "[{chains=[\"*\"], operations=[\"encrypt\"]}]".to_owned();
-        let settings = [
-            ("AUTH__MODE", "required".to_owned()),
+        let allow = r#"[{chains=["*"], operations=["encrypt"]}]"#.to_owned();
+        let aws = [
             ("AWS_API__ENABLED", "true".to_owned()),
-            ("CLIENT__0__NAME", "token".to_owned()),
-            ("CLIENT__0__TOKEN_SHA256", digest),
-            ("CLIENT__0__ALLOW", allow.clone()),
             ("CLIENT__1__NAME", "signature".to_owned()),
             ("CLIENT__1__AWS_ACCESS_KEY_ID", ID.to_owned()),
             ("CLIENT__1__AWS_SECRET_ACCESS_KEY_FILE", secret.display().to_string()),
             ("CLIENT__1__ALLOW", allow),
         ];
+        let settings = [&settings[..], &aws].concat();
         let open = kms_proxy(&directory.path().join("open"), &[]).await?;
         let service = kms_proxy(&directory.path().join("data"), &settings).await?;
-        for (size, all) in SIZES.into_iter().zip(&mut all) {
+        for (size, figures) in SIZES.into_iter().zip(&mut figures) {
             // The AWS KMS API takes 4,096 bytes at most, so no more are compared.
             let text = STANDARD.encode_to_string(vec![7; size]);
-            let plain = request("/v1/encrypt", &format!(r#"{{"plaintext":"{text}"}}"#));
-            let with_token = with_header(&plain, &format!("authorization: Bearer {token}"));
+            let plain = format!(r#"{{"plaintext":"{text}"}}"#);
+            let bearer = format!("authorization: Bearer {token}");
+            let headers = ["content-type: application/json", &bearer];
+            let authorized = request_with("/v1/encrypt", &headers, plain.as_bytes());
             let signed = sign(&format!(r#"{{"KeyId":"default","Plaintext":"{text}"}}"#))?;
             let mut drivers = [
-                Driver::new(&open, vec![plain]).await?,
-                Driver::new(&service, vec![with_token]).await?,
+                Driver::new(&open, vec![request("/v1/encrypt", &plain)]).await?,
+                Driver::new(&service, vec![authorized]).await?,
                 Driver::new(&service, vec![signed]).await?,
             ];
             // The first round warms everything up and does not count.
             for round in 0..=WINDOWS {
-                for (driver, kind) in drivers.iter_mut().zip(&mut *all) {
-                    let (rate, calls, cpu) = driver.window().await?;
+                for (driver, kind) in drivers.iter_mut().zip(&mut *figures) {
+                    let window = driver.window().await?;
                     if round > 0 {
-                        kind.rates.push(rate);
-                        kind.total.0 += calls;
-                        kind.total.1 += cpu;
+                        kind.add(window);
                     }
                 }
             }
         }
     }
-    for (size, [open, token, aws]) in SIZES.into_iter().zip(&all) {
-        for (name, kind) in KINDS.into_iter().zip([open, token, aws]) {
-            let ratios = aws.rates.iter().zip(&kind.rates).map(|(aws, kind)| aws / kind);
-            println!(
-                "{size:>9}  {name:<34} {:>9.0}  {:>5.3}  {:>7.2}",
-                median(kind.rates.clone()),
-                median(ratios.collect()),
-                kind.total.1 / kind.total.0 * 1e6
-            );
+    let about = format!(
+        "Encrypt of the AWS KMS API next to /v1/encrypt: calls per second over {CONNECTIONS} kept \
+         connections, medians of {WINDOWS} interleaved windows with each of {services} services."
+    );
+    let mut table = Table::new("aws", about, &COLUMNS);
+    for (size, figures) in SIZES.into_iter().zip(&figures) {
+        for (name, kind) in KINDS.into_iter().zip(figures) {
+            let (ratio, p99) = (figures[2].ratio_to(kind), kind.quantile(0.99));
+            table.push(row![results::size(size), name, kind.rate(), ratio, kind.cpu_us(), p99]);
         }
     }
-    Ok(())
-}
-
-/// A token, and its digest.
-fn token() -> anyhow::Result<(String, String)> {
-    let output = Command::new(env!("CARGO_BIN_EXE_kms-proxy")).args(["token", "new"]).output()?;
-    let token = String::from_utf8(output.stdout)?.trim().to_owned();
-    let digest = base16ct::lower::encode_string(&Sha256::digest(&token));
-    Ok((token, digest))
-}
-
-/// A request with one more header.
-fn with_header(request: &[u8], header: &str) -> Vec<u8> {
-    String::from_utf8_lossy(request)
-        .replacen("\r\n\r\n", &format!("\r\n{header}\r\n\r\n"), 1)
-        .into_bytes()
+    Ok(options.show(&table)?)
 }
 
 /// A call of Encrypt, signed as AWS documents it.
@@ -131,13 +109,15 @@ fn sign(body: &str) -> anyhow::Result<Vec<u8>> {
         mac.update(part.as_bytes());
         key = mac.finalize().into_bytes().to_vec();
     }
-    Ok(format!(
-        "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-amz-json-1.1\r\n\
-         x-amz-target: {target}\r\nx-amz-date: {date}\r\nauthorization: AWS4-HMAC-SHA256 \
-         Credential={ID}/{scope}, SignedHeaders={names}, Signature={}\r\n\
-         content-length: {}\r\n\r\n{body}",
-        hex(&key),
-        body.len()
-    )
-    .into_bytes())
+    let headers = [
+        "content-type: application/x-amz-json-1.1",
+        &format!("x-amz-target: {target}"),
+        &format!("x-amz-date: {date}"),
+        &format!(
+            "authorization: AWS4-HMAC-SHA256 Credential={ID}/{scope}, SignedHeaders={names}, \
+             Signature={}",
+            hex(&key)
+        ),
+    ];
+    Ok(request_with("/", &headers, body.as_bytes()))
 }

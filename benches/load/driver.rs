@@ -1,5 +1,5 @@
-//! What the benchmarks of the running service share: a server as a child process, and a client that
-//! drives it over many connections in short windows.
+//! What the benchmarks of running servers share: a server as a child process, and a client that
+//! drives it over many connections in short windows. It knows no table.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -23,6 +23,17 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
 }
 
+impl Server {
+    /// Its resident memory in MiB.
+    pub(crate) fn memory(&self) -> f64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        kib.map_or(f64::NAN, |kib| kib / 1024.0)
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -35,13 +46,17 @@ fn is_of_aws(key: &str) -> bool {
     key.starts_with("AWS_") && !key.starts_with("AWS_API__")
 }
 
+/// An address on loopback. It was free a moment ago; nothing else takes it on a quiet machine.
+pub(crate) fn free_address() -> std::io::Result<SocketAddr> {
+    std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()
+}
+
 /// Starts the real binary with `settings` beside the defaults.
 pub(crate) async fn kms_proxy(
     directory: &std::path::Path,
     settings: &[(&str, String)],
 ) -> anyhow::Result<Server> {
-    // Free a moment ago; nobody else takes it on a quiet machine.
-    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let address = free_address()?;
     let mut child = Command::new(env!("CARGO_BIN_EXE_kms-proxy"))
         .args(["serve", "--listen", &address.to_string(), "--data-dir"])
         .arg(directory)
@@ -56,22 +71,46 @@ pub(crate) async fn kms_proxy(
     let mut server = Server { child, address };
     // It accepts connections before it is ready. If it does not start, its output ends.
     let mut lines = BufReader::new(stdout.ok_or_else(|| anyhow::anyhow!("no stdout"))?);
-    let mut line = String::new();
-    while !line.contains("is ready on") {
-        line.clear();
-        anyhow::ensure!(lines.read_line(&mut line)? > 0, "kms-proxy does not start");
-    }
-    server.child.stdout = Some(lines.into_inner());
+    // In a thread of its own: a root that it waits for may be a task of this runtime.
+    let lines = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        while !line.contains("is ready on") {
+            line.clear();
+            anyhow::ensure!(lines.read_line(&mut line)? > 0, "kms-proxy does not start");
+        }
+        Ok(lines)
+    });
+    server.child.stdout = Some(lines.await??.into_inner());
     Ok(server)
 }
 
-/// A whole POST request.
+/// A token, and the settings of a service whose only client has it and may do everything.
+pub(crate) fn with_token() -> anyhow::Result<(String, [(&'static str, String); 4])> {
+    let output = Command::new(env!("CARGO_BIN_EXE_kms-proxy")).args(["token", "new"]).output()?;
+    let token = String::from_utf8(output.stdout)?.trim().to_owned();
+    let digest = base16ct::lower::encode_string(&<sha2::Sha256 as sha2::Digest>::digest(&token));
+    let settings = [
+        ("AUTH__MODE", "required".to_owned()),
+        ("CLIENT__0__NAME", "token".to_owned()),
+        ("CLIENT__0__TOKEN_SHA256", digest),
+        ("CLIENT__0__ALLOW", r#"[{chains=["*"], operations=["encrypt", "decrypt"]}]"#.to_owned()),
+    ];
+    Ok((token, settings))
+}
+
+/// A whole POST request with a body of JSON.
 pub(crate) fn request(path: &str, body: &str) -> Vec<u8> {
-    format!(
-        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
+    request_with(path, &["content-type: application/json"], body.as_bytes())
+}
+
+/// A whole POST request.
+pub(crate) fn request_with(path: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
 }
 
 /// Sends one request and reads its whole answer into `buffer`; gives where the body starts.
@@ -88,14 +127,53 @@ pub(crate) async fn exchange(
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut answer = httparse::Response::new(&mut headers);
         let httparse::Status::Complete(start) = answer.parse(buffer)? else { continue };
-        anyhow::ensure!(answer.code == Some(200), "{}", String::from_utf8_lossy(buffer));
-        let length = answer.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"));
-        let length = length.ok_or_else(|| anyhow::anyhow!("no length"))?.value;
-        let whole = start + std::str::from_utf8(length)?.parse::<usize>()?;
+        let is_good = matches!(answer.code, Some(200 | 204));
+        anyhow::ensure!(is_good, "{}", String::from_utf8_lossy(buffer));
+        if answer.code == Some(204) {
+            return Ok(start);
+        }
+        let header = |name| answer.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
+        let Some(length) = header("content-length") else {
+            anyhow::ensure!(header("transfer-encoding").is_some(), "no length");
+            read_chunks(stream, buffer, start).await?;
+            return Ok(start);
+        };
+        let whole = start + std::str::from_utf8(length.value)?.parse::<usize>()?;
         while buffer.len() < whole {
             anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the answer ends early");
         }
         return Ok(start);
+    }
+}
+
+/// Reads a body in chunks to its end. After `start`, `buffer` then has the data without framing.
+async fn read_chunks(
+    stream: &mut (impl Stream + ?Sized),
+    buffer: &mut Vec<u8>,
+    start: usize,
+) -> anyhow::Result<()> {
+    // Where the data ends, and where the next chunk begins.
+    let (mut end, mut next) = (start, start);
+    loop {
+        let (line, size) = match httparse::parse_chunk_size(&buffer[next..]) {
+            Ok(httparse::Status::Complete((line, size))) => (line, usize::try_from(size)?),
+            Ok(httparse::Status::Partial) => {
+                anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the answer ends early");
+                continue;
+            }
+            Err(_) => anyhow::bail!("a chunk has no size"),
+        };
+        let data = next + line;
+        next = data + size + "\r\n".len();
+        while buffer.len() < next {
+            anyhow::ensure!(stream.read_buf(buffer).await? > 0, "the answer ends early");
+        }
+        buffer.copy_within(data..data + size, end);
+        end += size;
+        if size == 0 {
+            buffer.truncate(end);
+            return Ok(());
+        }
     }
 }
 
@@ -120,12 +198,22 @@ pub(crate) struct Driver {
     streams: Vec<Box<dyn Stream>>,
     pub(crate) requests: std::sync::Arc<Vec<Vec<u8>>>,
     next: usize,
+    length: Duration,
 }
 
 impl Driver {
     pub(crate) async fn new(server: &Server, requests: Vec<Vec<u8>>) -> anyhow::Result<Self> {
+        Self::with_connections(server, CONNECTIONS, requests).await
+    }
+
+    /// The same over another number of connections.
+    pub(crate) async fn with_connections(
+        server: &Server,
+        connections: usize,
+        requests: Vec<Vec<u8>>,
+    ) -> anyhow::Result<Self> {
         let mut streams: Vec<Box<dyn Stream>> = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..connections {
             streams.push(Box::new(connect(server).await?));
         }
         Ok(Self::over(server, streams, requests))
@@ -137,35 +225,105 @@ impl Driver {
         streams: Vec<Box<dyn Stream>>,
         requests: Vec<Vec<u8>>,
     ) -> Self {
-        Self { pid: server.child.id(), streams, requests: requests.into(), next: 0 }
+        let requests = requests.into();
+        Self { pid: server.child.id(), streams, requests, next: 0, length: WINDOW }
     }
 
-    /// One window: requests a second, requests, and seconds of the server's processors.
-    pub(crate) async fn window(&mut self) -> anyhow::Result<(f64, f64, f64)> {
-        let (start, cpu) = (Instant::now(), cpu_seconds(self.pid));
+    /// The same with windows of another length.
+    pub(crate) fn lasting(self, length: Duration) -> Self {
+        Self { length, ..self }
+    }
+
+    /// One window. It ends when the last request that began in it is answered.
+    pub(crate) async fn window(&mut self) -> anyhow::Result<Window> {
+        let (start, cpu, length) = (Instant::now(), cpu_seconds(self.pid), self.length);
+        let connections = self.streams.len();
         let mut tasks = Vec::new();
         for (index, mut stream) in std::mem::take(&mut self.streams).into_iter().enumerate() {
             let requests = std::sync::Arc::clone(&self.requests);
-            let mut at = self.next + index * requests.len() / CONNECTIONS;
+            let mut at = self.next + index * requests.len() / connections;
             tasks.push(tokio::spawn(async move {
-                let (mut done, mut buffer) = (0_u32, Vec::with_capacity(1 << 16));
-                while start.elapsed() < WINDOW {
+                let (mut took, mut buffer) = (Vec::new(), Vec::with_capacity(1 << 16));
+                let mut began = start.elapsed();
+                while began < length {
                     exchange(&mut *stream, &requests[at % requests.len()], &mut buffer).await?;
-                    (done, at) = (done + 1, at + 1);
+                    let ended = start.elapsed();
+                    took.push((ended - began).as_secs_f32());
+                    (began, at) = (ended, at + 1);
                 }
-                anyhow::Ok((stream, done))
+                anyhow::Ok((stream, took))
             }));
         }
-        let mut total = 0.0;
+        let mut all = Vec::new();
         for task in tasks {
-            let (stream, done) = task.await??;
+            let (stream, took) = task.await??;
             self.streams.push(stream);
-            total += f64::from(done);
+            all.extend(took);
         }
         let cpu = cpu_seconds(self.pid) - cpu;
-        self.next += (total as usize) / CONNECTIONS;
-        Ok((total / start.elapsed().as_secs_f64(), total, cpu))
+        self.next += all.len() / connections;
+        Ok(Window { rate: all.len() as f64 / start.elapsed().as_secs_f64(), cpu, took: all })
     }
+}
+
+/// What a window measured.
+pub(crate) struct Window {
+    /// Requests per second.
+    pub(crate) rate: f64,
+    /// Seconds of the server's processors.
+    pub(crate) cpu: f64,
+    /// The seconds that each request took, in no order.
+    pub(crate) took: Vec<f32>,
+}
+
+impl Window {
+    /// The latency that this part of the requests did not exceed, in microseconds.
+    pub(crate) fn quantile(&self, part: f64) -> f64 {
+        quantile(self.took.clone(), part)
+    }
+}
+
+/// What all windows of one kind measured.
+#[derive(Default)]
+pub(crate) struct Windows {
+    /// Requests per second, one number a window.
+    pub(crate) rates: Vec<f64>,
+    cpu: f64,
+    took: Vec<f32>,
+}
+
+impl Windows {
+    pub(crate) fn add(&mut self, window: Window) {
+        self.rates.push(window.rate);
+        self.cpu += window.cpu;
+        self.took.extend(window.took);
+    }
+
+    /// The median rate.
+    pub(crate) fn rate(&self) -> f64 {
+        median(self.rates.clone())
+    }
+
+    /// The median of the ratios to the rates of `other` in the same rounds.
+    pub(crate) fn ratio_to(&self, other: &Self) -> f64 {
+        median(self.rates.iter().zip(&other.rates).map(|(this, that)| this / that).collect())
+    }
+
+    /// Microseconds of the server's processors per request.
+    pub(crate) fn cpu_us(&self) -> f64 {
+        self.cpu / self.took.len() as f64 * 1e6
+    }
+
+    /// The latency that this part of all requests did not exceed, in microseconds.
+    pub(crate) fn quantile(&self, part: f64) -> f64 {
+        quantile(self.took.clone(), part)
+    }
+}
+
+fn quantile(mut took: Vec<f32>, part: f64) -> f64 {
+    took.sort_by(f32::total_cmp);
+    let at = (took.len() as f64 * part) as usize;
+    took.get(at.min(took.len().saturating_sub(1))).map_or(f64::NAN, |took| f64::from(*took) * 1e6)
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {

@@ -14,24 +14,35 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::driver::{
-    CONNECTIONS, Driver, Server, Stream, WINDOW, connect, exchange, kms_proxy, median, request,
+    CONNECTIONS, Driver, Server, Stream, WINDOW, Windows, connect, exchange, kms_proxy, median,
+    request,
 };
 use crate::pki::Pki;
+use crate::results::{self, Column, Options, Table, row};
 
 /// Windows of each kind with one pair of services, and pairs.
 const WINDOWS: usize = 5;
 const PAIRS: usize = 7;
 const SIZES: [usize; 2] = [256, 4096];
 
-/// Prints both tables.
-pub(crate) async fn compare() -> anyhow::Result<()> {
-    println!(
-        "\nHTTPS (TLS 1.3) next to plain HTTP/1.1: encrypts a second over {CONNECTIONS} kept connections"
-    );
-    println!("{:>9}  {:>9}  {:>9}  {:>5}", "plaintext", "HTTP 1/s", "HTTPS 1/s", "ratio");
-    let (mut plain, mut secure) = (SIZES.map(|_| Vec::new()), SIZES.map(|_| Vec::new()));
+const COLUMNS: [Column; 7] = [
+    ("plaintext", "plaintext", 0),
+    ("http_rate", "HTTP 1/s", 0),
+    ("rate", "HTTPS 1/s", 0),
+    ("ratio", "ratio", 3),
+    ("http_cpu_us", "HTTP CPU us", 1),
+    ("cpu_us", "HTTPS CPU us", 1),
+    ("p99_us", "HTTPS p99 us", 0),
+];
+const HANDSHAKE_COLUMNS: [Column; 2] =
+    [("handshake", "handshake", 0), ("rate", "connections 1/s", 0)];
+
+/// Measures both tables.
+pub(crate) async fn compare(options: &Options) -> anyhow::Result<()> {
+    let pairs = options.times(PAIRS);
+    let mut figures: [[Windows; 2]; SIZES.len()] = Default::default();
     let mut handshakes = [Vec::new(), Vec::new()];
-    for _ in 0..PAIRS {
+    for _ in 0..pairs {
         let directory = tempfile::tempdir()?;
         let pki = Pki::new(directory.path().join("pki"));
         let (cert, key) = pki.server(&["localhost"]);
@@ -42,7 +53,7 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
         let http = kms_proxy(&directory.path().join("http"), &[]).await?;
         let https = kms_proxy(&directory.path().join("https"), &settings).await?;
         let tls = connector(&pki, Resumption::default())?;
-        for (index, size) in SIZES.into_iter().enumerate() {
+        for (size, figures) in SIZES.into_iter().zip(&mut figures) {
             let body = format!(r#"{{"plaintext":"{}"}}"#, STANDARD.encode_to_string(vec![7; size]));
             let requests = vec![request("/v1/encrypt", &body)];
             let mut streams: Vec<Box<dyn Stream>> = Vec::new();
@@ -53,10 +64,9 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
             let mut wrapped = Driver::over(&https, streams, requests);
             // The first round warms everything up and does not count.
             for round in 0..=WINDOWS {
-                let rates = (bare.window().await?.0, wrapped.window().await?.0);
-                if round > 0 {
-                    plain[index].push(rates.0);
-                    secure[index].push(rates.1);
+                let windows = [bare.window().await?, wrapped.window().await?];
+                for (figures, window) in figures.iter_mut().zip(windows).filter(|_| round > 0) {
+                    figures.add(window);
                 }
             }
         }
@@ -66,16 +76,30 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
             rates.push(shake_many_hands(&https, &connector(&pki, resumption)?).await?);
         }
     }
-    for (index, size) in SIZES.into_iter().enumerate() {
-        let ratios = secure[index].iter().zip(&plain[index]).map(|(https, http)| https / http);
-        let ratio = median(ratios.collect());
-        let (http, https) = (median(plain[index].clone()), median(secure[index].clone()));
-        println!("{size:>9}  {http:>9.0}  {https:>9.0}  {ratio:>5.3}");
+    let about = format!(
+        "Encrypts per second over {CONNECTIONS} kept connections, HTTPS (TLS 1.3) next to plain \
+         HTTP/1.1; {WINDOWS} interleaved windows with each of {pairs} pairs of services. The \
+         client's share of the cryptography is on the same processors."
+    );
+    let mut table = Table::new("https", about, &COLUMNS);
+    for (size, [http, https]) in SIZES.into_iter().zip(&figures) {
+        table.push(row![
+            results::size(size),
+            http.rate(),
+            https.rate(),
+            https.ratio_to(http),
+            http.cpu_us(),
+            https.cpu_us(),
+            https.quantile(0.99),
+        ]);
     }
+    options.show(&table)?;
+    let about = "Connections per second, each with a handshake (TLS 1.3, P-256) and one request.";
+    let mut table = Table::new("handshakes", about.to_owned(), &HANDSHAKE_COLUMNS);
     let [full, resumed] = handshakes.map(median);
-    println!("\nconnections a second, each with a handshake (TLS 1.3, P-256) and one request");
-    println!("{full:>9.0}  full handshakes\n{resumed:>9.0}  resumed");
-    Ok(())
+    table.push(row!["full", full]);
+    table.push(row!["resumed", resumed]);
+    Ok(options.show(&table)?)
 }
 
 fn connector(pki: &Pki, resumption: Resumption) -> anyhow::Result<TlsConnector> {

@@ -3,7 +3,8 @@
 
 use base64_simd::STANDARD;
 
-use crate::driver::{CONNECTIONS, Driver, kms_proxy, median, request};
+use crate::driver::{CONNECTIONS, Driver, Windows, kms_proxy, median, request};
+use crate::results::{Column, Options, Table, row};
 
 /// Windows of each kind with one set of services, and sets. Each service is as often first in a
 /// round as the others.
@@ -52,17 +53,25 @@ impl Extra {
     }
 }
 
-/// Prints the table.
-pub(crate) async fn compare() -> anyhow::Result<()> {
-    println!(
-        "\nAn audit log and an archive next to a service without them: requests a second over \
-         {CONNECTIONS} kept connections, and the ratio to nothing; \
-         then the CPU time of a request in the service"
+const COLUMNS: [Column; 7] = [
+    ("plaintext", "plaintext", 0),
+    ("with", "with", 0),
+    ("rate", "requests 1/s", 0),
+    ("ratio", "ratio to nothing", 3),
+    ("cpu_us", "CPU us", 1),
+    ("cpu_ratio", "ratio to nothing", 3),
+    ("p99_us", "p99 us", 0),
+];
+
+/// Measures the table.
+pub(crate) async fn compare(options: &Options) -> anyhow::Result<()> {
+    let sets = options.times(SETS);
+    let about = format!(
+        "An audit log and an archive next to a service without them: encrypts over {CONNECTIONS} \
+         kept connections, medians of {WINDOWS} interleaved windows with each of {sets} sets of \
+         services. CPU is that of the service."
     );
-    println!(
-        "{:>16}  {:>13}  {:>9}  {:>5}  {:>7}  {:>5}",
-        "plaintext", "with", "1/s", "ratio", "CPU us", "ratio"
-    );
+    let mut table = Table::new("options", about, &COLUMNS);
     let text = STANDARD.encode_to_string(vec![7; SIZE]);
     let item = format!(r#"{{"plaintext":"{text}"}}"#);
     let items = vec![item.as_str(); ITEMS].join(",");
@@ -72,9 +81,9 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
         (format!("{ITEMS} x {SIZE} B"), request("/v1/batch/encrypt", &batch)),
     ];
     for (kind, request) in kinds {
-        let (mut rates, mut costs) =
-            (Extra::ALL.map(|_| Vec::new()), Extra::ALL.map(|_| Vec::new()));
-        for _ in 0..SETS {
+        let mut figures = Extra::ALL.map(|_| Windows::default());
+        let mut costs = Extra::ALL.map(|_| Vec::new());
+        for _ in 0..sets {
             let (mut services, mut drivers) = (Vec::new(), Vec::new());
             for extra in Extra::ALL {
                 let directory = tempfile::tempdir()?;
@@ -87,28 +96,27 @@ pub(crate) async fn compare() -> anyhow::Result<()> {
             for round in 0..=WINDOWS {
                 for turn in 0..Extra::ALL.len() {
                     let at = (turn + round) % Extra::ALL.len();
-                    let (rate, requests, cpu) = drivers[at].window().await?;
+                    let window = drivers[at].window().await?;
                     if round > 0 {
-                        rates[at].push(rate);
-                        costs[at].push(cpu * 1e6 / requests);
+                        costs[at].push(window.cpu / window.took.len() as f64);
+                        figures[at].add(window);
                     }
                 }
             }
         }
         for (at, extra) in Extra::ALL.into_iter().enumerate() {
-            let (rate, faster) = beside(&rates[at], &rates[0]);
-            let (cost, dearer) = beside(&costs[at], &costs[0]);
-            println!(
-                "{kind:>16}  {:>13}  {rate:>9.0}  {faster:>5.3}  {cost:>7.1}  {dearer:>5.3}",
-                extra.name()
-            );
+            let windows = &figures[at];
+            let ratios = costs[at].iter().zip(&costs[0]).map(|(cost, base)| cost / base);
+            table.push(row![
+                kind.as_str(),
+                extra.name(),
+                windows.rate(),
+                windows.ratio_to(&figures[0]),
+                windows.cpu_us(),
+                median(ratios.collect()),
+                windows.quantile(0.99),
+            ]);
         }
     }
-    Ok(())
-}
-
-/// The median of `these`, and of their ratios to `those` of the same rounds.
-fn beside(these: &[f64], those: &[f64]) -> (f64, f64) {
-    let ratios = these.iter().zip(those).map(|(this, that)| this / that).collect();
-    (median(these.to_vec()), median(ratios))
+    Ok(options.show(&table)?)
 }

@@ -190,6 +190,14 @@ fn every_link_between_documents_leads_somewhere() {
     }
 }
 
+#[test]
+fn the_tables_of_performance_are_those_of_its_results() {
+    let script = root().join("benches/plot.py");
+    let python = crate::support::tools::test_env("python");
+    let output = Command::new(python).arg(script).arg("--check").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The anchor that is made of a heading.
 fn slug(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();

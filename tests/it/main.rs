@@ -38,6 +38,8 @@ mod identities;
 #[cfg(test)]
 mod inline;
 #[cfg(test)]
+mod instructions;
+#[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
 mod library;

@@ -224,7 +224,7 @@ impl Drop for Bao {
 }
 
 /// The server itself: the script in `bin` starts it through Python.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let env = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-env");
     let libraries = std::fs::read_dir(env.join("lib")).into_iter().flatten().flatten();
     let found = libraries
