@@ -60,7 +60,7 @@ async fn haproxy_checks_every_listener_and_sees_a_replica_that_drains() {
     })
     .await;
     plain.signal(Signal::TERM);
-    assert_eq!(balancer.checked("first/a", "503").await.status, "DOWN");
+    balancer.is_down("first/a", "503").await;
 }
 
 #[tokio::test]

@@ -86,13 +86,15 @@ impl Haproxy {
         Some(servers.collect())
     }
 
-    /// Waits until the last check of a server ended with this HTTP status; what HAProxy reports.
-    pub(crate) async fn checked(&self, server: &str, code: &str) -> Checked {
-        until(&format!("a check of {server} that ends with {code}"), async || {
+    /// Waits until a server is down since a check of it ended with this HTTP status. HAProxy reports
+    /// the result of a check before the state that follows from it.
+    pub(crate) async fn is_down(&self, server: &str, code: &str) {
+        until(&format!("{server} is down since a check ended with {code}"), async || {
             let servers = self.try_servers().await?;
-            servers.get(server).filter(|checked| checked.check.1 == code).cloned()
+            let is_down = |it: &&Checked| it.check.1 == code && it.status == "DOWN";
+            servers.get(server).filter(is_down).map(drop)
         })
-        .await
+        .await;
     }
 
     /// Waits until a server was checked; what HAProxy reports of it.
