@@ -37,7 +37,8 @@ struct Shared {
     uses: Option<Uses>,
     /// When the last call ended.
     now: Option<Monotonic>,
-    successes: Option<Successes>,
+    /// They have their chain: a call that waits has the other one, and may be given up.
+    successes: Option<(Arc<Chain>, Successes)>,
 }
 
 impl KeyService {
@@ -57,8 +58,8 @@ impl Calls<'_> {
 
     /// Ends a stretch: counts what succeeded, and returns the uses that were not spent.
     pub(crate) fn settle(&mut self) {
-        let Shared { chain, successes, .. } = std::mem::take(&mut self.shared);
-        if let (Some(chain), Some(successes)) = (chain, successes) {
+        let Shared { successes, .. } = std::mem::take(&mut self.shared);
+        if let Some((chain, successes)) = successes {
             self.service.core.metrics.add(&chain.metrics, successes);
         }
     }
@@ -94,8 +95,8 @@ impl Calls<'_> {
         *now = Some(ended);
         let result = match result {
             Ok(made) => {
-                let successes =
-                    successes.get_or_insert_with(|| service.core.metrics.successes(operation));
+                let none = || (Arc::clone(&chain), service.core.metrics.successes(operation));
+                let (_, successes) = successes.get_or_insert_with(none);
                 successes.took(ended.since(started));
                 KeyService::report_outcome(operation, &chain, event, Ok(made))
             }

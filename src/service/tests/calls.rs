@@ -78,6 +78,25 @@ async fn uses_that_became_void_seal_nothing() {
 }
 
 #[tokio::test]
+async fn a_stretch_that_is_given_up_while_a_call_waits_counts_those_before() {
+    let (world, left) = stopped(LOW).await;
+    let counted = || world.service.chain_named(DEFAULT_CHAIN).metrics.succeeded(Operation::Encrypt);
+    let before = counted();
+    let mut calls = world.service.on(None);
+    calls.expect(usize::try_from(left + 1).unwrap());
+    for _ in 0..left {
+        encrypt(&mut calls, b"aad").await.unwrap();
+    }
+    tokio::select! {
+        biased;
+        _ = encrypt(&mut calls, b"aad") => panic!("no use is left"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(calls);
+    assert_eq!(counted(), before + left);
+}
+
+#[tokio::test]
 async fn a_chain_that_is_not_there_fails_each_call() {
     let world = World::new(LOW).await;
     let mut calls = world.service.on(Some("other"));
