@@ -30,6 +30,11 @@ impl<'a> Line<'a> {
         Self(out)
     }
 
+    /// The bytes that there are, also those before the line.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     fn key(&mut self, key: &'static str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(key.as_bytes());

@@ -3,6 +3,7 @@
 //!
 //! It knows bytes, and not what a leaf means.
 
+use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 
 /// A SHA-256 hash.
@@ -11,12 +12,48 @@ pub type Hash = [u8; 32];
 /// The hash of a leaf.
 #[must_use]
 pub fn leaf_hash(leaf: &[u8]) -> Hash {
-    Sha256::new().chain_update([0]).chain_update(leaf).finalize().into()
+    short::<8>([&[0], leaf, &[]])
+        .unwrap_or_else(|| Sha256::new().chain_update([0]).chain_update(leaf).finalize().into())
 }
 
 fn node_hash(left: &Hash, right: &Hash) -> Hash {
-    Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
+    short::<2>([&[1], left, right]).unwrap_or_default()
 }
+
+/// The SHA-256 of parts that fit in `BLOCKS` blocks with their padding; `None` if they do not. It
+/// pads the message itself (FIPS 180-4, section 5.1.1): for short public messages a hasher, which
+/// is wiped, takes as long as the hash.
+fn short<const BLOCKS: usize>(parts: [&[u8]; 3]) -> Option<Hash> {
+    let mut blocks = [[0; 64]; BLOCKS];
+    let mut len = 0;
+    for part in parts {
+        blocks.as_flattened_mut().get_mut(len..len + part.len())?.copy_from_slice(part);
+        len += part.len();
+    }
+    let used = blocks.get_mut(..(len + 1 + 8).div_ceil(64))?;
+    *used.as_flattened_mut().get_mut(len)? = 0x80;
+    let bits = u64::try_from(len).ok()?.checked_mul(8)?;
+    *used.as_flattened_mut().last_chunk_mut()? = bits.to_be_bytes();
+    let mut state = INITIAL;
+    compress256(&mut state, used);
+    let mut hash = [0; 32];
+    for (bytes, word) in hash.as_chunks_mut().0.iter_mut().zip(state) {
+        *bytes = word.to_be_bytes();
+    }
+    Some(hash)
+}
+
+/// The initial hash value of SHA-256 (FIPS 180-4, section 5.3.3).
+const INITIAL: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
 
 /// A tree to which leaves are appended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,6 +147,24 @@ mod tests {
             tree.append(leaf_hash(&hex(leaf)));
             assert_eq!(tree.root().to_vec(), hex(root), "{} leaves", tree.size());
         }
+    }
+
+    /// At each length around those at which the padding takes another block, and where a message
+    /// is no longer short.
+    #[test]
+    fn a_short_message_has_the_hash_that_others_compute() {
+        let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(600).collect();
+        for len in 0..bytes.len() {
+            let (leaf, rest) = (&bytes[..len], &bytes[len..]);
+            let expected: Hash =
+                Sha256::new().chain_update([0]).chain_update(leaf).finalize().into();
+            assert_eq!(leaf_hash(leaf), expected, "{len}");
+            let both = short::<10>([leaf, &[], &rest[..rest.len().min(20)]]);
+            let expected = Sha256::digest(&bytes[..600.min(len + 20)]).into();
+            assert_eq!(both, Some(expected), "{len}");
+        }
+        assert_eq!((short::<2>([&[0; 119]; 3]), short::<1>([&[], &[0; 56], &[]])), (None, None));
+        assert!(short::<1>([&[], &[0; 55], &[]]).is_some());
     }
 
     /// The definition in RFC 6962, section 2.1, word for word.

@@ -3,10 +3,11 @@
 //! It owns the buffers for them, and does not decide which operation has a line.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use crate::audit::AadForm;
 use crate::audit::format::{self, Line};
-use crate::id::ChainName;
+use crate::id::{ChainName, KekId};
 
 use super::{ChainRef, Event, Record, State};
 
@@ -17,6 +18,29 @@ pub(super) struct Lines {
     count: u64,
     /// The bytes at the beginning of the first line that all lines have.
     head: usize,
+    /// What the next item of a batch is likely to have in common with one before.
+    common: Option<Common>,
+}
+
+/// The fields of an item's line that those of most other items are equal to, and where they are.
+struct Common {
+    operation: &'static str,
+    chain: ChainName,
+    kek_id: Option<KekId>,
+    /// From the beginning of the line to the number of the item.
+    before: Range<usize>,
+    /// From there to the fields of one item alone.
+    behind: Range<usize>,
+}
+
+impl Common {
+    fn is_of(&self, operation: &'static str, event: &Event<'_>) -> bool {
+        let ChainRef::Known(chain) = event.chain else { return false };
+        event.key.is_none()
+            && self.kek_id == event.kek_id
+            && self.chain == *chain
+            && self.operation == operation
+    }
 }
 
 impl Lines {
@@ -50,15 +74,33 @@ impl Drop for Lines {
 
 impl Record {
     /// Writes the line of an operation.
-    pub(super) fn write(&self, state: &mut State, operation: &str, item: u64, event: &Event<'_>) {
+    pub(super) fn write(
+        &self,
+        state: &mut State,
+        operation: &'static str,
+        item: u64,
+        event: &Event<'_>,
+    ) {
         if state.lines.is_empty() {
             self.begin_lines(state);
+            self.write_common(&mut state.lines, 0, operation, item, event);
         } else {
-            let Lines { bytes, head, .. } = &mut state.lines;
-            bytes.extend_from_within(..*head);
+            let Lines { bytes, head, common, .. } = &mut state.lines;
+            match common.as_ref().filter(|common| common.is_of(operation, event)) {
+                Some(Common { before, behind, .. }) => {
+                    bytes.extend_from_within(before.clone());
+                    format::decimal(bytes, item);
+                    bytes.extend_from_within(behind.clone());
+                }
+                None => {
+                    let start = bytes.len();
+                    bytes.extend_from_within(..*head);
+                    self.write_common(&mut state.lines, start, operation, item, event);
+                }
+            }
         }
         state.lines.count += 1;
-        self.end_line(&mut state.lines.bytes, operation, item, event);
+        self.end_line(&mut state.lines.bytes, event);
     }
 
     /// Writes the fields that all lines of the request have.
@@ -77,12 +119,25 @@ impl Record {
         lines.head = lines.bytes.len();
     }
 
-    /// Writes the fields of one operation.
-    fn end_line(&self, lines: &mut Vec<u8>, operation: &str, item: u64, event: &Event<'_>) {
-        let mut line = Line::onto(lines)
-            .plain("operation", operation)
-            .some("call", self.call.name.as_deref())
-            .number("item", self.call.is_batch.then_some(item));
+    /// Writes the fields of an operation that other operations of the request may have, too. The
+    /// line begins at `start`.
+    fn write_common(
+        &self,
+        lines: &mut Lines,
+        start: usize,
+        operation: &'static str,
+        item: u64,
+        event: &Event<'_>,
+    ) {
+        let Lines { bytes, common, .. } = lines;
+        let mut line =
+            Line::onto(bytes).plain("operation", operation).some("call", self.call.name.as_deref());
+        let mut number = 0..0;
+        if self.call.is_batch {
+            line = line.number("item", Some(item));
+            let digits = item.checked_ilog10().map_or(1, |log| log as usize + 1);
+            number = line.len() - digits..line.len();
+        }
         line = match event.chain {
             ChainRef::Known(name) => line.plain("chain", name.as_str()),
             // An invalid name may be a secret in the wrong field.
@@ -93,6 +148,22 @@ impl Record {
         if let Some(id) = event.kek_id {
             line = line.plain("kek_id", id.to_hex().as_str());
         }
+        let end = line.len();
+        *common = match (self.call.is_batch, event.chain, event.key) {
+            (true, ChainRef::Known(chain), None) => Some(Common {
+                operation,
+                chain: chain.clone(),
+                kek_id: event.kek_id,
+                before: start..number.start,
+                behind: number.end..end,
+            }),
+            _ => None,
+        };
+    }
+
+    /// Writes the other fields, and ends the line.
+    fn end_line(&self, bytes: &mut Vec<u8>, event: &Event<'_>) {
+        let mut line = Line::onto(bytes);
         line = match (event.aad.filter(|aad| !aad.is_empty()), self.audit.aad) {
             (None, _) | (_, AadForm::None) => line,
             (Some(aad), AadForm::Hmac) => line.hmac("aad", &(self.audit.hmac)(aad)),
