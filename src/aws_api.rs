@@ -11,12 +11,12 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use crate::audit::record;
 use crate::auth::Auth;
 use crate::clock::Clock;
-use crate::http::{Beside, Call, Outcome};
+use crate::http::{Beside, Call, Outcome, RequestId};
 use crate::root::forward::{self as kms, Kms};
 use crate::service::{self, KeyService};
 
@@ -151,17 +151,18 @@ impl Beside for Api {
         }
     }
 
-    fn refuse(&self, error: &service::Error, id: &str) -> Response {
+    fn refuse(&self, error: &service::Error, id: &RequestId) -> Response {
         let error = Error::from(error.clone());
         if error.code.http_status() >= 500 {
             let (code, detail) = (error.code.as_str(), &*error.message);
-            tracing::warn!(request_id = id, code, detail, "a request failed");
+            let (request_id, trace_id) = (id.as_str(), id.trace_text());
+            tracing::warn!(request_id, trace_id, code, detail, "a request failed");
         }
         response::error(&error)
     }
 
-    fn complete(&self, response: &mut Response, id: &HeaderValue) {
-        response::complete(response, id);
+    fn complete(&self, response: &mut Response, id: &RequestId) {
+        response::complete(response, id.header());
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Config {
     pub admin: http::Admin,
     /// `[log]`.
     pub log: telemetry::Config,
+    /// `[traces]`.
+    pub traces: telemetry::traces::Config,
     /// `[store]`.
     pub store: store::Config,
     /// Each `[[archive]]`; none by default.
@@ -205,6 +207,8 @@ struct Sections {
     admin: http::Admin,
     #[serde(default)]
     log: telemetry::Config,
+    #[serde(default)]
+    traces: telemetry::traces::Config,
     #[serde(deserialize_with = "tagged::store")]
     store: store::Config,
     #[serde(deserialize_with = "tagged::roots")]
@@ -238,7 +242,7 @@ struct Auth {
 impl Sections {
     /// The `Config` of each part, overridden by the flags.
     fn resolve(self, flags: &Flags) -> Config {
-        let Self { mut server, admin, log, mut store, root, mut chain, cache, .. } = self;
+        let Self { mut server, admin, log, traces, mut store, root, mut chain, cache, .. } = self;
         let Self { auth, client, mut aws_api, kubernetes, archive, archive_policy, audit, .. } =
             self;
         server.listen = flags.listen.unwrap_or(server.listen);
@@ -264,6 +268,7 @@ impl Sections {
             server,
             admin,
             log,
+            traces,
             store,
             archives,
             roots,
@@ -282,6 +287,7 @@ impl From<&Config> for Sections {
             server,
             admin,
             log,
+            traces,
             store,
             roots,
             service,
@@ -303,6 +309,7 @@ impl From<&Config> for Sections {
             server,
             admin,
             log,
+            traces,
             root,
             store,
             archive,

@@ -50,6 +50,7 @@ mod origins;
 mod paced;
 mod params;
 mod problem;
+mod request_id;
 mod rewrap;
 mod roots;
 mod rotate;
@@ -67,6 +68,7 @@ use body::Limit;
 use budget::Budget;
 pub use config::{Admin, Config};
 use identity::GuardedService;
+pub(crate) use request_id::RequestId;
 use server::Endpoint;
 use stream::Limits;
 

@@ -45,6 +45,7 @@
 //! | `archive-cloud` | `service`, and archives in S3, Google Cloud Storage and Azure |
 //! | `kubernetes` | `service`, and the KMS v2 plugin of Kubernetes |
 //! | `server` | `kubernetes`, and the program: HTTP, TLS, identities, configuration, command line |
+//! | `otel` | `server`, and traces that the program exports with OTLP |
 //!
 //! The build of `etcd` runs `protoc`, the Protocol Buffers compiler: install it (Debian:
 //! `protobuf-compiler`), or name one in the environment variable `PROTOC`. Nothing else needs it.
@@ -305,6 +306,8 @@ mod test_ports;
 pub mod timestamp;
 #[cfg(feature = "server")]
 pub mod tls;
+#[cfg(feature = "service")]
+pub mod trace_context;
 #[cfg(feature = "service")]
 mod wildcard;
 

@@ -1,4 +1,5 @@
-//! Logging: which events are written, and how. The rest of the code only emits events.
+//! Logging and traces: which events are written and how, and which spans are exported. The rest of
+//! the code only emits events and spans.
 //!
 //! Logs go to stderr, one line per event, with times in RFC 3339 UTC.
 
@@ -9,6 +10,13 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+#[cfg(feature = "otel")]
+mod otlp;
+#[cfg(not(feature = "otel"))]
+#[path = "telemetry/otlp/left_out.rs"]
+mod otlp;
+pub mod traces;
 
 /// `[log]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,11 +70,39 @@ impl Format {
     }
 }
 
-/// Starts logging.
+/// Why logging and traces can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// They were started before.
+    #[error(transparent)]
+    Started(#[from] TryInitError),
+    /// Spans can't be exported.
+    #[error("traces can't be exported: {0}")]
+    Export(String),
+}
+
+/// The export of spans.
+pub struct Export {
+    exporter: Option<otlp::Exporter>,
+}
+
+impl Export {
+    /// Sends the spans that wait, for at most 2 s.
+    pub fn end(self) {
+        drop(self.exporter);
+    }
+}
+
+/// Starts logging and, if it is configured, the export of spans, which uses `runtime`.
 ///
 /// # Errors
-/// When logging was already started.
-pub fn install(config: &Config) -> Result<(), TryInitError> {
+/// When logging was already started, or spans can't be exported. A collector that does not answer
+/// is no error.
+pub fn install(
+    config: &Config,
+    traces: &traces::Config,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Export, InstallError> {
     let on_terminal = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match config.effective_format() {
@@ -75,7 +111,19 @@ pub fn install(config: &Config) -> Result<(), TryInitError> {
         Format::Text => layer.with_ansi(false).boxed(),
     };
     let filter = config.level.clone().and(filter_fn(is_harmless));
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()
+    let exporter = traces.endpoint.as_ref().map(|it| otlp::Exporter::start(it, runtime));
+    let exporter = exporter.transpose().map_err(InstallError::Export)?;
+    let spans = exporter.as_ref().map(|it| it.layer().with_filter(filter_fn(is_own_span)));
+    tracing_subscriber::registry().with(layer.with_filter(filter)).with(spans).try_init()?;
+    if exporter.is_some() {
+        traces::enable(traces.sample_ratio);
+    }
+    Ok(Export { exporter })
+}
+
+/// Whether it is a span of this crate. These are only for traces.
+fn is_own_span(it: &Metadata<'_>) -> bool {
+    it.is_span() && it.target().starts_with("kms_proxy")
 }
 
 /// Makes panics log their location and not their message, which can contain a part of a request,
@@ -91,10 +139,10 @@ pub fn hush_panics() {
     }));
 }
 
-/// At `trace` the AWS SDK logs requests and responses, with KEKs if one of its variables is set. No
-/// setting enables that here.
+/// Whether the log may contain it. At `trace` the AWS SDK logs requests and responses, with KEKs if
+/// one of its variables is set; no setting enables that here.
 fn is_harmless(event: &Metadata<'_>) -> bool {
-    *event.level() != Level::TRACE || !event.target().starts_with("aws_")
+    (*event.level() != Level::TRACE || !event.target().starts_with("aws_")) && !is_own_span(event)
 }
 
 fn as_text<S: Serializer>(level: &Targets, serializer: S) -> Result<S::Ok, S::Error> {

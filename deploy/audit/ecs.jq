@@ -21,6 +21,7 @@ select(has("operation"))
     service: {name: "kms-proxy", type: "kms-proxy"},
     user: (if .client then {name: .client} else null end),
     source: (if $peer then {ip: $peer.ip, port: ($peer.port | tonumber)} else null end),
+    trace: (if .trace_id then {id: .trace_id} else null end),
     http: (if .request_id then {request: {id: .request_id}} else null end),
     kms_proxy: {auth, call, item, chain, kek_id, key, aad, plaintext_bytes, chunk, count, change}
   }

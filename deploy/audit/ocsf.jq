@@ -22,7 +22,8 @@ select(has("operation"))
       version: "1.3.0",
       product: {name: "kms-proxy", vendor_name: "kms-proxy"},
       uid: "\(.node)/\(.time)/\(.seq)",
-      sequence: .seq
+      sequence: .seq,
+      correlation_uid: .trace_id
     },
     actor: {user: {name: (.client // "unknown")}},
     api: {operation: (.call // .operation), service: {name: .api}, request: (if .request_id then {uid: .request_id} else null end)},

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
+use crate::trace_context::TraceId;
 
 use super::counts::{self, Sum};
 pub use super::format::Value;
@@ -134,6 +135,8 @@ pub struct Call {
     pub name: Option<Box<str>>,
     /// Whether each operation is an item of a batch.
     pub is_batch: bool,
+    /// The trace that the caller says the request belongs to.
+    pub trace_id: Option<TraceId>,
 }
 
 #[derive(Default)]
@@ -233,6 +236,11 @@ impl Record {
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// The trace that the request belongs to.
+    pub(super) fn trace_id(&self) -> Option<&str> {
+        self.call.trace_id.as_ref().map(TraceId::as_str)
     }
 
     /// The caller is identified: by name, or as one who needs no name. It comes before the first

@@ -89,6 +89,7 @@ impl Audit {
         // A root is called for a request, or by a task.
         if let Some(record) = record::current() {
             line = line.text("request_id", Some(record.request_id()));
+            line = line.some("trace_id", record.trace_id());
         }
         line = line.plain("api", "system").plain("operation", operation);
         if let Some(chain) = chain {

@@ -80,11 +80,26 @@ impl Caller {
 
     /// The same for a key that the caller knows as `shown`.
     pub(super) fn denied_as(&self, operation: &str, key: &str, shown: &str) -> Error {
-        let (client, request_id) = (self.name(), self.stranger.request_id());
+        let (client, id) = (self.name(), self.stranger.request_id());
+        let (request_id, trace_id) = (id.as_str(), id.trace_text());
         if self.stranger.may_log() {
-            tracing::info!(request_id, client, operation, key, "access to a key was denied");
+            tracing::info!(
+                request_id,
+                trace_id,
+                client,
+                operation,
+                key,
+                "access to a key was denied"
+            );
         } else {
-            tracing::debug!(request_id, client, operation, key, "access to a key was denied");
+            tracing::debug!(
+                request_id,
+                trace_id,
+                client,
+                operation,
+                key,
+                "access to a key was denied"
+            );
         }
         record::report(&Event {
             key: Some(key),

@@ -72,7 +72,10 @@ fn address(text: &str) -> std::result::Result<SocketAddr, &'static str> {
 /// Runs the service.
 pub(super) fn serve(args: &Args) -> Result {
     let config = args.load()?;
-    telemetry::install(&config.log).map_err(|error| Failure::refused(error.to_string()))?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
+    let export = telemetry::install(&config.log, &config.traces, runtime.handle())
+        .map_err(|error| Failure::refused(error.to_string()))?;
     let descriptors = process::raise_descriptor_limit();
     let wanted = config.server.max_connections as u64 + OTHER_DESCRIPTORS;
     if let Some(descriptors) = descriptors.filter(|there_are| *there_are < wanted) {
@@ -82,10 +85,9 @@ pub(super) fn serve(args: &Args) -> Result {
             "fewer file descriptors than max_connections are available (LimitNOFILE, ulimit -n)"
         );
     }
-    let runtime = tokio::runtime::Runtime::new()
-        .map_err(|error| Failure::refused(format!("can't start threads: {error}")))?;
     let again = args.clone();
     let result = runtime.block_on(app::run(config, Arc::new(move || again.read_again())));
+    export.end();
     // Tasks that a second SIGINT abandoned may still run.
     runtime.shutdown_timeout(LAST_TASKS);
     result.map_err(|error| {

@@ -23,6 +23,8 @@ impl Config {
         checked.map_err(|(key, detail)| wrong(&format!("store.{key}"), &detail))?;
         let checked = self.admin.check();
         checked.map_err(|(key, detail)| wrong(&format!("admin.{key}"), detail))?;
+        let checked = self.traces.check();
+        checked.map_err(|(key, detail)| wrong(&format!("traces.{key}"), detail))?;
         let checked = self.audit.check();
         checked.map_err(|(key, detail)| wrong(&format!("audit.{key}"), detail))?;
         let checked = self.aws_api.check();

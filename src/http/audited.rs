@@ -14,6 +14,7 @@ use crate::service::{Check, Health};
 
 use super::beside;
 use super::problem::Problem;
+use super::request_id::RequestId;
 
 /// Where the page of a chain is, which shows what `/v1/chains/{name}` does.
 pub(super) const CHAIN_STATUS: &str = "/status/chains/";
@@ -48,7 +49,7 @@ impl Recording {
     pub(super) fn begin(
         audit: &Arc<Audit>,
         request: &axum::extract::Request,
-        id: &str,
+        id: &RequestId,
         peer: Peer,
         operation: Option<Operation>,
         is_beside: bool,
@@ -63,8 +64,10 @@ impl Recording {
         } else {
             Some(format!("{} {path}", request.method()).into())
         };
-        let call = Call { name, is_batch: path.starts_with("/v1/batch/") };
-        let record = audit.begin(if is_beside { beside::API } else { "http" }, id, peer, call);
+        let is_batch = path.starts_with("/v1/batch/");
+        let call = Call { name, is_batch, trace_id: id.trace_id().copied() };
+        let api = if is_beside { beside::API } else { "http" };
+        let record = audit.begin(api, id.as_str(), peer, call);
         let of_chain = path.strip_prefix("/v1/chains/").or_else(|| path.strip_prefix(CHAIN_STATUS));
         let chain = of_chain.and_then(|rest| rest.split('/').next());
         Self {

@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
-use http::HeaderValue;
 use http::request::Parts;
 
 use crate::auth::Refusal;
@@ -15,6 +14,7 @@ use crate::tls::peer::Peer;
 
 use super::body::{self, Limit};
 use super::budget::Budget;
+use super::request_id::RequestId;
 
 /// The API, as the audit log and the metrics name it.
 pub(super) const API: &str = "aws";
@@ -25,7 +25,7 @@ pub(super) trait Gatekeeper: Send + Sync {
     fn budget(&self) -> &Budget;
 
     /// Counts and logs a caller that is not recognised.
-    fn not_recognised(&self, refusal: Refusal, id: &str, peer: Option<&Peer>);
+    fn not_recognised(&self, refusal: Refusal, id: &RequestId, peer: Option<&Peer>);
 
     /// Whether one more refusal is logged.
     fn may_log(&self) -> bool;
@@ -42,21 +42,21 @@ pub(crate) trait Beside: Send + Sync + 'static {
     async fn respond(&self, call: Call) -> Response;
 
     /// Responds to the request `id`, which the gate refuses.
-    fn refuse(&self, error: &Error, id: &str) -> Response;
+    fn refuse(&self, error: &Error, id: &RequestId) -> Response;
 
     /// Completes a response to the request `id`.
-    fn complete(&self, response: &mut Response, id: &HeaderValue);
+    fn complete(&self, response: &mut Response, id: &RequestId);
 }
 
 /// A request for an API beside this one.
 pub(crate) struct Call {
     request: Request,
-    id: HeaderValue,
+    id: RequestId,
     gate: Arc<dyn Gatekeeper>,
 }
 
 impl Call {
-    pub(super) fn new(request: Request, id: &HeaderValue, gate: Arc<dyn Gatekeeper>) -> Self {
+    pub(super) fn new(request: Request, id: &RequestId, gate: Arc<dyn Gatekeeper>) -> Self {
         Self { request, id: id.clone(), gate }
     }
 
@@ -75,7 +75,7 @@ impl Call {
 /// What is known of the caller before it is recognised, and where its refusal is logged.
 pub(crate) struct Caller {
     peer: Option<Arc<Peer>>,
-    id: HeaderValue,
+    id: RequestId,
     gate: Arc<dyn Gatekeeper>,
 }
 
@@ -86,8 +86,8 @@ impl Caller {
     }
 
     /// The id of the request.
-    pub(crate) fn request_id(&self) -> &str {
-        self.id.to_str().unwrap_or_default()
+    pub(crate) fn request_id(&self) -> &RequestId {
+        &self.id
     }
 
     /// Counts and logs that the caller is not recognised.

@@ -7,14 +7,13 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{
-    CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, HeaderValue, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, Method, Version};
 use http_body::Body;
@@ -26,6 +25,7 @@ use crate::audit::{self, record};
 use crate::auth::{Auth, Client, Refusal};
 use crate::metrics::{Counted, Metrics, Operation, Requests};
 use crate::service::error::{Error, Kind};
+use crate::telemetry::traces;
 use crate::tls::peer::Peer;
 
 use super::audited::{self, CHAIN_STATUS, Recording};
@@ -35,16 +35,13 @@ use super::identity::RefusalLog;
 use super::origins::Origins;
 use super::paced::Streaming;
 use super::problem::{self, Problem};
+use super::request_id::{REQUEST_ID, RequestId, RequestIds};
 use super::{Config, Handler};
 
 mod passing;
 
 use passing::Passing;
 
-/// The request's id, in and out.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest request id that is accepted from a caller.
-const MAX_REQUEST_ID: usize = 64;
 /// The largest response over HTTP/1.1 that is not counted: it fits in the buffer of a socket.
 const SMALL_ANSWER: u64 = 16 << 10;
 /// The memory of a response over HTTP/2 beside its body until the client reads it, and the size of
@@ -82,16 +79,11 @@ pub(super) struct Shared {
     requests: Option<Requests>,
     /// The same of the API beside this one, once it has a request.
     requests_beside: OnceLock<Requests>,
-    /// Generated ids: a random number for the process, and a counter.
-    process: [u8; 4],
-    count: AtomicU64,
+    ids: RequestIds,
 }
 
 impl Gate {
     pub(super) fn new(handler: Handler, config: &Config, listen: SocketAddr, is_tls: bool) -> Self {
-        let mut process = [0; 4];
-        // An id without it is less unique, and no less useful.
-        let _ = crate::random::fill(&mut process);
         let metrics = Arc::clone(&handler.0.metrics);
         let listener = if handler.0.has_data { "public" } else { "admin" };
         let (in_flight, connections) = metrics.traffic.listener(listener);
@@ -113,8 +105,7 @@ impl Gate {
             connections,
             requests,
             requests_beside: OnceLock::new(),
-            process,
-            count: AtomicU64::new(0),
+            ids: RequestIds::new(),
         };
         Self { handler, shared: Arc::new(shared), peer: audit::Peer::UNKNOWN }
     }
@@ -168,16 +159,17 @@ impl Gate {
         let last = !many && (handler.is_draining() || !framed);
         let head = if many { size(&request) } else { 0 };
         let head = (head > STREAM).then(|| shared.budget.take(head).ok_or(NoRoom)).transpose()?;
-        let id = shared.request_id(request.headers());
+        let id = shared.ids.of(request.headers());
         let operation = operation(request.method(), request.uri().path());
         let started = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
+        let (method, path) = (request.method(), request.uri().path());
+        let span = traces::begin(id.trace(), method, path, id.as_str());
         let mut client = None;
         let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
         let recording = handler.0.audit.get().map(|audit| {
             let is_beside = beside.is_some();
-            let id = id_text(&id);
-            Recording::begin(audit, &request, id, peer, operation, is_beside)
+            Recording::begin(audit, &request, &id, peer, operation, is_beside)
         });
         let is_open = shared.auth.is_none();
         let passing = Passing { shared: &shared, id: &id, client: &mut client };
@@ -186,7 +178,14 @@ impl Gate {
             Ok(record) => {
                 let mut answering =
                     pin!(passing.answer(handler, request, beside.as_deref(), framed));
-                poll_fn(|context| record::enter(record, || answering.as_mut().poll(context))).await
+                poll_fn(|context| {
+                    let mut poll = || record::enter(record, || answering.as_mut().poll(context));
+                    match &span {
+                        Some(span) => span.enter(poll),
+                        None => poll(),
+                    }
+                })
+                .await
             }
         };
         let mut failure = match &answered {
@@ -202,7 +201,7 @@ impl Gate {
             shared.metrics.traffic.client_failed(client.name(), code);
         }
         let refused = |error: &Error| match &beside {
-            Some(api) => api.refuse(error, id_text(&id)),
+            Some(api) => api.refuse(error, &id),
             None => failed(error, &id),
         };
         let mut response = answered.unwrap_or_else(|error| refused(&error));
@@ -219,8 +218,17 @@ impl Gate {
             // As u64: the JSON log writes u128 as text.
             let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             let client = client.as_deref().map(Client::name);
-            let request_id = id_text(&id);
-            tracing::debug!(request_id, client, %method, path, status, took_us, "a request");
+            let (request_id, trace_id) = (id.as_str(), id.trace_text());
+            tracing::debug!(
+                request_id,
+                trace_id,
+                client,
+                %method,
+                path,
+                status,
+                took_us,
+                "a request"
+            );
         }
         drop(head);
         let held = match shared.room(&response, many) {
@@ -242,8 +250,11 @@ impl Gate {
         if let Some(requests) = shared.requests(beside.is_some()) {
             requests.ended(failure);
         }
+        if let Some(span) = span {
+            span.end(response.status().as_u16(), failure, client.as_deref().map(Client::name));
+        }
         if let Some(streaming) = response.extensions().get::<Streaming>() {
-            streaming.begin(id_text(&id), in_flight);
+            streaming.begin(&id, in_flight);
         }
         if let Some(api) = &beside {
             api.complete(&mut response, &id);
@@ -255,7 +266,7 @@ impl Gate {
         if lacks_line {
             headers.insert(audited::WARNING, audited::CLOSED);
         }
-        headers.insert(REQUEST_ID, id);
+        headers.insert(REQUEST_ID, id.header().clone());
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         Ok((response, held))
@@ -300,25 +311,21 @@ pub(super) fn size<B>(request: &http::Request<B>) -> usize {
     lines.fold(path, usize::saturating_add)
 }
 
-fn failed(error: &Error, id: &HeaderValue) -> Response {
+fn failed(error: &Error, id: &RequestId) -> Response {
     failed_in_router(error, id, &HeaderMap::new())
 }
 
-fn failed_in_router(error: &Error, id: &HeaderValue, routed: &HeaderMap) -> Response {
-    let id = id_text(id);
+fn failed_in_router(error: &Error, id: &RequestId, routed: &HeaderMap) -> Response {
     if error.kind().http_status() >= 500 {
         tracing::warn!(
-            request_id = id,
+            request_id = id.as_str(),
+            trace_id = id.trace_text(),
             code = error.kind().code(),
             detail = error.detail(),
             "a request failed"
         );
     }
-    problem::respond(error, id, routed)
-}
-
-fn id_text(id: &HeaderValue) -> &str {
-    id.to_str().unwrap_or_default()
+    problem::respond(error, id.as_str(), routed)
 }
 
 impl Gatekeeper for Shared {
@@ -326,7 +333,7 @@ impl Gatekeeper for Shared {
         &self.budget
     }
 
-    fn not_recognised(&self, refusal: Refusal, id: &str, peer: Option<&Peer>) {
+    fn not_recognised(&self, refusal: Refusal, id: &RequestId, peer: Option<&Peer>) {
         if let Some(auth) = &self.auth {
             auth.failed(refusal);
         }
@@ -359,23 +366,5 @@ impl Shared {
             false => self.requests.as_ref(),
             true => Some(self.requests_beside.get_or_init(|| self.metrics.traffic.requests(API))),
         }
-    }
-
-    /// The id that the caller sent, if it is valid, or a new one.
-    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
-        if let Some(given) = headers.get(REQUEST_ID) {
-            let bytes = given.as_bytes();
-            let decent = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(b);
-            if (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(decent) {
-                return given.clone();
-            }
-        }
-        // 32 bits of each: enough to distinguish the requests of a log.
-        let [.., a, b, c, d] = self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        let [e, f, g, h] = self.process;
-        let mut digits = [0; 16];
-        let id = base16ct::lower::encode(&[e, f, g, h, a, b, c, d], &mut digits).ok();
-        let id = id.and_then(|id| HeaderValue::from_bytes(id).ok());
-        id.unwrap_or(HeaderValue::from_static("none"))
     }
 }

@@ -23,6 +23,7 @@ use crate::tls::peer::Peer;
 
 use super::App;
 use super::problem::Problem;
+use super::request_id::RequestId;
 
 /// The caller of a request.
 #[derive(Clone)]
@@ -85,7 +86,8 @@ impl Default for RefusalLog {
 }
 
 impl RefusalLog {
-    pub(super) fn caller(&self, refusal: Refusal, request_id: &str, peer: Option<&Peer>) {
+    pub(super) fn caller(&self, refusal: Refusal, id: &RequestId, peer: Option<&Peer>) {
+        let (request_id, trace_id) = (id.as_str(), id.trace_text());
         let (reason, certificate) = (refusal.as_str(), peer.map(|peer| &*peer.subject));
         let by_names = matches!(refusal, Refusal::UnknownCertificate | Refusal::Ambiguous);
         let names = peer.filter(|_| by_names).map(Peer::names);
@@ -94,6 +96,7 @@ impl RefusalLog {
         if self.0.admit().is_some() {
             tracing::info!(
                 request_id,
+                trace_id,
                 reason,
                 detail,
                 certificate,
@@ -103,6 +106,7 @@ impl RefusalLog {
         } else {
             tracing::debug!(
                 request_id,
+                trace_id,
                 reason,
                 detail,
                 certificate,

@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::activity::{Activity, UnderWay};
+use super::request_id::RequestId;
 
 /// The bytes of a response that hyper has and the socket does not.
 const MAX_UNSENT: usize = 48 << 10;
@@ -30,7 +31,7 @@ pub(super) struct Streaming(Arc<Shared>);
 struct Shared {
     idle_timeout: Duration,
     held: Mutex<Vec<Box<dyn Any + Send>>>,
-    request_id: OnceLock<Box<str>>,
+    request_id: OnceLock<RequestId>,
     is_unread: AtomicBool,
 }
 
@@ -51,14 +52,14 @@ impl Streaming {
     }
 
     /// The response to the request `id` begins, and keeps `held` until it ends.
-    pub(super) fn begin(&self, id: &str, held: impl Any + Send) {
-        _ = self.0.request_id.set(id.into());
+    pub(super) fn begin(&self, id: &RequestId, held: impl Any + Send) {
+        _ = self.0.request_id.set(id.clone());
         self.hold(held);
     }
 
     /// The id of its request.
-    pub(super) fn request_id(&self) -> Option<&str> {
-        self.0.request_id.get().map(|id| &**id)
+    pub(super) fn request_id(&self) -> Option<&RequestId> {
+        self.0.request_id.get()
     }
 
     /// Whether it ended because the client did not read.

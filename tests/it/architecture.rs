@@ -24,6 +24,7 @@ const MODULES: &str = "
     loopback:
     random:
     timestamp:
+    trace_context:
     wildcard:
     human_units:
     backoff:   random
@@ -36,7 +37,7 @@ const MODULES: &str = "
     shared_call: in_progress
     sigv4:
     single_flight: in_progress
-    telemetry: human_units
+    telemetry: error_chain human_units log_throttle proxy trace_context
     tls:       clock files pem secret timestamp
 
     cobblestone: aead id random secret
@@ -45,7 +46,7 @@ const MODULES: &str = "
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
     archive:   error_chain files id loopback pem proxy random store human_units
 
-    audit:     clock id json metrics random root secret store wildcard human_units
+    audit:     clock id json metrics random root secret store trace_context wildcard human_units
 
     keychain:  aead clock cobblestone envelope id random secret
     stream:    cobblestone envelope id keychain
@@ -55,7 +56,7 @@ const MODULES: &str = "
 
     auth:      wildcard clock error_chain files id loopback metrics pem proxy random secret service sigv4 tls human_units
 
-    http:      accept aead audit auth clock cobblestone envelope http2_frames id json keychain log_throttle loopback metrics random secret service status timestamp tls human_units
+    http:      accept aead audit auth clock cobblestone envelope http2_frames id json keychain log_throttle loopback metrics random secret service status telemetry timestamp tls trace_context human_units
     kubernetes: accept audit envelope error_chain http2_frames id keychain log_throttle metrics random secret service
 
     aws_api:   audit auth clock envelope http id json keychain metrics root secret service shared_call sigv4 human_units
@@ -81,7 +82,12 @@ const CRATES: &str = "
     maud:        http
     utoipa:      http
     utoipa_axum: http
-    reqwest:     root archive auth cli
+    reqwest:     root archive auth cli telemetry
+    opentelemetry: telemetry
+    opentelemetry_http: telemetry
+    opentelemetry_otlp: telemetry
+    opentelemetry_sdk: telemetry
+    tracing_opentelemetry: telemetry
     object_store: archive
     clap:        cli config
     anyhow:      app cli
@@ -94,7 +100,7 @@ const CRATES: &str = "
     rustls:      tls pem
     tokio_rustls: tls
     x509_parser: tls pem
-    tokio:       accept archive audit aws_api log_throttle root shared_call single_flight store service tls auth http kubernetes app cli
+    tokio:       accept archive audit aws_api log_throttle root shared_call single_flight store service telemetry tls auth http kubernetes app cli
 ";
 
 #[test]

@@ -84,6 +84,8 @@ mod support;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
+mod traces;
+#[cfg(test)]
 mod vault_transit;
 #[cfg(test)]
 mod vectors;

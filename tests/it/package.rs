@@ -114,7 +114,7 @@ fn misplaced(source: &str) -> Option<&str> {
             return Some(line);
         }
         if line.starts_with("#[cfg(") && line.contains("feature") {
-            let next = lines.next().unwrap_or_default();
+            let next = lines.find(|line| !line.starts_with("#[path")).unwrap_or_default();
             let starts = ["mod ", "pub mod ", "pub use "].iter().any(|word| next.starts_with(word));
             if !starts && !next.contains("=>") {
                 return Some(next);

@@ -13,6 +13,7 @@ use kms_proxy::secret::SecretBytes;
 use kms_proxy::store::Store as _;
 use kms_proxy::store::file::Store;
 use kms_proxy::store::record::{self, Record};
+use kms_proxy::telemetry::{self, traces};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -173,9 +174,11 @@ async fn no_token_is_in_a_log_a_metric_or_an_error() {
 fn no_secret_is_in_what_a_panic_tells() {
     const STAGE: &str = "KMS_PROXY_TEST_PANIC";
     if let Some(logs) = variable(STAGE) {
-        kms_proxy::telemetry::hush_panics();
+        telemetry::hush_panics();
         if logs == 1 {
-            kms_proxy::telemetry::install(&kms_proxy::telemetry::Config::default()).unwrap();
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let traces = traces::Config::default();
+            telemetry::install(&telemetry::Config::default(), &traces, runtime.handle()).unwrap();
         }
         let inside_a_character = format!("{PLAINTEXT}\u{e9}");
         let _ = &inside_a_character[..=PLAINTEXT.len()];

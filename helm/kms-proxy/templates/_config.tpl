@@ -20,7 +20,7 @@
 {{- $plugin := dict "socket" (printf "unix:///run/kms-proxy/%s" .Values.plugin.socket) "chain" .Values.plugin.chain -}}
 {{- $_ := set $config "kubernetes" (mergeOverwrite $plugin (default dict $config.kubernetes)) -}}
 {{- end -}}
-{{- range $section := list "server" "admin" "log" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "audit" "aws_api" "kubernetes" -}}
+{{- range $section := list "server" "admin" "log" "traces" "store" "root" "archive" "archive_policy" "chain" "cache" "auth" "client" "audit" "aws_api" "kubernetes" -}}
 {{- $value := get $config $section -}}
 {{- if kindIs "slice" $value -}}
 {{- range $item := $value }}

@@ -108,11 +108,13 @@ impl Record {
         let State { lines, client, auth, .. } = state;
         lines.bytes = take_buffer();
         format::start(&mut lines.bytes, self.audit.clock.unix_millis(), &self.audit.node);
-        let line = Line::onto(&mut lines.bytes)
-            .text("request_id", Some(&self.request_id))
-            .plain("api", self.api)
-            .text("client", client.as_deref())
-            .text("auth", *auth);
+        let line = Line::onto(&mut lines.bytes).text("request_id", Some(&self.request_id));
+        let line = match self.trace_id() {
+            Some(id) => line.plain("trace_id", id),
+            None => line,
+        };
+        let line =
+            line.plain("api", self.api).text("client", client.as_deref()).text("auth", *auth);
         if let Some(peer) = self.peer.text() {
             _ = line.plain("peer", peer);
         }

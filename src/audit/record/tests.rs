@@ -47,7 +47,7 @@ fn lines(audit: &Audit) -> Vec<Json> {
 
 /// A batch whose first item succeeded, whose second failed, and which failed as a whole.
 fn failed(audit: &Arc<Audit>) {
-    let call = Call { name: None, is_batch: true };
+    let call = Call { is_batch: true, ..Call::default() };
     let record = audit.begin("http", "7", Peer::UNKNOWN, call);
     record.identified(Some("billing".into()), "token");
     let chain = ChainName::default();
@@ -93,7 +93,8 @@ fn counts_of_what_is_not_returned_are_failures() {
 #[test]
 fn items_with_everything_in_common_are_counted_together() {
     let audit = audit("count");
-    let record = audit.begin("http", "7", Peer::UNKNOWN, Call { name: None, is_batch: true });
+    let record =
+        audit.begin("http", "7", Peer::UNKNOWN, Call { is_batch: true, ..Call::default() });
     record.identified(Some("billing".into()), "token");
     let (chain, other) = (ChainName::default(), ChainName::new("other").unwrap());
     let [id, next] = [7, 8].map(|byte| KekId::from_bytes([byte; 16]));
@@ -126,7 +127,7 @@ fn items_with_everything_in_common_are_counted_together() {
 #[tokio::test]
 async fn a_record_that_is_used_again_knows_nothing_of_the_request_before() {
     let audit = audit_by(r#"[{"clients":["billing"],"level":"count"}]"#);
-    let call = Call { name: Some("x".into()), is_batch: true };
+    let call = Call { name: Some("x".into()), is_batch: true, ..Call::default() };
     let first = audit.begin("aws", "one", Peer::user(7), call);
     first.identified(Some("billing".into()), "token");
     first.asks(Operation::Decrypt);
@@ -193,7 +194,7 @@ fn make(
     outcome: &'static str,
     (client, auth): (Option<&str>, &'static str),
 ) {
-    let record = audit.begin("aws", "7", Peer::user(7), Call { name: None, is_batch: false });
+    let record = audit.begin("aws", "7", Peer::user(7), Call::default());
     if auth != "unidentified" {
         record.identified(client.map(Into::into), auth);
     }

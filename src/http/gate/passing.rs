@@ -10,7 +10,6 @@ use std::task::Poll;
 
 use axum::extract::Request;
 use axum::response::Response;
-use http::header::HeaderValue;
 
 use crate::audit::record;
 use crate::auth::{Auth, Client, Identified};
@@ -18,13 +17,14 @@ use crate::service::error::{Error, Kind};
 
 use super::super::beside::{Beside, Call};
 use super::super::paced::Streaming;
+use super::super::request_id::RequestId;
 use super::super::{Handler, identity};
-use super::{Shared, id_text};
+use super::Shared;
 
 /// A request on its way to what handles it.
 pub(super) struct Passing<'a> {
     pub(super) shared: &'a Arc<Shared>,
-    pub(super) id: &'a HeaderValue,
+    pub(super) id: &'a RequestId,
     /// Who it is from, for the log.
     pub(super) client: &'a mut Option<Arc<Client>>,
 }
@@ -63,7 +63,7 @@ impl Passing<'_> {
 struct Recognised<'a> {
     auth: &'a Auth,
     shared: &'a Shared,
-    id: &'a HeaderValue,
+    id: &'a RequestId,
     /// Who it is from, for the log.
     client: &'a mut Option<Arc<Client>>,
 }
@@ -80,7 +80,7 @@ impl Recognised<'_> {
             }
             Err(refusal) => {
                 self.auth.failed(refusal);
-                self.shared.refusal_log.caller(refusal, id_text(self.id), shown.peer);
+                self.shared.refusal_log.caller(refusal, self.id, shown.peer);
                 return Err(identity::unauthenticated());
             }
         };

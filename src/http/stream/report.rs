@@ -11,6 +11,7 @@ use crate::log_throttle::LogThrottle;
 use crate::metrics::{Counted, Metrics, Operation, StreamEnd};
 
 use super::super::paced::Streaming;
+use super::super::request_id::RequestId;
 
 /// The report of one stream, made when it is dropped.
 pub(super) struct Report {
@@ -67,12 +68,32 @@ impl Report {
     fn log(&self) {
         let (operation, outcome) = (self.operation.as_str(), self.end.as_str());
         let (chain, chunk, bytes) = (&self.chain, self.chunk, self.bytes);
-        let request_id = self.held.request_id();
+        let id = self.held.request_id();
+        let request_id = id.map(RequestId::as_str);
+        let trace_id = id.and_then(RequestId::trace_text);
         let what = self.end.what();
         if self.throttle.admit().is_some() {
-            tracing::info!(request_id, operation, %chain, outcome, chunk, bytes, "{what}");
+            tracing::info!(
+                request_id,
+                trace_id,
+                operation,
+                %chain,
+                outcome,
+                chunk,
+                bytes,
+                "{what}"
+            );
         } else {
-            tracing::debug!(request_id, operation, %chain, outcome, chunk, bytes, "{what}");
+            tracing::debug!(
+                request_id,
+                trace_id,
+                operation,
+                %chain,
+                outcome,
+                chunk,
+                bytes,
+                "{what}"
+            );
         }
     }
 }

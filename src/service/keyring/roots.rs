@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
 use crate::clock::Clock;
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::kek::Kek;
@@ -312,10 +315,25 @@ impl Roots {
         call: impl Future<Output = Result<T, root::Error>>,
     ) -> Result<T, root::Error> {
         let start = self.clock.now();
+        let span = tracing::info_span!(
+            "root call",
+            otel.name = %format_args!("root {operation}"),
+            otel.kind = "client",
+            otel.status_code = Empty,
+            kms_proxy.root = %state.named.name,
+            kms_proxy.root.kind = state.named.root.kind(),
+            kms_proxy.chain = %chain,
+            error.type = Empty,
+        );
         let result = tokio::time::timeout(ROOT_DEADLINE, call)
+            .instrument(span.clone())
             .await
             .unwrap_or_else(|_| Err(root::Error::Away("no answer in 15 s".to_owned())));
         let outcome = result.as_ref().err().map_or("ok", root::Error::outcome);
+        if result.is_err() {
+            span.record("error.type", outcome);
+            span.record("otel.status_code", "ERROR");
+        }
         let took = self.clock.now().since(start);
         self.metrics.root_called(&state.named.name, operation, outcome, took);
         self.metrics.root_called_for(chain);

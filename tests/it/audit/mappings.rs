@@ -27,7 +27,9 @@ async fn the_filters_convert_every_line_about_an_event() {
     let setup = setup.env("KMS_PROXY_CONFIG", config.display()).set("AUTH__MODE", "required");
     let service = setup.start().await;
     let bearer = format!("Bearer {token}");
-    let good = [("authorization", &*bearer)];
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let good = [("authorization", &*bearer), ("traceparent", &*traceparent)];
     let body = r#"{"chain":"orders","plaintext":"aGVsbG8=","aad":"cm93IDc="}"#;
     assert_eq!(call(&service, "one", Method::POST, "/v1/encrypt", &good, body).await, 200);
     assert_eq!(call(&service, "two", Method::POST, "/v1/encrypt", &[], body).await, 401);
@@ -56,12 +58,16 @@ async fn the_filters_convert_every_line_about_an_event() {
     assert_eq!(ocsf[one]["resources"][0], json!({"type": "chain", "name": "orders"}));
     assert_eq!((&ocsf[one]["status_id"], &ocsf[two]["status_id"]), (&json!(1), &json!(2)));
 
+    assert_eq!(ocsf[one]["metadata"]["correlation_uid"], TRACE);
+    assert_eq!(ocsf[two]["metadata"]["correlation_uid"], Value::Null);
+
     let ecs = mapped(&setup, "ecs.jq");
     assert_eq!(ecs.len(), events.len());
     for (line, event) in ecs.iter().zip(&events) {
         assert_eq!(line["@timestamp"], event["time"]);
         assert_eq!(line["event"]["action"], event["operation"]);
     }
+    assert_eq!(ecs[one]["trace"]["id"], TRACE);
     assert_eq!(ecs[one]["user"]["name"], "billing");
     assert_eq!(ecs[one]["source"], json!({"ip": address, "port": port}));
     assert_eq!(ecs[one]["kms_proxy"]["aad"], events[one]["aad"]);
