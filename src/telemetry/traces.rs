@@ -1,5 +1,5 @@
 //! `[traces]` of the configuration, and the spans of requests: which requests have one, and what it
-//! says. [`otlp`](super::otlp) exports spans, and this file does not know how.
+//! says. It does not know how spans are exported.
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
