@@ -89,7 +89,9 @@ pub struct Export {
 impl Export {
     /// Sends the spans that wait, for at most 2 s.
     pub fn end(self) {
-        drop(self.exporter);
+        if let Some(exporter) = self.exporter {
+            exporter.end();
+        }
     }
 }
 

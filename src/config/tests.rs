@@ -56,6 +56,10 @@ client_cert = "required"
 level = "warn,kms_proxy::http=debug"
 format = "text"
 
+[traces]
+endpoint = "https://collector.example/v1/traces"
+sample_ratio = 0.5
+
 [store]
 kind = "file"
 path = "/data"
@@ -684,7 +688,7 @@ fn every_setting_is_printed() {
             printed_of.entry(known.collect()).or_default().extend(keys);
         }
     }
-    assert_eq!(printed_of.len(), 30, "{printed_of:#?}");
+    assert_eq!(printed_of.len(), 31, "{printed_of:#?}");
     for (known, printed) in printed_of {
         let known: BTreeSet<_> = known.into_iter().collect();
         assert_eq!(known, printed);

@@ -14,7 +14,7 @@ const FLAGS: [&str; 8] =
     ["ADMIN", "CA", "CERT", "CONFIG", "DEBUGGABLE", "KEY", "SERVER", "TOKEN_FILE"];
 
 /// The sections of the configuration.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "ADMIN",
     "ARCHIVE",
     "ARCHIVE_POLICY",
@@ -29,6 +29,7 @@ const SECTIONS: [&str; 14] = [
     "ROOT",
     "SERVER",
     "STORE",
+    "TRACES",
 ];
 
 /// The tables within sections.

@@ -38,7 +38,7 @@ pub(super) const fn is_built() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Exports spans until it is dropped.
+/// Exports spans until its end.
 pub(super) struct Exporter {
     provider: SdkTracerProvider,
     tracer: Tracer,
@@ -86,10 +86,9 @@ impl Exporter {
             .with_level(false)
             .with_target(false)
     }
-}
 
-impl Drop for Exporter {
-    fn drop(&mut self) {
+    /// Sends the spans that wait.
+    pub(super) fn end(self) {
         _ = self.provider.shutdown_with_timeout(LAST_SPANS);
     }
 }

@@ -24,6 +24,8 @@ impl Exporter {
     pub(super) fn layer<S: tracing::Subscriber>(&self) -> impl Layer<S> + use<S> {
         Identity::new()
     }
+
+    pub(super) fn end(self) {}
 }
 
 pub(super) fn set_parent(_: &Span, _: &TraceContext) {}
