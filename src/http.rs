@@ -86,6 +86,7 @@ struct App {
     tls: Option<Arc<tls::Server>>,
     audit: Option<Arc<Audit>>,
     admin: Admin,
+    turns: Arc<status::Turns>,
 }
 
 /// The listeners of a service.
@@ -234,12 +235,14 @@ impl Entrance {
     /// From now on `service` gets the requests, also those of connections that are open. A second
     /// call changes nothing.
     pub fn open(&self, service: &Arc<KeyService>) {
+        let turns = Arc::<status::Turns>::default();
         let app = |access| {
             let (registry, budget, tls) =
                 (self.registry.clone(), self.budget.clone(), self.tls.clone());
             let (audit, streams) = (self.audit.get().cloned(), Arc::clone(&self.streams));
             let (max_body, admin) = (self.max_body, self.settings.clone());
-            Arc::new(App { access, registry, max_body, budget, streams, tls, audit, admin })
+            let turns = Arc::clone(&turns);
+            Arc::new(App { access, registry, max_body, budget, streams, tls, audit, admin, turns })
         };
         let operators = app(GuardedService::for_operators(Arc::clone(service), self.auth.clone()));
         let app = app(GuardedService::new(Arc::clone(service), self.auth.clone()));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::client::{self, ChainArgs, Client};
-use super::stdio::print;
+use super::stdio::{print, printable};
 use super::{Failure, Result};
 
 #[derive(clap::Args)]
@@ -218,11 +218,12 @@ pub(super) fn chain_table(chains: &[Chain]) -> String {
     table(header, rows)
 }
 
-/// Columns as wide as their widest cell, two spaces between them.
+/// Columns as wide as their widest cell, two spaces between them. No cell has control characters.
 pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> String {
+    let rows = rows.map(|row| row.map(|cell| printable(&cell)));
     let rows: Vec<_> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
     let mut widths = [0; N];
     for row in &rows {

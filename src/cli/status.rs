@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::chains::{Check, HealthArgs, Readiness, chain_table, check_table, table};
 use super::client::Client;
-use super::stdio::print;
+use super::stdio::{print, printable};
 use super::{Failure, Result, chains};
 
 /// Prints the health of the service and its chains.
@@ -110,11 +110,8 @@ fn pace_table(chains: &[Chain]) -> String {
 
 fn finding_text(finding: &Finding) -> String {
     let Finding { about, advice, commands, link, .. } = finding;
-    let mut text = format!("{about}: {advice}\n");
-    for command in commands {
-        text += &format!("  {command}\n");
-    }
-    text + &format!("  {link}\n")
+    let lines = commands.iter().chain([link]).map(|line| format!("  {}\n", printable(line)));
+    format!("{}: {}\n{}", printable(about), printable(advice), lines.collect::<String>())
 }
 
 #[cfg(test)]
@@ -147,7 +144,7 @@ mod tests {
         let check = kms_proxy::status::Check {
             name: "root:main".to_owned(),
             status: "degraded".to_owned(),
-            detail: Some("away".to_owned()),
+            detail: Some("away\u{1b}[2J".to_owned()),
         };
         let mut status = Status {
             status: "degraded".to_owned(),
@@ -166,7 +163,7 @@ mod tests {
         let expected = "\
 CHECK      STATUS    DETAIL
 all        degraded
-root:main  degraded  away
+root:main  degraded  away [2J
 
 CHAIN   SUITE        KEKS  ROTATE AT  MAX USES  MAX AGE  INLINE  PRIMARY  STANDBY
 orders  aes-128-gcm  3     100        200       90d      no      01       -

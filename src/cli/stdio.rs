@@ -37,6 +37,12 @@ fn size(text: &str) -> std::result::Result<usize, &'static str> {
     human_units::size::parse(text).ok_or("must be a size such as 64KiB or 64MiB")
 }
 
+/// A text for a terminal: without control characters. Texts of errors and of logs come from
+/// elsewhere.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Reads stdin, up to `max` bytes.
 pub(super) fn read_all(max: usize) -> Result<Vec<u8>> {
     read_within(std::io::stdin().lock(), max)

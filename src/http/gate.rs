@@ -36,6 +36,7 @@ use super::origins::Origins;
 use super::paced::Streaming;
 use super::problem::{self, Problem};
 use super::request_id::{REQUEST_ID, RequestId, RequestIds};
+use super::status;
 use super::{Config, Handler};
 
 mod passing;
@@ -165,6 +166,7 @@ impl Gate {
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let (method, path) = (request.method(), request.uri().path());
         let span = traces::begin(id.trace(), method, path, id.as_str());
+        let is_for_people = status::is_for_people(&request);
         let mut client = None;
         let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
         let recording = handler.0.audit.get().map(|audit| {
@@ -202,7 +204,7 @@ impl Gate {
         }
         let refused = |error: &Error| match &beside {
             Some(api) => api.refuse(error, &id),
-            None => failed(error, &id),
+            None => failed(error, &id, is_for_people),
         };
         let mut response = answered.unwrap_or_else(|error| refused(&error));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
@@ -211,7 +213,7 @@ impl Gate {
             {
                 shared.metrics.failed(operation, "", error.kind().code());
             }
-            response = failed_in_router(&error, &id, response.headers());
+            response = failed_in_router(&error, &id, response.headers(), is_for_people);
         }
         if let Some((started, method, uri)) = started {
             let (path, status) = (uri.path(), response.status().as_u16());
@@ -311,11 +313,16 @@ pub(super) fn size<B>(request: &http::Request<B>) -> usize {
     lines.fold(path, usize::saturating_add)
 }
 
-fn failed(error: &Error, id: &RequestId) -> Response {
-    failed_in_router(error, id, &HeaderMap::new())
+fn failed(error: &Error, id: &RequestId, is_for_people: bool) -> Response {
+    failed_in_router(error, id, &HeaderMap::new(), is_for_people)
 }
 
-fn failed_in_router(error: &Error, id: &RequestId, routed: &HeaderMap) -> Response {
+fn failed_in_router(
+    error: &Error,
+    id: &RequestId,
+    routed: &HeaderMap,
+    is_for_people: bool,
+) -> Response {
     if error.kind().http_status() >= 500 {
         tracing::warn!(
             request_id = id.as_str(),
@@ -325,7 +332,8 @@ fn failed_in_router(error: &Error, id: &RequestId, routed: &HeaderMap) -> Respon
             "a request failed"
         );
     }
-    problem::respond(error, id.as_str(), routed)
+    let response = problem::respond(error, id.as_str(), routed);
+    if is_for_people { status::refused(error, id.as_str(), response) } else { response }
 }
 
 impl Gatekeeper for Shared {

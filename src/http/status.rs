@@ -7,9 +7,12 @@ use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::response::{Redirect, Response};
-use http::header::{CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY};
+use http::Method;
+use http::header::{
+    ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
+};
 use maud::Markup;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -19,12 +22,12 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::id::KekId;
 use crate::metrics::Operation;
-use crate::service::StatusScope;
 use crate::service::error::{Error, Kind};
 use crate::status::{Audit, Certificate, Check, Status};
 
 use super::App;
 use super::answer;
+use super::audited::CHAIN_STATUS;
 use super::body;
 use super::health;
 use super::identity::Caller;
@@ -36,6 +39,11 @@ mod chart;
 mod components;
 mod layout;
 mod page;
+mod refusal;
+mod turns;
+
+use turns::Turn;
+pub(super) use turns::Turns;
 
 /// Chains of a page, and of a response for programs.
 const CHAINS_OF_PAGE: usize = 200;
@@ -95,7 +103,7 @@ pub(super) async fn page(
     query: Result<Query<StatusQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let query = parse(query)?;
-    let status = status(&app, &caller, query.after.as_deref(), CHAINS_OF_PAGE).await?;
+    let (status, _turn) = status(&app, &caller, query.after.as_deref(), CHAINS_OF_PAGE).await?;
     Ok(html(page::overview(&status, query.still.is_none())))
 }
 
@@ -115,8 +123,10 @@ pub(super) async fn json(
     query: Result<Query<StatusQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let query = parse(query)?;
-    let status = status(&app, &caller, query.after.as_deref(), CHAINS).await?;
-    Ok(answer::json(&status)?)
+    let (status, _turn) = status(&app, &caller, query.after.as_deref(), CHAINS).await?;
+    let mut response = answer::json(&status)?;
+    response.headers_mut().insert(RESOURCE_POLICY, SAME_ORIGIN);
+    Ok(response)
 }
 
 /// The status of one chain with its KEKs, as a page for people.
@@ -142,6 +152,7 @@ pub(super) async fn chain(
     let after = after.map_err(|error| body::invalid(format!("after: {error}")))?;
     let (_, keks) = service.chain_with_keks(&name, after, KEKS).await?;
     let unknown = || Error::new(Kind::UnknownChain, "there is no chain of this name");
+    let _turn = app.turns.take().await?;
     let chain = service.chain_status(&name).ok_or_else(unknown)?;
     let next = keks.next.map(|id| id.to_string());
     Ok(html(chains::page(&chain, &keks.items, next.as_deref())))
@@ -156,16 +167,18 @@ fn parse(query: Result<Query<StatusQuery>, QueryRejection>) -> Result<StatusQuer
     query.map(|Query(query)| query).map_err(|_| body::invalid("the query takes after and still"))
 }
 
-/// The status as `caller` may see it.
-async fn status(
-    app: &App,
+/// The status as `caller` may see it, and the turn in which it is written.
+async fn status<'a>(
+    app: &'a App,
     caller: &Caller,
     after: Option<&str>,
     limit: usize,
-) -> Result<Status, Error> {
+) -> Result<(Status, Turn<'a>), Error> {
     let (service, visible) = app.access.enter_to_list(caller)?;
     let is_whole = app.access.reads_all(caller);
-    let mut status = service.status(StatusScope { visible, is_whole, after, limit }).await;
+    let scope = service.status_scope(visible, is_whole, after, limit).await;
+    let turn = app.turns.take().await?;
+    let mut status = service.status(&scope);
     let readiness = health::readiness(app, Some(caller));
     health::status(readiness.health).clone_into(&mut status.status);
     let check = |check: crate::service::Check| Check {
@@ -186,7 +199,7 @@ async fn status(
         savings.value_at(app.admin.root_call_price, &app.admin.currency);
     }
     status.conclude();
-    Ok(status)
+    Ok((status, turn))
 }
 
 fn audit(audit: &crate::audit::Audit) -> Audit {
@@ -217,5 +230,34 @@ fn html(markup: Markup) -> Response {
     headers.insert(CONTENT_SECURITY_POLICY, POLICY.clone());
     // The links to the documentation must not tell where this service is.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(RESOURCE_POLICY, SAME_ORIGIN);
     response
+}
+
+/// Keeps the status out of the process of a page of another origin, which could include it as an
+/// image or a script.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
+
+/// Whether a person asks for a page with a browser: then an error is a page too.
+pub(super) fn is_for_people(request: &Request) -> bool {
+    let path = request.uri().path();
+    let is_page = path == "/" || path == "/status" || path.starts_with(CHAIN_STATUS);
+    is_page
+        && request.method() == Method::GET
+        && request.headers().get_all(ACCEPT).iter().any(|accept| {
+            let accept = accept.to_str().unwrap_or_default();
+            accept.split(',').any(|one| one.trim_start().starts_with("text/html"))
+        })
+}
+
+/// The page for an error, with the status and the headers of `problem`.
+pub(super) fn refused(error: &Error, request_id: &str, problem: Response) -> Response {
+    let (mut parts, body) = html(refusal::page(error, request_id)).into_parts();
+    let (of_problem, _) = problem.into_parts();
+    parts.status = of_problem.status;
+    for (name, value) in of_problem.headers.iter().filter(|(name, _)| **name != CONTENT_TYPE) {
+        parts.headers.append(name, value.clone());
+    }
+    Response::from_parts(parts, body)
 }

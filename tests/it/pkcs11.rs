@@ -62,7 +62,7 @@ impl Hsm {
     }
 
     /// Pulls the token out.
-    fn remove(&self) {
+    pub(crate) fn remove(&self) {
         std::fs::rename(self.setup.file("tokens"), self.setup.file("away")).unwrap();
         std::fs::create_dir(self.setup.file("tokens")).unwrap();
     }

@@ -9,7 +9,7 @@ use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::{Sealed, Service, Setup, decrypt_all, pages, run, until};
 
 /// Adds root `index`: the key `key_id` of AWS KMS behind `front`.
-fn with_kms(setup: Setup, index: u32, front: &Front, key_id: &str) -> Setup {
+pub(crate) fn with_kms(setup: Setup, index: u32, front: &Front, key_id: &str) -> Setup {
     let set =
         |setup: Setup, key: &str, value: &str| setup.set(&format!("ROOT__{index}__{key}"), value);
     let setup = set(setup, "NAME", "main");

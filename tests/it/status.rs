@@ -12,6 +12,7 @@ use crate::archive::{directory, root as local_root};
 use crate::support::{Service, Setup, root, run, tell, until};
 
 mod access;
+mod browser;
 mod markup;
 
 const HELLO: &str = "aGVsbG8=";

@@ -139,10 +139,10 @@ pub(super) fn run(args: FindArgs, keys: impl FnOnce(PathBuf) -> Result<Keys>) ->
                     print(&line)?;
                 } else {
                     let text = |it: Option<kms_proxy::audit::find::Text<'_>>| {
-                        it.map_or_else(|| "-".to_owned(), |it| clean(&it.0))
+                        it.map_or_else(|| "-".to_owned(), |it| it.0.into_owned())
                     };
                     rows.push([
-                        clean(&event.time.0),
+                        event.time.0.into_owned(),
                         text(event.node),
                         text(event.client),
                         text(event.operation),
@@ -203,11 +203,6 @@ const HMAC: &[u8] = br#""aad":"hmac:"#;
 
 /// Lines of a table. More are in the next table, so that memory is bounded.
 const MAX_ROWS: usize = 10_000;
-
-/// A text of a log on a terminal: without control characters.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
 
 /// The key of the HMAC, if one is named, and the public key that belongs to it, if it is known.
 fn hmac_key(

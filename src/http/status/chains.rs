@@ -1,4 +1,4 @@
-//! Chains on the status pages: a card for each, and the page of one chain with its KEKs.
+//! Chains on the status pages: a row for each, and the page of one chain with its KEKs.
 
 use maud::{Markup, html};
 
@@ -7,24 +7,24 @@ use crate::status::{Chain, count, duration, rate};
 use crate::timestamp::rfc3339;
 
 use super::chart::{bar, sparkline};
-use super::layout::{document, table};
+use super::layout::{document, table, time};
 
-/// The card of a chain.
-pub(super) fn card(chain: &Chain) -> Markup {
+/// A chain in the list of all.
+pub(super) fn row(chain: &Chain) -> Markup {
     let name = &chain.chain;
     html! {
-        article.card {
-            h3 { a href={ "status/chains/" (name) } { (name) } }
-            (budget(chain))
-            p { (next_rotation(chain)) }
-            p {
-                (rate(chain.encrypts_per_second)) " encrypts/s, "
-                (rate(chain.decrypts_per_second)) " decrypts/s"
+        article.chain {
+            div {
+                h3 { a href={ "status/chains/" (name) } { (name) } }
+                (keks(chain))
             }
-            p.soft {
-                "Root calls: " (count(chain.root_calls)) " made, " (count(chain.avoided)) " avoided"
+            @if chain.primary.is_none() {
+                div.two { (budget(chain)) }
+            } @else {
+                div { (budget(chain)) }
+                div { (next_rotation(chain)) }
             }
-            (keks(chain))
+            div { (calls(chain)) }
             (errors(chain))
         }
     }
@@ -39,7 +39,7 @@ fn budget(chain: &Chain) -> Markup {
     let text = format!("{} of {} uses", count(used), count(after));
     html! {
         (bar(used, after, most, &format!("{text}, {} at most", count(most))))
-        p { (text) span.soft { " before a rotation" } }
+        p { (text) }
     }
 }
 
@@ -52,14 +52,31 @@ fn next_rotation(chain: &Chain) -> Markup {
     };
     let Some(next) = &chain.next_rotation else { return html! {} };
     html! {
-        @if next.in_seconds == 0 {
-            "Rotation due"
-        } @else {
-            "Next rotation in " time datetime=(next.at) { (duration(next.in_seconds)) }
+        p {
+            @if next.in_seconds == 0 {
+                "Rotation due"
+            } @else {
+                "Next rotation in " time datetime=(next.at) { (duration(next.in_seconds)) }
+            }
+            " by " (next.reason)
         }
-        " by " (next.reason) "; " (standby)
-        @if let Some(age) = chain.age_seconds {
-            "; age " (duration(age)) " of " (duration(chain.rotate_after_age))
+        p.soft {
+            (standby)
+            @if let Some(age) = chain.age_seconds {
+                "; age " (duration(age)) " of " (duration(chain.rotate_after_age))
+            }
+        }
+    }
+}
+
+fn calls(chain: &Chain) -> Markup {
+    html! {
+        p {
+            (rate(chain.encrypts_per_second)) " encrypts/s, "
+            (rate(chain.decrypts_per_second)) " decrypts/s"
+        }
+        p.soft {
+            "Root calls: " (count(chain.root_calls)) " made, " (count(chain.avoided)) " avoided"
         }
     }
 }
@@ -92,9 +109,9 @@ fn errors(chain: &Chain) -> Markup {
 /// The page of a chain with a part of its KEKs.
 pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Markup {
     let name = &chain.chain;
-    let minutes = chain.calls_per_minute.len();
     let header = ["KEK", "State", "Created", "Promoted", "Disabled", "Uses", "Roots", "Exposed"];
-    let at = |time: Option<u64>| html! { @match time { None => "-", Some(at) => (rfc3339(at)) } };
+    let at =
+        |unix: Option<u64>| html! { @match unix { None => "-", Some(at) => (time(&rfc3339(at))) } };
     let row = |kek: &KekInfo| {
         vec![
             html! { code { (kek.kek_id) } },
@@ -109,8 +126,8 @@ pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Ma
     };
     let body = html! {
         header {
-            p { a href="../../status" { "All chains" } }
             h1 { "Chain " (name) }
+            nav aria-label="Pages" { a href="../../status" { "All chains" } }
             p.soft {
                 (chain.suite) @if chain.inline { ", inline" } ", rotated after "
                 (count(chain.rotate_after_uses)) " uses (" (count(chain.max_uses))
@@ -120,19 +137,11 @@ pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Ma
         main {
             section {
                 h2 { "Now" }
-                (budget(chain))
-                p { (next_rotation(chain)) }
-                p {
-                    (rate(chain.encrypts_per_second)) " encrypts/s, "
-                    (rate(chain.decrypts_per_second)) " decrypts/s"
-                }
-                p {
-                    "Root calls: " (count(chain.root_calls)) " made, "
-                    (count(chain.avoided)) " avoided"
+                div.saved {
+                    div.past { (budget(chain)) (next_rotation(chain)) (calls(chain)) }
+                    div.past { (sparkline(&chain.calls_per_minute, "Calls on data")) }
                 }
                 (errors(chain))
-                (sparkline(&chain.calls_per_minute,
-                    &format!("Calls on data in the last {minutes} minutes")))
             }
             section {
                 h2 { "KEKs" }

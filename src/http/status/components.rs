@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use crate::status::{Caller, Failure, Replica, Root, Status, count, duration, rate};
 
-use super::layout::table;
+use super::layout::{table, time};
 
 /// Every root.
 pub(super) fn roots(roots: &[Root]) -> Markup {
@@ -20,7 +20,7 @@ pub(super) fn roots(roots: &[Root]) -> Markup {
             html! { (root.name) },
             html! { (root.kind) },
             html! {
-                span.(class) { (word) } " since " time { (root.since) }
+                span.(class) { (word) } " since " (time(&root.since))
                 @if let Some(left) = root.token_expires_in_seconds {
                     "; its token expires in " (duration(left))
                 }
@@ -33,7 +33,7 @@ pub(super) fn roots(roots: &[Root]) -> Markup {
     };
     html! {
         @if !roots.is_empty() {
-            section { h2 { "Roots" } (table("Roots", &header, roots.iter().map(row))) }
+            section id="roots" { h2 { "Roots" } (table("Roots", &header, roots.iter().map(row))) }
         }
     }
 }
@@ -53,8 +53,8 @@ fn outage(failure: Option<&Failure>) -> Markup {
         @match failure {
             None => "none",
             Some(Failure { detail, since, until }) => {
-                (detail) ", from " time { (since) }
-                @if let Some(until) = until { " to " time { (until) } }
+                (detail) ", from " (time(since))
+                @if let Some(until) = until { " to " (time(until)) }
             }
         }
     }
@@ -67,10 +67,10 @@ pub(super) fn components(status: &Status) -> Markup {
         let backup = store.last_backup.as_ref();
         rows.push(vec![
             html! { "Store (" (store.kind) ")" },
-            html! { (state(&store.state)) " since " time { (store.since) } },
+            html! { (state(&store.state)) " since " (time(&store.since)) },
             html! {
                 "latency " (latency(store.latency_us)) "; last backup "
-                @match backup { None => "unknown", Some(at) => time { (at) } }
+                @match backup { None => "unknown", Some(at) => (time(at)) }
                 "; outage: " (outage(store.last_error.as_ref()))
             },
         ]);
@@ -80,7 +80,7 @@ pub(super) fn components(status: &Status) -> Markup {
             html! { "Archive " (archive.name) },
             html! {
                 (state(&archive.state))
-                @if let Some(since) = &archive.since { " since " time { (since) } }
+                @if let Some(since) = &archive.since { " since " (time(since)) }
             },
             html! {
                 (count(archive.pending)) " records to write"
@@ -111,7 +111,7 @@ pub(super) fn components(status: &Status) -> Markup {
     }
     html! {
         @if !rows.is_empty() {
-            section {
+            section id="components" {
                 h2 { "Store, archives, audit log and certificate" }
                 (table("Components", &["Part", "State", "Details"], rows.into_iter()))
             }
@@ -150,7 +150,7 @@ pub(super) fn replicas(replicas: &[Replica]) -> Markup {
     let header = ["Process", "Roots", "With another key", "Reported"];
     html! {
         @if !replicas.is_empty() {
-            section {
+            section id="replicas" {
                 h2 { "Other replicas that use the store" }
                 (table("Replicas", &header, replicas.iter().map(row)))
                 p.soft {
@@ -179,7 +179,10 @@ pub(super) fn callers(callers: &[Caller]) -> Markup {
     let header = ["Client", "Requests/s", "Requests", "Refused"];
     html! {
         @if !callers.is_empty() {
-            section { h2 { "Callers" } (table("Callers", &header, callers.iter().map(row))) }
+            section id="callers" {
+                h2 { "Callers" }
+                (table("Callers", &header, callers.iter().map(row)))
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The frame of the status pages: the head with the one style block, and tables.
+//! The frame of the status pages: the head with the one style block, tables and times.
 //!
 //! It knows nothing of what the pages show.
 
@@ -18,6 +18,7 @@ pub(super) fn document(title: &str, refreshes: bool, body: &Markup) -> Markup {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
                 @if refreshes { meta http-equiv="refresh" content=(REFRESH); }
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
@@ -27,18 +28,38 @@ pub(super) fn document(title: &str, refreshes: bool, body: &Markup) -> Markup {
     }
 }
 
-/// A table that can be scrolled on a small screen.
+/// A table, whose rows are blocks on a small screen: then each cell has the title of its column.
+/// The first cell of a row names the row. Its region can be scrolled, also with the keyboard.
 pub(super) fn table(
     label: &str,
     header: &[&str],
     rows: impl Iterator<Item = Vec<Markup>>,
 ) -> Markup {
+    let row = |cells: Vec<Markup>| {
+        let mut cells = header.iter().zip(cells);
+        html! {
+            tr {
+                @if let Some((_, name)) = cells.next() { th scope="row" { (name) } }
+                @for (title, cell) in cells { td data-title=(title) { (cell) } }
+            }
+        }
+    };
     html! {
         div.wide tabindex="0" role="region" aria-label=(label) {
             table {
                 thead { tr { @for title in header { th scope="col" { (title) } } } }
-                tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
+                tbody { @for cells in rows { (row(cells)) } }
             }
         }
     }
+}
+
+/// A time, as RFC 3339 with a space for the `T`, which HTML takes too.
+pub(super) fn time(rfc3339: &str) -> Markup {
+    html! { time { (rfc3339.replacen('T', " ", 1)) } }
+}
+
+/// A text as a sentence: it may have its full stop already.
+pub(super) fn sentence(text: &str) -> Markup {
+    html! { (text.trim_end_matches('.')) "." }
 }

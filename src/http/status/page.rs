@@ -9,7 +9,7 @@ use crate::status::{Finding, Level, Savings, Status, count, duration, money};
 use super::chains;
 use super::chart::sparkline;
 use super::components::{callers, components, replicas, roots};
-use super::layout::{REFRESH, document};
+use super::layout::{REFRESH, document, sentence, time};
 
 /// The page of the service.
 pub(super) fn overview(status: &Status, refreshes: bool) -> Markup {
@@ -24,7 +24,7 @@ pub(super) fn overview(status: &Status, refreshes: bool) -> Markup {
             p.state.(class) { "This replica " (word) }
             p.soft {
                 "Version " (status.version) ", up for " (duration(status.uptime_seconds))
-                ". As of " time { (status.time) } ". "
+                ". As of " (time(&status.time)) ". "
                 @if refreshes {
                     a href="status?still" { "Stop refreshing" }
                 } @else {
@@ -32,6 +32,7 @@ pub(super) fn overview(status: &Status, refreshes: bool) -> Markup {
                 }
                 ", " a href="status.json" { "the same as JSON" }
             }
+            (sections(status))
         }
         main {
             (attention(status))
@@ -44,6 +45,24 @@ pub(super) fn overview(status: &Status, refreshes: bool) -> Markup {
         }
     };
     document(&format!("kms-proxy: {}", status.status), refreshes, &body)
+}
+
+/// Links to the parts of a long page.
+fn sections(status: &Status) -> Markup {
+    let parts = [
+        ("chains", "Chains", true),
+        ("roots", "Roots", !status.roots.is_empty()),
+        ("components", "Store", status.store.is_some()),
+        ("replicas", "Other replicas", !status.replicas.is_empty()),
+        ("callers", "Callers", !status.callers.is_empty()),
+    ];
+    html! {
+        nav aria-label="Sections" {
+            @for (id, name, _) in parts.iter().filter(|(_, _, is_there)| *is_there) {
+                a href={ "#" (id) } { (name) } " "
+            }
+        }
+    }
 }
 
 fn attention(status: &Status) -> Markup {
@@ -63,32 +82,33 @@ fn one_finding(finding: &Finding) -> Markup {
         Level::Note => ("soft", "Note"),
     };
     html! {
-        article.card.(class) {
+        article.note.(class) {
             h3 { span.(class) { (word) } ": " (finding.about) }
-            p { (finding.detail) "." }
-            p { (finding.advice) " " a href=(finding.link) { "More about this" } }
+            p { (sentence(&finding.detail)) }
+            p {
+                (finding.advice) " "
+                a href=(finding.link) { "More about " (finding.about) }
+            }
             @for command in &finding.commands { p { code { (command) } } }
         }
     }
 }
 
 fn saved(savings: &Savings, uptime: u64) -> Markup {
-    let per_minute = &savings.avoided_per_minute;
-    let most = per_minute.iter().copied().max().unwrap_or_default();
-    let minutes = per_minute.len();
     html! {
         section {
             h2 { "What was saved" }
-            dl.numbers {
-                div { dt { "Root calls made" } dd { (count(savings.root_calls)) } }
-                div { dt { "Root calls avoided" } dd { (count(savings.avoided)) } }
-                div { dt { "Saved" } dd { (money(savings.saved, &savings.currency)) } }
+            div.saved {
+                dl.numbers {
+                    div { dt { "Root calls made" } dd { (count(savings.root_calls)) } }
+                    div { dt { "Root calls avoided" } dd { (count(savings.avoided)) } }
+                    div { dt { "Saved" } dd { (money(savings.saved, &savings.currency)) } }
+                }
+                div.past { (sparkline(&savings.avoided_per_minute, "Avoided root calls")) }
             }
-            (sparkline(per_minute, &format!("Avoided root calls in the last {minutes} minutes")))
             p.soft {
                 "Since this replica started, " (duration(uptime)) " ago, at "
-                (savings.currency) " " (savings.price_per_10000) " for 10,000 root calls. The line \
-                is of the last hour; at most " (count(most)) " calls were avoided in a minute."
+                (savings.currency) " " (savings.price_per_10000) " for 10,000 root calls."
             }
         }
     }
@@ -96,9 +116,9 @@ fn saved(savings: &Savings, uptime: u64) -> Markup {
 
 fn all_chains(status: &Status) -> Markup {
     html! {
-        section {
+        section id="chains" {
             h2 { "Chains" }
-            div.grid { @for chain in &status.chains { (chains::card(chain)) } }
+            @for chain in &status.chains { (chains::row(chain)) }
             @if let Some(next) = &status.next {
                 p { a href={ "status?still&after=" (next) } { "More chains" } }
             }

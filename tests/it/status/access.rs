@@ -1,5 +1,7 @@
 //! Who sees the status page, at which listener, and what a browser may do with it.
 
+use std::collections::BTreeMap;
+
 use kms_proxy::auth::token;
 use kms_proxy::status::Status;
 use reqwest::Method;
@@ -7,9 +9,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::support::tools::admin;
-use crate::support::{Setup, run};
+use crate::support::{Setup, run, talk};
 
-use super::{page, quiet};
+use super::{HELLO, markup, page, quiet};
 
 #[tokio::test]
 async fn a_browser_may_apply_the_one_style_block_and_nothing_else() {
@@ -28,11 +30,14 @@ async fn a_browser_may_apply_the_one_style_block_and_nothing_else() {
         assert_eq!(headers["referrer-policy"], "no-referrer");
         assert_eq!(headers["cache-control"], "no-store");
         assert_eq!(headers["x-content-type-options"], "nosniff");
+        assert_eq!(headers["cross-origin-resource-policy"], "same-origin");
         let refreshes = text.contains("<meta http-equiv=\"refresh\" content=\"10\">");
         assert_eq!(refreshes, path == "/status");
         assert!(text.starts_with("<!DOCTYPE html><html lang=\"en\">"), "{text}");
         assert!(text.contains("<meta name=\"viewport\""), "{text}");
     }
+    let json = service.request(Method::GET, "/status.json").send().await.unwrap();
+    assert_eq!(json.headers()["cross-origin-resource-policy"], "same-origin");
     let (code, _) = service.post("/status", json!({})).await;
     assert_eq!(code, 405);
     // A page of another origin reads nothing.
@@ -42,13 +47,77 @@ async fn a_browser_may_apply_the_one_style_block_and_nothing_else() {
     assert_eq!(rebound.send().await.unwrap().status(), 403);
 }
 
+/// What a browser asks for.
+const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+
+#[tokio::test]
+async fn a_browser_gets_an_error_as_a_page_and_what_it_sent_does_not_come_back() {
+    let service = quiet(Setup::new()).start().await;
+    let fault = "%3Cscript%3Ealert(1)%3C/script%3E%0D%0Aset-cookie:%20a=b";
+    for (path, expected) in [
+        (format!("/status/chains/{fault}"), 404),
+        (format!("/status/chains/none?after={fault}"), 400),
+        (format!("/status?after={fault}&after=x"), 400),
+        (format!("/status?after={fault}"), 200),
+        (format!("/?{fault}"), 200),
+    ] {
+        let request = service.request(Method::GET, &path).header("accept", BROWSER);
+        let response = request.header("x-request-id", "<b>").send().await.unwrap();
+        assert_eq!(response.status(), expected, "{path}");
+        let headers = response.headers().clone();
+        assert_eq!(headers["content-type"], "text/html; charset=utf-8", "{path}");
+        assert!(headers.contains_key("content-security-policy"), "{path}: {headers:?}");
+        assert_eq!(headers["cache-control"], "no-store");
+        assert_eq!(headers["x-content-type-options"], "nosniff");
+        assert!(!headers.contains_key("set-cookie"), "{path}: {headers:?}");
+        let text = response.text().await.unwrap();
+        markup::check(&text).unwrap_or_else(|why| panic!("{path}: {why}\n{text}"));
+        for planted in ["alert", "set-cookie", "<b>"] {
+            assert!(!text.contains(planted), "{path}: {text}");
+        }
+    }
+    // The redirect names no host, which a request could choose.
+    let mut stream = service.connect().await;
+    let said =
+        talk(&mut stream, "GET / HTTP/1.1\r\nhost: localhost:1\r\nconnection: close\r\n\r\n");
+    let said = said.await;
+    assert!(said.contains("\r\nlocation: status\r\n"), "{said}");
+    // Other programs get JSON, and other paths too.
+    for (path, accept) in [("/status/chains/none", "*/*"), ("/none", BROWSER)] {
+        let response = service.request(Method::GET, path).header("accept", accept).send().await;
+        let response = response.unwrap();
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_requests_is_answered_or_refused_and_calls_on_data_pass() {
+    let names: Vec<_> = (0..50).map(|index| format!("chain-{index}")).collect();
+    let service = quiet(Setup::new()).set("CHAIN__NAMES", names.join(",")).start().await;
+    let requests = (0..300).map(|_| service.request(Method::GET, "/status").send());
+    let requests: Vec<_> = requests.map(tokio::spawn).collect();
+    for _ in 0..10 {
+        service.encrypt("chain-7", HELLO).await;
+    }
+    let mut codes = BTreeMap::new();
+    for request in requests {
+        let response = request.await.unwrap().unwrap();
+        let code = response.status().as_u16();
+        assert_eq!(response.headers().contains_key("retry-after"), code == 429);
+        *codes.entry(code).or_insert(0) += 1;
+    }
+    assert!(codes[&200] >= 64 && codes.keys().all(|code| [200, 429].contains(code)), "{codes:?}");
+    let (code, _) = service.get("/status.json").await;
+    assert_eq!(code, 200);
+}
+
 /// Standard base64 by the library that clients have.
 fn base64(bytes: &[u8]) -> String {
     kms_proxy::envelope::to_text(bytes).trim_start_matches("kp:").to_owned()
 }
 
 /// A configuration with clients, each with its token.
-fn with_clients<const N: usize>(
+pub(super) fn with_clients<const N: usize>(
     setup: Setup,
     clients: [(&str, &str, &str); N],
 ) -> (Setup, [String; N]) {
@@ -86,6 +155,11 @@ async fn a_client_sees_what_it_may_read_and_nothing_secret_is_shown() {
     for path in ["/", "/status", "/status.json", "/status/chains/orders"] {
         assert_eq!(get(path, None).await.0, 401, "{path}");
         assert_eq!(get(path, Some("kpt_wrong")).await.0, 401, "{path}");
+        let page = service.request(Method::GET, path).header("accept", BROWSER).send().await;
+        let page = page.unwrap();
+        let is_page = path != "/status.json";
+        assert!(page.headers().contains_key("www-authenticate"), "{path}");
+        assert_eq!(page.headers()["content-type"] == "text/html; charset=utf-8", is_page);
         if path != "/" {
             let (code, said) = get(path, Some(&app)).await;
             assert_eq!(code, 403, "{path}");

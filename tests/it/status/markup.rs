@@ -51,12 +51,12 @@ pub(super) fn check(text: &str) -> Result<(), String> {
 }
 
 fn check_attributes(element: &str, attributes: &str) -> Result<(), String> {
-    const ELEMENTS: [&str; 32] = [
-        "html", "head", "meta", "title", "style", "body", "header", "main", "section", "article",
-        "h1", "h2", "h3", "p", "span", "time", "code", "a", "dl", "dt", "dd", "div", "table",
-        "thead", "tbody", "tr", "th", "td", "svg", "rect", "path", "polyline",
+    const ELEMENTS: [&str; 33] = [
+        "html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section",
+        "article", "h1", "h2", "h3", "p", "span", "time", "code", "a", "dl", "dt", "dd", "div",
+        "table", "thead", "tbody", "tr", "th", "td", "svg", "rect", "path", "polyline",
     ];
-    const ATTRIBUTES: [&str; 21] = [
+    const ATTRIBUTES: [&str; 22] = [
         "lang",
         "charset",
         "name",
@@ -69,6 +69,7 @@ fn check_attributes(element: &str, attributes: &str) -> Result<(), String> {
         "tabindex",
         "role",
         "aria-label",
+        "data-title",
         "viewBox",
         "preserveAspectRatio",
         "width",
