@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Tables and plots of docs/performance.md, from a file of results that the benchmarks wrote.
+"""Tables and plots of docs/performance.md, and the capacity in docs/production.md, from a file of
+results that the benchmarks wrote.
 
-    plot.py [FILE]    writes the tables into the document, and the plots into docs/performance/.
-                      Without FILE: those of the file that the document shows now.
-    plot.py --check   fails if the tables of the document differ from its file. Needs no matplotlib.
+    plot.py [FILE]    writes the tables into the documents, and the plots into docs/performance/.
+                      Without FILE: those of the file that docs/performance.md shows now.
+    plot.py --check   fails if the tables of the documents differ from the file. Needs no matplotlib.
 
-The document has a line `<!-- results: FILE -->`, and places that begin with `<!-- table: NAME -->`,
-`<!-- machine -->` or `<!-- targets -->` and end with `<!-- end -->`.
+docs/performance.md has a line `<!-- results: FILE -->`. Both have places that begin with
+`<!-- table: NAME -->`, `<!-- machine -->`, `<!-- targets -->` or `<!-- capacity -->` and end with
+`<!-- end -->`.
 """
 
 import json
@@ -17,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/performance.md"
+PRODUCTION = ROOT / "docs/production.md"
 PLOTS = ROOT / "docs/performance"
 
 # What was aimed at: what, at least or at most, how much, its unit, and the table, row and column
@@ -51,13 +54,16 @@ def main(arguments):
     document = DOCUMENT.read_text()
     shown = re.search(r"<!-- results: (\S+) -->", document)
     if arguments == ["--check"]:
-        if filled(document, read(ROOT / shown[1])) != document:
-            sys.exit(f"docs/performance.md differs from {shown[1]}: run `make performance`")
+        results = read(ROOT / shown[1])
+        for path in [DOCUMENT, PRODUCTION]:
+            if filled(path.read_text(), results) != path.read_text():
+                sys.exit(f"{path.relative_to(ROOT)} differs from {shown[1]}: run `make performance`")
         return
     path = Path(arguments[0]).resolve() if arguments else ROOT / shown[1]
     results = read(path)
     document = document.replace(shown[0], f"<!-- results: {path.relative_to(ROOT)} -->")
     DOCUMENT.write_text(filled(document, results))
+    PRODUCTION.write_text(filled(PRODUCTION.read_text(), results))
     plot(results)
 
 
@@ -78,6 +84,8 @@ def filled(document, results):
             text = machine(results)
         elif kind == "targets":
             text = targets(results)
+        elif kind == "capacity":
+            text = capacity(results)
         elif name in results["tables"]:
             text = markdown(results["tables"][name])
         else:
@@ -85,7 +93,7 @@ def filled(document, results):
         head = f"<!-- {kind}: {name} -->" if name else f"<!-- {kind} -->"
         return f"{head}\n\n{text}\n\n<!-- end -->"
 
-    pattern = r"<!-- (machine|targets|table)(?:: (\w+))? -->.*?<!-- end -->"
+    pattern = r"<!-- (machine|targets|capacity|table)(?:: (\w+))? -->.*?<!-- end -->"
     return re.sub(pattern, fill, document, flags=re.DOTALL)
 
 
@@ -128,6 +136,53 @@ def targets(results):
         words = "at least" if relation == ">=" else "at most"
         lines.append(f"| {what} | {words} {bound:,}{unit} | {row[key]:,.4g}{unit} | {'yes' if is_met else 'no'} |")
     return "\n".join(lines)
+
+
+def capacity(results):
+    """What a core carries: the reciprocal of the CPU time that a call takes of the service."""
+
+    def row(table, **wanted):
+        rows = results["tables"][table]["rows"]
+        return next(row for row in rows if wanted.items() <= row.items())
+
+    calls = [
+        ("encrypt, 256 B, HTTPS", row("https", plaintext="256 B")["cpu_us"]),
+        ("encrypt, 4 KiB, HTTPS", row("https", plaintext="4 KiB")["cpu_us"]),
+        ("item of a batch of 100, 256 B, HTTP", row("openbao", **BATCH)["cpu_us"]),
+        ("encrypt, 1 MiB raw, HTTP", row("raw", **RAW)["cpu_us"]),
+    ]
+    lines = [
+        "| call | CPU of a call us | a core carries calls/s | a replica of 2 cores, at 60 % | three replicas |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, cpu in calls:
+        core = 1e6 / cpu
+        replica = 2 * 0.6 * core
+        # Two of them: the third may be lost or be updated.
+        lines.append(f"| {name} | {cpu:,.4g} | {rounded(core)} | {rounded(replica)} | {rounded(2 * replica)} |")
+    call, token = (
+        row("aws", plaintext="256 B", call=f"/v1/encrypt, {what}")["cpu_us"] for what in ["no identity", "token"]
+    )
+    plain, audit = (
+        row("options", plaintext="256 B", **{"with": what})["cpu_us"] for what in ["nothing", "audit, full"]
+    )
+    memory = row("memory", server="kms-proxy")
+    writes = results["tables"]["writes"]["rows"][0]["writes_per_million"]
+    lines += [
+        "",
+        f"A token adds {max(token - call, 0):.1f} us to a call, and a line in the audit log {max(audit - plain, 0):.1f} us. "
+        f"A replica takes {memory['start_mib']:,.0f} MiB of\nmemory after its start and {memory['mib']:,.0f} MiB after load. "
+        f"A million encrypts take {writes:,.0f} writes to etcd.",
+        "",
+        machine(results),
+    ]
+    return "\n".join(lines)
+
+
+def rounded(value):
+    """Two significant digits: the machine decides the rest."""
+    digits = 1 - math.floor(math.log10(value))
+    return f"{round(value, digits):,.0f}"
 
 
 # Colours that are readable on a white and on a black page.

@@ -12,12 +12,14 @@ mod backup;
 mod certificates;
 mod chain;
 mod chains;
+mod check;
 mod ciphertext;
 mod client;
 mod count;
 mod data;
 mod datakey;
 mod doctor;
+mod init;
 mod inspect;
 mod kek;
 mod keks;
@@ -26,6 +28,7 @@ mod manual;
 mod meter;
 mod output;
 mod process;
+mod production;
 mod progress;
 mod range;
 mod root;
@@ -74,9 +77,13 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the service until SIGTERM or SIGINT
+    #[command(after_help = serve::SETTINGS)]
     Serve(serve::Args),
+    /// Ask six questions, and write a configuration and the token of a first client
+    Init(init::Args),
     /// Check the configuration and print the effective settings, without secrets
-    CheckConfig(serve::Args),
+    #[command(after_help = check::help())]
+    CheckConfig(check::Args),
     /// Encrypt stdin
     Encrypt(data::EncryptArgs),
     /// Decrypt an envelope from stdin
@@ -154,7 +161,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     }
     let result = match cli.command {
         Command::Serve(args) => serve::serve(&args),
-        Command::CheckConfig(args) => serve::check(&args),
+        Command::Init(args) => init::run(&args),
+        Command::CheckConfig(args) => check::run(&args),
         Command::Encrypt(args) => client::block_on(data::encrypt(args)),
         Command::Decrypt(args) => client::block_on(data::decrypt(args)),
         Command::Rewrap(args) => client::block_on(data::rewrap(args)),
@@ -204,6 +212,8 @@ mod tests {
             "serve",
             "serve --config a.toml --listen 127.0.0.1:0 --data-dir /data",
             "check-config --config a.toml",
+            "check-config --production --accept root-local,audit-none --accept tls-none",
+            "init --root local --output a.toml --token-file a.token --non-interactive",
             "encrypt --chain orders --aad text --raw --server http://10.0.0.1:8080/",
             "decrypt --aad-base64 AA== --timeout 1m",
             "rewrap --lines --chain a",
@@ -260,6 +270,8 @@ mod tests {
         for (bad, kind) in [
             ("serve --listen localhost", ErrorKind::ValueValidation),
             ("serve extra", ErrorKind::UnknownArgument),
+            ("check-config --accept root-local", ErrorKind::MissingRequiredArgument),
+            ("check-config --production --accept root", ErrorKind::InvalidValue),
             ("encrypt --chain Orders", ErrorKind::ValueValidation),
             ("encrypt --aad a --aad-base64 AA==", ErrorKind::ArgumentConflict),
             ("encrypt --aad-base64 A", ErrorKind::ValueValidation),

@@ -15,6 +15,7 @@ mod access;
 mod mount;
 mod place;
 
+pub use access::mode_for_others;
 pub(crate) use access::{FileAccess, check_dir};
 pub(crate) use mount::lock_failure;
 pub use place::NewFile;

@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 use kms_proxy::config::Config;
 use kms_proxy::{root, store, tls};
 
-use super::stdio::eprint;
-
-/// Warns on stderr of each certificate that is not valid at `now`, in seconds since the Unix epoch.
-pub(super) fn warn(config: &Config, now: u64) {
-    for (setting, path) in files(config) {
-        for warning in tls::warnings(path, now) {
-            eprint(&format!("warning: {setting}: {}: {warning}", path.display()));
-        }
-    }
+/// A warning about each certificate that is not valid at `now`, in seconds since the Unix epoch, or
+/// soon will not be.
+pub(super) fn warnings(config: &Config, now: u64) -> Vec<String> {
+    let warnings = files(config).into_iter().flat_map(|(setting, path)| {
+        let of_file = tls::warnings(path, now);
+        of_file.into_iter().map(move |why| format!("{setting}: {}: {why}", path.display()))
+    });
+    warnings.collect()
 }
 
 /// The files with certificates, each with its setting.

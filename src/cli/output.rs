@@ -36,7 +36,8 @@ pub(super) enum Output {
 /// Removes the temporary file of an output if a signal ends the process.
 pub(super) struct Guard(Option<(PathBuf, Signals)>);
 
-struct Signals {
+/// SIGINT and SIGTERM, which no longer end the process by themselves.
+pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -155,7 +156,7 @@ impl Guard {
 }
 
 impl Signals {
-    fn listen() -> io::Result<Self> {
+    pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

@@ -1,16 +1,14 @@
-//! `serve` and `check-config`.
+//! `serve`, and where its configuration comes from.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kms_proxy::clock::{Clock, SystemClock};
 use kms_proxy::config::{self, Config, Flags};
 use kms_proxy::{app, root, telemetry, tls};
 
-use super::stdio::print;
-use super::{Failure, Result, certificates, process};
+use super::{Failure, Result, process};
 
 /// File descriptors for everything except the connections of callers: stores, roots, probes, files.
 const OTHER_DESCRIPTORS: u64 = 100;
@@ -18,7 +16,7 @@ const OTHER_DESCRIPTORS: u64 = 100;
 /// How long the end of the process waits for tasks, and for the PKCS#11 modules that they use.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
-const SETTINGS: &str = "\
+pub(super) const SETTINGS: &str = "\
 Settings come from the file, then from the environment, then from the flags. \
 KMS_PROXY__SECTION__KEY is `key` of [section], KMS_PROXY__ROOT__0__KIND is `kind` of the first \
 [[root]], and a list is written as a,b or as a TOML array. A secret is set by its `.._file` key or \
@@ -30,7 +28,6 @@ Examples:
   KMS_PROXY__LOG__LEVEL=debug kms-proxy serve --config kms-proxy.toml";
 
 #[derive(clap::Args, Clone)]
-#[command(after_help = SETTINGS)]
 pub(super) struct Args {
     /// The configuration, in TOML [default: none; every setting has its default]
     #[arg(long, value_name = "FILE", env = "KMS_PROXY_CONFIG")]
@@ -44,7 +41,8 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn load(&self) -> Result<Config> {
+    /// The configuration of this process.
+    pub(super) fn load(&self) -> Result<Config> {
         self.read().map_err(|error| Failure::Usage(error.to_string()))
     }
 
@@ -102,25 +100,4 @@ pub(super) fn serve(args: &Args) -> Result {
         tracing::error!(error, "kms-proxy ends");
         Failure::Silent
     })
-}
-
-/// Prints the effective configuration, if a service could use it.
-pub(super) fn check(args: &Args) -> Result {
-    let config = args.load()?;
-    if let Some(tls) = &config.server.tls {
-        tls.check().map_err(|error| Failure::Usage(error.to_string()))?;
-    }
-    let clients = config.auth.check_files();
-    clients.map_err(|(key, why)| Failure::Usage(format!("{key}: {why}")))?;
-    config.store.check().map_err(|error| Failure::Usage(error.to_string()))?;
-    if let Some(kubernetes) = &config.kubernetes {
-        let checked = kms_proxy::kubernetes::check(kubernetes);
-        checked.map_err(|error| Failure::Usage(error.to_string()))?;
-    }
-    for root in &config.roots {
-        let checked = root.check(config.store.data_dir());
-        checked.map_err(|error| Failure::Usage(error.to_string()))?;
-    }
-    certificates::warn(&config, SystemClock::new().unix_now());
-    print(config.to_string().as_bytes())
 }

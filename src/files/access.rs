@@ -37,6 +37,16 @@ impl FileAccess {
     }
 }
 
+/// The mode of the file `path` if other users can read or change it: users other than its owner,
+/// and other than the groups of this process.
+///
+/// # Errors
+/// Those of the file system.
+pub fn mode_for_others(path: &Path) -> io::Result<Option<u32>> {
+    let access = FileAccess::of(&std::fs::metadata(path)?);
+    Ok((access.of_others() & 0o066 != 0).then_some(access.mode))
+}
+
 /// Fails if other users can replace files in the directory `path`.
 pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
     check_writers(path, FileAccess::of(&std::fs::metadata(path)?))
@@ -78,6 +88,18 @@ mod tests {
             let access = FileAccess { owner: 0, mode, group };
             assert_eq!(access.beyond(|group| group == 7), others, "{mode:o} {group}");
         }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_or_change_has_its_mode_reported() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, is_open) in
+            [(0o600, false), (0o660, false), (0o711, false), (0o604, true), (0o602, true)]
+        {
+            std::fs::set_permissions(file.path(), PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(mode_for_others(file.path()).unwrap(), is_open.then_some(mode), "{mode:o}");
+        }
+        assert!(mode_for_others(Path::new("/no/such/file")).is_err());
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! - `console fails` is a block whose last command ends with a code other than 0. `console not run: REASON`
 //!   is read by `bash -n` alone, and counted with its reason.
 //! - A `toml FILE` block is written to that file. Every `toml` block must be a configuration.
-//! - `<!-- run` ... `-->` is a script that readers don't see. `need moto` in it starts a server.
+//! - `<!-- run` ... `-->` is a script that readers don't see. `need moto` in it starts a server, and `ports N..`
+//!   gives each of these ports of the document a free one, where it is a word.
 //!
 //! A document has one shell in its own directory. `kms-proxy serve` runs in the background there.
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use kms_proxy::config::{Config, Flags};
 
@@ -86,9 +88,35 @@ fn run_here(path: &Path) -> Ran {
     runtime.enable_all().build().unwrap().block_on(run(path))
 }
 
+/// It starts nine servers and has a test of its own.
+const PRODUCTION: &str = "docs/production.md";
+
+#[test]
+fn production_leads_from_an_empty_directory_to_three_replicas() {
+    let path = root().join(PRODUCTION);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let blocks = blocks::of(&text).unwrap();
+    // Its readers see all that is run: what they don't see takes the place of their machine.
+    let (hidden, shown): (Vec<_>, Vec<_>) =
+        blocks.iter().partition(|block| block.kind == Kind::Hidden);
+    let (&[hidden], Some(first)) = (&*hidden, shown.first()) else { panic!("one is hidden") };
+    let prepares = ["ports ", "ln -s \"$REPOSITORY\" ", "export AWS_CONFIG_FILE=/dev/null "];
+    let mut lines = hidden.text.lines();
+    assert!(lines.all(|line| prepares.iter().any(|it| line.starts_with(it))), "{}", hidden.text);
+    assert!(hidden.line < first.line && !hidden.text.contains("KMS_PROXY"), "{}", hidden.text);
+    let fences =
+        text.lines().filter(|line| line.starts_with("```sh") || line.starts_with("```con"));
+    let start = Instant::now();
+    let ran = run_here(&path);
+    tell(&format!("{PRODUCTION}: {} blocks in {:.1?}", ran.run, start.elapsed()));
+    assert_eq!((ran.wrong, ran.not_run), (None, Vec::new()));
+    assert_eq!(ran.run as usize, fences.count());
+}
+
 #[test]
 fn every_shell_block_does_what_it_shows() {
-    let documents = documents();
+    let mut documents = documents();
+    documents.retain(|path| name(path) != PRODUCTION);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
         for _ in 0..CONCURRENTLY {

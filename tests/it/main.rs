@@ -36,6 +36,8 @@ mod hot_backup;
 #[cfg(test)]
 mod identities;
 #[cfg(test)]
+mod init;
+#[cfg(test)]
 mod inline;
 #[cfg(test)]
 mod instructions;
@@ -65,6 +67,8 @@ mod package;
 mod passphrase;
 #[cfg(test)]
 mod pkcs11;
+#[cfg(test)]
+mod production;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]

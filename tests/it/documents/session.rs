@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::blocks::{Block, Kind, Run};
 use super::expected;
 use super::servers::Servers;
+use crate::support::ports::free_port;
 use crate::support::{BINARY, root};
 
 /// The address of the service in documents.
@@ -60,7 +61,8 @@ stop() {
 make() {
   if [ "$*" = run ]; then serve; else echo "make $*: not here"; return 1; fi
 }
-trap stop EXIT
+# A document may start servers of its own.
+trap 'stop; kill -9 $(jobs -p) 2> /dev/null; wait' EXIT
 "#;
 
 pub(super) struct Session {
@@ -68,6 +70,8 @@ pub(super) struct Session {
     stdin: Option<ChildStdin>,
     output: Receiver<Vec<u8>>,
     address: Option<String>,
+    /// Ports that the document names, each with the free one that it has here.
+    ports: Vec<(String, String)>,
     servers: Servers,
     dir: TempDir,
 }
@@ -101,8 +105,9 @@ impl Session {
             }
         });
         let stdin = shell.stdin.take();
-        let mut session =
-            Self { shell, stdin, output, address: None, servers: Servers::default(), dir };
+        let servers = Servers::default();
+        let ports = Vec::new();
+        let mut session = Self { shell, stdin, output, address: None, ports, servers, dir };
         assert_eq!(session.command(PRELUDE), Ok((0, String::new())));
         session
     }
@@ -138,7 +143,12 @@ impl Session {
                     let variables = self.servers.start(server).await;
                     self.command(&variables)?;
                 }
-                let own = block.text.lines().filter(|line| !line.starts_with("need "));
+                let ports = block.text.lines().filter_map(|line| line.strip_prefix("ports "));
+                let free = |port: &str| (port.to_owned(), free_port().to_string());
+                self.ports.extend(ports.flat_map(str::split_whitespace).map(free));
+                let is_own =
+                    |line: &&str| !line.starts_with("need ") && !line.starts_with("ports ");
+                let own = block.text.lines().filter(is_own);
                 // What fails ends the shell, and with it the document.
                 let script = own.collect::<Vec<_>>().join("\n");
                 self.command(&format!("set -e\n{script}\nset +e")).map(|_| ())
@@ -162,7 +172,7 @@ impl Session {
             let port = address.rsplit(':').next().unwrap_or_default();
             text = text.replace(HTTPS, &format!("localhost:{port}"));
         }
-        text
+        renumbered(&text, self.ports.iter().map(|(shown, here)| (&**shown, &**here)))
     }
 
     /// Runs a command; its exit code, and what it printed as it would be printed elsewhere.
@@ -196,8 +206,24 @@ impl Session {
         if let Some(address) = &self.address {
             printed = printed.replace(address.as_str(), ADDRESS);
         }
+        let back = self.ports.iter().map(|(shown, here)| (&**here, &**shown));
+        let printed = renumbered(&printed, back);
         Ok((code.parse().unwrap(), printed))
     }
+}
+
+/// A text with some of its numbers replaced, each where it is a word.
+fn renumbered<'a>(text: &str, pairs: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while !rest.is_empty() {
+        let is_word = rest.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let end = rest.find(|c: char| c.is_ascii_alphanumeric() != is_word).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let new = pairs.clone().find(|(from, _)| *from == word);
+        out.push_str(new.map_or(word, |(_, to)| to));
+        rest = after;
+    }
+    out
 }
 
 impl Drop for Session {

@@ -1,0 +1,261 @@
+//! The configuration as text with comments, and the next commands. It asks and writes nothing.
+
+use std::path::{Path, PathBuf};
+
+use kms_proxy::status::DOCUMENTS;
+
+use super::plan::{Archive, Identities, Plan, Root, Store};
+
+/// The ports that it listens on.
+const HTTP: &str = "8080";
+const HTTPS: &str = "8443";
+
+/// The configuration. `digest` is that of the new token.
+pub(super) fn render(plan: &Plan, digest: &str, path: &Path) -> String {
+    let file = word(path);
+    let parts = [
+        format!(
+            "# Written by `kms-proxy init`. All settings: {DOCUMENTS}configuration.md\n\
+             # What it lacks for production: kms-proxy check-config --production --config {file}\n"
+        ),
+        root(&plan.root),
+        store(&plan.store),
+        archive(plan),
+        server(plan),
+        clients(plan, digest),
+        audit(plan),
+        "[chain]\n\
+         # Created at the start, beside the chain `default`.\n\
+         # names = [\"orders\"]\n"
+            .to_owned(),
+    ];
+    parts.join("\n")
+}
+
+fn server(plan: &Plan) -> String {
+    // With only one of them, or none, it serves this machine alone.
+    let is_open = plan.tls.is_some() && plan.identities != Identities::None;
+    let host = if is_open { "0.0.0.0" } else { "127.0.0.1" };
+    let port = if plan.tls.is_some() { HTTPS } else { HTTP };
+    let mut text = format!(
+        "[server]\n\
+         listen = \"{host}:{port}\"\n\
+         # Health and metrics, by plain HTTP and without identities: let nobody else reach it.\n\
+         admin_listen = \"{host}:9090\"\n"
+    );
+    if is_open {
+        text += "# How long requests are served after SIGTERM, until the load balancer notices.\n\
+                 drain_delay = \"5s\"\n";
+    }
+    if let Some(tls) = &plan.tls {
+        let ca = tls.client_ca.as_deref();
+        let ca = ca.map(|ca| format!(", client_ca = {}", quoted(ca))).unwrap_or_default();
+        let (cert, key) = (quoted(&tls.cert), quoted(&tls.key));
+        text += "# The service reads these files again when they change.\n";
+        text += &format!("tls = {{ cert = {cert}, key = {key}{ca} }}\n");
+    }
+    text
+}
+
+fn root(root: &Root) -> String {
+    let kind = match root {
+        Root::AwsKms { key_id } => format!(
+            "kind = \"aws-kms\"\n\
+             key_id = {}\n\
+             # By default the region is that of the ARN, or of AWS_REGION.\n\
+             # region = \"eu-central-1\"\n",
+            quoted(key_id)
+        ),
+        Root::VaultTransit { address, key, token_file } => format!(
+            "kind = \"vault-transit\"\naddress = {}\nkey = {}\n\
+             # An agent must renew this token. For AppRole set role_id and secret_id_file.\n\
+             token_file = {}\n",
+            quoted(address),
+            quoted(key),
+            quoted(token_file)
+        ),
+        Root::Pkcs11 { module, token, key, pin_file } => format!(
+            "kind = \"pkcs11\"\nmodule = {}\ntoken_label = {}\nkey_label = {}\npin_file = {}\n",
+            quoted(module),
+            quoted(token),
+            quoted(key),
+            quoted(pin_file)
+        ),
+        Root::Passphrase { file } => format!(
+            "kind = \"passphrase\"\n\
+             # Back it up: without it all data is lost.\n\
+             passphrase_file = {}\n",
+            quoted(file)
+        ),
+        Root::Local => "# For development: anyone who copies its key file can open every KEK.\n\
+                        kind = \"local\"\n"
+            .to_owned(),
+    };
+    format!(
+        "# The key that wraps the KEKs. The name is part of every wrap: do not change it.\n\
+         [[root]]\n\
+         name = \"main\"\n{kind}"
+    )
+}
+
+fn store(store: &Store) -> String {
+    match store {
+        Store::File { path } => format!(
+            "# For one process: replicas need etcd.\n[store]\nkind = \"file\"\npath = {}\n",
+            quoted(path)
+        ),
+        Store::Etcd { endpoints } => {
+            let endpoints: Vec<_> = endpoints.iter().map(|url| quoted(url)).collect();
+            format!(
+                "[store]\nkind = \"etcd\"\nendpoints = [{}]\n\
+                 # tls = {{ ca = \"/etc/etcd/ca.crt\", cert = \"/etc/etcd/tls.crt\", key = \
+                 \"/etc/etcd/tls.key\" }}\n",
+                endpoints.join(", ")
+            )
+        }
+        Store::Inline => "# No store: each envelope contains its wrapped KEK.\n\
+                          [store]\nkind = \"inline\"\n"
+            .to_owned(),
+    }
+}
+
+fn archive(plan: &Plan) -> String {
+    let Some(archive) = &plan.archive else {
+        return "# No archive: without backups, all data is lost with the store.\n\
+                # [[archive]]\n\
+                # name = \"main\"\n\
+                # kind = \"s3\"\n\
+                # url = \"s3://BUCKET/PREFIX\"\n"
+            .to_owned();
+    };
+    let key = if archive.kind == "dir" {
+        "# The file kms-proxy-archive must exist in it.\npath"
+    } else {
+        "# The credentials come from the environment.\nurl"
+    };
+    format!(
+        "# A copy of every wrapped KEK, made before the KEK encrypts.\n\
+         [[archive]]\n\
+         name = \"main\"\n\
+         kind = \"{}\"\n\
+         {key} = {}\n",
+        archive.kind,
+        quoted(&archive.place)
+    )
+}
+
+fn clients(plan: &Plan, digest: &str) -> String {
+    let identity = match &plan.identities {
+        Identities::None => {
+            return "# Anyone who reaches the service may do everything.\n\
+                    [auth]\nmode = \"none\"\n"
+                .to_owned();
+        }
+        Identities::Token => format!("token_sha256 = \"{digest}\"\n"),
+        Identities::Certificate { san } => format!("tls_san = {}\n", quoted(san)),
+        Identities::Jwt { issuer, audience, subject, jwks } => {
+            let source = if jwks.contains("://") { "jwks_url" } else { "jwks_file" };
+            format!(
+                "[client.jwt]\nissuer = {}\naudience = {}\nsubject = {}\n{source} = {}\n",
+                quoted(issuer),
+                quoted(audience),
+                quoted(subject),
+                quoted(jwks)
+            )
+        }
+    };
+    let operator = "name = \"operator\"\n\
+                    allow = [{ chains = [\"*\"], \
+                    operations = [\"read\", \"rotate\", \"manage\"] }]\n\
+                    max_in_flight = 10\n";
+    let operator = match plan.token_client() {
+        Some("operator") => format!("[[client]]\n{operator}token_sha256 = \"{digest}\"\n"),
+        _ => {
+            let lines: String = operator.lines().map(|line| format!("# {line}\n")).collect();
+            format!("# [[client]]\n{lines}# token_sha256 = \"from kms-proxy token new\"\n")
+        }
+    };
+    format!(
+        "[auth]\n\
+         mode = \"required\"\n\
+         \n\
+         # One for each application, with the chains and operations that it needs.\n\
+         [[client]]\n\
+         name = \"app\"\n\
+         allow = [{{ chains = [\"default\"], operations = [\"encrypt\", \"decrypt\", \"rewrap\", \
+         \"datakey\"] }}]\n\
+         max_in_flight = 1000\n\
+         {identity}\n\
+         # For people: it lists chains, rotates and destroys KEKs, and makes backups.\n\
+         {operator}"
+    )
+}
+
+fn audit(plan: &Plan) -> String {
+    match &plan.audit {
+        Some(target) => format!(
+            "# It has a line for each decrypt, and counts encrypts; audit.rule changes that.\n\
+             [audit]\nfile = {}\n",
+            quoted(target)
+        ),
+        None => "# No audit log: nothing records who decrypted what.\n\
+                 # [audit]\n\
+                 # file = \"/var/log/kms-proxy/audit.jsonl\"\n"
+            .to_owned(),
+    }
+}
+
+/// What was written, and the next commands. `token_path` is the file for the token of a client.
+pub(super) fn summary(
+    plan: &Plan,
+    path: &Path,
+    token_path: impl Fn(&str) -> PathBuf,
+    new_passphrase: Option<&str>,
+) -> String {
+    let (file, token) = (word(path), plan.token_client().map(|it| (it, token_path(it))));
+    let mut text = format!("{}: the configuration\n", path.display());
+    if let Some((client, token)) = &token {
+        text += &format!("{}: the token of the client {client}\n", token.display());
+    }
+    if let Some(passphrase) = new_passphrase {
+        let what = "a new passphrase; back it up: without it all data is lost";
+        text += &format!("{passphrase}: {what}\n");
+    }
+    text += "\nNext:\n";
+    if let Some(Archive { kind: "dir", place }) = &plan.archive {
+        let mark = word(&Path::new(place).join("kms-proxy-archive"));
+        text += &format!("  touch {mark}     # where the disk is mounted\n");
+    }
+    if let Root::Pkcs11 { .. } = plan.root {
+        text += &format!("  kms-proxy root init --config {file} --root main\n");
+    }
+    text += &format!("  kms-proxy check-config --production --config {file}\n");
+    text += &format!("  kms-proxy serve --config {file}\n");
+    let mut to = String::new();
+    if plan.tls.is_some() {
+        to += &format!(" --server https://localhost:{HTTPS}");
+    }
+    if let Some((_, token)) = &token {
+        to += &format!(" --token-file {}", word(token));
+    }
+    let command = match plan.identities {
+        // The application needs its own JWT or certificate; the operator can do this.
+        Identities::Jwt { .. } | Identities::Certificate { .. } => "kms-proxy chain list",
+        Identities::Token | Identities::None => "echo hello | kms-proxy encrypt",
+    };
+    let note = if plan.tls.is_some() { "     # --ca FILE for a private authority" } else { "" };
+    text += &format!("  {command}{to}{note}\n");
+    text
+}
+
+/// A path as a shell takes it.
+fn word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+/// A text as TOML writes it.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
