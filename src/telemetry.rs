@@ -115,10 +115,13 @@ pub fn install(
     let filter = config.level.clone().and(filter_fn(is_harmless));
     let exporter = traces.endpoint.as_ref().map(|it| otlp::Exporter::start(it, runtime));
     let exporter = exporter.transpose().map_err(InstallError::Export)?;
-    let spans = exporter.as_ref().map(|it| it.layer().with_filter(filter_fn(is_own_span)));
-    tracing_subscriber::registry().with(layer.with_filter(filter)).with(spans).try_init()?;
-    if exporter.is_some() {
-        traces::enable(traces.sample_ratio);
+    let log = tracing_subscriber::registry().with(layer.with_filter(filter));
+    match &exporter {
+        None => log.try_init()?,
+        Some(exporter) => {
+            log.with(exporter.layer().with_filter(filter_fn(is_own_span))).try_init()?;
+            traces::enable(traces.sample_ratio);
+        }
     }
     Ok(Export { exporter })
 }
