@@ -40,6 +40,7 @@ mod handle;
 mod kek_lifecycle;
 pub mod key_id;
 mod keyring;
+mod last_used;
 mod ledger;
 mod limits;
 mod monitored_store;
@@ -191,6 +192,7 @@ impl KeyService {
             // The panic of a task is logged already.
             let _ = task.await;
         }
+        last_used::storing::store_all(&self.core).await;
         rotation::root_users::withdraw(&self.core).await;
     }
 

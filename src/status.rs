@@ -15,7 +15,7 @@ mod text;
 
 pub use findings::{DOCUMENTS, findings};
 pub use forecast::{Pace, forecast};
-pub use text::{count, duration, money, rate};
+pub use text::{count, duration, last_used, money, rate};
 
 /// A service at one moment. What the caller may not see is left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

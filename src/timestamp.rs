@@ -18,9 +18,26 @@ pub fn rfc3339(unix: impl TryInto<u64>) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
+/// Seconds in a day of UTC.
+pub const DAY: u64 = 24 * 60 * 60;
+
+/// A day in UTC, in days since the Unix epoch, as RFC 3339 text: `2026-01-01`.
+#[must_use]
+pub fn date(day: u32) -> String {
+    let mut text = rfc3339(u64::from(day) * DAY);
+    text.truncate("9999-12-31".len());
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn days_are_written_without_a_time() {
+        assert_eq!((date(0), date(20_454)), ("1970-01-01".to_owned(), "2026-01-01".to_owned()));
+        assert_eq!(date(u32::MAX), "9999-12-31");
+    }
 
     #[test]
     fn times_are_limited_to_what_rfc_3339_can_write() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::client::{self, ChainArgs, Client};
-use super::stdio::print;
+use super::stdio::{eprint, print};
 use super::{Failure, Result, chains, keks};
 
 #[derive(clap::Subcommand)]
@@ -65,6 +65,9 @@ pub(super) struct Args {
 
 #[derive(clap::Args)]
 #[command(after_help = "\
+Without --yes nothing is destroyed: the command prints when the KEK was last used, and exits with \
+code 2. With --yes it prints that with the new state.
+
 The KEK must have been disabled for chain.destroy_delay (24 h). Old copies of the store still \
 contain it: delete these too. If an archive does not answer, its name is printed, and the exit \
 code is 1: the service erases the wraps there later.
@@ -76,7 +79,7 @@ pub(super) struct DestroyArgs {
     #[command(flatten)]
     of: Args,
     /// Confirm that the KEK is destroyed permanently
-    #[arg(long, required = true)]
+    #[arg(long)]
     yes: bool,
     /// Destroy it even though the chain serves Kubernetes
     #[arg(long)]
@@ -90,7 +93,8 @@ pub(super) async fn run(command: Command) -> Result {
         Command::Missing(args) => return missing(args).await,
         Command::Disable(DisableArgs { of, force }) => (of, "disable", json!({ "force": force })),
         Command::Enable(args) => (args, "enable", json!({})),
-        Command::Destroy(DestroyArgs { of, yes: _, force }) => {
+        Command::Destroy(DestroyArgs { of, yes: false, .. }) => return show(of).await,
+        Command::Destroy(DestroyArgs { of, yes: true, force }) => {
             let body = json!({ "confirm": of.id.to_string(), "force": force });
             (of, "destroy", body)
         }
@@ -98,10 +102,21 @@ pub(super) async fn run(command: Command) -> Result {
     call(args, change, &body).await
 }
 
+/// Shows the KEK that would be destroyed.
+async fn show(args: Args) -> Result {
+    let client = Client::new(args.client)?;
+    print(keks::describe(&client, args.chain.name(), args.id).await?.as_bytes())?;
+    Err(Failure::Usage("nothing was destroyed: --yes destroys this KEK permanently".to_owned()))
+}
+
 async fn call(args: Args, change: &str, body: &Value) -> Result {
     #[derive(Deserialize)]
     struct Kek {
         state: String,
+        #[serde(default)]
+        created_at: String,
+        #[serde(flatten)]
+        used: keks::LastUsed,
         #[serde(default)]
         still_archived_in: Vec<String>,
     }
@@ -109,6 +124,10 @@ async fn call(args: Args, change: &str, body: &Value) -> Result {
     let path = format!("/v1/chains/{}/keks/{}/{change}", args.chain.name(), args.id);
     let kek: Kek = client.call_json(client.request(Method::POST, &path).json(body)).await?;
     print(format!("{}\n", kek.state).as_bytes())?;
+    if change == "destroy" && kek.used.is_reported() {
+        let [encrypt, decrypt] = kek.used.texts(&kek.created_at);
+        eprint(&format!("its last encrypt: {encrypt}; its last decrypt: {decrypt}"));
+    }
     if kek.still_archived_in.is_empty() {
         return Ok(());
     }

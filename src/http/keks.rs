@@ -12,7 +12,7 @@ use crate::id::KekId;
 use crate::metrics::Operation;
 use crate::service::error::Error;
 use crate::service::{Change, KekInfo, KeyService};
-use crate::timestamp::rfc3339;
+use crate::timestamp::{date, rfc3339};
 
 use super::App;
 use super::answer;
@@ -46,6 +46,17 @@ pub(super) struct KekBody {
     /// Its uses that are reserved in the store.
     #[schema(example = 65_536)]
     uses_reserved: u64,
+    /// The day in UTC on which it last encrypted; null if that is not known. See
+    /// `usage_known_since`.
+    #[schema(format = Date, example = "2026-11-29")]
+    last_encrypt: Option<String>,
+    /// The same for a decrypt.
+    #[schema(format = Date, example = "2026-11-30")]
+    last_decrypt: Option<String>,
+    /// The day from which on encrypts and decrypts are noted. A day that is null then was not since
+    /// that day. Null before the first day is stored.
+    #[schema(format = Date, example = "2026-11-23")]
+    usage_known_since: Option<String>,
     /// Whether a `local` root ever wrapped it.
     #[schema(example = false)]
     exposed: bool,
@@ -69,6 +80,9 @@ impl From<KekInfo> for KekBody {
             promoted_at: info.promoted_at.map(rfc3339),
             disabled_at: info.disabled_at.map(rfc3339),
             uses_reserved: info.uses_reserved,
+            last_encrypt: info.last_used.encrypt.map(date),
+            last_decrypt: info.last_used.decrypt.map(date),
+            usage_known_since: info.usage_known_since.map(date),
             exposed: info.exposed,
             roots: info.roots,
             still_archived_in: info.still_archived_in,

@@ -18,6 +18,7 @@ use crate::envelope::Header;
 use crate::id::{ChainName, KekId};
 
 use super::kek::Dek;
+use super::noted::NotedUntil;
 
 /// Opened DEKs by chain and whole header.
 pub struct DekCache {
@@ -52,6 +53,7 @@ impl quick_cache::Equivalent<Key> for KeyRef<'_> {
 struct Cached {
     dek: Dek,
     since: Monotonic,
+    noted: NotedUntil,
 }
 
 /// A DEK that may be shared with the cache.
@@ -69,6 +71,16 @@ impl std::ops::Deref for SharedDek {
         match &self.0 {
             Shared::No(dek) => dek,
             Shared::Yes(cached) => &cached.dek,
+        }
+    }
+}
+
+impl SharedDek {
+    /// Which of its uses are noted, if it is in the cache.
+    pub(crate) fn noted(&self) -> Option<&NotedUntil> {
+        match &self.0 {
+            Shared::No(_) => None,
+            Shared::Yes(cached) => Some(&cached.noted),
         }
     }
 }
@@ -118,7 +130,7 @@ impl DekCache {
         if place.swap(mark, Ordering::Relaxed) != mark {
             return SharedDek(Shared::No(dek));
         }
-        let cached = Arc::new(Cached { dek, since: now });
+        let cached = Arc::new(Cached { dek, since: now, noted: NotedUntil::default() });
         let key = Key { chain: chain.clone(), kek_id: header.kek_id, header: header.bytes.into() };
         cache.insert(key, Arc::clone(&cached));
         self.inserted.fetch_add(1, Ordering::Relaxed);

@@ -14,6 +14,7 @@ use crate::secret::KeyBytes;
 use super::error::{DecryptError, EncryptError};
 use super::inline::InlineKek;
 use super::message::{Opened, Plaintext, Sealed};
+use super::noted::Noted;
 use super::stream::NewStream;
 
 /// A key encryption key of one chain, ready for use. Wiped on drop.
@@ -26,6 +27,7 @@ pub struct Kek {
     dek_aad: Vec<u8>,
     /// Version, suite and id: the start of every version 1 header under it.
     header_start: HeaderStart,
+    noted: Noted,
 }
 
 impl Kek {
@@ -50,6 +52,7 @@ impl Kek {
             dek_aad: envelope::dek_aad(Version::Stored, suite, &id, chain),
             header_start: header_start(suite, &id),
             key,
+            noted: Noted::default(),
         }
     }
 
@@ -69,6 +72,11 @@ impl Kek {
     #[must_use]
     pub fn chain(&self) -> &ChainName {
         &self.chain
+    }
+
+    /// Which of its uses are noted.
+    pub(crate) fn noted(&self) -> &Noted {
+        &self.noted
     }
 
     /// Its bytes, for a root to wrap.

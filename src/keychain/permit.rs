@@ -40,8 +40,15 @@ pub struct Permit<'a> {
     pub(super) void_at: Monotonic,
 }
 
-impl Permit<'_> {
+impl<'a> Permit<'a> {
     /// The KEK that it is a use of.
+    pub(crate) fn kek(&self) -> &'a Kek {
+        self.kek
+    }
+}
+
+impl Permit<'_> {
+    /// The id of the KEK that it is a use of.
     #[must_use]
     pub fn kek_id(&self) -> KekId {
         self.kek.id()

@@ -26,6 +26,7 @@ use super::chain::Chain;
 use super::core::{CONCURRENT_LOOKUPS, Core};
 use super::error::Error;
 use super::keyring::Keyring;
+use super::last_used::UsedKeks;
 use super::ledger::Ledger;
 use super::limits::rate_limiter::RateLimiter;
 use super::limits::unknown::Unknown;
@@ -68,7 +69,7 @@ impl KeyService {
     ) -> Result<Arc<Self>, Error> {
         let mut owner = [0; 8];
         crate::random::fill(&mut owner).map_err(|error| Error::internal(&error))?;
-        let shared = store.watch().is_some();
+        let (owner, shared) = (u64::from_le_bytes(owner), store.watch().is_some());
         let placement =
             if store.is_lasting() { KekPlacement::Stored } else { KekPlacement::Inline };
         let core = Arc::new(Core {
@@ -83,6 +84,7 @@ impl KeyService {
             archives: Archives::new(archives, config.archive_policy, &metrics),
             audit_key: Default::default(),
             deks: DekCache::new(config.cache.dek_entries, config.cache.dek_max_age),
+            used: UsedKeks::new(Arc::clone(&clock), owner, shared),
             unknown: Unknown::new(),
             unknown_chains: Unknown::new(),
             lookups: Semaphore::new(CONCURRENT_LOOKUPS),
@@ -97,7 +99,7 @@ impl KeyService {
             clock,
             metrics,
             in_doubt: false.into(),
-            owner: u64::from_le_bytes(owner),
+            owner,
             stopping: watch::Sender::new(false),
             damage: Mutex::default(),
             retries: RateLimiter::new(1, recheck::RETRY),
@@ -125,7 +127,7 @@ impl KeyService {
         for chain in service.chains.load().values() {
             service.spawn(chain);
         }
-        let others = [service.keep_up(), service.keep_history()];
+        let others = [service.keep_up(), service.keep_history(), service.keep_days()];
         let others = service.follow().into_iter().chain(others);
         service.tasks.lock().extend(others.chain(service.archive()));
         service.make_ready(named).await;

@@ -16,6 +16,7 @@ use crate::metrics::{Operation, Successes};
 use super::KeyService;
 use super::chain::Chain;
 use super::error::{Error, Kind};
+use super::last_used::Way;
 
 /// A call that takes longer than this ends its stretch: the chain may have changed meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -161,11 +162,13 @@ impl KeyService {
         one: Permit<'_>,
         spend: impl FnOnce(Permit<'_>) -> Result<T, EncryptError>,
     ) -> Result<(T, KekId), Error> {
-        let (void_at, id) = (one.void_at(), one.kek_id());
+        let (void_at, kek) = (one.void_at(), one.kek());
         let made = spend(one).map_err(encrypt_error)?;
+        let now = self.core.clock.now();
         // If the use has expired meanwhile, the result must not be returned.
-        if self.core.clock.now() < void_at {
-            Ok((made, id))
+        if now < void_at {
+            self.core.used.note(&kek.noted().encrypts, kek.chain(), kek.id(), Way::Encrypt, now);
+            Ok((made, kek.id()))
         } else {
             Err(Error::exhausted("the reserved use expired while it was spent; try again"))
         }

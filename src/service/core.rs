@@ -21,6 +21,7 @@ use super::archive::archives::Archives;
 use super::audit_key::Remembered;
 use super::error::{Error, Kind};
 use super::keyring::Keyring;
+use super::last_used::UsedKeks;
 use super::limits::rate_limiter::RateLimiter;
 use super::limits::unknown::Unknown;
 use super::monitored_store::MonitoredStore;
@@ -42,6 +43,8 @@ pub(super) struct Core {
     pub(super) archives: Archives,
     pub(super) audit_key: Remembered,
     pub(super) deks: DekCache,
+    /// On which days KEKs were used.
+    pub(super) used: UsedKeks,
     pub(super) unknown: Unknown<(ChainName, KekId)>,
     pub(super) unknown_chains: Unknown<ChainName>,
     /// Limits concurrent look-ups of unknown names.

@@ -19,6 +19,7 @@ use super::archive::{find, restore};
 use super::chain::Chain;
 use super::core::Core;
 use super::error::{Error, Kind};
+use super::last_used::Way;
 use super::limits::lookup_quota;
 use super::{KeyService, kek_lifecycle};
 
@@ -30,7 +31,7 @@ impl KeyService {
         envelope: &Envelope<'_>,
         now: Monotonic,
     ) -> Result<(Arc<KeyChain>, SharedDek), Error> {
-        let Core { deks, keyring, metrics, .. } = &*self.core;
+        let Core { deks, keyring, metrics, used, .. } = &*self.core;
         let (header, id) = (&envelope.header, envelope.header.kek_id);
         let mut snapshot = chain.snapshot();
         snapshot.allows(id).map_err(decrypt_error)?;
@@ -42,6 +43,9 @@ impl KeyService {
         }
         if let Some(dek) = deks.get(&chain.name, header, now) {
             metrics.dek_cache.hits.inc();
+            if let Some(noted) = dek.noted() {
+                used.note(noted, &chain.name, id, Way::Decrypt, now);
+            }
             return Ok((snapshot, dek));
         }
         let held = snapshot.kek(id).cloned().or_else(|| keyring.in_memory(&chain.name, id));
@@ -79,7 +83,13 @@ impl KeyService {
         };
         let dek = kek.open_dek(header).map_err(decrypt_error)?;
         metrics.dek_cache.misses.inc();
-        Ok((snapshot, deks.insert(&chain.name, header, dek, now)))
+        let noted = &kek.noted().decrypts;
+        used.note(noted, &chain.name, id, Way::Decrypt, now);
+        let dek = deks.insert(&chain.name, header, dek, now);
+        if let Some(of_dek) = dek.noted() {
+            of_dek.set_like(noted);
+        }
+        Ok((snapshot, dek))
     }
 
     /// Reads the record of a KEK that is not in memory. One from an archive is also put into

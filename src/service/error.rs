@@ -144,6 +144,13 @@ impl Error {
         Self { kind, detail: detail.into(), advice: None, retry_after, is_counted: false }
     }
 
+    /// Adds another fact for the client.
+    #[must_use]
+    pub(super) fn and(mut self, fact: &str) -> Self {
+        self.detail = format!("{}; {fact}", self.detail).into();
+        self
+    }
+
     /// Adds a sentence that only operators read.
     #[must_use]
     pub fn with_advice(mut self, advice: impl Into<Cow<'static, str>>) -> Self {

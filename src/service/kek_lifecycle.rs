@@ -185,6 +185,7 @@ pub(super) fn follow(core: &Core, chain: &Chain, id: KekId, state: State) {
     if refusal.is_some() {
         core.keyring.drop_kek(&chain.name, id);
         core.deks.forget(&chain.name, id);
+        core.used.hurry(&chain.name, id);
     }
     match state {
         State::Disabled => _ = chain.disabled.seen(id, core.clock.now()),

@@ -25,6 +25,7 @@ mod backup;
 mod calls;
 mod continuity;
 mod inline;
+mod last_used;
 mod lost_stores;
 mod manage;
 mod names;

@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::id::{ChainName, KekId, Suite};
 use crate::keychain::message::{Opened, Sealed};
 use crate::secret::SecretBytes;
-use crate::store::record::{Limits, State};
+use crate::status;
+use crate::store::record::{LastUsed, Limits, State};
+use crate::timestamp::{date, rfc3339};
 
 /// A new envelope.
 pub struct Encrypted {
@@ -98,12 +100,29 @@ pub struct KekInfo {
     pub disabled_at: Option<u64>,
     /// Uses that are reserved in the store.
     pub uses_reserved: u64,
+    /// The days on which it was last used, by all replicas.
+    pub last_used: LastUsed,
+    /// The day in UTC from which on these are known, in days since the Unix epoch.
+    pub usage_known_since: Option<u32>,
     /// Whether a `local` root ever wrapped it.
     pub exposed: bool,
     /// The names of the roots that wrapped it.
     pub roots: Vec<String>,
     /// After a destruction: the archives that could not be written, and still have its wraps.
     pub still_archived_in: Vec<String>,
+}
+
+impl KekInfo {
+    /// When it last encrypted and decrypted, as text.
+    #[must_use]
+    pub fn last_used_text(&self) -> [String; 2] {
+        let since = self.usage_known_since.map(date);
+        let created_at = rfc3339(self.created_at);
+        [self.last_used.encrypt, self.last_used.decrypt].map(|day| {
+            let day = day.map(date);
+            status::last_used(day.as_deref(), since.as_deref(), &created_at)
+        })
+    }
 }
 
 /// Why a requested KEK can't be used.

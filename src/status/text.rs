@@ -36,6 +36,20 @@ pub fn duration(seconds: u64) -> String {
     text
 }
 
+/// When a KEK was last used in one way: on `day`; or not since the day from which on this is known,
+/// and never if the KEK was made later.
+#[must_use]
+pub fn last_used(day: Option<&str>, known_since: Option<&str>, created_at: &str) -> String {
+    match (day, known_since) {
+        (Some(day), _) => day.to_owned(),
+        (None, Some(since)) if created_at.get(..since.len()).is_some_and(|made| made > since) => {
+            "never".to_owned()
+        }
+        (None, Some(since)) => format!("none since {since}"),
+        (None, None) => "not known".to_owned(),
+    }
+}
+
 /// A rate: with one digit after the point below 10.
 #[must_use]
 pub fn rate(per_second: f64) -> String {
@@ -61,6 +75,22 @@ pub fn money(amount: f64, currency: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_day_that_is_not_known_is_not_called_never() {
+        let made = "2026-11-30T08:00:00Z";
+        for (day, since, text) in [
+            (Some("2026-12-01"), Some("2026-11-01"), "2026-12-01"),
+            (Some("2026-12-01"), None, "2026-12-01"),
+            (None, Some("2026-11-29"), "never"),
+            (None, Some("2026-11-30"), "none since 2026-11-30"),
+            (None, Some("2026-12-01"), "none since 2026-12-01"),
+            (None, None, "not known"),
+        ] {
+            assert_eq!(last_used(day, since, made), text, "{day:?} {since:?}");
+        }
+        assert_eq!(last_used(None, Some("2026-11-29"), ""), "none since 2026-11-29");
+    }
 
     #[test]
     fn numbers_are_written_for_people() {

@@ -15,8 +15,8 @@ mod life;
 
 pub use keys::{
     AUDIT_KEY, AUDIT_LOG, CHAINS, LAST_BACKUP, Part, ROOTS, claim_key, head_key, kek_key,
-    keks_prefix, parse_key, root_check_key, root_user, root_user_key, root_users_prefix, uses_key,
-    uses_prefix,
+    keks_prefix, last_used_key, last_used_prefix, parse_key, root_check_key, root_user,
+    root_user_key, root_users_prefix, used_since_key, uses_key, uses_prefix,
 };
 
 /// The format that this code writes. It reads no other.
@@ -234,6 +234,34 @@ pub struct LastBackup {
     pub began_at: u64,
 }
 
+/// The days in UTC on which a KEK was last used, as days since the Unix epoch. They only grow, and
+/// no promise depends on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastUsed {
+    /// It wrapped a DEK; `None` if that is not known.
+    pub encrypt: Option<u32>,
+    /// It opened a DEK; `None` if that is not known.
+    pub decrypt: Option<u32>,
+}
+
+impl LastUsed {
+    /// The later day of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        let encrypt = self.encrypt.max(other.encrypt);
+        Self { encrypt, decrypt: self.decrypt.max(other.decrypt) }
+    }
+}
+
+/// The day from which on the [`LastUsed`] of all KEKs of a chain are noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsedSince {
+    /// In days since the Unix epoch.
+    pub day: u32,
+}
+
 /// The secret that the keys of the audit log are derived from, wrapped. It belongs to no chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -278,6 +306,8 @@ impl Record for Claim {}
 impl Record for RootCheck {}
 impl Record for RootUser {}
 impl Record for LastBackup {}
+impl Record for LastUsed {}
+impl Record for UsedSince {}
 
 /// It is stored without a `format`: another field would make it another format.
 impl Record for AuditKey {

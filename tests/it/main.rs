@@ -44,6 +44,8 @@ mod instructions;
 #[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
+mod last_used;
+#[cfg(test)]
 mod library;
 #[cfg(test)]
 mod lifecycle;

@@ -109,10 +109,22 @@ fn errors(chain: &Chain) -> Markup {
 /// The page of a chain with a part of its KEKs.
 pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Markup {
     let name = &chain.chain;
-    let header = ["KEK", "State", "Created", "Promoted", "Disabled", "Uses", "Roots", "Exposed"];
+    let header = [
+        "KEK",
+        "State",
+        "Created",
+        "Promoted",
+        "Disabled",
+        "Uses",
+        "Last encrypt",
+        "Last decrypt",
+        "Roots",
+        "Exposed",
+    ];
     let at =
         |unix: Option<u64>| html! { @match unix { None => "-", Some(at) => (time(&rfc3339(at))) } };
     let row = |kek: &KekInfo| {
+        let [encrypt, decrypt] = kek.last_used_text();
         vec![
             html! { code { (kek.kek_id) } },
             html! { (kek.state.as_str()) },
@@ -120,6 +132,8 @@ pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Ma
             at(kek.promoted_at),
             at(kek.disabled_at),
             html! { (count(kek.uses_reserved)) },
+            html! { (encrypt) },
+            html! { (decrypt) },
             html! { (kek.roots.join(", ")) },
             html! { @if kek.exposed { span.warn { "yes" } } @else { "no" } },
         ]
@@ -151,6 +165,7 @@ pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Ma
                     p { a href={ (name) "?after=" (next) } { "More KEKs" } }
                 }
                 p.soft {
+                    "Last encrypt and decrypt: the day in UTC, by any replica. "
                     "Exposed: a local root once wrapped it. The same list: "
                     code { "kms-proxy kek list --chain " (name) }
                 }

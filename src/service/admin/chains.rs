@@ -9,7 +9,7 @@ use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::metrics::Operation;
 use crate::store::Store;
-use crate::store::record::{self, Limits, State};
+use crate::store::record::{self, Kek, Limits, State};
 
 use crate::service::chain::Chain;
 use crate::service::error::{Error, Kind};
@@ -273,7 +273,7 @@ impl KeyService {
                 let is_destroyed = info.state == State::Destroyed;
                 KekInfo { still_archived_in: if is_destroyed { left } else { Vec::new() }, ..info }
             }),
-            Err(error) => Err(error),
+            Err(error) => Err(self.with_last_decrypt(&chain, id, change, error).await),
         };
         let (call, forced) = change.as_call();
         let event = Event {
@@ -282,6 +282,33 @@ impl KeyService {
             ..Event::default()
         };
         self.finish_with(Operation::Manage, &chain, started, event, result)
+    }
+}
+
+impl KeyService {
+    /// Adds to the refusal of a destroy when the KEK last decrypted.
+    async fn with_last_decrypt(
+        &self,
+        chain: &Chain,
+        id: KekId,
+        change: Change,
+        error: Error,
+    ) -> Error {
+        let is_destroy = matches!(change, Change::Destroy | Change::ForceDestroy);
+        if !is_destroy || error.kind() != Kind::Conflict {
+            return error;
+        }
+        let key = record::kek_key(&chain.name, id);
+        let Ok(Some(kek)) = records::read::<Kek>(&*self.core.store, &key).await else {
+            return error;
+        };
+        match self.kek_info(chain, id, kek.record).await {
+            Ok(info) => {
+                let [_, decrypt] = info.last_used_text();
+                error.and(&format!("last decrypt under it: {decrypt}"))
+            }
+            Err(_) => error,
+        }
     }
 }
 

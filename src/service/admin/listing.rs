@@ -11,6 +11,7 @@ use crate::store::{self, Store};
 use crate::service::KeyService;
 use crate::service::chain::Chain;
 use crate::service::error::{Error, Kind};
+use crate::service::last_used::reading::Usage;
 use crate::service::rollback::repair;
 use crate::service::types::{ChainInfo, KekInfo, Page};
 
@@ -122,10 +123,12 @@ impl KeyService {
             }
             Err(error) => return Err(self.core.store_error(&chain.name, error)),
         };
+        let ids: Vec<_> = keks.iter().map(|(id, _)| *id).collect();
+        let usage = self.core.usage(&chain.name, &ids).await?;
         for ((id, kek), entry) in keks.into_iter().zip(uses) {
             let uses = entry.map(|entry| Uses::decode(&entry.key, &entry.value)).transpose();
             let uses = uses.map_err(|error| self.core.store_error(&chain.name, error));
-            infos.extend(healthy(uses)?.map(|uses| kek_info(id, kek, uses)));
+            infos.extend(healthy(uses)?.map(|uses| kek_info(id, kek, uses, &usage)));
         }
         Ok(infos)
     }
@@ -139,7 +142,8 @@ impl KeyService {
         let uses =
             records::read::<Uses>(&*self.core.store, &record::uses_key(&chain.name, kek_id)).await;
         let uses = uses.map_err(|error| self.core.store_error(&chain.name, error))?;
-        Ok(kek_info(kek_id, kek, uses.map(|uses| uses.record)))
+        let usage = self.core.usage(&chain.name, &[kek_id]).await?;
+        Ok(kek_info(kek_id, kek, uses.map(|uses| uses.record), &usage))
     }
 
     pub(super) async fn info(&self, chain: &Chain) -> Result<ChainInfo, Error> {
@@ -157,7 +161,7 @@ impl KeyService {
     }
 }
 
-fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>) -> KekInfo {
+fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>, usage: &Usage) -> KekInfo {
     KekInfo {
         kek_id,
         state: kek.state,
@@ -166,6 +170,8 @@ fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>) -> KekInfo {
         promoted_at: kek.promoted_at,
         disabled_at: kek.disabled_at,
         uses_reserved: uses.map_or(0, |uses| uses.reserved),
+        last_used: usage.of(kek_id),
+        usage_known_since: usage.since,
         exposed: kek.exposed,
         roots: kek.wraps.into_iter().map(|wrap| wrap.root).collect(),
         still_archived_in: Vec::new(),

@@ -5,7 +5,7 @@
 use crate::id::{ChainName, KekId};
 use crate::store::record;
 use crate::store::records::{Held, missing, read_head, read_held};
-use crate::store::{self, Committed, Error, Problem, Store};
+use crate::store::{self, Committed, Error, Problem, Store, Txn};
 
 use super::retire::retire;
 
@@ -37,7 +37,9 @@ pub async fn retire_chains(
     let (chains, strays) = store::chains(store).await?;
     report.problems.extend(strays);
     for chain in chains {
-        match retire_chain(store, &chain).await {
+        let retired = retire_chain(store, &chain).await;
+        forget_since(store, &chain).await?;
+        match retired {
             Ok(Retired { ids, damaged }) => {
                 report.chains += 1;
                 report.retired.extend(ids.into_iter().map(|id| (chain.clone(), id)));
@@ -50,6 +52,19 @@ pub async fn retire_chains(
         progress(&report);
     }
     Ok(report)
+}
+
+/// Forgets since when the uses of the chain's KEKs are known: those after the copy was made are
+/// not. The next service that starts begins again.
+async fn forget_since(store: &dyn Store, chain: &ChainName) -> Result<(), Error> {
+    let key = record::used_since_key(chain);
+    match store.get(&key).await {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) | Err(Error::Corrupt { .. }) => {
+            store.commit(Txn::default().delete(key)).await.map(drop)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn retire_chain(store: &dyn Store, chain: &ChainName) -> Result<Retired, Error> {
@@ -116,8 +131,8 @@ fn problem(error: Error) -> Result<Problem, Error> {
 mod tests {
     use super::*;
     use crate::id::Suite;
-    use crate::store::record::{self, Head, Kek, Limits, Record, State, Uses};
-    use crate::store::{Committed, Compare, Txn};
+    use crate::store::Compare;
+    use crate::store::record::{Head, Kek, LastUsed, Limits, Record, State, UsedSince, Uses};
     use crate::store::{memory, records};
 
     fn chain(name: &str) -> ChainName {
@@ -176,6 +191,21 @@ mod tests {
         let again = retire_chains(&store, |_| {}).await.unwrap();
         assert_eq!((again.chains, &again.retired[..]), (2, &[][..]));
         assert_eq!(records::head(&store, &chain("a")).await.unwrap(), head);
+    }
+
+    #[tokio::test]
+    async fn uses_are_known_again_from_the_next_start_on() {
+        let store = memory::Store::new();
+        let [id, _] = make(&store, &chain("a")).await;
+        let (since, last) =
+            (record::used_since_key(&chain("a")), record::last_used_key(&chain("a"), id));
+        for damaged_or_not in [b"{".to_vec(), UsedSince { day: 1 }.encode().unwrap()] {
+            put(&store, since.clone(), damaged_or_not).await;
+            put(&store, last.clone(), LastUsed::default().encode().unwrap()).await;
+            retire_chains(&store, |_| {}).await.unwrap();
+            assert_eq!(store.get(&since).await, Ok(None));
+            assert!(store.get(&last).await.unwrap().is_some(), "the days of the copy are true");
+        }
     }
 
     #[tokio::test]

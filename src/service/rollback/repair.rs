@@ -47,6 +47,7 @@ pub(in crate::service) async fn recover(
     ledger: &mut Ledger,
 ) -> Result<(), Error> {
     root_users::note_rollback(core);
+    core.used.went_back(&chain.name);
     let mut restored = 0;
     for (id, kek, uses) in missing(&*core.store, &chain.name, held(core, chain, ledger)).await? {
         restored += u32::from(ledger.restore(id, kek, uses).await?);

@@ -74,6 +74,12 @@ impl KeyService {
         self.core.keyring.drop_kek(&self.chain_named(DEFAULT_CHAIN).name, id);
     }
 
+    /// Probes the store, as a task does after a failure.
+    pub(super) async fn is_store_back(&self) -> bool {
+        self.core.store.probe(&self.chain_named(DEFAULT_CHAIN).name, self.core.owner).await;
+        self.core.store.is_up()
+    }
+
     /// Reports that the store went back to an earlier state.
     pub(super) async fn report_rollback(&self) {
         let chain = self.chain_named(DEFAULT_CHAIN);

@@ -81,6 +81,25 @@ pub fn claim_key(chain: &ChainName) -> String {
     format!("chains/{chain}/claim")
 }
 
+/// The prefix of the keys of the [`LastUsed`](super::LastUsed)s of a chain's KEKs. It is apart from
+/// [`CHAINS`]: a store that lost a chain must not seem to have a part of it.
+#[must_use]
+pub fn last_used_prefix(chain: &ChainName) -> String {
+    format!("last-used/{chain}/")
+}
+
+/// The key of a KEK's [`LastUsed`](super::LastUsed).
+#[must_use]
+pub fn last_used_key(chain: &ChainName, id: KekId) -> String {
+    format!("last-used/{chain}/{id}")
+}
+
+/// The key of a chain's [`UsedSince`](super::UsedSince): after those of the KEKs.
+#[must_use]
+pub fn used_since_key(chain: &ChainName) -> String {
+    format!("last-used/{chain}/since")
+}
+
 /// The key of a root's [`RootCheck`](super::RootCheck).
 #[must_use]
 pub fn root_check_key(root: &str) -> String {
@@ -122,6 +141,10 @@ mod tests {
         ] {
             assert_eq!(parse_key(&key), Some((chain.clone(), part)), "{key}");
             assert_eq!(parse_key(&format!("{key}/x")), None);
+        }
+        for key in [last_used_key(&chain, id), used_since_key(&chain)] {
+            assert!(key.starts_with(&last_used_prefix(&chain)), "{key}");
+            assert_eq!(parse_key(&key), None, "{key}");
         }
         let user = root_user_key("main", 7);
         assert!(user.starts_with(&root_users_prefix("main")));
