@@ -20,7 +20,12 @@ pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
 
 /// `error` and its causes in one line. A cause whose text is already in the line is left out.
 pub(crate) fn to_text(error: &(dyn Error + 'static)) -> String {
-    causes(error).fold(error.to_string(), |text, cause| {
+    with_causes(error.to_string(), error)
+}
+
+/// `text` in place of that of `error`, and the causes of `error`, as [`to_text`] has them.
+pub(crate) fn with_causes(text: String, error: &(dyn Error + 'static)) -> String {
+    causes(error).fold(text, |text, cause| {
         let cause = cause.to_string();
         if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })

@@ -1,9 +1,9 @@
 //! Classifies a failed call of a member: whether it may have been applied, and whether another
 //! attempt can help.
 
-use tonic::Code;
+use tonic::{Code, Status};
 
-use crate::error_chain::to_text;
+use crate::error_chain::{to_text, with_causes};
 
 /// A call that failed.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl CallError {
             // Before anything was sent: a wrong URL or certificate.
             return Self { hopeless: true, ..Self::certain(to_text(&error)) };
         };
-        let detail = to_text(status);
+        let detail = status_text(status);
         if detail.contains("certificate") {
             return Self { hopeless: true, ..Self::certain(detail) };
         }
@@ -58,5 +58,35 @@ impl CallError {
             }
             _ => Self::doubtful(detail),
         }
+    }
+}
+
+/// The message of `status` and its causes. The `Display` of a status shows its cause as `Debug`
+/// does, which is not a text for people.
+fn status_text(status: &Status) -> String {
+    let message = match status.message() {
+        "" => status.code().description(),
+        message => message,
+    };
+    with_causes(message.to_owned(), status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_a_text_for_people() {
+        let cause = std::io::Error::other("Connection refused");
+        let status = Status::from_error(Box::new(cause));
+        assert_eq!(status_text(&status), "Connection refused");
+        assert_eq!(
+            status_text(&Status::new(Code::Unavailable, "")),
+            Code::Unavailable.description()
+        );
+        let mut status = Status::unavailable("tcp connect error");
+        status.set_source(std::sync::Arc::new(std::io::Error::other("Connection refused")));
+        assert_eq!(status_text(&status), "tcp connect error: Connection refused");
+        assert!(CallError::of(etcd_client::Error::GRpcStatus(status)).detail.contains(": Conn"));
     }
 }
