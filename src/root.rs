@@ -13,14 +13,26 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ChainName, KekId, RootName, Suite};
 use crate::secret::{KeyBytes, SecretBytes};
 
-#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
+#[cfg(any(feature = "aws-kms", feature = "gcp-kms", feature = "vault-transit"))]
 mod authorities;
 #[cfg(feature = "aws-kms")]
 pub mod aws_kms;
+#[cfg(feature = "gcp-kms")]
+mod cloud;
 #[cfg(test)]
 mod contract;
 pub(crate) mod forward;
-#[cfg(all(test, not(any(feature = "aws-kms", feature = "pkcs11", feature = "vault-transit"))))]
+#[cfg(feature = "gcp-kms")]
+pub mod gcp_kms;
+#[cfg(all(
+    test,
+    not(any(
+        feature = "aws-kms",
+        feature = "gcp-kms",
+        feature = "pkcs11",
+        feature = "vault-transit"
+    ))
+))]
 mod left_out;
 pub mod local;
 pub mod passphrase;
@@ -165,6 +177,8 @@ pub struct OpenError {
 pub enum Config {
     /// A key in AWS KMS.
     AwsKms(settings::AwsKms),
+    /// A key in Google Cloud KMS.
+    GcpKms(settings::GcpKms),
     /// A key file: for development.
     Local(local::Config),
     /// A key derived from a passphrase.
@@ -181,6 +195,7 @@ impl Config {
     pub fn name(&self) -> &str {
         match self {
             Self::AwsKms(config) => &config.name,
+            Self::GcpKms(config) => &config.name,
             Self::Local(config) => &config.name,
             Self::Passphrase(config) => &config.name,
             Self::Pkcs11(config) => &config.name,
@@ -193,6 +208,7 @@ impl Config {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::AwsKms(_) => "aws-kms",
+            Self::GcpKms(_) => "gcp-kms",
             Self::Local(_) => "local",
             Self::Passphrase(_) => "passphrase",
             Self::Pkcs11(_) => "pkcs11",
@@ -210,6 +226,8 @@ impl Config {
             Self::Passphrase(config) => Ok(config),
             #[cfg(feature = "aws-kms")]
             Self::AwsKms(config) => Ok(config),
+            #[cfg(feature = "gcp-kms")]
+            Self::GcpKms(config) => Ok(config),
             #[cfg(feature = "pkcs11")]
             Self::Pkcs11(config) => Ok(config),
             #[cfg(feature = "vault-transit")]
@@ -369,6 +387,9 @@ mod tests {
         let vault = "kind = 'vault-transit'\nname = 'main'\naddress = 'https://vault:8200'";
         assert_eq!(parse(&format!("{vault}\nkey = 'kek'")).unwrap().name(), "main");
         assert!(parse(vault).unwrap_err().contains("`key`"));
+        let key = "projects/p/locations/l/keyRings/r/cryptoKeys/k";
+        let gcp = format!("kind = 'gcp-kms'\nname = 'main'\nkey_id = '{key}'");
+        assert_eq!(parse(&gcp).unwrap().name(), "main");
         let error = parse("kind = 'locla'\nname = 'main'").unwrap_err();
         assert!(error.contains("`locla`") && error.contains("`passphrase`"), "{error}");
     }

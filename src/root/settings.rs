@@ -54,6 +54,41 @@ impl AwsKms {
     }
 }
 
+/// One `[[root]]` with `kind = "gcp-kms"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct GcpKms {
+    /// The root's name in records and metrics.
+    pub name: String,
+    /// The key: `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`.
+    pub key_id: String,
+    /// The URL of Cloud KMS, if it is not `https://cloudkms.googleapis.com`.
+    pub endpoint: Option<String>,
+    /// The file with the credentials; by default they are found as Google's libraries find them.
+    pub credentials_file: Option<PathBuf>,
+    /// A PEM file with the certificates to trust, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// How long a call may take with all its retries: 5 s by default.
+    #[serde(default = "five_seconds", with = "human_units::duration")]
+    pub timeout: Duration,
+}
+
+impl GcpKms {
+    /// The key `key_id`, with the defaults for everything else.
+    #[must_use]
+    pub fn new(name: impl Into<String>, key_id: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            key_id: key_id.into(),
+            endpoint: None,
+            credentials_file: None,
+            ca: None,
+            timeout: five_seconds(),
+        }
+    }
+}
+
 /// One `[[root]]` with `kind = "pkcs11"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

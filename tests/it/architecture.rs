@@ -42,7 +42,7 @@ const MODULES: &str = "
 
     cobblestone: aead id random secret
     envelope:  aead cobblestone id
-    root:      aead backoff error_chain files id loopback pem proxy random secret human_units
+    root:      aead backoff clock error_chain files id loopback pem proxy random secret human_units
     store:     backoff base64 clock error_chain files id pem random secret timestamp human_units
     archive:   error_chain files id loopback pem proxy random store human_units
 
@@ -69,7 +69,7 @@ const MODULES: &str = "
 /// Crates that only these modules may name.
 const CRATES: &str = "
     aes_gcm:     aead
-    aws_lc_rs:   aead audit pem tls
+    aws_lc_rs:   aead audit pem root tls
     argon2:      root
     aws_config:  root
     aws_sdk_kms: root

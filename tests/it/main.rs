@@ -30,6 +30,8 @@ mod documents;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
+mod gcp_kms;
+#[cfg(test)]
 mod graceful;
 #[cfg(test)]
 mod hot_backup;

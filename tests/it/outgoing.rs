@@ -9,6 +9,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::gcp_kms;
+use crate::support::clouds::Fake;
 use crate::support::kms::{Front, Moto, REGION};
 use crate::support::pki::Pki;
 use crate::support::tunnel::{Terminator, Tunnel};
@@ -135,6 +137,28 @@ async fn vault_is_called_through_the_proxy() {
     let service = setup.env("NO_PROXY", "test").start_unready().await;
     root_says(&service, "b", &["dns error"]).await;
     assert!(!root(&service).await.contains("through the proxy"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn google_is_called_through_the_proxy_and_its_metadata_server_is_not() {
+    let fake = Fake::gcp();
+    let key_id = fake.google_key("one").await;
+    let tunnel = Tunnel::start().await;
+    let setup = gcp_kms::with_root(Setup::new(), 0, &fake, &key_id);
+    let pki = Pki::new(setup.file("pki"));
+    let setup = setup
+        .set("ROOT__0__NAME", "main")
+        .set("ROOT__0__ENDPOINT", "https://kms.test")
+        .set("ROOT__0__CA", pki.ca().display())
+        .env("HTTPS_PROXY", tunnel.variable());
+    let service = setup.start_unready().await;
+    root_says(&service, "early", &["kms.test can't be reached", &tunnel.via()]).await;
+    let terminator = Terminator::start(pki.server(&["kms.test"]), address(&fake.url)).await;
+    tunnel.lead_to(terminator.address);
+    root_works(&service, "a").await;
+    assert!(tunnel.asked().iter().all(|asked| asked == "kms.test:443"), "{:?}", tunnel.asked());
+    let log = service.stop().await;
+    assert!(!log.contains("planted-password"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

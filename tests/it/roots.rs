@@ -24,14 +24,14 @@ pub(crate) fn with_kms(setup: Setup, index: u32, front: &Front, key_id: &str) ->
         .env("AWS_SECRET_ACCESS_KEY", "test")
 }
 
-fn with_root(setup: Setup, index: u32, settings: &[(&str, &str)]) -> Setup {
+pub(crate) fn with_root(setup: Setup, index: u32, settings: &[(&str, &str)]) -> Setup {
     settings
         .iter()
         .fold(setup, |setup, (key, value)| setup.set(&format!("ROOT__{index}__{key}"), value))
 }
 
 /// `kms-proxy root ...` against a service; it must go well.
-fn root_command(service: &Service, arguments: &[&str]) -> String {
+pub(crate) fn root_command(service: &Service, arguments: &[&str]) -> String {
     let url = service.url();
     let output = run(&[&["root"], arguments, &["--server", &url]].concat(), b"");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -39,7 +39,7 @@ fn root_command(service: &Service, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn status_of(service: &Service, root: &str) -> Option<Value> {
+pub(crate) fn status_of(service: &Service, root: &str) -> Option<Value> {
     let status: Value =
         serde_json::from_str(&root_command(service, &["status", "--json"])).unwrap();
     status["roots"].as_array().unwrap().iter().find(|it| it["root"] == root).cloned()

@@ -4,6 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::Bao;
+use crate::support::clouds::Fake;
 use crate::support::etcd::Etcd;
 use crate::support::kms::{Moto, REGION};
 
@@ -12,6 +13,7 @@ use crate::support::kms::{Moto, REGION};
 pub(super) struct Servers {
     moto: Option<Moto>,
     bao: Option<Bao>,
+    gcp: Option<Fake>,
     etcd: Option<Etcd>,
 }
 
@@ -35,6 +37,15 @@ impl Servers {
                 let bao = self.bao.insert(Bao::start().await);
                 bao.ok(Method::POST, "transit/keys/kms-proxy", json!({})).await;
                 format!("export VAULT_ADDR={} VAULT_TOKEN={}", bao.address(), bao.token())
+            }
+            "gcp" => {
+                let fake = self.gcp.insert(Fake::gcp());
+                let key = fake.google_key("kms-proxy").await;
+                format!(
+                    "export GCP_ENDPOINT={} GCE_METADATA_HOST={} GCP_KEY={key}",
+                    fake.url,
+                    fake.host()
+                )
             }
             "etcd" => {
                 let etcd = self.etcd.insert(Etcd::start().await);
