@@ -161,6 +161,11 @@ fn of_root(root: &root::Config, found: &mut Found) {
                 found.add(Check::RootPlain, plain(url));
             }
         }
+        root::Config::GcpKms(gcp) => {
+            if let Some(url) = gcp.endpoint.as_deref().filter(|url| is_plain(url)) {
+                found.add(Check::RootPlain, plain(url));
+            }
+        }
         root::Config::VaultTransit(vault) => {
             if is_plain(&vault.address) {
                 found.add(Check::RootPlain, plain(&vault.address));

@@ -83,6 +83,7 @@ fn checked(setup: &Setup) -> String {
 #[test]
 fn what_is_written_passes_the_check_and_has_the_digest_of_the_token() {
     let module = "/bin/sh";
+    let gcp = "gcp-kms:projects/p/locations/l/keyRings/r/cryptoKeys/k";
     let jwt = "jwt:https://issuer.example,kms-proxy,system:app,https://issuer.example/keys";
     let (https, mutual) = ("tls.crt,tls.key", "tls.crt,tls.key,pki/ca.crt");
     // The answers, the client with a token, and some lines of the configuration that is in force.
@@ -96,6 +97,11 @@ fn what_is_written_passes_the_check_and_has_the_digest_of_the_token() {
             ["aws-kms:alias/a", "inline", "none", "none", "token", "stdout"],
             Some("app"),
             &["key_id = \"alias/a\"", "kind = \"inline\"", "file = \"stdout\""],
+        ),
+        (
+            [gcp, "inline", "none", "none", "token", "stdout"],
+            Some("app"),
+            &["kind = \"gcp-kms\"", "/keyRings/r/cryptoKeys/k\""],
         ),
         (
             ["passphrase:new", "file:data", "dir:/mnt/a", https, "token", "a.jsonl"],
@@ -180,7 +186,7 @@ fn every_question_is_asked_once_and_a_bad_answer_again() {
         assert_eq!(said.matches(&format!("\n{number}/6 ")).count(), 1, "{said}");
     }
     for why in [
-        "expected aws-kms:.., vault-transit:..",
+        "expected aws-kms:.., gcp-kms:.., vault-transit:..",
         "expected passphrase:FILE",
         "can't write to no/such/dir/file",
         "expected file:DIR",

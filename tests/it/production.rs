@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::pki::{Pki, now};
 use crate::support::{Setup, root};
 
@@ -154,6 +156,24 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
     let token = format!("{CLIENT}token_sha256 = \"{}\"\n", "0".repeat(64));
     let vault = "kind = \"vault-transit\"\naddress = \"http://vault.example\"\nkey = \"k\"\n\
                  token_file = \"token\"\n";
+    let user = json!({
+        "type": "authorized_user", "client_id": "c", "client_secret": "planted",
+        "refresh_token": "planted",
+    });
+    std::fs::write(place.0.file("user.json"), user.to_string()).unwrap();
+    let federation = json!({
+        "type": "external_account", "audience": "a", "subject_token_type": "t",
+        "token_url": "https://sts.example/", "credential_source": {"file": "/token"},
+    });
+    std::fs::write(place.0.file("federation.json"), federation.to_string()).unwrap();
+    let gcp = |endpoint: &str, file: &str| {
+        format!(
+            "kind = \"gcp-kms\"\nkey_id = \"projects/p/locations/l/keyRings/r/cryptoKeys/k\"\n\
+             endpoint = \"{endpoint}\"\ncredentials_file = \"{file}\"\n"
+        )
+    };
+    let plain_gcp = gcp("http://kms.example", "federation.json");
+    let readable_gcp = gcp("https://kms.example", "user.json");
     let access_key = format!(
         "{CLIENT}aws_access_key_id = \"AKIA1\"\naws_secret_access_key_file = \"access-key\"\n"
     );
@@ -175,6 +195,8 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
         ),
         // The file of the token is readable too.
         (&[(ROOT, vault)], &["root-plain", "secret-readable"]),
+        (&[(ROOT, &plain_gcp)], &["root-plain"]),
+        (&[(ROOT, &readable_gcp)], &["secret-readable"]),
         (&[(STORE, file)], &["store-single"]),
         (&[(", \"https://etcd-1:2379\"", "")], &["store-single"]),
         (&[("\"https://etcd-0:2379\", \"https://etcd-1:2379\"", "\"http://127.0.0.1:2379\"")], &[]),

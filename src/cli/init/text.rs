@@ -66,6 +66,13 @@ fn root(root: &Root) -> String {
              # region = \"eu-central-1\"\n",
             quoted(key_id)
         ),
+        Root::GcpKms { key_id } => format!(
+            "kind = \"gcp-kms\"\n\
+             key_id = {}\n\
+             # By default the credentials are found as Google's libraries find them.\n\
+             # credentials_file = \"/etc/kms-proxy/gcp.json\"\n",
+            quoted(key_id)
+        ),
         Root::VaultTransit { address, key, token_file } => format!(
             "kind = \"vault-transit\"\naddress = {}\nkey = {}\n\
              # An agent must renew this token. For AppRole set role_id and secret_id_file.\n\

@@ -1,6 +1,6 @@
 //! The files with secrets that a configuration names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kms_proxy::config::Config;
 use kms_proxy::{root, store};
@@ -25,6 +25,10 @@ pub(super) fn files(config: &Config) -> Vec<(String, PathBuf)> {
             root::Config::Local(_) | root::Config::AwsKms(_) => {}
             root::Config::Passphrase(root) => add("passphrase_file", root.passphrase_file.as_ref()),
             root::Config::Pkcs11(root) => add("pin_file", root.pin_file.as_ref()),
+            root::Config::GcpKms(root) => {
+                let file = root.credentials_file.as_ref().filter(|path| !is_federation(path));
+                add("credentials_file", file);
+            }
             root::Config::VaultTransit(root) => {
                 add("token_file", root.token_file.as_ref());
                 add("secret_id_file", root.secret_id_file.as_ref());
@@ -40,4 +44,11 @@ pub(super) fn files(config: &Config) -> Vec<(String, PathBuf)> {
     }
     add("aws_api.secret_key_file".to_owned(), config.auth.aws_secret_key_file.as_ref());
     files
+}
+
+/// Whether it is a configuration of workload identity federation, which names where the secret is.
+fn is_federation(path: &Path) -> bool {
+    let json = std::fs::read(path).ok();
+    let json = json.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    json.is_some_and(|json| json.get("type").is_some_and(|kind| kind == "external_account"))
 }
