@@ -78,8 +78,14 @@ impl KeyService {
                     kek_lifecycle::learn(&self.core, &chain, id).await?;
                 }
             }
-            if part != Part::Claim && chain.staleness.written(revision) {
-                chain.need_uses.notify_one();
+            match part {
+                Part::Claim => {}
+                Part::Uses(_) => chain.staleness.counted(revision),
+                Part::Head | Part::Kek(_) => {
+                    if chain.staleness.written(revision) {
+                        chain.need_uses.notify_one();
+                    }
+                }
             }
         }
         Ok(())

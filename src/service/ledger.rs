@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::store::record::{self, Head, Kek, Limits, NamedRoot, Record, State};
-use crate::store::records::{Held, Versioned, missing, read_head, read_held};
+use crate::store::records::{Held, Together, Versioned, missing, read_head, read_together};
 use crate::store::{Committed, Error, Revision, Store, Txn};
 
 use super::rollback::detect::{Detector, Records};
@@ -99,7 +99,12 @@ impl Ledger {
 
     /// Reads all records again if they may be out of date.
     pub(super) async fn refresh(&mut self) -> Result<(), Error> {
-        if !self.staleness.take_outdated() && !self.stale {
+        self.refresh_if(true).await
+    }
+
+    /// The same. Uses that other processes reserved count only if `with_counters`.
+    pub(super) async fn refresh_if(&mut self, with_counters: bool) -> Result<(), Error> {
+        if !self.staleness.take_outdated(with_counters) && !self.stale {
             return Ok(());
         }
         self.stale = true;
@@ -115,12 +120,21 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reads head, primary and standby, one after the other. Reads again if the results show that
-    /// they changed in between.
+    /// Reads the head with the primary and the standby as they were known, and then those that it
+    /// names instead. Reads again if the results show that they changed in between.
     async fn read_all(&mut self) -> Result<Read, Error> {
         let (mut unfit_at, mut damaged_at) = (None, None);
         loop {
-            let head = match read_head(&*self.store, &self.chain).await? {
+            let Head { primary, standby, .. } = &self.head.record;
+            let keks = primary.iter().chain(standby).copied();
+            let mut read = match read_together(&*self.store, &self.chain, keks).await {
+                // Each by itself: the damage may be in one that does not matter.
+                Err(Error::Corrupt { .. }) => {
+                    read_together(&*self.store, &self.chain, std::iter::empty()).await?
+                }
+                read => read?,
+            };
+            let head = match read.head.take() {
                 Some(head) => {
                     self.deleted = false;
                     head
@@ -134,7 +148,7 @@ impl Ledger {
             let mut is_news = |damage: &Option<Error>| {
                 damage.is_some() && damaged_at.replace(head.revision) != Some(head.revision)
             };
-            let (primary, damage) = apart(self.read_held(head.record.primary).await)?;
+            let (primary, damage) = apart(self.held_of(&read, head.record.primary).await)?;
             if is_news(&damage) {
                 continue;
             }
@@ -143,7 +157,7 @@ impl Ledger {
             }
             // Damage to a standby must not stop the primary. The standby has no uses and can be
             // replaced.
-            let (standby, damage) = apart(self.read_held(head.record.standby).await)?;
+            let (standby, damage) = apart(self.held_of(&read, head.record.standby).await)?;
             if is_news(&damage) {
                 continue;
             }
@@ -165,9 +179,9 @@ impl Ledger {
         self.staleness.know(&self.head, newest);
     }
 
-    async fn read_held(&self, id: Option<KekId>) -> Result<Option<Held>, Error> {
+    async fn held_of(&self, read: &Together, id: Option<KekId>) -> Result<Option<Held>, Error> {
         let Some(id) = id else { return Ok(None) };
-        read_held(&*self.store, &self.chain, id).await.map(Some)
+        read.held(&*self.store, &self.chain, id).await.map(Some)
     }
 
     /// Commits `txn`. Returns its revision if it was applied; otherwise the records are out of

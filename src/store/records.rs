@@ -38,12 +38,54 @@ pub(crate) async fn read_head(
     store: &dyn Store,
     chain: &ChainName,
 ) -> Result<Option<Versioned<Head>>, Error> {
-    let key = record::head_key(chain);
-    let head = read::<Head>(store, &key).await?;
-    if let Some(Err(detail)) = head.as_ref().map(|head| head.record.limits.validate()) {
-        return Err(Error::Corrupt { key, detail: detail.to_owned() });
+    let entry = store.get(&record::head_key(chain)).await?;
+    entry.as_ref().map(head_of).transpose()
+}
+
+fn head_of(entry: &Entry) -> Result<Versioned<Head>, Error> {
+    let head = decode::<Head>(entry)?;
+    match head.record.limits.validate() {
+        Ok(()) => Ok(head),
+        Err(detail) => Err(Error::Corrupt { key: entry.key.clone(), detail: detail.to_owned() }),
     }
-    Ok(head)
+}
+
+/// The records of a chain that one request read: its head, if it exists, and KEKs.
+pub(crate) struct Together {
+    pub(crate) head: Option<Versioned<Head>>,
+    keks: Vec<(KekId, Option<Entry>, Option<Entry>)>,
+}
+
+/// Reads the head of `chain` and the records of `keks`, in this order.
+pub(crate) async fn read_together(
+    store: &dyn Store,
+    chain: &ChainName,
+    keks: impl Iterator<Item = KekId>,
+) -> Result<Together, Error> {
+    let (mut keys, ids) = (vec![record::head_key(chain)], keks.collect::<Vec<_>>());
+    for &id in &ids {
+        keys.extend([record::kek_key(chain, id), record::uses_key(chain, id)]);
+    }
+    let mut entries = store.get_all(&keys).await?.into_iter();
+    let head = entries.next().flatten().as_ref().map(head_of).transpose()?;
+    let mut entry = || entries.next().flatten();
+    let keks = ids.into_iter().map(|id| (id, entry(), entry())).collect();
+    Ok(Together { head, keks })
+}
+
+impl Together {
+    /// The records of an existing KEK; reads them if they are not among these.
+    pub(crate) async fn held(
+        &self,
+        store: &dyn Store,
+        chain: &ChainName,
+        id: KekId,
+    ) -> Result<Held, Error> {
+        match self.keks.iter().find(|(of, ..)| *of == id) {
+            Some((_, kek, uses)) => held_of(chain, id, kek.as_ref(), uses.as_ref()),
+            None => read_held(store, chain, id).await,
+        }
+    }
 }
 
 /// Reads the head of an existing chain.
@@ -61,10 +103,19 @@ pub(crate) async fn read_held(
 ) -> Result<Held, Error> {
     let keys = [record::kek_key(chain, id), record::uses_key(chain, id)];
     let mut entries = store.get_all(&keys).await?.into_iter();
-    let [kek_key, uses_key] = &keys;
-    let kek = entries.next().flatten().ok_or_else(|| missing(kek_key))?;
-    let uses = entries.next().flatten().ok_or_else(|| missing(uses_key))?;
-    Ok(Held { id, kek: decode(&kek)?, uses: decode(&uses)? })
+    let (kek, uses) = (entries.next().flatten(), entries.next().flatten());
+    held_of(chain, id, kek.as_ref(), uses.as_ref())
+}
+
+fn held_of(
+    chain: &ChainName,
+    id: KekId,
+    kek: Option<&Entry>,
+    uses: Option<&Entry>,
+) -> Result<Held, Error> {
+    let kek = kek.ok_or_else(|| missing(&record::kek_key(chain, id)))?;
+    let uses = uses.ok_or_else(|| missing(&record::uses_key(chain, id)))?;
+    Ok(Held { id, kek: decode(kek)?, uses: decode(uses)? })
 }
 
 pub(crate) fn decode<R: Record>(entry: &Entry) -> Result<Versioned<R>, Error> {

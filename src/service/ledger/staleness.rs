@@ -15,6 +15,8 @@ pub(in crate::service) struct Staleness {
     /// The mark of the ledger's head.
     head: AtomicU64,
     outdated: AtomicBool,
+    /// Whether other processes have reserved uses, and nothing else that is new is known.
+    counter: AtomicBool,
 }
 
 impl Staleness {
@@ -25,6 +27,15 @@ impl Staleness {
             self.outdate();
         }
         is_new
+    }
+
+    /// Reports that uses were reserved at `revision`. The records are read again before this
+    /// process reserves uses, or after a while: with many processes, each write of a counter
+    /// would otherwise cause a read by every process.
+    pub(in crate::service) fn counted(&self, revision: Revision) {
+        if revision.0 > self.newest.load(Ordering::Relaxed) {
+            self.counter.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Reports the stored head, if there is one. Returns whether it differs from the ledger's.
@@ -42,9 +53,13 @@ impl Staleness {
         self.outdated.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the records are out of date, and clears the mark.
-    pub(super) fn take_outdated(&self) -> bool {
-        self.outdated.swap(false, Ordering::Relaxed)
+    /// Returns whether the records are out of date, and clears the mark. Counters count only if
+    /// `with_counters`.
+    pub(super) fn take_outdated(&self, with_counters: bool) -> bool {
+        let is_outdated = self.outdated.swap(false, Ordering::Relaxed);
+        let is_counted =
+            (with_counters || is_outdated) && self.counter.swap(false, Ordering::Relaxed);
+        is_outdated || is_counted
     }
 
     /// Sets the ledger's head and its newest revision.
@@ -60,4 +75,22 @@ fn mark(Versioned { record, revision }: &Versioned<Head>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (revision, record.generation, record.primary, record.standby).hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_by_who_asks_for_them_and_with_everything_else() {
+        let staleness = Staleness::default();
+        staleness.counted(Revision(7));
+        assert!(!staleness.take_outdated(false));
+        assert!(staleness.take_outdated(true));
+        assert!(!staleness.take_outdated(true));
+        staleness.counted(Revision(8));
+        assert!(staleness.written(Revision(9)));
+        assert!(staleness.take_outdated(false));
+        assert!(!staleness.take_outdated(true), "one read was of both");
+    }
 }

@@ -14,17 +14,32 @@ const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// With traffic, the next block is reserved this long before the last one expires.
 const RENEW_BEFORE: Duration = Duration::from_secs(15);
 
+/// A process that reserves no uses reads this often how many others have reserved.
+const COUNTED_EVERY: Duration = Duration::from_secs(10);
+
 /// The records of a chain, and how fast its uses are spent.
 pub(in crate::service) struct Reservations {
     pub(in crate::service) ledger: Ledger,
     pub(super) pace: Pace,
     /// The stored primary, and when this process first saw it.
     pub(super) known: Option<(KekId, Monotonic)>,
+    /// When the counters were last read, if they had changed.
+    counted: Option<Monotonic>,
 }
 
 impl Reservations {
     pub(in crate::service) fn new(ledger: Ledger) -> Self {
-        Self { ledger, pace: Pace::default(), known: None }
+        Self { ledger, pace: Pace::default(), known: None, counted: None }
+    }
+
+    /// Whether to read how many uses other processes reserved: before this process reserves some,
+    /// or after a while.
+    pub(super) fn needs_counters(&mut self, wanted: bool, now: Monotonic) -> bool {
+        let is_due = self.counted.is_none_or(|at| now.since(at) >= COUNTED_EVERY);
+        if wanted || is_due {
+            self.counted = Some(now);
+        }
+        wanted || is_due
     }
 
     pub(super) fn known_for(&self, now: Monotonic) -> Duration {

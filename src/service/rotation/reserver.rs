@@ -18,26 +18,44 @@ use crate::service::key_id;
 use crate::service::rollback::repair;
 use crate::store;
 
-use super::clock_check;
 use super::reservations::Reservations;
+use super::{clock_check, retry};
 
 /// The maximum number of rounds of one run; after as many conflicts, the next run continues.
 const ROUNDS: usize = 16;
 
+/// The maximum number of conflicts of one run.
+const CONFLICTS: u32 = 16;
+
+/// Whether the reserver did all that is due.
+enum Progress {
+    Done,
+    /// Another process reserved uses at the same time.
+    Conflict,
+}
+
 /// Does what is due for `chain`, then wakes waiting requests.
 pub(in crate::service) async fn drive(core: &Core, chain: &Chain) {
-    let mut reservations = chain.reservations.lock().await;
-    let result = reservations.drive(core, chain).await;
+    let (mut conflicts, mut result) = (0, Ok(Progress::Conflict));
+    while matches!(result, Ok(Progress::Conflict)) && conflicts < CONFLICTS {
+        if conflicts > 0 {
+            tokio::time::sleep(retry::after_conflicts(conflicts)).await;
+        }
+        result = chain.reservations.lock().await.drive(core, chain).await;
+        conflicts += 1;
+    }
     chain.set_last_error(result.err());
     let left = chain.snapshot().budget().map_or(0, |budget| budget.left(core.clock.now()));
     chain.wake(left);
 }
 
 impl Reservations {
-    async fn drive(&mut self, core: &Core, chain: &Chain) -> Result<(), Error> {
+    async fn drive(&mut self, core: &Core, chain: &Chain) -> Result<Progress, Error> {
         self.ledger.keep_head(chain.is_named.load(Ordering::Relaxed));
         for _ in 0..ROUNDS {
-            let read = self.ledger.refresh().await;
+            let wanted = self.wants_uses(core, chain);
+            let with_counters = self.needs_counters(wanted, core.clock.now());
+            let read = self.ledger.refresh_if(with_counters).await;
             if self.ledger.is_deleted() {
                 chain.is_deleted.store(true, Ordering::Relaxed);
                 return Err(Error::new(Kind::UnknownChain, "the chain was deleted"));
@@ -54,10 +72,7 @@ impl Reservations {
             key_id::keep(core, chain, &mut self.ledger).await?;
             self.publish_inline(core, chain);
             let snapshot = chain.snapshot();
-            let now = core.clock.now();
-            let left = snapshot.budget().map_or(0, |budget| budget.left(now));
-            let spent = spent_of(&snapshot);
-            let wanted = self.pace.wants_uses((left, spent), chain.waiting(), now);
+            let wanted = self.wants_uses(core, chain);
             match self.plan(core, chain) {
                 // Uses are left. If a block is as large as the limit, each new KEK would otherwise
                 // be replaced as soon as it has its first block.
@@ -88,27 +103,38 @@ impl Reservations {
                 None => {}
             }
             if !wanted {
-                return Ok(());
+                return Ok(Progress::Done);
             }
             if self.ledger.primary.is_none() || snapshot.primary_id() != self.primary_id() {
                 if self.awaits_archives(core, chain, &snapshot)? {
-                    return Ok(());
+                    return Ok(Progress::Done);
                 }
                 // A root must wrap or unwrap it first.
                 chain.need_kek.notify_one();
-                return chain.rotator_error(Kind::RootUnavailable);
+                return chain.rotator_error(Kind::RootUnavailable).map(|()| Progress::Done);
             }
             match self.next_block_size(core, chain, &snapshot) {
                 0 => {
                     if self.awaits_archives(core, chain, &snapshot)? {
-                        return Ok(());
+                        return Ok(Progress::Done);
                     }
-                    return chain.rotator_error(Kind::KekExhausted);
+                    return chain.rotator_error(Kind::KekExhausted).map(|()| Progress::Done);
                 }
-                size => self.reserve(core, chain, &snapshot, size).await?,
+                size => {
+                    if !self.reserve(core, chain, &snapshot, size).await? {
+                        return Ok(Progress::Conflict);
+                    }
+                }
             }
         }
-        Ok(())
+        Ok(Progress::Done)
+    }
+
+    /// Whether to reserve the next block.
+    fn wants_uses(&mut self, core: &Core, chain: &Chain) -> bool {
+        let (snapshot, now) = (chain.snapshot(), core.clock.now());
+        let left = snapshot.budget().map_or(0, |budget| budget.left(now));
+        self.pace.wants_uses((left, spent_of(&snapshot)), chain.waiting(), now)
     }
 
     /// The next step of a rotation.
@@ -284,7 +310,7 @@ impl Reservations {
         chain: &Chain,
         snapshot: &KeyChain,
         size: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let asked = core.clock.now();
         match self.ledger.reserve(size).await {
             Ok(true) => {
@@ -296,11 +322,11 @@ impl Reservations {
                 chain.low_water.store(self.pace.block_added(size, asked), Ordering::Relaxed);
                 core.metrics.reserved(&chain.name, "ok");
                 self.report(core, chain);
-                Ok(())
+                Ok(true)
             }
             Ok(false) => {
                 core.metrics.reserved(&chain.name, "conflict");
-                Ok(())
+                Ok(false)
             }
             Err(error) => {
                 let lost = matches!(error, store::Error::Unavailable { maybe_applied: true, .. });

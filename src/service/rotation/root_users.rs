@@ -18,7 +18,7 @@ use crate::id::ChainName;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
 use crate::store::record::{self, Record as _, RootUser};
-use crate::store::{self, Compare, Entry, Store as _, Txn};
+use crate::store::{self, Committed, Compare, Entry, Store as _, Txn};
 use crate::timestamp::rfc3339;
 
 use super::root_check::{self, Comparison};
@@ -27,8 +27,9 @@ use super::root_check::{self, Comparison};
 const REPORTED_EVERY: Duration = Duration::from_secs(5 * 60);
 /// How often a process reads the reports of the others.
 const READ_EVERY: Duration = Duration::from_secs(60);
-/// The maximum number of records of one read.
-const MOST: usize = 1_000;
+/// The maximum number of reports that are read. If some are left out, a process may not find its
+/// own, as after a rollback of the store.
+const MOST: usize = 100_000;
 
 /// Compares the roots of this process, reports them, and removes the reports of processes that
 /// ended without withdrawing them. What fails is repeated by the next call.
@@ -105,7 +106,10 @@ async fn clean(core: &Core) -> Result<(), store::Error> {
     for (.., Entry { key, revision, .. }) in gone {
         let compares = vec![Compare::Unchanged(key.clone(), revision)];
         let txn = Txn { compares, deletes: vec![key], puts: Vec::new() };
-        let _ = core.store.commit(txn).await?;
+        // If another process removes them at the same time, one of both is enough.
+        if core.store.commit(txn).await? == Committed::Conflict {
+            break;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,8 @@
 use super::replicas::{default, until};
 use super::root_check::{Rollout, encrypt, health, minute};
 use super::*;
-use crate::store::record::Record as _;
+use crate::store::Txn;
+use crate::store::record::{Record as _, RootUser};
 
 #[tokio::test]
 async fn while_processes_have_different_keys_for_a_new_root_the_old_one_is_not_removed() {
@@ -293,4 +294,18 @@ async fn after_a_rollback_a_process_alone_makes_a_kek() {
     world.pass(Duration::from_secs(16 * 60)).await;
     world.service.rotate(None).await.unwrap();
     encrypt(&world.service, DEFAULT_CHAIN).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_reads_the_reports_of_more_than_a_thousand_others() {
+    let (clock, store): (Arc<ManualClock>, Arc<memory::Store>) = Default::default();
+    let root = Arc::new(TestRoot::with_key(1));
+    let service = start(Arc::clone(&store) as _, &[("main", &root)], &clock).await;
+    let report = RootUser { reported_at: clock.unix_now(), differs: false }.encode().unwrap();
+    let puts = (0..1_100).map(|owner| (record::root_user_key("main", owner), report.clone()));
+    let stored = store.commit(Txn { puts: puts.collect(), ..Txn::default() }).await.unwrap();
+    assert_ne!(stored, store::Committed::Conflict);
+    minute((&clock, &service)).await;
+    let replicas = service.core.root_reports.lock().replicas(service.core.owner, clock.now());
+    assert_eq!(replicas.len(), 1_100);
 }
