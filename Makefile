@@ -115,6 +115,22 @@ soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; 
 		$(CARGO) test --release --locked --test it -- --nocapture --test-threads=1 \
 		a_large_stream_passes_both_ways many_streams_at_the_same_time curl_sends_and_receives
 
+# The simulations of docs/scaling.md; the last one is then measured with real replicas.
+SIMULATE := $(CARGO) test --release --locked $(QUICKLY) --lib -- --nocapture many_replicas_share_one_cluster
+
+.PHONY: scaling
+scaling: export KMS_PROXY_SCALING_SECONDS = 60
+scaling: export KMS_PROXY_SCALING_ROTATE_AFTER = 2147483648
+scaling: $(PROTOX) test-env ## 100 to 1,000 replicas on one etcd, simulated; three replicas, simulated and measured; the memory of a replica
+	KMS_PROXY_SCALING_REPLICAS=100 $(SIMULATE)
+	KMS_PROXY_SCALING_REPLICAS=300 $(SIMULATE)
+	KMS_PROXY_SCALING_REPLICAS=1000 $(SIMULATE)
+	KMS_PROXY_SCALING_REPLICAS=100 KMS_PROXY_SCALING_CHAINS=10 $(SIMULATE)
+	KMS_PROXY_SCALING_REPLICAS=100 KMS_PROXY_SCALING_CHAINS=100 $(SIMULATE)
+	KMS_PROXY_SCALING_REPLICAS=3 KMS_PROXY_SCALING_PER_HOUR=10800000 KMS_PROXY_SCALING_ROTATE_AFTER=65536 \
+		KMS_PROXY_SCALING_SECONDS=240 KMS_PROXY_SCALING_RESTART=0 KMS_PROXY_SCALING_FILE=target/scaling.json $(SIMULATE)
+	$(CARGO) bench --locked --profile release --bench scaling -- $(BENCH)
+
 .PHONY: lint
 # In the release profile, like the tests: both then use the same build scripts and procedural macros.
 lint: $(PROTOX) ## formatting, clippy, docs and each Cargo feature alone, warnings denied

@@ -1,14 +1,14 @@
-//! A service with an audit log or an archive next to one without: encrypts of 256 B, and batches of
-//! 100 of them.
+//! A service with an audit log, an archive or an open status page next to one without: encrypts of
+//! 256 B, and batches of 100 of them.
 
 use base64_simd::STANDARD;
 
-use crate::driver::{CONNECTIONS, Driver, Windows, kms_proxy, median, request};
+use crate::driver::{CONNECTIONS, Driver, Windows, connect, exchange, kms_proxy, median, request};
 use crate::results::{Column, Options, Table, row};
 
 /// Windows of each kind with one set of services, and sets. Each service is as often first in a
 /// round as the others.
-const WINDOWS: usize = 8;
+const WINDOWS: usize = 10;
 const SETS: usize = 5;
 const SIZE: usize = 256;
 const ITEMS: usize = 100;
@@ -23,10 +23,15 @@ enum Extra {
     Full,
     /// An archive of kind `dir`.
     Archive,
+    /// A browser that asks for the status page in each window, 25 times as often as it would.
+    Page,
 }
 
+/// What the browser asks for.
+const PAGE: &[u8] = b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
 impl Extra {
-    const ALL: [Self; 4] = [Self::Nothing, Self::Count, Self::Full, Self::Archive];
+    const ALL: [Self; 5] = [Self::Nothing, Self::Count, Self::Full, Self::Archive, Self::Page];
 
     const fn name(self) -> &'static str {
         match self {
@@ -34,13 +39,14 @@ impl Extra {
             Self::Count => "audit, count",
             Self::Full => "audit, full",
             Self::Archive => "archive",
+            Self::Page => "status page",
         }
     }
 
     fn settings(self, directory: &std::path::Path) -> Vec<(&'static str, String)> {
         let file = ("AUDIT__FILE", directory.join("audit.jsonl").display().to_string());
         match self {
-            Self::Nothing => Vec::new(),
+            Self::Nothing | Self::Page => Vec::new(),
             Self::Count => vec![file],
             Self::Full => vec![file, ("AUDIT__RULE__0__LEVEL", "full".to_owned())],
             Self::Archive => vec![
@@ -67,8 +73,8 @@ const COLUMNS: [Column; 7] = [
 pub(crate) async fn compare(options: &Options) -> anyhow::Result<()> {
     let sets = options.times(SETS);
     let about = format!(
-        "An audit log and an archive next to a service without them: encrypts over {CONNECTIONS} \
-         kept connections, medians of {WINDOWS} interleaved windows with each of {sets} sets of \
+        "An audit log, an archive and a status page that is fetched every 400 ms next to a service \
+         without them: encrypts over {CONNECTIONS} kept connections, medians of {WINDOWS} interleaved windows with each of {sets} sets of \
          services. CPU is that of the service."
     );
     let mut table = Table::new("options", about, &COLUMNS);
@@ -96,7 +102,13 @@ pub(crate) async fn compare(options: &Options) -> anyhow::Result<()> {
             for round in 0..=WINDOWS {
                 for turn in 0..Extra::ALL.len() {
                     let at = (turn + round) % Extra::ALL.len();
-                    let window = drivers[at].window().await?;
+                    let page = matches!(Extra::ALL[at], Extra::Page);
+                    let mut page = if page { Some(connect(&services[at].0).await?) } else { None };
+                    let page = async {
+                        let Some(stream) = &mut page else { return Ok(0) };
+                        exchange(stream, PAGE, &mut Vec::new()).await
+                    };
+                    let (window, _) = tokio::try_join!(drivers[at].window(), page)?;
                     if round > 0 {
                         costs[at].push(window.cpu / window.took.len() as f64);
                         figures[at].add(window);

@@ -34,6 +34,7 @@ mod restores;
 mod root_check;
 mod root_users;
 mod roots;
+mod scaling;
 mod simulation;
 mod states;
 

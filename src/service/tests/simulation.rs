@@ -21,7 +21,7 @@ mod checks;
 mod client;
 mod ending;
 mod hub;
-mod process;
+pub(super) mod process;
 mod store;
 mod watch;
 
@@ -30,15 +30,15 @@ const SEEDS: u64 = 300;
 
 /// A pseudorandom generator.
 #[derive(Clone)]
-struct Rng(Arc<AtomicU64>);
+pub(super) struct Rng(Arc<AtomicU64>);
 
 impl Rng {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(Arc::new(AtomicU64::new(seed)))
     }
 
     /// An independent generator.
-    fn fork(&self) -> Self {
+    pub(super) fn fork(&self) -> Self {
         Self::new(self.next())
     }
 
@@ -49,7 +49,7 @@ impl Rng {
         next
     }
 
-    fn below(&self, n: u64) -> u64 {
+    pub(super) fn below(&self, n: u64) -> u64 {
         self.next() % n
     }
 
@@ -65,7 +65,7 @@ impl Rng {
         self.below(1_000) < n
     }
 
-    fn up_to(&self, most: Duration) -> Duration {
+    pub(super) fn up_to(&self, most: Duration) -> Duration {
         Duration::from_millis(self.below(u64::try_from(most.as_millis()).unwrap() + 1))
     }
 }
@@ -194,7 +194,7 @@ fn run(seed: u64, log: bool) -> Result<(Counts, u64), String> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "only tests read it")]
-fn variable(name: &str) -> Option<u64> {
+pub(super) fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 

@@ -25,9 +25,16 @@ const EPOCH: u64 = 1_767_225_600;
 pub(super) const SKEW: u64 = 20;
 
 /// The clock of one machine.
-struct SimClock {
+pub(in crate::service::tests) struct SimClock {
     began: Instant,
     epoch: u64,
+}
+
+impl SimClock {
+    /// A clock whose machine has been running since `began`.
+    pub(in crate::service::tests) const fn since(began: Instant) -> Self {
+        Self { began, epoch: EPOCH }
+    }
 }
 
 impl Clock for SimClock {
