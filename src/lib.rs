@@ -38,6 +38,7 @@
 //! | --- | --- |
 //! | `aws-lc` | AES-GCM of AWS-LC for messages of 1 KiB and more; needs a C compiler |
 //! | `aws-kms` | roots in AWS KMS |
+//! | `azure-key-vault` | roots in Azure Key Vault and Managed HSM |
 //! | `gcp-kms` | roots in Google Cloud KMS |
 //! | `pkcs11` | roots in an HSM, through its PKCS#11 module |
 //! | `vault-transit` | roots in the transit engine of Vault or OpenBao |
@@ -151,7 +152,8 @@
 //!
 //! # Start from an external KMS
 //!
-//! With the feature `aws-kms`, or likewise with `gcp-kms` or `vault-transit` and its `Root`:
+//! With the feature `aws-kms`, or likewise with `azure-key-vault`, `gcp-kms` or `vault-transit` and
+//! its `Root`:
 //!
 #![cfg_attr(
     all(feature = "aws-kms", any(doc, doctest)),

@@ -13,11 +13,18 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ChainName, KekId, RootName, Suite};
 use crate::secret::{KeyBytes, SecretBytes};
 
-#[cfg(any(feature = "aws-kms", feature = "gcp-kms", feature = "vault-transit"))]
+#[cfg(any(
+    feature = "aws-kms",
+    feature = "azure-key-vault",
+    feature = "gcp-kms",
+    feature = "vault-transit"
+))]
 mod authorities;
 #[cfg(feature = "aws-kms")]
 pub mod aws_kms;
-#[cfg(feature = "gcp-kms")]
+#[cfg(feature = "azure-key-vault")]
+pub mod azure_key_vault;
+#[cfg(any(feature = "azure-key-vault", feature = "gcp-kms"))]
 mod cloud;
 #[cfg(test)]
 mod contract;
@@ -28,6 +35,7 @@ pub mod gcp_kms;
     test,
     not(any(
         feature = "aws-kms",
+        feature = "azure-key-vault",
         feature = "gcp-kms",
         feature = "pkcs11",
         feature = "vault-transit"
@@ -177,6 +185,8 @@ pub struct OpenError {
 pub enum Config {
     /// A key in AWS KMS.
     AwsKms(settings::AwsKms),
+    /// A key in Azure Key Vault or a Managed HSM.
+    AzureKeyVault(settings::AzureKeyVault),
     /// A key in Google Cloud KMS.
     GcpKms(settings::GcpKms),
     /// A key file: for development.
@@ -195,6 +205,7 @@ impl Config {
     pub fn name(&self) -> &str {
         match self {
             Self::AwsKms(config) => &config.name,
+            Self::AzureKeyVault(config) => &config.name,
             Self::GcpKms(config) => &config.name,
             Self::Local(config) => &config.name,
             Self::Passphrase(config) => &config.name,
@@ -208,6 +219,7 @@ impl Config {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::AwsKms(_) => "aws-kms",
+            Self::AzureKeyVault(_) => "azure-key-vault",
             Self::GcpKms(_) => "gcp-kms",
             Self::Local(_) => "local",
             Self::Passphrase(_) => "passphrase",
@@ -226,6 +238,8 @@ impl Config {
             Self::Passphrase(config) => Ok(config),
             #[cfg(feature = "aws-kms")]
             Self::AwsKms(config) => Ok(config),
+            #[cfg(feature = "azure-key-vault")]
+            Self::AzureKeyVault(config) => Ok(config),
             #[cfg(feature = "gcp-kms")]
             Self::GcpKms(config) => Ok(config),
             #[cfg(feature = "pkcs11")]
@@ -390,6 +404,9 @@ mod tests {
         let key = "projects/p/locations/l/keyRings/r/cryptoKeys/k";
         let gcp = format!("kind = 'gcp-kms'\nname = 'main'\nkey_id = '{key}'");
         assert_eq!(parse(&gcp).unwrap().name(), "main");
+        let key = "https://orders.vault.azure.net/keys/k";
+        let azure = format!("kind = 'azure-key-vault'\nname = 'main'\nkey_id = '{key}'");
+        assert_eq!(parse(&azure).unwrap().name(), "main");
         let error = parse("kind = 'locla'\nname = 'main'").unwrap_err();
         assert!(error.contains("`locla`") && error.contains("`passphrase`"), "{error}");
     }

@@ -23,6 +23,7 @@ enum Store {
 #[serde(rename = "kind", rename_all = "kebab-case")]
 enum Root {
     AwsKms(root::settings::AwsKms),
+    AzureKeyVault(root::settings::AzureKeyVault),
     GcpKms(root::settings::GcpKms),
     Local(root::local::Config),
     Passphrase(root::passphrase::Config),
@@ -52,6 +53,7 @@ pub(super) fn store<'de, D: Deserializer<'de>>(table: D) -> Result<store::Config
 pub(super) fn roots<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<root::Config>, D::Error> {
     let roots = Vec::<Root>::deserialize(list)?.into_iter().map(|root| match root {
         Root::AwsKms(config) => root::Config::AwsKms(config),
+        Root::AzureKeyVault(config) => root::Config::AzureKeyVault(config),
         Root::GcpKms(config) => root::Config::GcpKms(config),
         Root::Local(config) => root::Config::Local(config),
         Root::Passphrase(config) => root::Config::Passphrase(config),

@@ -379,7 +379,11 @@ fn errors_name_the_key_and_what_is_expected() {
         ("[[root]]\nkind = 'local'", "root.0.name: it is missing"),
         (
             "[[root]]\nkind = 'loca'\nname = 'a'",
-            "root.0.kind: expected aws-kms or gcp-kms or local or passphrase or pkcs11",
+            "root.0.kind: expected aws-kms or azure-key-vault or gcp-kms or local or passphrase",
+        ),
+        (
+            "[[root]]\nkind = 'azure-key-vault'\nname = 'a'\nkey_id = 'k'\nalgorithm = 'RSA1_5'",
+            "root.0.algorithm: expected RSA-OAEP-256 or A256KW",
         ),
         ("[[root]]\nkind = 'local'\nname = ''", "root.0.name: a root's name is 1 to 63 of a-z"),
         (
@@ -630,7 +634,7 @@ fn what_is_printed_can_be_read_back() {
 }
 
 /// The settings that [`FULL`] has no room for: other kinds of stores, roots and clients.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
     "[audit]\nfile = '/a'\naad = 'none'\non_failure = 'continue'\nsync = '100ms'\nkeep = 3\n\
      rotate_size = '1GiB'\n[[audit.rule]]\noperations = ['encrypt']\nchains = ['a']\n\
      clients = ['b']\nlevel = 'none'",
@@ -641,6 +645,8 @@ const OTHERS: [&str; 9] = [
     "[[root]]\nkind = 'pkcs11'\nname = 'a'\nmodule = 'm'\ntoken_label = 't'\nkey_label = 'k'",
     "[[root]]\nkind = 'aws-kms'\nname = 'a'\nkey_id = 'alias/a'\nregion = 'eu-west-1'\n\
      endpoint = 'https://kms.example'\nca = 'c'\ntimeout = '1500ms'",
+    "[[root]]\nkind = 'azure-key-vault'\nname = 'a'\nkey_id = 'https://v/keys/k'\n\
+     algorithm = 'A256KW'\nca = 'c'\ntimeout = '1500ms'",
     "[[root]]\nkind = 'gcp-kms'\nname = 'a'\nkey_id = 'projects/p'\nendpoint = 'https://k'\n\
      credentials_file = 'f'\nca = 'c'\ntimeout = '1500ms'",
     "[[root]]\nkind = 'vault-transit'\nname = 'a'\naddress = 'https://v'\nkey = 'k'\n\
@@ -690,7 +696,7 @@ fn every_setting_is_printed() {
             printed_of.entry(known.collect()).or_default().extend(keys);
         }
     }
-    assert_eq!(printed_of.len(), 32, "{printed_of:#?}");
+    assert_eq!(printed_of.len(), 33, "{printed_of:#?}");
     for (known, printed) in printed_of {
         let known: BTreeSet<_> = known.into_iter().collect();
         assert_eq!(known, printed);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::secret::SecretBytes;
 
-use super::settings::{AwsKms, GcpKms, Pkcs11, VaultTransit};
+use super::settings::{AwsKms, AzureKeyVault, GcpKms, Pkcs11, VaultTransit};
 use super::{Config, init, open};
 
 #[tokio::test]
@@ -12,6 +12,7 @@ async fn a_root_whose_feature_is_off_is_refused_and_names_the_feature() {
     let pin = SecretBytes::new(b"1234".to_vec());
     for (feature, config) in [
         ("aws-kms", Config::AwsKms(AwsKms::new("main", "alias/a"))),
+        ("azure-key-vault", Config::AzureKeyVault(AzureKeyVault::new("main", "https://v"))),
         ("gcp-kms", Config::GcpKms(GcpKms::new("main", "projects/p"))),
         ("pkcs11", Config::Pkcs11(Pkcs11::new("main", "/m.so", "token", "kek", pin))),
         ("vault-transit", Config::VaultTransit(VaultTransit::new("main", "https://v", "kek"))),

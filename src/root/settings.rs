@@ -54,6 +54,69 @@ impl AwsKms {
     }
 }
 
+/// One `[[root]]` with `kind = "azure-key-vault"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct AzureKeyVault {
+    /// The root's name in records and metrics.
+    pub name: String,
+    /// The URL of the key, without a version: `https://VAULT.vault.azure.net/keys/NAME`.
+    pub key_id: String,
+    /// How new KEKs are wrapped. A wrap is opened by the algorithm that it was made with.
+    #[serde(default)]
+    pub algorithm: WrapAlgorithm,
+    /// A PEM file with the certificates to trust, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// How long a call may take with all its retries: 5 s by default.
+    #[serde(default = "five_seconds", with = "human_units::duration")]
+    pub timeout: Duration,
+}
+
+impl AzureKeyVault {
+    /// The key `key_id`, with the defaults for everything else.
+    #[must_use]
+    pub fn new(name: impl Into<String>, key_id: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            key_id: key_id.into(),
+            algorithm: WrapAlgorithm::default(),
+            ca: None,
+            timeout: five_seconds(),
+        }
+    }
+}
+
+/// An algorithm of Azure, which depends on the type of the key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WrapAlgorithm {
+    /// For an RSA key, in a vault or a Managed HSM.
+    #[default]
+    #[serde(rename = "RSA-OAEP-256")]
+    RsaOaep256,
+    /// For an AES-256 key, which only a Managed HSM has.
+    #[serde(rename = "A256KW")]
+    A256Kw,
+}
+
+impl WrapAlgorithm {
+    /// The word in the configuration and in the calls.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RsaOaep256 => "RSA-OAEP-256",
+            Self::A256Kw => "A256KW",
+        }
+    }
+
+    /// Whether a wrap proves that someone with the use of the key made it. With RSA it does not:
+    /// anyone who has the public part can make one.
+    #[must_use]
+    pub const fn is_authenticated(self) -> bool {
+        matches!(self, Self::A256Kw)
+    }
+}
+
 /// One `[[root]]` with `kind = "gcp-kms"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

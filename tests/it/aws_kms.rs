@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::roots::{readiness_of, serves_as_soon_as_its_root_is_there};
 use crate::support::kms::{Front, Moto, REGION, Way};
 use crate::support::{Sealed, Service, Setup, decrypt_all, until};
 
@@ -36,10 +37,7 @@ pub(crate) async fn metric(service: &Service, name: &str) -> u64 {
 
 /// What `/readyz` says of the root.
 async fn readiness(service: &Service) -> (Value, String) {
-    let (_, readiness) = service.get("/readyz").await;
-    let checks = readiness["checks"].as_array().unwrap();
-    let root = checks.iter().find(|check| check["name"] == "root:main").unwrap();
-    (readiness["status"].clone(), root["detail"].as_str().unwrap_or_default().to_owned())
+    readiness_of(service, "main").await
 }
 
 #[tokio::test]
@@ -120,27 +118,9 @@ async fn a_service_that_starts_without_kms_serves_as_soon_as_it_is_there() {
     let moto = Moto::shared();
     let front = Front::start(Some(&*moto)).await;
     let setup = setup(&front, &moto.create_key().await).set("ROOT__0__TIMEOUT", "2s");
-    // First it has no KEK, then it has one that it can't open.
-    let mut sealed = Vec::new();
-    for way in [Way::Close, Way::Hang] {
-        front.set(way);
-        let mut service = setup.start_unready().await;
-        let (status, problem) = service.post("/v1/encrypt", json!({"plaintext": ""})).await;
-        assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")));
-        let (status, detail) = readiness(&service).await;
-        assert_eq!(status, "unavailable", "{detail}");
-        assert!(detail.contains("the root is away: ") && detail.contains("AWS KMS"), "{detail}");
-        front.set(Way::Through);
-        let one = until("it serves", async || {
-            service.try_encrypt("default", "aGVsbG8=").await.unwrap().ok()
-        });
-        sealed.push(one.await);
-        until("it is ready", async || (readiness(&service).await.0 == "ok").then_some(())).await;
-        service.ready().await;
-        decrypt_all(&service, &sealed).await;
-        service.stop().await;
-    }
-    assert_eq!(sealed[0].kek_id(), sealed[1].kek_id());
+    let outages = [(Way::Close, "AWS KMS"), (Way::Hang, "AWS KMS")];
+    let (fail, works) = (async |way| front.set(way), async || front.set(Way::Through));
+    serves_as_soon_as_its_root_is_there(&setup, "main", outages, fail, works).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::aws_kms::metric;
-use crate::roots::{status_of, with_kms, with_root as with_settings};
+use crate::azure_key_vault;
+use crate::roots::{
+    readiness_of, serves_as_soon_as_its_root_is_there, status_of, with_kms,
+    with_root as with_settings,
+};
 use crate::support::clouds::Fake;
 use crate::support::kms::{Front, Moto};
 use crate::support::{Sealed, Service, Setup, decrypt_all, run, until};
@@ -30,21 +34,22 @@ pub(crate) fn with_root(setup: Setup, index: u32, fake: &Fake, key_id: &str) -> 
 
 /// What `/readyz` says of the root.
 async fn readiness(service: &Service) -> (Value, String) {
-    let (_, readiness) = service.get("/readyz").await;
-    let checks = readiness["checks"].as_array().unwrap();
-    let root = checks.iter().find(|check| check["name"] == "root:google").unwrap();
-    (readiness["status"].clone(), root["detail"].as_str().unwrap_or_default().to_owned())
+    readiness_of(service, "google").await
 }
 
-/// `KMS_PROXY_CLOUD_ENCRYPTS` is their number: a million in `make soak`.
-#[tokio::test]
+/// Encrypts and restarts under the one root of `setup`, and checks the calls in the log of `fake`.
+///
+/// `KMS_PROXY_CLOUD_ENCRYPTS` is the number of encrypts: a million in `make soak`.
 #[expect(clippy::disallowed_methods, reason = "a test is asked to do more by the environment")]
-async fn many_encrypts_and_a_restart_make_two_calls_of_cloud_kms() {
+pub(crate) async fn many_encrypts_and_a_restart(
+    setup: &Setup,
+    fake: &Fake,
+    wrap: &str,
+    unwrap: &str,
+) -> Service {
     const ITEMS: usize = 10_000;
     let number = std::env::var("KMS_PROXY_CLOUD_ENCRYPTS").ok();
     let number = number.map_or(2 * ITEMS, |number| number.parse().unwrap());
-    let fake = Fake::gcp();
-    let setup = setup(&fake, &fake.google_key("kms-proxy").await);
     let service = setup.start().await;
     let items = json!({"items": vec![json!({"plaintext": ""}); ITEMS]});
     let mut last = Value::Null;
@@ -54,10 +59,9 @@ async fn many_encrypts_and_a_restart_make_two_calls_of_cloud_kms() {
         assert!(results.iter().all(|result| result["ciphertext"].is_string()), "{answer}");
         last = results[ITEMS - 1]["ciphertext"].clone();
     }
-    assert_eq!(fake.uses().await, ["encrypt"], "the log of the server");
+    assert_eq!(fake.uses().await, [wrap], "the log of the server");
     let avoided = metric(&service, "kms_proxy_root_calls_avoided_total").await;
     assert_eq!(avoided, number as u64 - 1);
-    assert!(service.metrics().await.contains(r#"kind="gcp-kms""#));
 
     service.stop().await;
     let service = setup.start().await;
@@ -67,35 +71,27 @@ async fn many_encrypts_and_a_restart_make_two_calls_of_cloud_kms() {
     // What was left of the last block is lost. With a million, half of the uses may be spent by
     // now, and the next KEK is made.
     let uses = fake.uses().await;
-    assert_eq!(uses.iter().filter(|call| *call == "decrypt").count(), 1, "{uses:?}");
+    assert_eq!(uses.iter().filter(|call| *call == unwrap).count(), 1, "{uses:?}");
     assert!(uses.len() == 1 || number >= 1_000_000, "{uses:?}");
+    service
+}
+
+#[tokio::test]
+async fn many_encrypts_and_a_restart_make_two_calls_of_cloud_kms() {
+    let fake = Fake::gcp();
+    let setup = setup(&fake, &fake.google_key("kms-proxy").await);
+    let service = many_encrypts_and_a_restart(&setup, &fake, "encrypt", "decrypt").await;
+    assert!(service.metrics().await.contains(r#"kind="gcp-kms""#));
 }
 
 #[tokio::test]
 async fn a_service_that_starts_without_cloud_kms_serves_as_soon_as_it_is_there() {
     let fake = Fake::gcp();
     let setup = setup(&fake, &fake.google_key("kms-proxy").await).set("ROOT__0__TIMEOUT", "2s");
-    // First it has no KEK, then it has one that it can't open.
-    let mut sealed = Vec::new();
-    for (kind, said) in [("reset", "can't be reached"), ("hang", "no answer in")] {
-        fake.fails(json!([{"kind": kind}])).await;
-        let mut service = setup.start_unready().await;
-        let (status, problem) = service.post("/v1/encrypt", json!({"plaintext": ""})).await;
-        assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")));
-        let (status, detail) = readiness(&service).await;
-        assert_eq!(status, "unavailable", "{detail}");
-        assert!(detail.contains("the root is away: ") && detail.contains(said), "{detail}");
-        fake.works().await;
-        let one = until("it serves", async || {
-            service.try_encrypt("default", "aGVsbG8=").await.unwrap().ok()
-        });
-        sealed.push(one.await);
-        until("it is ready", async || (readiness(&service).await.0 == "ok").then_some(())).await;
-        service.ready().await;
-        decrypt_all(&service, &sealed).await;
-        service.stop().await;
-    }
-    assert_eq!(sealed[0].kek_id(), sealed[1].kek_id());
+    let outages = [("reset", "can't be reached"), ("hang", "no answer in")];
+    let fail = async |kind| fake.fails(json!([{"kind": kind}])).await;
+    let works = async || fake.works().await;
+    serves_as_soon_as_its_root_is_there(&setup, "google", outages, fail, works).await;
 }
 
 #[tokio::test]
@@ -207,15 +203,18 @@ async fn while_data_is_written(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn from_a_key_file_to_google_and_on_to_aws_with_data_written_all_along() {
-    let (fake, moto) = (Fake::gcp(), Moto::shared());
+async fn from_a_key_file_to_google_to_azure_and_on_to_aws_with_data_written_all_along() {
+    let (fake, vault, moto) = (Fake::gcp(), Fake::azure(), Moto::shared());
     let front = Front::start(Some(&*moto)).await;
     let (of_google, of_aws) = (fake.google_key("kms-proxy").await, moto.create_key().await);
+    let of_azure = vault.azure_key("kms-proxy", "RSA").await;
     let base = Setup::new().set("CHAIN__NAMES", "orders");
     let local = |setup: Setup, index: u32| {
         with_settings(setup, index, &[("NAME", "local"), ("KIND", "local")])
     };
     let google = |setup: Setup, index: u32| with_root(setup, index, &fake, &of_google);
+    let azure =
+        |setup: Setup, index: u32| azure_key_vault::with_root(setup, index, &vault, &of_azure);
     let aws = |setup: Setup, index: u32| with_kms(setup, index, &front, &of_aws);
 
     let service = base.clone().start().await;
@@ -226,9 +225,10 @@ async fn from_a_key_file_to_google_and_on_to_aws_with_data_written_all_along() {
         written.push(service.encrypt(chain, "aGVsbG8=").await);
     }
     service.stop().await;
-    let steps: [(Setup, Setup, &str, &str); 2] = [
+    let steps: [(Setup, Setup, &str, &str); 3] = [
         (local(google(base.clone(), 0), 1), google(base.clone(), 0), "google", "local"),
-        (google(aws(base.clone(), 0), 1), aws(base.clone(), 0), "main", "google"),
+        (google(azure(base.clone(), 0), 1), azure(base.clone(), 0), "azure", "google"),
+        (azure(aws(base.clone(), 0), 1), aws(base.clone(), 0), "main", "azure"),
     ];
     for (both, alone, new, old) in steps {
         let service = both.start().await;
@@ -248,7 +248,7 @@ async fn from_a_key_file_to_google_and_on_to_aws_with_data_written_all_along() {
     }
     // The old roots are gone for good.
     std::fs::remove_file(base.data().join("root.key")).unwrap();
-    drop(fake);
+    drop((fake, vault));
     let service = aws(base, 0).start().await;
     decrypt_all(&service, &written).await;
     assert!(written.len() > 8 && written.iter().any(|sealed| sealed.chain == "orders"));

@@ -18,6 +18,8 @@ mod aws_api;
 #[cfg(test)]
 mod aws_kms;
 #[cfg(test)]
+mod azure_key_vault;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod cli_streams;

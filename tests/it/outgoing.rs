@@ -9,12 +9,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::gcp_kms;
 use crate::support::clouds::Fake;
 use crate::support::kms::{Front, Moto, REGION};
 use crate::support::pki::Pki;
 use crate::support::tunnel::{Terminator, Tunnel};
 use crate::support::{Bao, Service, Setup, jwt, until};
+use crate::{azure_key_vault, gcp_kms};
 
 /// The address of a proxy that does not exist.
 const NOBODY: &str = "http://127.0.0.1:1";
@@ -157,6 +157,33 @@ async fn google_is_called_through_the_proxy_and_its_metadata_server_is_not() {
     tunnel.lead_to(terminator.address);
     root_works(&service, "a").await;
     assert!(tunnel.asked().iter().all(|asked| asked == "kms.test:443"), "{:?}", tunnel.asked());
+    let log = service.stop().await;
+    assert!(!log.contains("planted-password"), "{log}");
+}
+
+/// The vault has its real domain here, which its challenge must name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn azure_is_called_through_the_proxy_and_the_managed_identity_is_not() {
+    let fake = Fake::azure();
+    fake.azure_key("one", "RSA").await;
+    let vault = "orders.vault.azure.net";
+    fake.control("config", json!({"url": format!("https://{vault}")})).await;
+    let tunnel = Tunnel::start().await;
+    let key_id = format!("https://{vault}/keys/one");
+    let setup = azure_key_vault::with_root(Setup::new(), 0, &fake, &key_id);
+    let pki = Pki::new(setup.file("pki"));
+    let setup = setup
+        .set("ROOT__0__NAME", "main")
+        .set("ROOT__0__CA", pki.ca().display())
+        .env("HTTPS_PROXY", tunnel.variable());
+    let service = setup.start_unready().await;
+    let unreachable = format!("{vault} can't be reached");
+    root_says(&service, "early", &[&unreachable, &tunnel.via()]).await;
+    let terminator = Terminator::start(pki.server(&[vault]), address(&fake.url)).await;
+    tunnel.lead_to(terminator.address);
+    root_works(&service, "a").await;
+    let asked = tunnel.asked();
+    assert!(asked.iter().all(|asked| *asked == format!("{vault}:443")), "{asked:?}");
     let log = service.stop().await;
     assert!(!log.contains("planted-password"), "{log}");
 }

@@ -64,7 +64,7 @@ fn without_features_the_library_is_small() {
 
 #[test]
 fn only_the_etcd_store_needs_a_compiler_of_protocol_buffers() {
-    let without = crates("aws-kms gcp-kms pkcs11 server vault-transit");
+    let without = crates("aws-kms azure-key-vault gcp-kms pkcs11 server vault-transit");
     let with = crates("etcd");
     for needs_protoc in ["etcd-client", "prost-build", "tonic-prost-build"] {
         assert!(!without.contains(needs_protoc), "{needs_protoc} is among {without:?}");

@@ -45,6 +45,49 @@ pub(crate) fn status_of(service: &Service, root: &str) -> Option<Value> {
     status["roots"].as_array().unwrap().iter().find(|it| it["root"] == root).cloned()
 }
 
+/// What `/readyz` says of the service and of the root.
+pub(crate) async fn readiness_of(service: &Service, root: &str) -> (Value, String) {
+    let (_, readiness) = service.get("/readyz").await;
+    let checks = readiness["checks"].as_array().unwrap();
+    let name = format!("root:{root}");
+    let root = checks.iter().find(|check| check["name"] == *name).unwrap();
+    (readiness["status"].clone(), root["detail"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Starts a service during each outage of its one root, and checks that it serves when it is over.
+///
+/// An outage is what `fail` takes, and what is reported meanwhile.
+pub(crate) async fn serves_as_soon_as_its_root_is_there<Outage>(
+    setup: &Setup,
+    root: &str,
+    outages: [(Outage, &str); 2],
+    fail: impl AsyncFn(Outage),
+    works: impl AsyncFn(),
+) {
+    // First it has no KEK, then it has one that it can't open.
+    let mut sealed = Vec::new();
+    for (outage, said) in outages {
+        fail(outage).await;
+        let mut service = setup.start_unready().await;
+        let (status, problem) = service.post("/v1/encrypt", json!({"plaintext": ""})).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("root_unavailable")));
+        let (status, detail) = readiness_of(&service, root).await;
+        assert_eq!(status, "unavailable", "{detail}");
+        assert!(detail.contains("the root is away: ") && detail.contains(said), "{detail}");
+        works().await;
+        let one = until("it serves", async || {
+            service.try_encrypt("default", "aGVsbG8=").await.unwrap().ok()
+        });
+        sealed.push(one.await);
+        until("it is ready", async || (readiness_of(&service, root).await.0 == "ok").then_some(()))
+            .await;
+        service.ready().await;
+        decrypt_all(&service, &sealed).await;
+        service.stop().await;
+    }
+    assert_eq!(sealed[0].kek_id(), sealed[1].kek_id());
+}
+
 /// Envelopes under three KEKs and more.
 async fn some(service: &Service, chain: &str) -> Vec<Sealed> {
     let mut envelopes = Vec::new();

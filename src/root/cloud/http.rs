@@ -132,6 +132,11 @@ impl Response {
         str::from_utf8(&self.body).ok().map(str::trim)
     }
 
+    /// The value of a header, if it is text.
+    pub(in crate::root) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
     /// How long the server asks its callers to wait, if it does so in seconds.
     pub(in crate::root) fn retry_after(&self) -> Option<Duration> {
         let seconds = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;

@@ -6,15 +6,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::id::Suite;
 use crate::root::RootKey;
+use crate::root::cloud::fakes::{Fake, Vendor};
 use crate::root::contract::{self, chain, context, wrong};
 
-#[path = "../../../tests/it/support/clouds.rs"]
-#[allow(dead_code, reason = "the integration tests use the rest")]
-mod clouds;
 mod credentials;
 mod failures;
-
-use clouds::{Fake, Vendor};
 
 /// A root with the longest time-out: a busy machine may stop the substitute for seconds.
 fn config(fake: &Fake, key_id: &str) -> Config {

@@ -14,6 +14,7 @@ pub(super) struct Servers {
     moto: Option<Moto>,
     bao: Option<Bao>,
     gcp: Option<Fake>,
+    azure: Option<Fake>,
     etcd: Option<Etcd>,
 }
 
@@ -45,6 +46,14 @@ impl Servers {
                     "export GCP_ENDPOINT={} GCE_METADATA_HOST={} GCP_KEY={key}",
                     fake.url,
                     fake.host()
+                )
+            }
+            "azure" => {
+                let fake = self.azure.insert(Fake::azure());
+                let key = fake.azure_key("kms-proxy", "RSA").await;
+                format!(
+                    "export IDENTITY_ENDPOINT={}/msi/token IDENTITY_HEADER=h AZURE_KEY={key}",
+                    fake.url
                 )
             }
             "etcd" => {

@@ -45,6 +45,11 @@ impl Fake {
         Self::start("fake_gcp.py")
     }
 
+    /// The substitute for Azure Key Vault and Managed HSM.
+    pub(crate) fn azure() -> Self {
+        Self::start("fake_azure.py")
+    }
+
     /// Host and port.
     pub(crate) fn host(&self) -> &str {
         self.url.strip_prefix("http://").unwrap()
@@ -137,6 +142,44 @@ impl Fake {
         self.google(Method::POST, &format!("{key}:updatePrimaryVersion"), body).await;
     }
 
+    /// A call of Azure, with a token of the managed identity; it must go well.
+    pub(crate) async fn microsoft(&self, method: Method, path: &str, body: Value) -> Value {
+        let login = "/msi/token?api-version=2019-08-01&resource=https://vault.azure.net";
+        let request = self.client.get(format!("{}{login}", self.url));
+        let answer = request.header("x-identity-header", "h").send().await.unwrap();
+        let token: Value = answer.json().await.unwrap();
+        let token = token["access_token"].as_str().unwrap();
+        let (status, answer) =
+            self.call(method, &format!("{path}?api-version=7.4"), token, body).await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    }
+
+    /// The URL of a new key of Azure: RSA of 2048 bits, or `oct-HSM`, which is AES.
+    pub(crate) async fn azure_key(&self, name: &str, kind: &str) -> String {
+        let body = json!({"kty": kind});
+        self.microsoft(Method::POST, &format!("/keys/{name}/create"), body).await;
+        self.take().await;
+        format!("{}/keys/{name}", self.url)
+    }
+
+    /// The id of the latest version of the key `name` of Azure.
+    pub(crate) async fn azure_version(&self, name: &str) -> String {
+        let key = self.microsoft(Method::GET, &format!("/keys/{name}"), json!({})).await;
+        key["key"]["kid"].as_str().unwrap().rsplit('/').next().unwrap().to_owned()
+    }
+
+    /// Makes another version of the key `name` of Azure.
+    pub(crate) async fn azure_rotate(&self, name: &str) {
+        self.microsoft(Method::POST, &format!("/keys/{name}/rotate"), json!({})).await;
+    }
+
+    /// Enables or disables a version of the key `name` of Azure.
+    pub(crate) async fn azure_enable(&self, name: &str, version: &str, enabled: bool) {
+        let body = json!({"attributes": {"enabled": enabled}});
+        self.microsoft(Method::PATCH, &format!("/keys/{name}/{version}"), body).await;
+    }
+
     /// Changes the state of a version of a key of Cloud KMS.
     pub(crate) async fn google_state(&self, key: &str, version: u32, state: &str) {
         let path = format!("{key}/cryptoKeyVersions/{version}?updateMask=state");
@@ -144,7 +187,8 @@ impl Fake {
     }
 }
 
-/// The vendor's own client, as a child process: see `tests/clouds/gcp_client.py`.
+/// The vendor's own client, as a child process: see `tests/clouds/gcp_client.py` and
+/// `azure_client.py`.
 pub(crate) struct Vendor {
     child: Child,
     answers: BufReader<ChildStdout>,

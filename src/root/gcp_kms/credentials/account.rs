@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::clock::{Clock, SystemClock};
 use crate::root::cloud::attempts::Failure;
 use crate::root::cloud::http::{Client, Request, is_safe};
-use crate::root::cloud::jwt;
+use crate::root::cloud::jwt::{self, Algorithm};
 use crate::root::cloud::tokens::{Token, granted, no_credentials};
 use crate::secret::SecretBytes;
 
@@ -132,7 +132,7 @@ impl Service {
         });
         let header = [("kid", &*self.private_key_id)];
         let key = self.private_key.expose();
-        let signed = jwt::sign(key, &header, &claims).map_err(no_credentials)?;
+        let signed = jwt::sign(key, Algorithm::Rs256, &header, &claims).map_err(no_credentials)?;
         let life = LIFE - Duration::from_secs(SKEW);
         Token::new(&signed, life).ok_or_else(|| no_credentials("the JWT is malformed".to_owned()))
     }
