@@ -20,6 +20,7 @@ mod secrets;
 pub(super) enum Check {
     RootLocal,
     RootPassphrase,
+    RootForgeable,
     RootPlain,
     RootToken,
     StoreSingle,
@@ -59,7 +60,11 @@ impl Check {
     /// The section of docs/production.md.
     fn section(self) -> &'static str {
         match self {
-            Self::RootLocal | Self::RootPassphrase | Self::RootPlain | Self::RootToken => "root",
+            Self::RootLocal
+            | Self::RootPassphrase
+            | Self::RootForgeable
+            | Self::RootPlain
+            | Self::RootToken => "root",
             Self::StoreSingle | Self::StorePlain | Self::StoreAnonymous => "store",
             Self::ArchiveNone | Self::ArchiveContinue => "archive",
             Self::TlsNone | Self::TlsExpiry => "tls",
@@ -77,6 +82,7 @@ impl Check {
     fn advice(self) -> &'static str {
         match self {
             Self::RootLocal | Self::RootPassphrase => "use AWS KMS, an HSM, Vault or OpenBao",
+            Self::RootForgeable => "use an AES key of a Managed HSM, with algorithm = \"A256KW\"",
             Self::RootPlain => "use https://",
             Self::RootToken => "name a file that an agent renews in token_file, or use AppRole",
             Self::StoreSingle => "use etcd, and name all of its three or five members",
@@ -159,6 +165,15 @@ fn of_root(root: &root::Config, found: &mut Found) {
         root::Config::AwsKms(aws) => {
             if let Some(url) = aws.endpoint.as_deref().filter(|url| is_plain(url)) {
                 found.add(Check::RootPlain, plain(url));
+            }
+        }
+        root::Config::AzureKeyVault(azure) => {
+            if is_plain(&azure.key_id) {
+                found.add(Check::RootPlain, plain(&azure.key_id));
+            }
+            if !azure.algorithm.is_authenticated() {
+                let why = "anyone who can read its public key can make a wrap that it opens";
+                found.add(Check::RootForgeable, format!("root {name}: {why}"));
             }
         }
         root::Config::GcpKms(gcp) => {

@@ -104,6 +104,18 @@ fn what_is_written_passes_the_check_and_has_the_digest_of_the_token() {
             &["kind = \"gcp-kms\"", "/keyRings/r/cryptoKeys/k\""],
         ),
         (
+            [
+                "azure-key-vault:https://v.vault.azure.net/keys/k",
+                "inline",
+                "none",
+                "none",
+                "token",
+                "stdout",
+            ],
+            Some("app"),
+            &["kind = \"azure-key-vault\"", "algorithm = \"RSA-OAEP-256\"", ".net/keys/k\""],
+        ),
+        (
             ["passphrase:new", "file:data", "dir:/mnt/a", https, "token", "a.jsonl"],
             Some("app"),
             &["listen = \"0.0.0.0:8443\"", "path = \"/mnt/a\"", "passphrase_file = \"new\""],
@@ -186,7 +198,7 @@ fn every_question_is_asked_once_and_a_bad_answer_again() {
         assert_eq!(said.matches(&format!("\n{number}/6 ")).count(), 1, "{said}");
     }
     for why in [
-        "expected aws-kms:.., gcp-kms:.., vault-transit:..",
+        "expected aws-kms:.., azure-key-vault:.., gcp-kms:.., vault-transit:..",
         "expected passphrase:FILE",
         "can't write to no/such/dir/file",
         "expected file:DIR",

@@ -174,6 +174,9 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
     };
     let plain_gcp = gcp("http://kms.example", "federation.json");
     let readable_gcp = gcp("https://kms.example", "user.json");
+    let plain_azure = "kind = \"azure-key-vault\"\nkey_id = \"http://vault.example/keys/k\"\n\
+                       algorithm = \"A256KW\"\n";
+    let azure_by_rsa = "kind = \"azure-key-vault\"\nkey_id = \"https://vault.example/keys/k\"\n";
     let access_key = format!(
         "{CLIENT}aws_access_key_id = \"AKIA1\"\naws_secret_access_key_file = \"access-key\"\n"
     );
@@ -196,6 +199,8 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
         // The file of the token is readable too.
         (&[(ROOT, vault)], &["root-plain", "secret-readable"]),
         (&[(ROOT, &plain_gcp)], &["root-plain"]),
+        (&[(ROOT, plain_azure)], &["root-plain"]),
+        (&[(ROOT, azure_by_rsa)], &["root-forgeable"]),
         (&[(ROOT, &readable_gcp)], &["secret-readable"]),
         (&[(STORE, file)], &["store-single"]),
         (&[(", \"https://etcd-1:2379\"", "")], &["store-single"]),

@@ -8,8 +8,9 @@ use crate::cli::{Failure, Result};
 /// The answers that flags give.
 #[derive(clap::Args)]
 pub(super) struct Answers {
-    /// The root key: aws-kms:KEY_ID, gcp-kms:KEY, vault-transit:URL,KEY,TOKEN_FILE,
-    /// pkcs11:MODULE,TOKEN,KEY,PIN_FILE, passphrase:FILE, or local
+    /// The root key: aws-kms:KEY_ID, azure-key-vault:URL, gcp-kms:KEY,
+    /// vault-transit:URL,KEY,TOKEN_FILE, pkcs11:MODULE,TOKEN,KEY,PIN_FILE, passphrase:FILE,
+    /// or local
     #[arg(long, value_name = "ROOT")]
     root: Option<String>,
     /// The store: etcd:URL,URL,.., file:DIR, or inline
@@ -45,6 +46,7 @@ const QUESTIONS: [Question; 6] = [
         text: "\
 Which root key wraps the KEKs?
   aws-kms:KEY_ID                        AWS KMS: an ARN, an id or alias/NAME
+  azure-key-vault:URL                   Azure Key Vault: https://../keys/NAME
   gcp-kms:KEY                           Google Cloud KMS: projects/../cryptoKeys/NAME
   vault-transit:URL,KEY,TOKEN_FILE      the transit engine of Vault or OpenBao
   pkcs11:MODULE,TOKEN,KEY,PIN_FILE      an HSM, by the labels of token and key

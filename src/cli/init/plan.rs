@@ -30,6 +30,9 @@ pub(super) enum Root {
     AwsKms {
         key_id: String,
     },
+    AzureKeyVault {
+        key_id: String,
+    },
     GcpKms {
         key_id: String,
     },
@@ -135,14 +138,17 @@ fn root(answer: &str) -> Result<Root, String> {
     let (kind, rest) = answer.split_once(':').unwrap_or((answer, ""));
     match kind {
         "aws-kms" => parts(rest, "aws-kms:KEY_ID").map(|[key_id]| Root::AwsKms { key_id }),
+        "azure-key-vault" => {
+            parts(rest, "azure-key-vault:URL").map(|[key_id]| Root::AzureKeyVault { key_id })
+        }
         "gcp-kms" => parts(rest, "gcp-kms:KEY").map(|[key_id]| Root::GcpKms { key_id }),
         "vault-transit" => parts(rest, "vault-transit:URL,KEY,TOKEN_FILE")
             .map(|[address, key, token_file]| Root::VaultTransit { address, key, token_file }),
         "pkcs11" => parts(rest, "pkcs11:MODULE,TOKEN,KEY,PIN_FILE")
             .map(|[module, token, key, pin_file]| Root::Pkcs11 { module, token, key, pin_file }),
         "passphrase" => parts(rest, "passphrase:FILE").map(|[file]| Root::Passphrase { file }),
-        _ => Err("expected aws-kms:.., gcp-kms:.., vault-transit:.., pkcs11:.., \
-                  passphrase:FILE or local"
+        _ => Err("expected aws-kms:.., azure-key-vault:.., gcp-kms:.., vault-transit:.., \
+                  pkcs11:.., passphrase:FILE or local"
             .to_owned()),
     }
 }

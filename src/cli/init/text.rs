@@ -66,6 +66,13 @@ fn root(root: &Root) -> String {
              # region = \"eu-central-1\"\n",
             quoted(key_id)
         ),
+        Root::AzureKeyVault { key_id } => format!(
+            "kind = \"azure-key-vault\"\n\
+             key_id = {}\n\
+             # For an AES key of a Managed HSM. The default is for an RSA key.\n\
+             # algorithm = \"A256KW\"\n",
+            quoted(key_id)
+        ),
         Root::GcpKms { key_id } => format!(
             "kind = \"gcp-kms\"\n\
              key_id = {}\n\

@@ -22,7 +22,7 @@ pub(super) fn files(config: &Config) -> Vec<(String, PathBuf)> {
         let mut add = |key: &str, path| add(format!("root.{index}.{key}"), path);
         match root {
             // The root itself refuses a key file that others can read.
-            root::Config::Local(_) | root::Config::AwsKms(_) => {}
+            root::Config::Local(_) | root::Config::AwsKms(_) | root::Config::AzureKeyVault(_) => {}
             root::Config::Passphrase(root) => add("passphrase_file", root.passphrase_file.as_ref()),
             root::Config::Pkcs11(root) => add("pin_file", root.pin_file.as_ref()),
             root::Config::GcpKms(root) => {
