@@ -131,6 +131,12 @@ scaling: $(PROTOX) test-env ## 100 to 1,000 replicas on one etcd, simulated; thr
 		KMS_PROXY_SCALING_SECONDS=240 KMS_PROXY_SCALING_RESTART=0 KMS_PROXY_SCALING_FILE=target/scaling.json $(SIMULATE)
 	$(CARGO) bench --locked --profile release --bench scaling -- $(BENCH)
 
+# In the build that is installed, and one at a time.
+.PHONY: constant-time
+constant-time: export KMS_PROXY_CONSTANT_TIME_SAMPLES ?= 1000000
+constant-time: $(PROTOX) ## whether comparisons of secrets take the same time wherever the difference is, by dudect's method
+	$(CARGO) test --release --locked --lib -- --nocapture --test-threads=1 wherever_the_difference_is
+
 .PHONY: lint
 # In the release profile, like the tests: both then use the same build scripts and procedural macros.
 lint: $(PROTOX) ## formatting, clippy, docs and each Cargo feature alone, warnings denied

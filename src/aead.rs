@@ -267,6 +267,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::constant_time;
+    use crate::id::Suite;
+
+    /// Of the `aes-gcm` crate, and of AWS-LC from 1 KiB on.
+    #[test]
+    fn tags_take_the_same_time_wherever_the_difference_is() {
+        type Given = (Vec<u8>, [u8; TAG_LEN]);
+        for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+            let key = KeyBytes::random(suite).unwrap();
+            for len in [16, 2048] {
+                let mut sealed = vec![7; len];
+                let tag = seal_once(&key, b"", &mut sealed).unwrap();
+                let set = |given: &mut Given, input: &[u8]| {
+                    given.0.copy_from_slice(&sealed);
+                    given.1.copy_from_slice(input);
+                };
+                let accepts =
+                    |given: &mut Given| open_once(&key, b"", &mut given.0, &given.1).is_ok();
+                let name = format!("tag of {len} bytes, {suite}");
+                constant_time::check(&name, (sealed.clone(), tag), &tag, set, accepts);
+            }
+        }
+    }
 
     fn hex(text: &str) -> Vec<u8> {
         base16ct::lower::decode_vec(text).unwrap()

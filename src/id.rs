@@ -289,6 +289,16 @@ serde_as_text!(ChainName, KekId);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constant_time;
+
+    /// The ids are public, so nothing depends on it.
+    #[test]
+    fn kek_ids_take_the_same_time_wherever_the_difference_is() {
+        let right = KekId::of_key(&[7; 32]);
+        let set = |given: &mut KekId, input: &[u8]| given.0.copy_from_slice(input);
+        let accepts = |given: &mut KekId| *given == std::hint::black_box(right);
+        constant_time::check("KEK id", right, &right.0, set, accepts);
+    }
 
     #[test]
     fn chain_names_are_checked() {

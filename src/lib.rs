@@ -258,6 +258,8 @@ pub mod clock;
 pub mod cobblestone;
 #[cfg(feature = "server")]
 pub mod config;
+#[cfg(test)]
+mod constant_time;
 pub mod envelope;
 pub mod error_chain;
 pub mod export;

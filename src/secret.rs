@@ -150,6 +150,23 @@ impl Eq for SecretBytes {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constant_time;
+
+    #[test]
+    fn secrets_take_the_same_time_wherever_the_difference_is() {
+        let right = [7; 32];
+        let secret = SecretBytes::new(right.to_vec());
+        let set = |given: &mut SecretBytes, input: &[u8]| given.0.copy_from_slice(input);
+        let accepts = |given: &mut SecretBytes| *given == secret;
+        constant_time::check("secret", SecretBytes::new(vec![0; 32]), &right, set, accepts);
+        for suite in [Suite::Aes128Gcm, Suite::Aes256Gcm] {
+            let key = KeyBytes::random(suite).unwrap();
+            let set = |given: &mut KeyBytes, input: &[u8]| given.as_mut().copy_from_slice(input);
+            let accepts = |given: &mut KeyBytes| *given == key;
+            let given = KeyBytes::random(suite).unwrap();
+            constant_time::check(&format!("key, {suite}"), given, key.expose(), set, accepts);
+        }
+    }
 
     #[test]
     fn keys_have_their_suites_size() {

@@ -103,6 +103,7 @@ impl<T> ByDigest<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constant_time;
 
     #[test]
     fn a_token_is_new_each_time_and_its_digest_is_written_as_it_is_read() {
@@ -132,5 +133,15 @@ mod tests {
         near.0[30] ^= 1;
         assert_eq!(map.find(&near), None);
         assert_eq!(map.find(&TokenDigest::of("")), None);
+    }
+
+    /// Behind the 8 bytes of the index.
+    #[test]
+    fn a_digest_takes_the_same_time_wherever_the_difference_is() {
+        let digest = TokenDigest::of("abc");
+        let map = ByDigest::new([(digest, 1)]);
+        let set = |given: &mut TokenDigest, rest: &[u8]| given.0[8..].copy_from_slice(rest);
+        let accepts = |given: &mut TokenDigest| map.find(given).is_some();
+        constant_time::check("digest of a token", digest, &digest.0[8..], set, accepts);
     }
 }

@@ -9,6 +9,7 @@ use sha2::Digest;
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::constant_time;
 
 mod reading;
 
@@ -181,6 +182,15 @@ fn sizes_follow_from_each_other() {
         assert_eq!(opened_len(bad), Err(Invalid), "{bad}");
     }
     assert_eq!(opened_len(u64::MAX), Err(Invalid));
+}
+
+#[test]
+fn commitments_take_the_same_time_wherever_the_difference_is() {
+    let key = key(Suite::Aes256Gcm);
+    let (_, prefix) = MessageKey::with_salt(&key, &[7; SALT_LEN], b"").unwrap();
+    let set = |given: &mut Prefix, input: &[u8]| given[SALT_LEN..].copy_from_slice(input);
+    let accepts = |given: &mut Prefix| MessageKey::open(&key, given, b"").is_ok();
+    constant_time::check("commitment to a key", prefix, &prefix[SALT_LEN..], set, accepts);
 }
 
 #[test]

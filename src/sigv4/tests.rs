@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::testing::{Credentials, hex_of, sign};
 use super::*;
+use crate::constant_time;
 
 /// The credentials, the scope and the time of every case of AWS's suite.
 const ID: &str = "AKIDEXAMPLE";
@@ -193,6 +194,19 @@ impl Sent {
     fn verify(&self) -> Result<(), Refusal> {
         self.verify_at(NOW)
     }
+}
+
+#[test]
+fn signatures_take_the_same_time_wherever_the_difference_is() {
+    let sent = Sent::signed();
+    let request = sent.request();
+    let authorization = Authorization::parse(&sent.headers).unwrap();
+    let key = SigningKey::derive(SECRET.as_bytes(), authorization.day, KMS);
+    let right = authorization.signature;
+    let body_hash = hex_digest(BODY);
+    let set = |given: &mut Authorization<'_>, input: &[u8]| given.signature.copy_from_slice(input);
+    let accepts = |given: &mut Authorization<'_>| given.verify(&request, &body_hash, &key).is_ok();
+    constant_time::check("signature of a request", authorization, &right, set, accepts);
 }
 
 #[test]

@@ -15,6 +15,7 @@ const MODULES: &str = "
     accept:
     base64:
     clock:
+    constant_time:
     error_chain:
     http2_frames:
     id:
