@@ -167,12 +167,14 @@ fn seconds(date: f64) -> Option<u64> {
     (0.0..=1e15).contains(&date).then_some(date as u64)
 }
 
-/// Decodes a part, which must be a JSON object. serde would also accept an array and read its items
-/// as the members in order, so the first byte is checked.
+/// Decodes a part, which must be a JSON object in UTF-8 (RFC 7519, section 7.2). serde would also
+/// accept an array and read its items as the members in order, so the first byte is checked; and it
+/// does not look at the bytes of members that it ignores, so the encoding is checked too.
 fn json<T: DeserializeOwned>(part: &str) -> Result<T, Refusal> {
     let bytes = URL_SAFE_NO_PAD.decode_to_vec(part).map_err(|_| Refusal::Malformed)?;
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(Refusal::Malformed);
     }
-    serde_json::from_slice(&bytes).map_err(|_| Refusal::Malformed)
+    let text = str::from_utf8(&bytes).map_err(|_| Refusal::Malformed)?;
+    serde_json::from_str(text).map_err(|_| Refusal::Malformed)
 }

@@ -307,6 +307,40 @@ async fn a_jwt_that_is_wrong_in_any_way_is_refused() {
     }
 }
 
+/// Text with `bad` in place of each `?`.
+fn with_bytes(json: &Value, bad: &[u8]) -> Vec<u8> {
+    let text = json.to_string();
+    assert!(text.contains('?'), "{text}");
+    text.split('?').map(str::as_bytes).collect::<Vec<_>>().join(bad)
+}
+
+#[tokio::test]
+async fn a_signed_jwt_that_is_not_utf_8_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jwks.json");
+    let key = Key::new("rsa", Algorithm::RS256);
+    std::fs::write(&file, jwks(&[&key])).unwrap();
+    let world = world(clients(&jwt_client("a", "me", &file))).await;
+    let header = |more: &str| json!({"alg": "RS256", "kid": "rsa", "typ": more});
+    let (ignored, subject) = (with("jti", Some(json!("?"))), with("sub", Some(json!("me?"))));
+    let named = with("x?", Some(json!(1)));
+    let good = with("jti", None).to_string();
+    // Latin-1, a byte that UTF-8 never has, an overlong '/', a surrogate, and a cut character.
+    for bad in [&b"\xe9"[..], b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xe2\x82"] {
+        for claims in [&ignored, &subject, &named] {
+            let head = header("JWT").to_string();
+            let token = key.sign_bytes(head.as_bytes(), &with_bytes(claims, bad));
+            assert_eq!(world.token(&token).await, Err(Refusal::Malformed), "{claims} {bad:?}");
+        }
+        let token = key.sign_bytes(&with_bytes(&header("?"), bad), good.as_bytes());
+        assert_eq!(world.token(&token).await, Err(Refusal::Malformed), "header {bad:?}");
+    }
+    // The same members in UTF-8.
+    let head = with_bytes(&header("?"), "\u{e9}".as_bytes());
+    let token = key.sign_bytes(&head, &with_bytes(&ignored, "\u{e9}".as_bytes()));
+    assert_eq!(world.token(&token).await.unwrap(), "a");
+}
+
 #[tokio::test]
 async fn a_cached_jwt_is_accepted_until_it_expires() {
     let dir = tempfile::tempdir().unwrap();

@@ -63,7 +63,12 @@ impl Key {
 
     /// The same with another header; the signature is of this key's algorithm all the same.
     pub(crate) fn sign_as(&self, header: &Value, claims: &Value) -> String {
-        let message = message(header, claims);
+        self.sign_bytes(header.to_string().as_bytes(), claims.to_string().as_bytes())
+    }
+
+    /// The same of any bytes.
+    pub(crate) fn sign_bytes(&self, header: &[u8], claims: &[u8]) -> String {
+        let message = [header, claims].map(|part| BASE64.encode_to_string(part)).join(".");
         let signature = crypto::sign(message.as_bytes(), &self.private, self.algorithm).unwrap();
         format!("{message}.{signature}")
     }
@@ -71,8 +76,7 @@ impl Key {
 
 /// What is signed of a token.
 pub(crate) fn message(header: &Value, claims: &Value) -> String {
-    let part = |json: &Value| BASE64.encode_to_string(json.to_string());
-    format!("{}.{}", part(header), part(claims))
+    [header, claims].map(|json| BASE64.encode_to_string(json.to_string())).join(".")
 }
 
 /// A JWKS of these keys.
