@@ -280,7 +280,7 @@ impl RootKey for Root {
     }
 
     fn key(&self) -> String {
-        self.config.key_id.clone()
+        self.key.text.clone()
     }
 }
 

@@ -9,6 +9,8 @@ pub(super) struct KeyId {
     /// `https://HOST/keys/NAME`.
     pub(super) url: String,
     pub(super) host: String,
+    /// The one text of this key: Azure does not distinguish the case of names.
+    pub(super) text: String,
     parsed: Url,
 }
 
@@ -33,7 +35,8 @@ impl KeyId {
         };
         match parts[..] {
             ["", "keys", name] if is_name(name) => {
-                Ok(Self { url: parsed.as_str().to_owned(), host, parsed })
+                let url = parsed.as_str().to_owned();
+                Ok(Self { text: url.to_ascii_lowercase(), url, host, parsed })
             }
             ["", "keys", _, _] => {
                 Err("key_id: it names one version; leave out what follows the name".to_owned())
@@ -90,6 +93,21 @@ mod tests {
         }
         let version = format!("{KEY}/00112233445566778899aabbccddeeff");
         assert!(KeyId::parse(&version).err().unwrap().contains("names one version"));
+    }
+
+    #[test]
+    fn a_key_has_one_text_however_it_is_spelled() {
+        for same in [
+            KEY,
+            "HTTPS://Orders.Vault.Azure.NET/keys/kms-proxy",
+            "https://orders.vault.azure.net:443/keys/KMS-Proxy",
+            "https://orders.vault.azure.net/./keys/kms-proxy",
+        ] {
+            assert_eq!(KeyId::parse(same).unwrap().text, KEY);
+        }
+        for other in ["http://orders.vault.azure.net/keys/kms-proxy", &format!("{KEY}2")] {
+            assert_ne!(KeyId::parse(other).unwrap().text, KEY);
+        }
     }
 
     #[test]
