@@ -262,6 +262,9 @@ fn sweep<const LEN: usize>() {
 const ZERO: [u8; NONCE_LEN] = [0; NONCE_LEN];
 
 #[cfg(test)]
+mod public_vectors;
+
+#[cfg(test)]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;

@@ -288,6 +288,8 @@ serde_as_text!(ChainName, KekId);
 
 #[cfg(test)]
 mod tests {
+    use serde::de::DeserializeOwned;
+
     use super::*;
     use crate::constant_time;
 
@@ -298,6 +300,82 @@ mod tests {
         let set = |given: &mut KekId, input: &[u8]| given.0.copy_from_slice(input);
         let accepts = |given: &mut KekId| *given == std::hint::black_box(right);
         constant_time::check("KEK id", right, &right.0, set, accepts);
+    }
+
+    fn hex(text: &str) -> Vec<u8> {
+        base16ct::lower::decode_vec(text).unwrap()
+    }
+
+    fn list<T: DeserializeOwned>(text: &str) -> Vec<T> {
+        serde_json::from_str(text).unwrap()
+    }
+
+    /// The vectors of Project Wycheproof, by the crate as this project calls it; without a salt
+    /// where the vector has none. The repository has the vectors, and the package does not.
+    #[test]
+    fn every_hkdf_vector_of_wycheproof_passes() {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct File {
+            number_of_tests: usize,
+            test_groups: Vec<Group>,
+        }
+        #[derive(Deserialize)]
+        struct Group {
+            tests: Vec<Test>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Test {
+            tc_id: usize,
+            ikm: String,
+            salt: String,
+            info: String,
+            size: usize,
+            okm: String,
+            result: String,
+        }
+        let path = "/tests/vectors/wycheproof/hkdf_sha256_test.json";
+        let path = [env!("CARGO_MANIFEST_DIR"), path].concat();
+        let file: File = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let (mut valid, mut invalid, mut without_salt) = (0, 0, 0);
+        for test in file.test_groups.iter().flat_map(|group| &group.tests) {
+            let salt = Some(hex(&test.salt)).filter(|salt| !salt.is_empty());
+            without_salt += usize::from(salt.is_none());
+            let mut okm = vec![0; test.size];
+            let hkdf = Hkdf::<Sha256>::new(salt.as_deref(), &hex(&test.ikm));
+            let expanded = hkdf.expand(&hex(&test.info), &mut okm);
+            if test.result == "valid" {
+                assert!(expanded.is_ok() && okm == hex(&test.okm), "{}", test.tc_id);
+                valid += 1;
+            } else {
+                assert!(test.result == "invalid" && expanded.is_err(), "{}", test.tc_id);
+                invalid += 1;
+            }
+        }
+        println!("{valid} valid and {invalid} invalid vectors; {without_salt} without a salt");
+        assert_eq!((valid, invalid, without_salt), (83, 3, 23));
+        assert_eq!(valid + invalid, file.number_of_tests);
+    }
+
+    /// `tests/vectors/make.py` computed them with HMAC alone.
+    #[test]
+    fn the_id_of_a_kek_is_the_known_one() {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Known {
+            comment: String,
+            kek: String,
+            kek_id: String,
+        }
+        let known: Vec<Known> = list(include_str!("../tests/vectors/kek-ids/kek-ids.json"));
+        for one in &known {
+            let id = KekId::of_key(&hex(&one.kek));
+            assert_eq!(id.to_string(), one.kek_id, "{}", one.comment);
+            assert_eq!(id, one.kek_id.parse().unwrap());
+        }
+        let ids: std::collections::BTreeSet<_> = known.iter().map(|one| &one.kek_id).collect();
+        assert_eq!((known.len(), ids.len()), (22, 22), "no two keys have one id");
     }
 
     #[test]

@@ -18,6 +18,14 @@ fn the_package_is_made_without_a_warning_and_has_what_it_needs() {
     let said = String::from_utf8_lossy(&made.stderr);
     assert!(made.status.success() && !said.contains("warning"), "{said}");
 
+    let made = std::fs::read_dir(dir.path().join("package")).unwrap();
+    let made: Vec<_> = made.map(|entry| entry.unwrap().path()).collect();
+    let made: Vec<_> =
+        made.iter().filter(|path| path.extension() == Some("crate".as_ref())).collect();
+    assert_eq!(made.len(), 1, "{made:?}");
+    let len = made[0].metadata().unwrap().len();
+    assert!(len <= PACKAGE_LEN, "the package has {len} bytes");
+
     let list = cargo(&["package", "--list"]);
     let list = String::from_utf8(list.stdout).unwrap();
     let files: Vec<_> = list.lines().collect();
@@ -33,10 +41,17 @@ fn the_package_is_made_without_a_warning_and_has_what_it_needs() {
     ] {
         assert!(files.contains(&needed), "{needed} is not among\n{list}");
     }
-    for private in [".ci/", "target/", "fuzz/", "kms-proxy-data"] {
+    let public_vectors = ["tests/vectors/cavp/", "tests/vectors/wycheproof/"];
+    for public in public_vectors {
+        assert!(root().join(public).is_dir(), "{public}");
+    }
+    for private in [&[".ci/", "target/", "fuzz/", "kms-proxy-data"][..], &public_vectors].concat() {
         assert!(!files.iter().any(|file| file.starts_with(private)), "{private} is among\n{list}");
     }
 }
+
+/// The most bytes that the package may have, compressed.
+const PACKAGE_LEN: u64 = 3 << 20;
 
 /// What no small library may depend on.
 const LARGE: [&str; 10] = [

@@ -157,6 +157,11 @@ class Vectors:
     def __init__(self) -> None:
         self.list: list[dict] = []
 
+    def write(self, path: pathlib.Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        lines = ",\n".join(json.dumps(vector) for vector in self.list)
+        path.write_text(f"[\n{lines}\n]\n", encoding="ascii")
+
     def add(self, comment: str, m: Message, valid: bool, envelope: bytes | None = None, **given) -> None:
         """One vector: `given` is what the reader has in place of the writer's own chain, kek and aad."""
         kek, suite = given.get("kek", m.kek), given.get("suite", m.suite)
@@ -176,10 +181,6 @@ class Vectors:
 
     def fails(self, comment: str, m: Message, envelope: bytes | None = None, **given) -> None:
         self.add(comment, m, False, envelope, **given)
-
-    def write(self, path: pathlib.Path) -> None:
-        lines = ",\n".join(json.dumps(vector) for vector in self.list)
-        path.write_text(f"[\n{lines}\n]\n", encoding="ascii")
 
 
 def flip(bit: int):
@@ -452,6 +453,25 @@ def wrong_streams() -> Vectors:
     return v
 
 
+def kek_ids() -> Vectors:
+    """KEKs and their ids, by HMAC alone: HKDF-Extract and HKDF-Expand of RFC 5869, sections 2.2 and 2.3."""
+    v = Vectors()
+    keys = {"the KEK of the example of docs/format.md": EXAMPLE.kek}
+    for size in (16, 32):
+        keys[f"{size} zero bytes"] = bytes(size)
+        keys[f"{size} bytes of ff"] = b"\xff" * size
+        keys[f"{size} counting bytes, downwards"] = bytes(range(size))[::-1]
+        keys[f"{size} zero bytes, the first bit set"] = b"\x80" + bytes(size - 1)
+        keys[f"{size} zero bytes, the last bit set"] = bytes(size - 1) + b"\x01"
+        keys.update({f"{size} bytes, {i}": derive(f"kek {size} {i}", size) for i in range(5)})
+    keys["32 bytes that start with the example's KEK, and zeros"] = EXAMPLE.kek + bytes(16)
+    for comment, kek in keys.items():
+        prk = hmac.digest(bytes(32), kek, "sha256")
+        identity = expand(prk, b"kms-proxy kek id v1", 16, "sha256")
+        v.list.append({"comment": comment, "kek": kek.hex(), "kek_id": identity.hex()})
+    return v
+
+
 class Blobs(Vectors):
     """Ciphertexts of the AWS KMS API, and the AADs of their encryption contexts."""
 
@@ -535,5 +555,5 @@ if __name__ == "__main__":
         "stream-wrong": wrong_streams(),
     }.items():
         vectors.write(directory / f"{name}.json")
-    (directory / "aws").mkdir(exist_ok=True)
     blobs().write(directory / "aws" / "blobs.json")
+    kek_ids().write(directory / "kek-ids" / "kek-ids.json")
