@@ -4,7 +4,7 @@
 decrypt.py open --chain orders --kek-file KEK.hex [--aad HEX] ENVELOPE
     prints the plaintext of an envelope, which is given as kp:... or in hex
 decrypt.py check FILE.json...
-    checks vectors, and fails when one goes wrong
+    checks vectors, and fails when one goes wrong, or is refused for another rule than the one it names
 """
 
 import argparse
@@ -17,30 +17,35 @@ import sys
 from cryptography.cobblestone import Cobblestone128Decryptor, Cobblestone256Decryptor
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.constant_time import bytes_eq
+from cryptography.hazmat.primitives.hashes import SHA256, SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 SUITES = {1: ("aes-128-gcm", 16), 2: ("aes-256-gcm", 32)}
 MAX_AAD = 65_536
 TAG = 16
+SALT, COMMITMENT, CHUNK = 24, 32, 16_384 + TAG
 COBBLESTONE = {1: Cobblestone128Decryptor, 2: Cobblestone256Decryptor}
 
 
 class Refused(Exception):
-    """Not an envelope of this chain, KEK and AAD. The text is for this tool's user; a service would not tell."""
+    """Not an envelope of this chain, KEK and AAD. The text is the name of a rule of docs/format.md; a service would not
+    tell."""
 
 
-def require(holds: bool, what: str) -> None:
+def require(holds: bool, rule: str) -> None:
     if not holds:
-        raise Refused(what)
+        raise Refused(rule)
 
 
 class Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+    """`rule` is the one that input breaks which ends too early."""
+
+    def __init__(self, data: bytes, rule: str) -> None:
+        self.data, self.at, self.rule = data, 0, rule
 
     def take(self, size: int) -> bytes:
-        require(self.at + size <= len(self.data), "truncated")
+        require(self.at + size <= len(self.data), self.rule)
         self.at += size
         return self.data[self.at - size : self.at]
 
@@ -60,65 +65,81 @@ def kek_id(kek: bytes) -> bytes:
 
 
 def check_record(record: bytes) -> None:
-    reader = Reader(record)
-    require(reader.number(1) == 1, "unknown record format")
-    require(reader.left() > 0, "no wrap in the record")
+    require(record[:1] == b"\x01", "record-format")
+    require(len(record) > 1, "record-empty")
+    reader = Reader(record[1:], "record-end")
     while reader.left() > 0:
         name = reader.take(reader.number(1))
         wrap = reader.take(reader.number(2))
-        require(len(name) > 0 and len(wrap) > 0, "empty part in the record")
+        require(len(name) > 0 and len(wrap) > 0, "record-part")
         try:
             name.decode("utf-8")
         except UnicodeDecodeError:
-            raise Refused("a root's name is not UTF-8") from None
+            raise Refused("record-name") from None
 
 
-def gcm_open(key: bytes, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
+def gcm_open(rule: str, key: bytes, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
     try:
         return AESGCM(key).decrypt(nonce, sealed, aad)
     except InvalidTag:
-        raise Refused("does not authenticate") from None
+        raise Refused(rule) from None
+
+
+def check_chunks(payload: bytes) -> None:
+    require(len(payload) >= SALT + COMMITMENT + TAG, "payload-length")
+    require((len(payload) - SALT - COMMITMENT) % CHUNK >= TAG, "last-chunk")
 
 
 def stream_open(suite: int, key: bytes, payload: bytes, context: bytes) -> bytes:
+    salt, commitment = payload[:SALT], payload[SALT : SALT + COMMITMENT]
+    name = b"c2sp.org/chunked-encryption@v1+AEAD_AES_%d_GCM\0" % (8 * len(key))
+    derived = HKDFExpand(SHA512(), len(key) + 12 + COMMITMENT, name + salt + context).derive(key)
+    require(bytes_eq(derived[-COMMITMENT:], commitment), "commitment")
     decryptor = COBBLESTONE[suite](key, context)
     try:
         return decryptor.update(payload) + decryptor.finalize()
     except InvalidTag:
-        raise Refused("does not authenticate") from None
+        raise Refused("chunk") from None
 
 
 def decrypt(envelope: bytes, chain: str, keks: dict[bytes, bytes], aad: bytes) -> bytes:
     """The plaintext of an envelope; `keks` are the chain's KEKs by id."""
-    require(re.fullmatch("[a-z0-9][a-z0-9._-]{0,62}", chain) is not None, "not a chain's name")
-    require(len(aad) <= MAX_AAD, "AAD too long")
+    require(re.fullmatch("[a-z0-9][a-z0-9._-]{0,62}", chain) is not None, "chain-name")
+    require(len(aad) <= MAX_AAD, "aad-length")
     chain_field = u16(len(chain)) + chain.encode("ascii")
 
-    reader = Reader(envelope)
-    version, suite = reader.number(1), reader.number(1)
-    require(version in (1, 2, 3, 4), "unknown version")
-    require(suite in SUITES, "unknown suite")
+    reader = Reader(envelope, "header-length")
+    version = reader.number(1)
+    require(version in (1, 2, 3, 4), "version")
+    suite = reader.number(1)
+    require(suite in SUITES, "suite")
     key_len = SUITES[suite][1]
     named = reader.take(16)
     carried = b""
     if version in (2, 4):
-        record = reader.take(reader.number(2))
+        size = reader.number(2)
+        require(reader.left() >= size, "record-length")
+        record = reader.take(size)
         check_record(record)
         carried = u16(len(record)) + record
     wrap_nonce = reader.take(12)
     wrapped_dek = reader.take(key_len + TAG)
-    require(reader.left() >= TAG, "no payload")
+    require(reader.left() >= TAG, "payload-length")
     payload = reader.take(reader.left())
+    if version in (3, 4):
+        check_chunks(payload)
 
     kek = keks.get(named)
-    require(kek is not None, "unknown KEK")
-    require(len(kek) == key_len and kek_id(kek) == named, "not the KEK that the envelope names")
+    require(kek is not None, "kek-unknown")
+    require(len(kek) == key_len, "kek-size")
+    require(kek_id(kek) == named, "kek-id")
     codes = bytes([version, suite])
-    dek = gcm_open(kek, wrap_nonce, wrapped_dek, b"kms-proxy dek v1" + codes + named + chain_field + carried)
+    wrap_aad = b"kms-proxy dek v1" + codes + named + chain_field + carried
+    dek = gcm_open("wrap", kek, wrap_nonce, wrapped_dek, wrap_aad)
     bound = codes[1:] + chain_field + len(aad).to_bytes(4, "big") + aad
     if version in (3, 4):
         return stream_open(suite, dek, payload, b"kms-proxy stream v1" + bound)
-    return gcm_open(dek, bytes(12), payload, b"kms-proxy data v1" + bound)
+    return gcm_open("payload", dek, bytes(12), payload, b"kms-proxy data v1" + bound)
 
 
 def from_hex(text: str) -> bytes:
@@ -129,13 +150,13 @@ def from_hex(text: str) -> bytes:
 
 
 def from_text(text: str) -> bytes:
-    require(text.startswith("kp:"), "not the text form")
-    try:
-        data = base64.b64decode(text[3:], validate=True)
-    except ValueError:
-        raise Refused("not base64") from None
+    require(text.startswith("kp:"), "text-prefix")
+    digits = text[3:]
+    require(re.fullmatch("[A-Za-z0-9+/=]*", digits) is not None, "text-alphabet")
+    require(len(digits) % 4 == 0 and re.fullmatch("[^=]*={0,2}", digits) is not None, "text-padding")
+    data = base64.b64decode(digits, validate=True)
     # The library lets unused bits pass.
-    require(base64.b64encode(data).decode() == text[3:], "not canonical base64")
+    require(base64.b64encode(data).decode() == digits, "text-bits")
     return data
 
 
@@ -143,18 +164,19 @@ def context_aad(context: dict[str, str]) -> bytes:
     """The AAD of an encryption context of the AWS KMS API."""
     aad = b"kms-proxy aws context v1"
     for key, value in sorted((key.encode(), value.encode()) for key, value in context.items()):
-        require(len(key) < 65_536 and len(value) < 65_536, "a text of the encryption context is too long")
+        if len(key) > 65_535 or len(value) > 65_535:
+            raise ValueError("a text of the encryption context is too long")
         aad += u16(len(key)) + key + u16(len(value)) + value
     return aad
 
 
 def split_blob(blob: bytes) -> tuple[str, bytes]:
     """The chain and the envelope of a ciphertext of the AWS KMS API."""
-    reader = Reader(blob)
-    require(reader.take(4) == b"\x92\x6b\x29\xaf", "not a ciphertext of kms-proxy")
-    require(reader.number(1) == 1, "unknown format of the head")
+    reader = Reader(blob, "blob-length")
+    require(reader.take(4) == b"\x92\x6b\x29\xaf", "blob-magic")
+    require(reader.number(1) == 1, "blob-format")
     name = reader.take(reader.number(1))
-    require(name.isascii(), "not a chain's name")
+    require(name.isascii(), "chain-name")
     return name.decode("ascii"), reader.take(reader.left())
 
 
@@ -167,15 +189,23 @@ def open_vector(vector: dict, keks: dict[bytes, bytes]) -> bytes:
 
 def check(vector: dict) -> str | None:
     """What is wrong with a vector, or with this reader."""
-    kek, valid = from_hex(vector["kek"]), vector["valid"]
+    is_text, valid = "text" in vector, vector["valid"]
     try:
-        opened = open_vector(vector, {kek_id(kek): kek})
+        if is_text:
+            opened = from_text(vector["text"])
+        else:
+            kek = from_hex(vector["kek"])
+            named = from_hex(vector["kek_id"]) if "kek_id" in vector else kek_id(kek)
+            opened = open_vector(vector, {named: kek})
     except Refused as refused:
-        return f"refused: {refused}" if valid else None
+        expected = not valid and vector.get("rule", str(refused)) == str(refused)
+        return None if expected else f"refused: {refused}"
     if not valid:
         return "opened"
-    if opened != from_hex(vector["plaintext"]):
-        return "opened to another plaintext"
+    if opened != from_hex(vector["envelope" if is_text else "plaintext"]):
+        return "opened to something else"
+    if is_text:
+        return None
     if "blob" in vector:
         return None if context_aad(vector["context"]) == from_hex(vector["aad"]) else "its context has another AAD"
     return None if (vector["suite"], len(kek)) in SUITES.values() else "its suite is not its KEK's"

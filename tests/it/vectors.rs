@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use kms_proxy::envelope::{self, Envelope, Header, Version};
 use kms_proxy::root::{Context, Error, RootKey};
 use kms_proxy::secret::KeyBytes;
-use kms_proxy::{ChainName, KekId, Suite, export};
+use kms_proxy::{ChainName, KekId, KeyChain, Suite, export};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 mod reader;
+mod rules;
 
 /// One known answer. Bytes are lower-case hex.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Vector {
     comment: String,
@@ -24,26 +25,40 @@ struct Vector {
     /// Empty where `valid` is false.
     plaintext: String,
     envelope: String,
+    /// The id under which the reader has the KEK, if it is not the KEK's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kek_id: Option<String>,
     valid: bool,
+    /// The first rule of docs/format.md that it breaks, and the reason of the refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 impl Vector {
-    /// Decrypts it with a chain of this name and KEK.
-    async fn open(&self) -> Option<Vec<u8>> {
+    /// A chain of this name with this KEK, if they are ones.
+    async fn chain(&self) -> Option<KeyChain> {
         let kek = unhex(&self.kek);
+        let own = KekId::of_key(&kek).to_string();
         let export = json!({
             "format": 1,
             "chain": self.chain,
             "primary": null,
             "uses": 0,
             "keks": [{
-                "id": KekId::of_key(&kek).to_string(),
+                "id": self.kek_id.as_ref().unwrap_or(&own),
                 "suite": Suite::from_key_len(kek.len())?.as_str(),
                 "wrap": base64_simd::STANDARD.encode_to_string(&kek),
             }],
             "refused": [],
         });
-        let chain = export::read(&Plain, &mut export.to_string().as_bytes()).await.ok()?;
+        export::read(&Plain, &mut export.to_string().as_bytes()).await.ok()
+    }
+
+    /// Decrypts it with its chain.
+    async fn open(&self) -> Option<Vec<u8>> {
+        let chain = self.chain().await?;
         let opened = chain.decrypt(&unhex(&self.envelope), &unhex(&self.aad)).ok()?;
         Some(opened.as_slice().to_vec())
     }

@@ -18,7 +18,10 @@ fn the_writer_makes_these_vectors_again() {
     let fresh = tempfile::tempdir().unwrap();
     let output = python().arg(root().join("tests/vectors/make.py")).arg(fresh.path()).output();
     assert_success(&output.unwrap());
-    let all = |directory: &Path| [files(directory), files(&directory.join("aws"))].concat();
+    let all = |directory: &Path| {
+        let more = ["aws", "kek-ids", "text"].map(|name| files(&directory.join(name)));
+        [files(directory), more.concat()].concat()
+    };
     let (ours, theirs) = (all(&root().join("tests/vectors")), all(fresh.path()));
     assert_eq!(names(&ours), names(&theirs));
     for (ours, theirs) in ours.iter().zip(&theirs) {
@@ -46,7 +49,15 @@ async fn the_reader_in_python_agrees_on_the_vectors_and_on_fresh_envelopes() {
 fn the_reader_in_python_agrees_on_the_blobs_of_the_aws_kms_api() {
     let output = check(&files(&root().join("tests/vectors/aws")));
     assert_success(&output);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "36 vectors opened, 22 refused\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "36 vectors opened, 23 refused\n");
+}
+
+/// `the_one_text_of_an_envelope_is_taken_and_no_other` reads the same file.
+#[test]
+fn the_reader_in_python_agrees_on_texts() {
+    let output = check(&files(&root().join("tests/vectors/text")));
+    assert_success(&output);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "3 vectors opened, 20 refused\n");
 }
 
 #[tokio::test]
@@ -56,8 +67,17 @@ async fn the_reader_in_python_reports_what_goes_wrong() {
     assert_success(&check(&[write(directory.path(), std::slice::from_ref(&good))]));
     let other_plaintext = Vector { plaintext: format!("{}00", good.plaintext), ..good.clone() };
     let opens_after_all = Vector { valid: false, plaintext: String::new(), ..good.clone() };
-    let other_aad = Vector { aad: format!("{}00", good.aad), ..good };
-    for bad in [other_plaintext, opens_after_all, other_aad] {
+    let other_aad = Vector { aad: format!("{}00", good.aad), ..good.clone() };
+    let other_rule = Vector {
+        valid: false,
+        plaintext: String::new(),
+        aad: format!("{}00", good.aad),
+        rule: Some("wrap".to_owned()),
+        ..good
+    };
+    let right_rule = Vector { rule: Some("payload".to_owned()), ..other_rule.clone() };
+    assert_success(&check(&[write(directory.path(), &[right_rule])]));
+    for bad in [other_plaintext, opens_after_all, other_aad, other_rule] {
         let output = check(&[write(directory.path(), &[bad])]);
         assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -124,6 +144,7 @@ async fn the_reader_in_python_opens_streams_of_every_length_around_a_chunk() {
                 plaintext: if valid { hex(&plaintext) } else { String::new() },
                 envelope: hex(envelope),
                 valid,
+                ..Vector::default()
             };
             vectors.push(vector(false, &envelope[..envelope.len() - 1]));
             vectors.push(vector(true, &envelope));
@@ -169,6 +190,7 @@ async fn what_cryptography_seals_opens_here() {
                 plaintext: String::new(),
                 envelope: hex(&envelope),
                 valid: true,
+                ..Vector::default()
             };
             assert!(vector.open().await == Some(vec![b'p'; len]), "{suite}, {len} bytes");
         }
@@ -221,6 +243,7 @@ async fn fresh_vectors() -> Vec<Vector> {
                     plaintext: hex(&plaintext),
                     envelope: hex(&envelope),
                     valid: true,
+                    ..Vector::default()
                 };
                 vectors.push(Vector {
                     comment: format!("{}, changed", good.comment),
@@ -229,6 +252,7 @@ async fn fresh_vectors() -> Vec<Vector> {
                         &[&envelope[..envelope.len() - 1], &[!envelope.last().unwrap()]].concat()
                     ),
                     valid: false,
+                    rule: Some("payload".to_owned()),
                     ..good.clone()
                 });
                 vectors.push(good);
