@@ -28,6 +28,13 @@ mod cloud;
 mod config;
 #[cfg(test)]
 mod contract;
+#[cfg(any(
+    feature = "aws-kms",
+    feature = "azure-key-vault",
+    feature = "gcp-kms",
+    feature = "vault-transit"
+))]
+mod echo;
 pub(crate) mod forward;
 #[cfg(feature = "gcp-kms")]
 pub mod gcp_kms;

@@ -26,14 +26,18 @@ use crate::proxy::{Proxies, Proxy};
 use crate::secret::KeyBytes;
 
 use super::authorities::{self, Authorities, Ca, is_same};
+use super::echo::Secrets;
 use super::{Context, Error, IfMissing, RootKey, forward, sealed};
 
 mod failure;
 mod key_id;
 mod outgoing;
 mod raw;
+mod sent;
 
 pub use super::settings::AwsKms as Config;
+
+use sent::Sent;
 
 /// The first byte of a wrap, followed by the ciphertext blob of KMS.
 const FORMAT: u8 = 1;
@@ -162,9 +166,10 @@ impl Root {
 
     /// Checks that the response is from the right key: the configured one or, for an alias, the one
     /// that answered first.
-    fn check_key(&self, arn: &str) -> Result<(), String> {
+    fn check_key(&self, arn: &str, sent: &Sent) -> Result<(), String> {
         let configured = &self.config.key_id;
         if !key_id::may_be(configured, arn) {
+            let arn = sent.secrets().line(arn);
             return Err(format!("the key {arn} answered, and key_id is {configured}"));
         }
         let first = self.key.get_or_init(|| arn.to_owned());
@@ -229,9 +234,14 @@ impl RootKey for Root {
     async fn wrap(&self, context: Context<'_>, kek: &KeyBytes) -> Result<Vec<u8>, Error> {
         let call = self.client().await?.encrypt().key_id(&self.config.key_id);
         let call = call.set_encryption_context(Some(encryption_context(context)));
-        let answer = call.plaintext(Blob::new(kek.expose())).send().await;
-        let answer = answer.map_err(|error| self.failed(&error, failure::of_wrap(&error)))?;
-        self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Denied)?;
+        let sent = Sent::new(Secrets::of(kek.expose()));
+        let call = call.plaintext(Blob::new(kek.expose())).customize().interceptor(sent.clone());
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| self.failed(&error, failure::of_wrap(&error, &sent.secrets())))?;
+        let arn = answer.key_id().ok_or_else(failure::not_kms)?;
+        self.check_key(arn, &sent).map_err(Error::Denied)?;
         let sealed = answer.ciphertext_blob().map(AsRef::as_ref).unwrap_or_default();
         if sealed.is_empty() || sealed.len() >= LONGEST_WRAP {
             return Err(failure::not_kms());
@@ -247,11 +257,16 @@ impl RootKey for Root {
         }
         let call = self.client().await?.decrypt().key_id(&self.config.key_id);
         let call = call.set_encryption_context(Some(encryption_context(context)));
-        let answer = call.ciphertext_blob(Blob::new(sealed)).send().await;
-        let mut answer = answer.map_err(|error| self.failed(&error, failure::of_unwrap(&error)))?;
+        let sent = Sent::default();
+        let call = call.ciphertext_blob(Blob::new(sealed)).customize().interceptor(sent.clone());
+        let mut answer = call
+            .send()
+            .await
+            .map_err(|error| self.failed(&error, failure::of_unwrap(&error, &sent.secrets())))?;
         let kek = answer.plaintext.take().map(Blob::into_inner).unwrap_or_default();
         let kek = Zeroizing::new(kek);
-        self.check_key(answer.key_id().ok_or_else(failure::not_kms)?).map_err(Error::Wrong)?;
+        let arn = answer.key_id().ok_or_else(failure::not_kms)?;
+        self.check_key(arn, &sent).map_err(Error::Wrong)?;
         let kek = KeyBytes::from_slice(&kek).filter(|kek| kek.suite() == context.suite);
         kek.ok_or_else(|| Error::Wrong("it unwraps to a key of another size".to_owned()))
     }

@@ -25,7 +25,7 @@ use crate::proxy::Proxies;
 use crate::secret::KeyBytes;
 
 use super::cloud::attempts::{Failure, Rules};
-use super::cloud::http::{Client, Request, Response, line};
+use super::cloud::http::{Client, Request, Response};
 use super::cloud::tokens::Tokens;
 use super::{Context, Error, IfMissing, RootKey, authorities};
 
@@ -113,12 +113,14 @@ impl Root {
         })
     }
 
-    /// Makes a call until an attempt succeeds, and reads its response by `read`.
+    /// Makes a call until an attempt succeeds, and reads its response by `read`. `kek` is the KEK
+    /// in `body`.
     async fn call<T>(
         &self,
         call: Call,
         version: &str,
         body: &(impl Serialize + Sync),
+        kek: Option<&KeyBytes>,
         read: impl Fn(&Response) -> Result<T, Failure>,
     ) -> Result<T, Error> {
         let mut attempts = self.rules.begin()?;
@@ -130,7 +132,10 @@ impl Root {
                     Call::Unwrap => format!("{version}/unwrapkey"),
                 };
                 let url = format!("{}/{path}?{API}", self.key.url);
-                let made = || Request::json(url.clone(), body).map_err(Failure::never);
+                let made = || {
+                    let request = Request::json(url.clone(), body).map_err(Failure::never)?;
+                    Ok(request.with_secrets(kek.map(KeyBytes::expose)))
+                };
                 let response = self.authorized(made, share).await?;
                 if response.is_success() {
                     return read(&response);
@@ -199,7 +204,7 @@ impl Root {
         let Some(version) = self.key.version(&operation.kid) else {
             let detail = format!(
                 "the key {} answered, and key_id is {}",
-                line(&operation.kid),
+                response.line(&operation.kid),
                 self.key.url
             );
             return Err(Failure::never(Error::Denied(detail)));
@@ -253,7 +258,7 @@ impl RootKey for Root {
         let value = Zeroizing::new(URL_SAFE_NO_PAD.encode_to_string(&*plain));
         let body = Body { alg: self.config.algorithm.as_str(), value: &value };
         // Azure takes the latest version for an empty one, and names it.
-        self.call(Call::Wrap, "", &body, |response| self.read_wrapped(response)).await
+        self.call(Call::Wrap, "", &body, Some(kek), |response| self.read_wrapped(response)).await
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
@@ -263,7 +268,7 @@ impl RootKey for Root {
         let body = Body { alg: algorithm.as_str(), value: &value };
         let version = base16ct::lower::encode_string(&version);
         let read = |response: &Response| Self::read_unwrapped(context, response);
-        self.call(Call::Unwrap, &version, &body, read).await
+        self.call(Call::Unwrap, &version, &body, None, read).await
     }
 
     /// Compares with the latest version that this process has seen, in a wrap.

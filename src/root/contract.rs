@@ -89,6 +89,17 @@ pub(in crate::root) fn unhex(text: &str) -> Vec<u8> {
     base16ct::lower::decode_vec(text).unwrap()
 }
 
+/// A KEK as a server may repeat it: in hex, byte by byte.
+#[cfg(any(
+    feature = "aws-kms",
+    feature = "azure-key-vault",
+    feature = "gcp-kms",
+    feature = "vault-transit"
+))]
+pub(in crate::root) fn repeated_in_pieces(kek: &KeyBytes) -> String {
+    kek.expose().iter().map(|byte| format!("{byte:02X}:")).collect()
+}
+
 pub(in crate::root) fn context<'a>(chain: &'a ChainName, kek: &KeyBytes) -> Context<'a> {
     Context { chain, kek_id: KekId::of_key(kek.expose()), suite: kek.suite() }
 }

@@ -134,17 +134,19 @@ impl Root {
         })
     }
 
-    /// Makes a call until an attempt succeeds, and reads its response by `read`.
+    /// Makes a call until an attempt succeeds, and reads its response by `read`. `kek` is the KEK
+    /// in `body`.
     async fn call<T>(
         &self,
         call: Call,
         body: &(impl Serialize + Sync),
+        kek: Option<&KeyBytes>,
         read: impl Fn(&Response) -> Result<T, Failure>,
     ) -> Result<T, Error> {
         let mut attempts = self.rules.begin()?;
         loop {
             let attempt = async {
-                let response = self.attempt(call, body, attempts.share()).await?;
+                let response = self.attempt(call, body, kek, attempts.share()).await?;
                 if response.is_success() {
                     read(&response)
                 } else {
@@ -163,6 +165,7 @@ impl Root {
         &self,
         call: Call,
         body: &(impl Serialize + Sync),
+        kek: Option<&KeyBytes>,
         share: Duration,
     ) -> Result<Response, Failure> {
         let method = match call {
@@ -174,6 +177,7 @@ impl Root {
             let token = self.tokens.get(&self.client, share).await?;
             let request = Request::json(format!("{}:{method}", self.url), body);
             let request = request.map_err(Failure::never)?.header(AUTHORIZATION, token.header());
+            let request = request.with_secrets(kek.map(KeyBytes::expose));
             let response = self.client.send(&request, share).await?;
             if response.status != 401 {
                 return Ok(response);
@@ -189,7 +193,7 @@ impl Root {
     fn read_encrypted(&self, response: &Response) -> Result<Vec<u8>, Failure> {
         let encrypted: Encrypted<'_> = response.read().ok_or_else(failure::not_kms)?;
         let Some(version) = key_id::version(&self.config.key_id, &encrypted.name) else {
-            let name = super::cloud::http::line(&encrypted.name);
+            let name = response.line(&encrypted.name);
             return Err(Failure::never(Error::Denied(format!(
                 "the key {name} answered, and key_id is {}",
                 self.config.key_id
@@ -304,7 +308,7 @@ impl RootKey for Root {
             additional_authenticated_data: &STANDARD.encode_to_string(&aad),
             additional_authenticated_data_crc32c: crc32c::of(&aad).to_string(),
         };
-        self.call(Call::Encrypt, &body, |response| self.read_encrypted(response)).await
+        self.call(Call::Encrypt, &body, Some(kek), |response| self.read_encrypted(response)).await
     }
 
     async fn unwrap(&self, context: Context<'_>, wrapped: &[u8]) -> Result<KeyBytes, Error> {
@@ -318,7 +322,7 @@ impl RootKey for Root {
             additional_authenticated_data_crc32c: crc32c::of(&aad).to_string(),
         };
         let read = |response: &Response| self.read_decrypted(version, response);
-        let kek = self.call(Call::Decrypt, &body, read).await?;
+        let kek = self.call(Call::Decrypt, &body, None, read).await?;
         Some(kek)
             .filter(|kek| kek.suite() == context.suite)
             .ok_or_else(|| Error::Wrong("it unwraps to a key of another size".to_owned()))

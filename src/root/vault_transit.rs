@@ -135,7 +135,7 @@ impl Root {
         let plaintext = Zeroizing::new(STANDARD.encode_to_string(kek.expose()));
         let associated_data = STANDARD.encode_to_string(context.aad());
         let body = Plaintext { plaintext: &plaintext, associated_data: &associated_data };
-        let call = Call::post(self.key.path("encrypt"), &body)?;
+        let call = Call::post(self.key.path("encrypt"), &body)?.with_secret(kek.expose());
         let answer = self.call(&call).await?;
         if !answer.status.is_success() {
             return Err(self.key.refused(&answer));

@@ -2,7 +2,8 @@
 //!
 //! Codes are compared as text, since the SDK models only some of them. Messages of KMS are passed
 //! on only for codes whose messages are known to contain no secret: for a bad signature, KMS
-//! repeats the session token.
+//! repeats the session token. A server that is not KMS may repeat one for any code, so each text
+//! passes `Secrets::line` as well.
 
 use std::error::Error as StdError;
 
@@ -15,21 +16,19 @@ use aws_sdk_kms::operation::encrypt::EncryptError;
 use crate::error_chain;
 
 use super::super::Error;
+use super::super::echo::{self, Secrets};
 
-/// The number of characters of a message of KMS or the SDK that are passed on.
-const LONGEST_DETAIL: usize = 400;
-
-/// Why Encrypt failed. It never fails for a wrap.
-pub(super) fn of_wrap(error: &SdkError<EncryptError, HttpResponse>) -> Error {
-    match of(error) {
+/// Why Encrypt failed. It never fails for a wrap. No text repeats one of `sent`.
+pub(super) fn of_wrap(error: &SdkError<EncryptError, HttpResponse>, sent: &Secrets) -> Error {
+    match of(error, sent) {
         Error::Wrong(detail) => Error::Denied(detail),
         other => other,
     }
 }
 
-/// Why Decrypt failed.
-pub(super) fn of_unwrap(error: &SdkError<DecryptError, HttpResponse>) -> Error {
-    of(error)
+/// Why Decrypt failed. No text repeats one of `sent`.
+pub(super) fn of_unwrap(error: &SdkError<DecryptError, HttpResponse>, sent: &Secrets) -> Error {
+    of(error, sent)
 }
 
 /// There is no region, so there is no endpoint to call.
@@ -45,14 +44,14 @@ pub(super) fn not_kms() -> Error {
     not_kms_but(200)
 }
 
-fn of<E>(error: &SdkError<E, HttpResponse>) -> Error
+fn of<E>(error: &SdkError<E, HttpResponse>, sent: &Secrets) -> Error
 where
     E: StdError + ProvideErrorMetadata + 'static,
 {
     match error {
         SdkError::ServiceError(answer) => {
             let (code, message) = (answer.err().code(), answer.err().message());
-            answered(code, message, answer.raw().status().as_u16(), error.request_id())
+            answered(code, message, answer.raw().status().as_u16(), error.request_id(), sent)
         }
         SdkError::TimeoutError(_) => Error::Away(
             "AWS KMS, or the source of the credentials, did not respond in time; timeout bounds \
@@ -67,11 +66,11 @@ where
             Error::Away(format!(
                 "no credentials for AWS KMS: {}; give them in the environment (AWS_*), a profile, \
                  or a role of the machine",
-                chain(error)
+                chain(error, sent)
             ))
         }
         SdkError::ResponseError(response) => not_kms_but(response.raw().status().as_u16()),
-        _ => Error::Away(format!("AWS KMS can't be reached: {}", chain(error))),
+        _ => Error::Away(format!("AWS KMS can't be reached: {}", chain(error, sent))),
     }
 }
 
@@ -81,7 +80,9 @@ fn answered(
     message: Option<&str>,
     status: u16,
     request_id: Option<&str>,
+    sent: &Secrets,
 ) -> Error {
+    let line = |text: &str| sent.line(text);
     let Some(code) = code.filter(|code| !code.is_empty()) else {
         return not_kms_but(status);
     };
@@ -91,7 +92,10 @@ fn answered(
         Some(message) => format!("; AWS says: {}", line(message)),
         None => String::new(),
     };
-    class(format!("{}{request}: {advice}{words}", line(code)))
+    // Some codes are as long as a KEK in base64.
+    let is_code = code.ends_with("Exception") && !sent.are_in(code);
+    let code = if is_code { echo::line(code) } else { line(code) };
+    class(format!("{code}{request}: {advice}{words}"))
 }
 
 /// The kind of error, what to do, and whether the message of KMS may be passed on.
@@ -179,17 +183,11 @@ fn not_kms_but(status: u16) -> Error {
 
 /// The SDK's error with its causes. The stderr of a credentials process is left out, since it could
 /// contain anything, and `/readyz` is public.
-fn chain(error: &(dyn StdError + 'static)) -> String {
+fn chain(error: &(dyn StdError + 'static), sent: &Secrets) -> String {
     let texts = error_chain::causes(error).map(ToString::to_string);
     let mut texts: Vec<_> = texts.filter(|text| text != "other").collect();
     texts.dedup();
     let text = texts.join(": ");
     let text = text.split(". Stderr:").next().unwrap_or_default();
-    if text.is_empty() { line(&error.to_string()) } else { line(text) }
-}
-
-/// One line of bounded length.
-fn line(text: &str) -> String {
-    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable.take(LONGEST_DETAIL).collect()
+    if text.is_empty() { sent.line(&error.to_string()) } else { sent.line(text) }
 }

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::super::Error;
 use super::super::forward::{Kms, Response};
+use super::sent::Sent;
 use super::{Root, failure};
 
 #[async_trait]
@@ -20,7 +21,9 @@ impl Kms for Root {
     async fn call(&self, operation: &str, body: Zeroizing<Vec<u8>>) -> Result<Response, Error> {
         let target = format!("TrentService.{operation}");
         let seen = Seen::default();
+        let sent = Sent::default();
         let call = self.client().await?.decrypt().customize().interceptor(seen.clone());
+        let call = call.interceptor(sent.clone());
         let call = call.mutate_request(move |request| {
             let headers = request.headers_mut();
             headers.insert("x-amz-target", target.clone());
@@ -37,7 +40,7 @@ impl Kms for Root {
                 let status = answer.raw().status().as_u16();
                 Ok(Response { status, body: Zeroizing::new(body) })
             }
-            Err(error) => match self.failed(&error, failure::of_unwrap(&error)) {
+            Err(error) => match self.failed(&error, failure::of_unwrap(&error, &sent.secrets())) {
                 Error::Denied(detail) | Error::Wrong(detail) => Err(Error::Away(detail)),
                 away => Err(away),
             },

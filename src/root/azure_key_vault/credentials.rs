@@ -145,7 +145,7 @@ impl Source for Application {
         if name == "client_assertion" {
             fields.push(("client_assertion_type", ASSERTION));
         }
-        let request = Request::form(self.url.clone(), &fields);
+        let request = Request::form(self.url.clone(), &fields).with_secrets([secret.expose()]);
         let response = client.send(&request, share).await.map_err(no_token("Microsoft Entra"))?;
         granted("Microsoft Entra", &response)
     }

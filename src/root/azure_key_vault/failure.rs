@@ -1,7 +1,8 @@
 //! Maps the errors of Azure to the few errors that a caller can act on.
 //!
 //! Messages of Azure are passed on only for statuses whose messages name keys and identities: for a
-//! bad parameter they may repeat it.
+//! bad parameter they may repeat it. A server that is not Azure may do so for any status, so each
+//! text passes `Response::line` as well.
 
 use std::borrow::Cow;
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 
 use crate::root::Error;
 use crate::root::cloud::attempts::{Failure, Retry};
-use crate::root::cloud::http::{Response, line};
+use crate::root::cloud::http::Response;
 
 #[derive(Deserialize)]
 struct Body<'a> {
@@ -46,10 +47,10 @@ pub(super) fn of(call: Call, response: &Response) -> Failure {
         return not_azure_but(response.status);
     };
     let inner = error.innererror.as_ref().map(|inner| &*inner.code).unwrap_or_default();
-    let code = line(if inner.is_empty() { &error.code } else { inner });
+    let code = response.line(if inner.is_empty() { &error.code } else { inner });
     let told = match &*error.message {
         "" => String::new(),
-        message => format!("; Azure says: {}", line(message)),
+        message => format!("; Azure says: {}", response.line(message)),
     };
     let verb = if call == Call::Wrap { "wrapKey" } else { "unwrapKey" };
     Failure::never(match response.status {

@@ -164,7 +164,7 @@ async fn a_wrap_of_something_else_than_a_kek_with_its_context_does_not_open() {
     ] {
         let body = Body { alg: "RSA-OAEP-256", value: &URL_SAFE_NO_PAD.encode_to_string(&plain) };
         let read = |response: &Response| root.read_wrapped(response);
-        let wrapped = root.call(Call::Wrap, "", &body, read).await.unwrap();
+        let wrapped = root.call(Call::Wrap, "", &body, None, read).await.unwrap();
         let detail = wrong(&root, here, &wrapped).await;
         assert!(detail.contains(said), "{plain:?}: {detail}");
     }

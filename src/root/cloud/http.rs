@@ -21,6 +21,7 @@ use crate::loopback::is_loopback;
 use crate::proxy::{Proxies, Proxy};
 use crate::root::Error;
 use crate::root::authorities::{Authorities, Ca, is_same};
+use crate::root::echo::{Secrets, line};
 use crate::secret::SecretBytes;
 
 use super::attempts::Failure;
@@ -31,9 +32,6 @@ const MAX_RESPONSE: usize = 64 << 10;
 /// The capacity of a body in bytes. It is longer than any body, so that no buffer grows and leaves
 /// a copy behind: tokens have a few KiB.
 const MAX_BODY: usize = 64 << 10;
-
-/// The longest text of others in an error, in characters.
-const LONGEST_DETAIL: usize = 400;
 
 /// Makes calls with the settings of one root.
 pub(in crate::root) struct Client {
@@ -50,6 +48,8 @@ pub(in crate::root) struct Request {
     url: String,
     headers: HeaderMap,
     body: Bytes,
+    /// What is secret in it.
+    secrets: Secrets,
 }
 
 /// A server's response.
@@ -57,11 +57,14 @@ pub(in crate::root) struct Response {
     pub(in crate::root) status: u16,
     headers: HeaderMap,
     body: Zeroizing<Vec<u8>>,
+    /// What was secret in the request.
+    secrets: Secrets,
 }
 
 impl Request {
     pub(in crate::root) fn get(url: String) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), body: Bytes::new() }
+        let (method, headers, body) = (Method::GET, HeaderMap::new(), Bytes::new());
+        Self { method, url, headers, body, secrets: Secrets::default() }
     }
 
     /// A POST of `body` as JSON, in a buffer that is wiped.
@@ -88,11 +91,25 @@ impl Request {
     fn post(url: String, kind: &'static str, body: Zeroizing<Vec<u8>>) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        Self { method: Method::POST, url, headers, body: Bytes::from_owner(body) }
+        let (method, body) = (Method::POST, Bytes::from_owner(body));
+        Self { method, url, headers, body, secrets: Secrets::default() }
     }
 
-    /// The same with a header.
+    /// The same, with the secrets in its body: no text of the response that repeats one is shown.
+    pub(in crate::root) fn with_secrets<'a>(
+        mut self,
+        secrets: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Self {
+        secrets.into_iter().for_each(|secret| self.secrets.add(secret));
+        self
+    }
+
+    /// The same with a header. What follows the scheme in one that is sensitive is a secret.
     pub(in crate::root) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        if value.is_sensitive() {
+            let bytes = value.as_bytes();
+            self.secrets.add(bytes.strip_prefix(b"Bearer ").unwrap_or(bytes));
+        }
         self.headers.insert(name, value);
         self
     }
@@ -135,6 +152,11 @@ impl Response {
     /// The value of a header, if it is text.
     pub(in crate::root) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// `text`, which is a part of this response, as it may be shown.
+    pub(in crate::root) fn line(&self, text: &str) -> String {
+        self.secrets.line(text)
     }
 
     /// How long the server asks its callers to wait, if it does so in seconds.
@@ -183,7 +205,7 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Response { status, headers, body })
+        Ok(Response { status, headers, body, secrets: request.secrets.clone() })
     }
 
     /// The HTTP client, with the current authorities of `ca`. A new client has no old connections.
@@ -252,12 +274,6 @@ pub(in crate::root) fn is_safe(url: &str) -> bool {
         "http" => url.host_str().is_some_and(is_loopback),
         _ => false,
     })
-}
-
-/// One line of bounded length.
-pub(in crate::root) fn line(text: &str) -> String {
-    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable.take(LONGEST_DETAIL).collect()
 }
 
 #[cfg(test)]

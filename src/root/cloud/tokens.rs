@@ -154,7 +154,7 @@ pub(in crate::root) fn refused(what: &str, response: &Response) -> Failure {
         code.len() <= 60 && code.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
     };
     let body = response.read::<Body<'_>>().filter(|body| is_code(&body.error));
-    let code = body.map(|body| format!(": {}", body.error)).unwrap_or_default();
+    let code = body.map(|body| format!(": {}", response.line(&body.error))).unwrap_or_default();
     let mut failure = no_credentials(format!("{what} answers {}{code}", response.status));
     if response.status >= 500 || response.status == 429 {
         failure.retry = response.retry_after().map_or(Retry::Soon, Retry::After);

@@ -1,7 +1,8 @@
 //! Maps the errors of Cloud KMS to the few errors that a caller can act on.
 //!
 //! A message of Cloud KMS is passed on only for statuses whose messages contain names and no
-//! values: for an invalid argument it may repeat the argument, which may be a KEK.
+//! values: for an invalid argument it may repeat the argument, which may be a KEK. A server that is
+//! not Cloud KMS may do so for any status, so each text passes `Response::line` as well.
 
 use std::borrow::Cow;
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 
 use crate::root::Error;
 use crate::root::cloud::attempts::{Failure, Retry};
-use crate::root::cloud::http::{Response, line};
+use crate::root::cloud::http::Response;
 
 /// An error as APIs of Google return it.
 #[derive(Deserialize)]
@@ -42,9 +43,9 @@ pub(super) fn of(call: Call, response: &Response) -> Failure {
     let told = if message.is_empty() {
         String::new()
     } else {
-        format!("; Google says: {}", line(message))
+        format!("; Google says: {}", response.line(message))
     };
-    let code = if status.is_empty() { response.status.to_string() } else { line(status) };
+    let code = if status.is_empty() { response.status.to_string() } else { response.line(status) };
     let error = match (status, response.status) {
         ("UNAUTHENTICATED", _) | (_, 401) => {
             Error::Away(format!("{code}: Google does not accept the token: renew the credentials"))

@@ -20,6 +20,7 @@ use crate::error_chain;
 use crate::proxy::{Proxies, Proxy};
 use crate::root::Error;
 use crate::root::authorities::{Authorities, Ca, is_same};
+use crate::root::echo::{LEFT_OUT, Secrets};
 use crate::secret::SecretBytes;
 
 use super::config::{Config, trimmed};
@@ -51,18 +52,27 @@ pub(super) struct Call {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) body: Bytes,
+    /// What is secret in the body.
+    secrets: Secrets,
 }
 
 impl Call {
     pub(super) fn get(path: String) -> Self {
-        Self { method: Method::GET, path, body: Bytes::new() }
+        Self { method: Method::GET, path, body: Bytes::new(), secrets: Secrets::default() }
     }
 
     /// A POST of `body` as JSON, in a buffer that is wiped.
     pub(super) fn post(path: String, body: &impl Serialize) -> Result<Self, Error> {
         let mut json = Zeroizing::new(Vec::with_capacity(MAX_BODY));
         serde_json::to_writer(&mut *json, body).map_err(|error| Error::Away(error.to_string()))?;
-        Ok(Self { method: Method::POST, path, body: Bytes::from_owner(json) })
+        let (method, body) = (Method::POST, Bytes::from_owner(json));
+        Ok(Self { method, path, body, secrets: Secrets::default() })
+    }
+
+    /// The same, with a secret in its body: no reason that repeats it is shown.
+    pub(super) fn with_secret(mut self, secret: &[u8]) -> Self {
+        self.secrets.add(secret);
+        self
     }
 }
 
@@ -70,6 +80,8 @@ impl Call {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     body: Zeroizing<Vec<u8>>,
+    /// What was secret in the call.
+    secrets: Secrets,
 }
 
 impl Answer {
@@ -91,28 +103,34 @@ impl Answer {
             errors: Vec<Cow<'a, str>>,
         }
         let body: Body<'_> = serde_json::from_slice(&self.body).ok()?;
-        Some(Reasons(body.errors.join("; ")))
+        Some(Reasons { text: body.errors.join("; "), secrets: self.secrets.clone() })
     }
 }
 
 /// Why a server refuses, in its own words.
-pub(super) struct Reasons(String);
+pub(super) struct Reasons {
+    text: String,
+    secrets: Secrets,
+}
 
 impl Reasons {
     pub(super) fn tell(&self, part: &str) -> bool {
-        self.0.contains(part)
+        self.text.contains(part)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.text.is_empty()
     }
 }
 
 impl fmt::Display for Reasons {
     /// Short, and without any word that could be a token or a key, in case a server repeats one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.secrets.are_in(&self.text) {
+            return f.write_str(LEFT_OUT);
+        }
         let plain = |c: char| if c.is_ascii_graphic() { c } else { ' ' };
-        let text: String = self.0.chars().map(plain).take(300).collect();
+        let text: String = self.text.chars().map(plain).take(300).collect();
         let harmless = |word: &&str| {
             let mut runs =
                 word.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=._-".contains(c)));
@@ -183,7 +201,11 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        let answer = Answer { status, body };
+        let mut secrets = call.secrets.clone();
+        if let Some(token) = token {
+            secrets.add(token.expose());
+        }
+        let answer = Answer { status, body, secrets };
         not_now(&answer).map_or(Ok(answer), |detail| Err(Error::Away(detail)))
     }
 
@@ -285,7 +307,9 @@ mod tests {
 
     #[test]
     fn reasons_repeat_nothing_that_may_be_secret() {
-        let told = |text: &str| Reasons(text.to_owned()).to_string();
+        let secrets = Secrets::of(&[7; 16]);
+        let told =
+            |text: &str| Reasons { text: text.to_owned(), secrets: secrets.clone() }.to_string();
         assert_eq!(
             told("1 error occurred:\n\t* permission denied\n\n"),
             "1 error occurred: * permission denied"
@@ -299,6 +323,11 @@ mod tests {
             assert_eq!(text, "bad (left out) no");
         }
         assert!(told(&"a ".repeat(10_000)).len() <= 300);
+        for known in
+            ["07 07 07 07 07 07 07 07", "BwcHBwcH BwcHBwcH", "got \u{7}\u{7}\u{7}\u{7}\u{7}\u{7}"]
+        {
+            assert_eq!(told(known), LEFT_OUT);
+        }
     }
 
     #[test]

@@ -251,6 +251,7 @@ impl Session {
                 let path = format!("auth/{mount}/login");
                 let secret_id = str::from_utf8(secret.expose()).unwrap_or_default();
                 let call = Call::post(path, &LoginBody { role_id, secret_id })?;
+                let call = call.with_secret(secret.expose());
                 let answer = self.client.send(&call, None).await?;
                 if !answer.status.is_success() {
                     return Err(backoff.refuse(secret, mount, &answer));

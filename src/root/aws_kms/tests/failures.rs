@@ -2,6 +2,8 @@
 
 use super::kms::{Front, Way};
 use super::*;
+use crate::root::contract::repeated_in_pieces;
+use crate::root::echo::LEFT_OUT;
 
 /// The code, status and message of KMS; then the class, a part of the text and the number of
 /// calls.
@@ -86,6 +88,27 @@ async fn each_code_has_its_class_and_its_advice_and_retries_are_bounded() {
             let made = front.take();
             assert_eq!(made.len(), calls, "{code}");
             assert!(made.iter().all(|call| call.target.ends_with(target)), "{made:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_contain_no_secret_that_a_server_repeats() {
+    let front = Front::start(None).await;
+    let root = root(&front, "alias/main").await;
+    let (chain, kek) = (chain("orders"), kek());
+    let base64 = base64_simd::STANDARD.encode_to_string(kek.expose());
+    for secret in [&*base64, &repeated_in_pieces(&kek)] {
+        for (status, code, message) in [
+            (400, "AccessDeniedException", format!("what is {secret}")),
+            (400, "NotFoundException", format!("what is {secret}")),
+            // The SDK takes what follows a colon.
+            (400, &*secret.replace(':', ""), String::new()),
+        ] {
+            let text = json!({"__type": code, "message": message}).to_string();
+            front.set(Way::Text(status, text));
+            let error = root.wrap(context(&chain, &kek), &kek).await.unwrap_err().to_string();
+            assert!(error.contains(LEFT_OUT) && !error.contains(secret), "{error}");
         }
     }
 }

@@ -5,6 +5,8 @@ use std::time::Instant;
 use reqwest::Method;
 
 use super::*;
+use crate::root::contract::repeated_in_pieces;
+use crate::root::echo::LEFT_OUT;
 
 /// The status of HTTP, Azure's code, its inner code and the message; then the class, a part of the
 /// text and the number of calls.
@@ -87,6 +89,32 @@ async fn each_status_has_its_class_and_its_advice_and_retries_are_bounded() {
             assert!(text.contains(advice) && text.contains(name), "{name}: {text}");
             assert!(!text.contains(PLANTED), "{text}");
             assert_eq!(fake.uses().await, vec![verb; calls], "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_contain_no_secret_that_a_server_repeats() {
+    let fake = Fake::azure();
+    let key_id = fake.azure_key("one", "RSA").await;
+    let root = root(&fake, &key_id);
+    let (chain, kek) = (chain("orders"), kek());
+    works(&root).await.unwrap();
+    let token = root.tokens.get(&root.client, Duration::from_secs(14)).await.unwrap();
+    let token = token.header().to_str().unwrap().to_owned();
+    let token = token.strip_prefix("Bearer ").unwrap();
+    let base64 = URL_SAFE_NO_PAD.encode_to_string(kek.expose());
+    for secret in [&*base64, &repeated_in_pieces(&kek), token] {
+        let message = format!("what is {secret}");
+        for response in [
+            answered(403, "Forbidden", "", &message),
+            answered(404, "KeyNotFound", "", &message),
+            answered(403, secret, "", ""),
+            answered(403, "Forbidden", secret, ""),
+        ] {
+            fake.fails(json!([response])).await;
+            let error = root.wrap(context(&chain, &kek), &kek).await.unwrap_err().to_string();
+            assert!(error.contains(LEFT_OUT) && !error.contains(secret), "{error}");
         }
     }
 }

@@ -149,6 +149,8 @@ impl User {
                 ("refresh_token", self.refresh_token.expose()),
             ],
         );
+        let secrets = [&self.client_secret, &self.refresh_token].map(SecretBytes::expose);
+        let request = request.with_secrets(secrets);
         let what = "the token server of Google";
         let response = client.send(&request, share).await.map_err(no_token(what))?;
         granted(what, &response)

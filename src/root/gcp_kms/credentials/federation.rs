@@ -110,6 +110,7 @@ impl Federation {
                 ("subject_token_type", self.subject_token_type.as_bytes()),
             ],
         );
+        let request = request.with_secrets([subject.expose()]);
         let what = "the security token service";
         let response = client.send(&request, share).await.map_err(no_token(what))?;
         let token = granted(what, &response)?;
@@ -166,7 +167,8 @@ impl Origin {
             let header = header.zip(HeaderValue::from_str(value).ok());
             let malformed = || no_credentials("credential_source.headers is malformed".to_owned());
             let (name, value) = header.ok_or_else(malformed)?;
-            request = request.header(name, value);
+            // Headers may contain credentials of the issuer.
+            request = request.with_secrets([value.as_bytes()]).header(name, value.clone());
         }
         let response: Response = client.send(&request, share).await.map_err(no_token(what))?;
         if !response.is_success() {

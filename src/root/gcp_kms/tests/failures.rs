@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use super::*;
+use crate::root::contract::repeated_in_pieces;
+use crate::root::echo::LEFT_OUT;
 
 /// The status of HTTP and of Google, the message; then the class, a part of the text and the number
 /// of calls.
@@ -83,6 +85,32 @@ async fn each_status_has_its_class_and_its_advice_and_retries_are_bounded() {
             assert!(text.contains(advice) && text.contains(name), "{name}: {text}");
             assert!(!text.contains(PLANTED), "{text}");
             assert_eq!(fake.uses().await, vec![verb; calls], "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_contain_no_secret_that_a_server_repeats() {
+    let fake = Fake::gcp();
+    let key_id = fake.google_key("one").await;
+    let root = root(&fake, &key_id);
+    let (chain, kek) = (chain("orders"), kek());
+    works(&root).await.unwrap();
+    let token = root.tokens.get(&root.client, Duration::from_secs(14)).await.unwrap();
+    let token = token.header().to_str().unwrap().to_owned();
+    let token = token.strip_prefix("Bearer ").unwrap();
+    let (base64, pieces) = (STANDARD.encode_to_string(kek.expose()), repeated_in_pieces(&kek));
+    for secret in [&*base64, &pieces, token] {
+        for (code, status, name) in
+            [(403, "PERMISSION_DENIED", ""), (404, "NOT_FOUND", ""), (403, "", secret)]
+        {
+            let message = if name.is_empty() { format!("what is {secret}") } else { String::new() };
+            let status = if name.is_empty() { status } else { name };
+            let body = json!({"error": {"code": code, "message": message, "status": status}});
+            let fault = json!({"kind": "status", "path": "crypt", "status": code, "body": body});
+            fake.fails(json!([fault])).await;
+            let error = root.wrap(context(&chain, &kek), &kek).await.unwrap_err().to_string();
+            assert!(error.contains(LEFT_OUT) && !error.contains(secret), "{error}");
         }
     }
 }
