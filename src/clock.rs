@@ -106,6 +106,12 @@ impl ManualClock {
         Self(AtomicU64::new(1_767_225_600 * NANOS))
     }
 
+    /// A clock at this time, in seconds since the Unix epoch.
+    #[cfg(test)]
+    pub(crate) fn at(unix: u64) -> Self {
+        Self(AtomicU64::new(unix * NANOS))
+    }
+
     /// Moves the time forward.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);

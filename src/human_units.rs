@@ -39,6 +39,20 @@ pub mod duration {
         format!("{}{unit}", nanos / size)
     }
 
+    /// `duration` in whole milliseconds, or in seconds with one digit from one second on: for texts
+    /// about a time that was measured or computed.
+    #[must_use]
+    pub fn rounded(duration: Duration) -> String {
+        let millis = duration.as_millis();
+        if millis < 1_000 {
+            return format!("{millis}ms");
+        }
+        match (millis / 1_000, millis % 1_000 / 100) {
+            (seconds, 0) => format!("{seconds}s"),
+            (seconds, tenths) => format!("{seconds}.{tenths}s"),
+        }
+    }
+
     const SECOND: u128 = 1_000_000_000;
 
     /// Units and their nanoseconds, the largest first; the last one divides everything.
@@ -171,6 +185,20 @@ mod tests {
         }
         let odd = Duration::from_nanos(1_500_000_001);
         assert_eq!(humantime::parse_duration(&duration::format(odd)), Ok(odd));
+    }
+
+    #[test]
+    fn measured_durations_are_rounded() {
+        for (nanos, text) in [
+            (873_974_421, "873ms"),
+            (200_000_000, "200ms"),
+            (999, "0ms"),
+            (1_000_000_000, "1s"),
+            (4_199_999_999, "4.1s"),
+            (90_050_000_000, "90s"),
+        ] {
+            assert_eq!(duration::rounded(Duration::from_nanos(nanos)), text);
+        }
     }
 
     #[test]

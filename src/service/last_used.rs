@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, Monotonic};
 use crate::id::{ChainName, KekId};
 use crate::keychain::NotedUntil;
+use crate::store;
 use crate::store::record::LastUsed;
 use crate::timestamp::DAY;
 
@@ -28,6 +29,9 @@ const SHORT_SPREAD: Duration = Duration::from_secs(30);
 /// The most KEKs whose days are kept in memory: some 8 MB. Those whose days are stored are dropped
 /// first.
 const MOST: usize = 1 << 16;
+
+/// The most records that can't be read and are in the log.
+const MOST_UNREADABLE: usize = 1_000;
 
 /// How a KEK is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ struct State {
     begun: HashSet<ChainName>,
     /// Chains of a store that went back: earlier days are not all known.
     went_back: HashSet<ChainName>,
+    /// The keys of records that can't be read and are in the log.
+    unreadable: HashSet<String>,
 }
 
 /// The days of one KEK.
@@ -198,6 +204,19 @@ impl UsedKeks {
         let mut state = self.state.lock();
         state.went_back.remove(chain);
         state.begun.insert(chain.clone());
+    }
+
+    /// Logs once that a record can't be read.
+    fn report_unreadable(&self, key: &str, error: &store::Error) {
+        let mut state = self.state.lock();
+        if state.unreadable.len() < MOST_UNREADABLE && state.unreadable.insert(key.to_owned()) {
+            tracing::warn!(
+                key,
+                %error,
+                "a record of when KEKs were last used can't be read: it is damaged, or a newer \
+                 version wrote it; it is kept, and what it says is not known"
+            );
+        }
     }
 
     /// Today in UTC, in days since the Unix epoch.

@@ -19,7 +19,7 @@ use super::otlp;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where spans are sent: the URL of a collector that takes OTLP over HTTP (protobuf), with its
-    /// path. Without it there are no traces.
+    /// path, and without a user, a password and a query. Without it there are no traces.
     pub endpoint: Option<String>,
     /// The part of the requests without `traceparent` that is recorded, from 0 to 1.
     pub sample_ratio: f64,
@@ -38,13 +38,7 @@ impl Config {
     /// The key of a setting, and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         if let Some(endpoint) = &self.endpoint {
-            let uri = endpoint.parse::<Uri>().ok();
-            let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https"));
-            if !uri.is_some_and(|uri| is_http(&uri) && uri.host().is_some_and(|it| !it.is_empty()))
-            {
-                let what = "must be a URL such as http://127.0.0.1:4318/v1/traces";
-                return Err(("endpoint", what));
-            }
+            check_endpoint(endpoint).map_err(|what| ("endpoint", what))?;
             otlp::is_built().map_err(|why| ("endpoint", why))?;
         }
         if !(0.0..=1.0).contains(&self.sample_ratio) {
@@ -52,6 +46,30 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Checks the URL of a collector. Errors do not repeat it, since it may contain a password.
+fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
+    const FORM: &str = "must be a URL such as http://127.0.0.1:4318/v1/traces";
+    let uri = endpoint.parse::<Uri>().map_err(|_| FORM)?;
+    let authority = uri.authority().ok_or(FORM)?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || authority.host().is_empty() {
+        return Err(FORM);
+    }
+    if authority.as_str().contains('@') {
+        return Err(
+            "must have no user and no password; OTEL_EXPORTER_OTLP_HEADERS has credentials",
+        );
+    }
+    if uri.query().is_some() || endpoint.contains('#') {
+        return Err("must have no query and no fragment");
+    }
+    // `http` also accepts a host with a colon and no number behind it, or one that is too large.
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    if !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err("must have a port from 1 to 65535, or none");
+    }
+    Ok(())
 }
 
 /// Set when spans are exported.
@@ -103,7 +121,7 @@ pub fn begin(
         otel.kind = "server",
         otel.status_code = Empty,
         http.request.method = %method,
-        url.path = path,
+        url.path = cut(path),
         http.response.status_code = Empty,
         error.type = Empty,
         kms_proxy.request_id = request_id,
@@ -136,6 +154,15 @@ impl RequestSpan {
     }
 }
 
+/// The start of a path. A span begins before its request is authenticated, and up to 2,048 of them
+/// wait, so that a longer one would cost memory.
+fn cut(path: &str) -> &str {
+    path.get(..path.floor_char_boundary(MAX_PATH)).unwrap_or_default()
+}
+
+/// The longest path in a span, in bytes.
+const MAX_PATH: usize = 256;
+
 /// A path without the names in it, so that spans of the same call have the same name.
 fn route(path: &str) -> Cow<'_, str> {
     let Some(rest) = path.strip_prefix("/v1/chains/") else {
@@ -149,8 +176,9 @@ fn route(path: &str) -> Cow<'_, str> {
     let mut route = String::from("/v1/chains/{name}");
     let mut parts = rest.split('/').skip(1);
     while let Some(part) = parts.next().filter(|_| route.len() < MAX_ROUTE) {
+        // An unknown part may be anything.
         route.push('/');
-        route.push_str(part);
+        route.push_str(if part.len() > MAX_ROUTE { "{path}" } else { part });
         if matches!(part, "keks" | "roots") && parts.next().is_some() {
             route.push_str("/{id}");
         }
@@ -172,8 +200,33 @@ mod tests {
             sample_ratio,
         };
         assert_eq!(Config::default().check(), Ok(()));
-        for bad in ["", "collector", "ftp://host/", "http://", "/v1/traces", "http:///v1/traces"] {
-            assert_eq!(config(bad, 0.5).check().unwrap_err().0, "endpoint", "{bad}");
+        for bad in [
+            "",
+            "collector",
+            "ftp://host/",
+            "http://",
+            "/v1/traces",
+            "http:///v1/traces",
+            "http://user@host/v1/traces",
+            "http://user:hunter2@host/v1/traces",
+            "http://@host/v1/traces",
+            "http://host/v1/traces?key=hunter2",
+            "http://host/v1/traces?",
+            "http://host/v1/traces#hunter2",
+            "http://host:/v1/traces",
+            "http://host:0/v1/traces",
+            "http://host:65536/v1/traces",
+            "http://host:x/v1/traces",
+            "http://[::1]:99999/v1/traces",
+        ] {
+            let (key, what) = config(bad, 0.5).check().unwrap_err();
+            assert_eq!(key, "endpoint", "{bad}");
+            assert!(what.starts_with("must ") && !what.contains("hunter2"), "{bad}: {what}");
+        }
+        for good in
+            ["http://127.0.0.1:4318/v1/traces", "https://host", "http://[::1]:4318/v1/traces"]
+        {
+            assert_eq!(check_endpoint(good), Ok(()), "{good}");
         }
         for bad in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             let config = Config { sample_ratio: bad, ..Config::default() };
@@ -193,6 +246,16 @@ mod tests {
     }
 
     #[test]
+    fn a_long_path_is_cut_between_characters() {
+        assert_eq!(cut("/v1/encrypt"), "/v1/encrypt");
+        assert_eq!(cut(&"/x".repeat(10_000)).len(), MAX_PATH);
+        let path = format!("/{}", "\u{20ac}".repeat(10_000));
+        assert!(path.starts_with(cut(&path)) && cut(&path).len() == MAX_PATH);
+        let path = format!("//{}", "\u{20ac}".repeat(10_000));
+        assert_eq!(cut(&path).len(), MAX_PATH - 2);
+    }
+
+    #[test]
     fn the_name_of_a_span_has_no_names_of_chains() {
         for (path, expected) in [
             ("/v1/encrypt", "/v1/encrypt"),
@@ -207,5 +270,7 @@ mod tests {
         }
         assert_eq!(route(&"/x".repeat(100)), "{path}");
         assert!(route(&format!("/v1/chains/a{}", "/b".repeat(500))).len() <= MAX_ROUTE + 8);
+        let long = format!("/v1/chains/a/{}", "b".repeat(10_000));
+        assert_eq!(route(&long), "/v1/chains/{name}/{path}");
     }
 }

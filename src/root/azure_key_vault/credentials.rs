@@ -19,7 +19,7 @@ use crate::root::Error;
 use crate::root::cloud::attempts::Failure;
 use crate::root::cloud::http::{Client, Request, is_safe, secret_header};
 use crate::root::cloud::jwt::{self, Algorithm};
-use crate::root::cloud::tokens::{Source, Token, granted, no_credentials};
+use crate::root::cloud::tokens::{Source, Token, granted, no_credentials, warn_of_readers};
 use crate::secret::SecretBytes;
 use crate::{files, pem, random};
 
@@ -91,6 +91,7 @@ pub(super) fn find(
         Login::Certificate(path) => {
             assertion(path, &url, &client_id)
                 .map_err(|detail| format!("AZURE_CLIENT_CERTIFICATE_PATH: {detail}"))?;
+            warn_of_readers("AZURE_CLIENT_CERTIFICATE_PATH", path);
         }
         Login::Federated(path) => {
             federated(path).map_err(|detail| format!("AZURE_FEDERATED_TOKEN_FILE: {detail}"))?;

@@ -221,7 +221,7 @@ impl Client {
 
     fn away(&self, url: &str, timeout: Duration, error: &reqwest::Error) -> Failure {
         let detail = if error.is_timeout() {
-            format!("no answer in {}", human_units::duration::format(timeout))
+            format!("no answer in {}", human_units::duration::rounded(timeout))
         } else {
             // The error itself only says that a request failed. The last cause distinguishes a
             // wrong CA from an outage.

@@ -2,6 +2,7 @@
 //! when they are refused. There is one fetch at a time, however many calls wait for it.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use reqwest::header::HeaderValue;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
+use crate::files;
 use crate::root::Error;
 use crate::secret::SecretBytes;
 
@@ -162,6 +164,15 @@ pub(in crate::root) fn refused(what: &str, response: &Response) -> Failure {
     failure
 }
 
+/// Warns if other users can read the file with credentials that `setting` names; returns whether
+/// they can.
+pub(in crate::root) fn warn_of_readers(setting: &str, path: &Path) -> bool {
+    let Ok(Some(mode)) = files::mode_for_others(path) else { return false };
+    let (file, mode) = (path.display(), format!("{mode:04o}"));
+    tracing::warn!(setting, %file, mode, "other users can read the file with the credentials");
+    true
+}
+
 /// There are no credentials, or none that are valid.
 pub(in crate::root) fn no_credentials(detail: String) -> Failure {
     Failure::never(Error::Away(format!("no credentials: {detail}")))
@@ -190,6 +201,16 @@ mod tests {
             let number = self.fetched.fetch_add(1, SeqCst);
             let secret = SecretBytes::new(format!("token-{number}").into_bytes());
             Ok(Token::new(&secret, Duration::from_secs(1_000)).unwrap())
+        }
+    }
+
+    #[test]
+    fn a_file_with_credentials_that_others_can_read_is_noticed() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, is_open) in [(0o600, false), (0o604, true), (0o644, true)] {
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(warn_of_readers("credentials_file", file.path()), is_open, "{mode:o}");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::files;
 use crate::root::Error;
 use crate::root::cloud::attempts::Failure;
 use crate::root::cloud::http::{Client, Request};
-use crate::root::cloud::tokens::{Source, Token, granted, no_credentials};
+use crate::root::cloud::tokens::{Source, Token, granted, no_credentials, warn_of_readers};
 use crate::secret::SecretBytes;
 
 use account::Account;
@@ -44,7 +44,11 @@ pub(super) fn find(
     };
     if let Some((name, path)) = given {
         let file = File { path };
-        file.read().map_err(|detail| format!("{name}: {detail}"))?;
+        let account = file.read().map_err(|detail| format!("{name}: {detail}"))?;
+        // A federation names where the secret is.
+        if !matches!(account, Account::Federation(_)) {
+            warn_of_readers(name, &file.path);
+        }
         return Ok(Box::new(file));
     }
     // `gcloud auth application-default login` writes it.

@@ -20,7 +20,11 @@ pub(super) fn version(key_id: &str, name: &str) -> Option<u32> {
     // A project has a name and a number, and a response may contain either.
     let is_number = |project: &str| project.bytes().all(|b| b.is_ascii_digit());
     let is_same = project == other || is_number(project) != is_number(other);
-    let version: u32 = version.parse().ok().filter(|version| *version > 0)?;
+    // Parsing alone would take a sign and zeros in front, which Cloud KMS never writes.
+    let version: u32 = version.parse().ok().filter(|it: &u32| it.to_string() == version)?;
+    if version == 0 {
+        return None;
+    }
     (is_same && rest == of_other).then_some(version)
 }
 
@@ -84,6 +88,9 @@ mod tests {
             named(&KEY.replace("kms-proxy", "other"), "1"),
             named(KEY, "0"),
             named(KEY, "x"),
+            named(KEY, "+1"),
+            named(KEY, "01"),
+            named(KEY, "1/"),
             named(KEY, "4294967296"),
             KEY.to_owned(),
         ] {

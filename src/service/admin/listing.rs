@@ -162,6 +162,7 @@ impl KeyService {
 }
 
 fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>, usage: &Usage) -> KekInfo {
+    let (last_used, usage_known_since) = usage.of(kek_id);
     KekInfo {
         kek_id,
         state: kek.state,
@@ -170,8 +171,8 @@ fn kek_info(kek_id: KekId, kek: Kek, uses: Option<Uses>, usage: &Usage) -> KekIn
         promoted_at: kek.promoted_at,
         disabled_at: kek.disabled_at,
         uses_reserved: uses.map_or(0, |uses| uses.reserved),
-        last_used: usage.of(kek_id),
-        usage_known_since: usage.since,
+        last_used,
+        usage_known_since,
         exposed: kek.exposed,
         roots: kek.wraps.into_iter().map(|wrap| wrap.root).collect(),
         still_archived_in: Vec::new(),

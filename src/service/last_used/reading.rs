@@ -7,7 +7,8 @@ use crate::id::{ChainName, KekId};
 use crate::keychain::KekPlacement;
 use crate::service::core::Core;
 use crate::service::error::Error;
-use crate::store::record::{self, LastUsed, Record as _, UsedSince};
+use crate::service::last_used::UsedKeks;
+use crate::store::record::{self, LastUsed, Record, UsedSince};
 use crate::store::{self, Entry, Store as _};
 use crate::timestamp::DAY;
 
@@ -21,13 +22,19 @@ const PAGE: usize = 1_000;
 pub(in crate::service) struct Usage {
     /// The day from which on they are known.
     pub(in crate::service) since: Option<u32>,
-    of: HashMap<KekId, LastUsed>,
+    /// `None` if the record of a KEK can't be read.
+    of: HashMap<KekId, Option<LastUsed>>,
 }
 
 impl Usage {
-    /// The days of a KEK.
-    pub(in crate::service) fn of(&self, id: KekId) -> LastUsed {
-        self.of.get(&id).copied().unwrap_or_default()
+    /// The days of a KEK, and the day from which on they are known. If its record can't be read,
+    /// nothing is known: it may have later days than this process.
+    pub(in crate::service) fn of(&self, id: KekId) -> (LastUsed, Option<u32>) {
+        match self.of.get(&id) {
+            Some(None) => (LastUsed::default(), None),
+            Some(Some(days)) => (*days, self.since),
+            None => (LastUsed::default(), self.since),
+        }
     }
 }
 
@@ -49,8 +56,8 @@ impl Core {
         };
         for &id in ids {
             let used = self.used.of(chain, id);
-            let days = usage.of.entry(id).or_default();
-            *days = days.max(used);
+            let days = usage.of.entry(id).or_insert_with(|| Some(LastUsed::default()));
+            *days = days.map(|days| days.max(used));
         }
         Ok(usage)
     }
@@ -63,14 +70,16 @@ impl Core {
         let since_key = record::used_since_key(chain);
         if ids.len() > FEW {
             let since = self.store.get(&since_key).await?;
-            return Ok(Usage { since: since.and_then(day), of: self.range(chain, ids).await? });
+            let since = since.and_then(|entry| self.day(&entry));
+            return Ok(Usage { since, of: self.range(chain, ids).await? });
         }
         let mut keys: Vec<_> = ids.iter().map(|&id| record::last_used_key(chain, id)).collect();
         keys.push(since_key);
         let mut read = self.store.get_all(&keys).await?;
         let since = read.pop().flatten();
-        let days = ids.iter().zip(read).filter_map(|(&id, entry)| Some((id, last_used(&entry?)?)));
-        Ok(Usage { since: since.and_then(day), of: days.collect() })
+        let days = ids.iter().zip(read);
+        let days = days.filter_map(|(&id, entry)| Some((id, self.last_used(&entry?))));
+        Ok(Usage { since: since.and_then(|entry| self.day(&entry)), of: days.collect() })
     }
 
     /// The stored days of the KEKs from the first to the last of `ids`.
@@ -78,7 +87,7 @@ impl Core {
         &self,
         chain: &ChainName,
         ids: &[KekId],
-    ) -> Result<HashMap<KekId, LastUsed>, store::Error> {
+    ) -> Result<HashMap<KekId, Option<LastUsed>>, store::Error> {
         let mut of = HashMap::new();
         let (Some(&first), Some(&last)) = (ids.first(), ids.last()) else { return Ok(of) };
         let prefix = record::last_used_prefix(chain);
@@ -90,7 +99,7 @@ impl Core {
             let is_end = entries.len() < PAGE;
             for entry in entries {
                 let id = entry.key.strip_prefix(&prefix).and_then(|id| id.parse().ok());
-                of.extend(id.and_then(|id| Some((id, last_used(&entry)?))));
+                of.extend(id.map(|id| (id, self.last_used(&entry))));
                 after = entry.key;
             }
             if is_end || after >= last {
@@ -98,13 +107,19 @@ impl Core {
             }
         }
     }
+
+    fn last_used(&self, entry: &Entry) -> Option<LastUsed> {
+        self.used.read(&entry.key, entry)
+    }
+
+    fn day(&self, entry: &Entry) -> Option<u32> {
+        self.used.read::<UsedSince>(&entry.key, entry).map(|since| since.day)
+    }
 }
 
-/// A damaged record says nothing; the next use replaces it.
-fn last_used(entry: &Entry) -> Option<LastUsed> {
-    LastUsed::decode(&entry.key, &entry.value).ok()
-}
-
-fn day(entry: Entry) -> Option<u32> {
-    UsedSince::decode(&entry.key, &entry.value).ok().map(|since| since.day)
+impl UsedKeks {
+    /// The record in `entry`; `None` if it can't be read, which is logged once.
+    pub(super) fn read<R: Record>(&self, key: &str, entry: &Entry) -> Option<R> {
+        R::decode(key, &entry.value).map_err(|error| self.report_unreadable(key, &error)).ok()
+    }
 }

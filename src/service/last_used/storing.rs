@@ -10,11 +10,13 @@ use crate::clock::Monotonic;
 use crate::id::{ChainName, KekId};
 use crate::keychain::KekPlacement;
 use crate::service::KeyService;
+use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::tasks::proceed;
 use crate::store::record::{self, LastUsed, Record as _, UsedSince};
 use crate::store::records::MANY;
 use crate::store::{self, Committed, Store as _, Txn};
+use crate::timestamp::DAY;
 
 /// How often the task looks for days to store.
 const TICK: Duration = Duration::from_secs(15);
@@ -43,7 +45,7 @@ impl KeyService {
         if !stores_any(core) {
             return;
         }
-        let chains = self.chains.load().keys().cloned().collect::<Vec<_>>();
+        let chains = self.chains.load().values().map(first_day).collect::<Vec<_>>();
         // The store reports its own failures, and the next tick repeats what failed.
         for result in [begin(core, chains).await, store(core, Some(core.clock.now())).await] {
             if let Err(error) = result {
@@ -66,25 +68,41 @@ fn stores_any(core: &Core) -> bool {
     core.placement == KekPlacement::Stored && core.store.is_up()
 }
 
-/// Stores the first day of those of `chains` that have none.
-async fn begin(core: &Core, mut chains: Vec<ChainName>) -> Result<(), store::Error> {
-    chains.retain(|chain| core.used.may_begin(chain));
+/// A chain, and the earliest day that can be today: the one on which its primary was promoted.
+fn first_day(chain: &Arc<Chain>) -> (ChainName, u32) {
+    let promoted_at = chain.published.facts().and_then(|facts| facts.promoted_at);
+    let day = u32::try_from(promoted_at.unwrap_or_default() / DAY).unwrap_or(u32::MAX);
+    (chain.name.clone(), day)
+}
+
+/// Stores the first day of those of `chains` that have none. If it is today by a clock that is
+/// behind the chain, it waits until the clock is right.
+async fn begin(core: &Core, mut chains: Vec<(ChainName, u32)>) -> Result<(), store::Error> {
+    chains.retain(|(chain, _)| core.used.may_begin(chain));
     for chains in chains.chunks(MANY) {
-        let keys: Vec<_> = chains.iter().map(record::used_since_key).collect();
+        let keys: Vec<_> = chains.iter().map(|(it, _)| record::used_since_key(it)).collect();
         let read = core.store.get_all(&keys).await?;
         let (today, mut txn) = (UsedSince { day: core.used.today() }, Txn::default());
-        for ((chain, key), entry) in chains.iter().zip(keys).zip(read) {
-            let known = entry.as_ref().and_then(|it| UsedSince::decode(&key, &it.value).ok());
-            txn = match (entry, known) {
-                (_, Some(known)) if !core.used.begins_again(chain) || known.day >= today.day => txn,
-                (Some(entry), _) => txn.replace(key, entry.revision, today.encode()?),
-                (None, _) => txn.create(key, today.encode()?),
+        let mut begun = Vec::new();
+        for (((chain, earliest), key), entry) in chains.iter().zip(keys).zip(read) {
+            let is_behind = today.day < *earliest;
+            txn = match entry {
+                Some(entry) => match core.used.read::<UsedSince>(&key, &entry) {
+                    // It is not replaced: a newer version may have written it.
+                    None => txn,
+                    Some(known) if !core.used.begins_again(chain) || known == today => txn,
+                    Some(known) if is_behind || today.day < known.day => continue,
+                    Some(_) => txn.replace(key, entry.revision, today.encode()?),
+                },
+                None if is_behind => continue,
+                None => txn.create(key, today.encode()?),
             };
+            begun.push(chain);
         }
         if !txn.puts.is_empty() && core.store.commit(txn).await? == Committed::Conflict {
             return Ok(());
         }
-        chains.iter().for_each(|chain| core.used.began(chain));
+        begun.into_iter().for_each(|chain| core.used.began(chain));
     }
     Ok(())
 }
@@ -129,8 +147,13 @@ async fn store_some(core: &Core, keks: &[(ChainName, KekId)]) -> Result<(), stor
                 continue;
             }
             let key = record::last_used_key(&kek.0, kek.1);
-            // A damaged record is replaced.
-            let known = last.as_ref().and_then(|it| LastUsed::decode(&key, &it.value).ok());
+            let known = last.as_ref().map(|entry| core.used.read::<LastUsed>(&key, entry));
+            // It is not replaced: a newer version may have written it.
+            if known == Some(None) {
+                stored.push((kek, used));
+                continue;
+            }
+            let known = known.flatten();
             let latest = known.unwrap_or_default().max(used);
             stored.push((kek, latest));
             txn = match last {

@@ -302,25 +302,70 @@ async fn inline_keks_that_the_store_does_not_have_are_not_stored() {
 }
 
 #[tokio::test]
-async fn a_damaged_record_is_replaced_and_hides_no_kek() {
-    let (replicas, envelope, id) = stopped(1).await;
+async fn a_record_that_can_not_be_read_is_kept_and_what_it_says_is_not_known() {
+    let newer = br#"{"format":2,"record":{"days":[]}}"#;
+    for unreadable in [&b"{"[..], newer] {
+        let (replicas, envelope, id) = stopped(1).await;
+        let service = &replicas.services[0];
+        let keys = [record::last_used_key(&default(), id), record::used_since_key(&default())];
+        let write = async |key: &String, value: &[u8]| {
+            let puts = vec![(key.clone(), value.to_vec())];
+            let _ = replicas.store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+        };
+        let is_kept = async |key: &String| {
+            replicas.store.get(key).await.unwrap().is_some_and(|entry| entry.value == unreadable)
+        };
+        write(&keys[0], unreadable).await;
+        let info = shown(service, id).await;
+        assert_eq!((info.last_used, info.usage_known_since), (used(None, None), None));
+        assert_eq!(info.last_used_text(), ["not known", "not known"]);
+        pass(&replicas.clock, service, DAY);
+        decrypt(service, &envelope).await.unwrap();
+        replicas.clock.advance(Duration::from_secs(600));
+        service.store_days().await;
+        assert!(is_kept(&keys[0]).await);
+        assert_eq!(shown(service, id).await.last_used_text(), ["not known", "not known"]);
+        // Another KEK of the chain is not affected.
+        let later = service.rotate(None).await.unwrap().primary;
+        assert_eq!(shown(service, later).await.usage_known_since, Some(FIRST));
+
+        write(&keys[1], unreadable).await;
+        let root = [("main", &replicas.roots[0])];
+        let next = start(Arc::clone(&replicas.store) as _, &root, &replicas.clock).await;
+        next.store_days().await;
+        assert!(is_kept(&keys[1]).await);
+        assert_eq!(shown(&next, later).await.last_used_text()[1], "not known");
+        next.report_rollback().await;
+        replicas.clock.advance(DAY);
+        next.store_days().await;
+        assert!(is_kept(&keys[0]).await && is_kept(&keys[1]).await);
+        next.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_years_behind_stores_no_first_day() {
+    let replicas = Replicas::new(1).await;
     let service = &replicas.services[0];
-    let puts = vec![
-        (record::last_used_key(&default(), id), b"{".to_vec()),
-        (record::used_since_key(&default()), b"{".to_vec()),
-    ];
-    let _ = replicas.store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
-    assert_eq!(shown(service, id).await.last_used, used(Some(FIRST), Some(FIRST)), "in memory");
-    pass(&replicas.clock, service, DAY);
-    decrypt(service, &envelope).await.unwrap();
+    encrypt(service).await.unwrap();
     replicas.clock.advance(Duration::from_secs(600));
     service.store_days().await;
-    let both = used(Some(FIRST), Some(FIRST + 1));
-    assert_eq!(stored(&*replicas.store, id).await, Some(both));
+    assert_eq!(since(&*replicas.store).await, Some(FIRST));
+    service.stop().await;
+    let key = record::used_since_key(&default());
+    let deletes = vec![key];
+    let _ = replicas.store.commit(Txn { deletes, ..Txn::default() }).await.unwrap();
+
+    let behind = Arc::new(ManualClock::at(ManualClock::new().unix_now() - 10 * 365 * 86_400));
     let root = [("main", &replicas.roots[0])];
-    let next = start(Arc::clone(&replicas.store) as _, &root, &replicas.clock).await;
+    let next = start(Arc::clone(&replicas.store) as _, &root, &behind).await;
+    let has_facts = || next.chains.load().values().any(|chain| chain.published.facts().is_some());
+    until("the first reading of the chain", async || has_facts()).await;
     next.store_days().await;
-    assert_eq!(since(&*replicas.store).await, Some(FIRST + 1));
+    assert_eq!(since(&*replicas.store).await, None);
+    behind.advance(Duration::from_secs(10 * 365 * 86_400 + 600));
+    next.store_days().await;
+    assert_eq!(since(&*replicas.store).await, Some(FIRST));
 }
 
 /// A store that counts reads.
