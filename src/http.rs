@@ -144,21 +144,24 @@ impl Server {
         let at_admin = at_admin.is_some_and(|address| settings.is_served_at(address));
         let budget = Budget::new(config.body_memory());
         let slot = audit::Slot::default();
-        let handler = |auth: Option<&Arc<Auth>>, has_data| {
+        let handler = |auth: Option<&Arc<Auth>>, has_data, has_status| {
             let router = starting::router(Arc::clone(&starting), auth.is_none());
             Handler(Arc::new(Routes {
                 auth: auth.cloned(),
                 metrics: Arc::clone(&metrics),
                 budget: budget.clone(),
                 has_data,
+                has_status,
                 starting: router,
                 started: OnceLock::new(),
                 beside: OnceLock::new(),
                 audit: audit::Slot::clone(&slot),
             }))
         };
-        let (handler, operators) =
-            (handler(auth.as_ref(), true), admin.map(|it| (it, handler(None, false))));
+        let (handler, operators) = (
+            handler(auth.as_ref(), true, !at_admin),
+            admin.map(|it| (it, handler(None, false, at_admin))),
+        );
         let entrance = Entrance {
             handler: handler.clone(),
             operators: operators.as_ref().map(|(_, handler)| handler.clone()),
@@ -251,13 +254,20 @@ impl Entrance {
         let all = match &self.operators {
             None => merge(data, with_status().with_state(Arc::clone(&app))),
             Some(handler) => {
-                let (routes, rest) = match self.is_status_at_admin {
+                let is_at_admin = self.is_status_at_admin;
+                let (routes, rest) = match is_at_admin {
                     true => (with_status(), OpenApiRouter::new()),
                     false => (operator_routes(), status_routes()),
                 };
                 let router = Router::from(routes.with_state(Arc::clone(&operators)));
+                let all = merge(data, rest.with_state(Arc::clone(&app)));
+                let elsewhere = status::elsewhere::routes(is_at_admin, self.settings.status);
+                let (router, all) = match is_at_admin {
+                    true => (router, all.merge(elsewhere)),
+                    false => (router.merge(elsewhere), all),
+                };
                 handler.open(operators, router.fallback(problem::not_found_for_operators));
-                merge(data, rest.with_state(Arc::clone(&app)))
+                all
             }
         };
         self.handler.open(app, all);
@@ -335,6 +345,8 @@ struct Routes {
     budget: Budget,
     /// Whether it serves calls on data, some of which bypass the router.
     has_data: bool,
+    /// Whether it serves the status page.
+    has_status: bool,
     /// Responds until there is a service.
     starting: Router,
     started: OnceLock<(Arc<App>, Router)>,
@@ -352,6 +364,11 @@ impl Handler {
 
     fn is_starting(&self) -> bool {
         self.0.started.get().is_none()
+    }
+
+    /// Whether a request for the status page is for another listener, from any caller.
+    fn lacks_status(&self, path: &str) -> bool {
+        !self.0.has_status && status::is_at(path)
     }
 
     /// Whether the service is shutting down.

@@ -111,13 +111,11 @@ pub(super) async fn not_found() -> Problem {
 
 /// The response to an unknown path, where only operators are served.
 pub(super) async fn not_found_for_operators() -> Problem {
-    nothing(
-        "there is nothing at this path; /healthz, /readyz and /metrics are here, and /status \
-         unless admin.status = false",
-    )
+    nothing("there is nothing at this path; /healthz, /readyz and /metrics are here")
 }
 
-fn nothing(detail: &'static str) -> Problem {
+/// The response to a path at which there is nothing.
+pub(super) fn nothing(detail: &'static str) -> Problem {
     Problem(Error::new(Kind::NotFound, detail))
 }
 

@@ -37,6 +37,7 @@ use super::problem::{Problem, ProblemBody};
 mod chains;
 mod chart;
 mod components;
+pub(super) mod elsewhere;
 mod layout;
 mod page;
 mod refusal;
@@ -239,11 +240,16 @@ fn html(markup: Markup) -> Response {
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
 
+/// Whether the status is at this path, as a page or as JSON.
+pub(super) fn is_at(path: &str) -> bool {
+    matches!(path, "/" | "/status" | "/status.json") || path.starts_with(CHAIN_STATUS)
+}
+
 /// Whether a person asks for a page with a browser: then an error is a page too.
 pub(super) fn is_for_people(request: &Request) -> bool {
     let path = request.uri().path();
-    let is_page = path == "/" || path == "/status" || path.starts_with(CHAIN_STATUS);
-    is_page
+    path != "/status.json"
+        && is_at(path)
         && request.method() == Method::GET
         && request.headers().get_all(ACCEPT).iter().any(|accept| {
             let accept = accept.to_str().unwrap_or_default();

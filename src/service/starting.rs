@@ -1,5 +1,5 @@
-//! What a start waits for, before there is a [`KeyService`](super::KeyService): shown by readiness,
-//! and returned to every call.
+//! What a start waits for, before there is a [`KeyService`](super::KeyService): shown by readiness
+//! and by the status page, and returned to every call.
 
 use parking_lot::Mutex;
 
@@ -11,7 +11,7 @@ pub struct Starting(Mutex<Check>);
 
 impl Default for Starting {
     fn default() -> Self {
-        Self(Mutex::new(check("service", "starting")))
+        Self(Mutex::new(check("service", "nothing is loaded yet")))
     }
 }
 
@@ -41,6 +41,18 @@ impl Starting {
             "the service is starting; /readyz says what it waits for",
         )
         .with_advice(format!("{name}: {}", detail.unwrap_or_default()))
+    }
+
+    /// The same error for a caller who may see what the start waits for.
+    #[must_use]
+    pub fn explained(&self) -> Error {
+        let Check { name, detail, .. } = self.check();
+        let detail = detail.unwrap_or_default();
+        let awaited = match &*name {
+            "service" => detail,
+            name => format!("it waits for {name}: {detail}"),
+        };
+        Error::new(Kind::StoreUnavailable, format!("the service is starting; {awaited}"))
     }
 }
 

@@ -65,6 +65,12 @@ async fn a_start_waits_for_etcd_and_answers_meanwhile_and_is_ready_by_itself() {
     assert_eq!(readiness.status(), 503);
     let readiness = readiness.text().await.unwrap();
     assert!(readiness.contains("\"store\"") && readiness.contains(&etcd.url()), "{readiness}");
+    for path in ["/", "/status", "/status.json", "/status/chains/default"] {
+        let page = reqwest::get(format!("{admin}{path}")).await.unwrap();
+        assert_eq!(page.status(), 503, "{path}");
+        let page = page.text().await.unwrap();
+        assert!(page.contains("it waits for store: ") && page.contains(&etcd.url()), "{page}");
+    }
     let healthz = reqwest::get(format!("{admin}/healthz")).await.unwrap();
     assert_eq!(healthz.status(), 200);
     assert_eq!(service.said(), "");
@@ -156,6 +162,12 @@ async fn what_a_start_waits_for_is_shown_to_clients_who_may_read_all_chains() {
         assert_eq!(readiness.status(), 503);
         let readiness = readiness.text().await.unwrap();
         assert_eq!(readiness.contains(&etcd.url()), sees, "{readiness}");
+        for path in ["/status", "/status.json"] {
+            let page = ask(Method::GET, path).await.unwrap();
+            assert_eq!(page.status(), 503, "{path}");
+            let page = page.text().await.unwrap();
+            assert_eq!(page.contains(&etcd.url()), sees, "{page}");
+        }
         // Strangers too: the keys of issuers may not be known yet.
         let answer = ask(Method::GET, "/v1/chains").await.unwrap();
         assert_eq!(answer.status(), 503, "{token}");

@@ -75,7 +75,11 @@ impl Recognised<'_> {
         let Identified { client, by } = match self.auth.identify(shown).await {
             Ok(identified) => identified,
             // Until the service has started every request gets the same answer.
-            Err(_) if handler.is_starting() || identity::is_open(request.uri().path()) => {
+            Err(_)
+                if handler.is_starting()
+                    || identity::is_open(request.uri().path())
+                    || handler.lacks_status(request.uri().path()) =>
+            {
                 return guarded(handler.answer(request), self.shared).await;
             }
             Err(refusal) => {

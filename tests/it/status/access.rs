@@ -197,6 +197,34 @@ async fn a_client_sees_what_it_may_read_and_nothing_secret_is_shown() {
 }
 
 #[tokio::test]
+async fn where_it_is_not_served_everyone_learns_the_address_and_no_one_sees_more() {
+    let clients = [("auditor", "*", "read")];
+    let (setup, [auditor]) = with_clients(quiet(Setup::new()), clients);
+    let service = setup.set("SERVER__ADMIN_LISTEN", "127.0.0.1:0").start().await;
+    let code = async |method: Method, path: &str, token: Option<&str>| {
+        let request = service.request(method, path);
+        let request = token.iter().fold(request, |request, token| request.bearer_auth(token));
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    for path in ["/", "/status", "/status.json", "/status/chains/default"] {
+        for token in [None, Some("kpt_wrong"), Some(&*auditor)] {
+            for method in [Method::GET, Method::POST] {
+                let (code, said) = code(method, path, token).await;
+                assert_eq!(code, 404, "{path} {token:?}: {said}");
+                assert!(said.contains("served at the address of server.admin_listen"), "{said}");
+            }
+        }
+    }
+    // Every other path asks for a token first, also beside those.
+    for path in ["/v1/chains", "/metrics", "/openapi.json", "/statuses", "/status/", "/none"] {
+        assert_eq!(code(Method::GET, path, None).await.0, 401, "{path}");
+    }
+    let (code, said) = code(Method::GET, "/status/chains/a/b", None).await;
+    assert!(code == 404 && said.contains("there is nothing at this path"), "{code}: {said}");
+}
+
+#[tokio::test]
 async fn the_listener_of_operators_serves_it_on_loopback_unless_the_configuration_says_otherwise() {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let code = async |base: &str, path: &str| {
@@ -213,6 +241,11 @@ async fn the_listener_of_operators_serves_it_on_loopback_unless_the_configuratio
             let expected = if is_at_admin { (200, 404) } else { (404, 200) };
             assert_eq!((at_admin, at_main), expected, "{setting:?} {path}");
         }
+        let elsewhere = if is_at_admin { &url } else { &admin };
+        let said = http.get(format!("{elsewhere}/status.json")).send().await.unwrap();
+        let said = said.text().await.unwrap();
+        let why = if is_at_admin { "server.admin_listen" } else { "admin.status is false" };
+        assert!(said.contains(why), "{said}");
         let with_admin = run(&["status", "--server", &url, "--admin", &admin], b"");
         assert!(with_admin.status.success(), "{with_admin:?}");
         let without = run(&["status", "--server", &url], b"");

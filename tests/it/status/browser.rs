@@ -416,7 +416,7 @@ async fn out_of_service(browser: &mut Browser) {
     let nowhere = "http://127.0.0.1:1".to_owned();
     let service = quiet(Setup::new()).on_endpoints(&[nowhere]).listen().await;
     let page = format!("{}/status", service.url());
-    let texts = ["503 Service Unavailable", "asks again every 10 seconds"];
+    let texts = ["503 Service Unavailable", "it waits for store: ", "asks again every 10 seconds"];
     browser.look("starting", &page, &[DESK, PHONE], &json!({"refreshes": true}), &texts);
 }
 
