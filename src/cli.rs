@@ -94,7 +94,7 @@ enum Command {
     Datakey(datakey::Args),
     /// Make a new primary KEK and print its id
     Rotate(chains::RotateArgs),
-    /// Show the health of the service, its chains, and what to do about problems
+    /// Show the health of the service, its chains and its parts, and what to do about problems
     Status(chains::HealthArgs),
     /// List, create or change key chains
     #[command(subcommand)]

@@ -19,6 +19,7 @@ mod forwarded;
 mod operations;
 mod process;
 mod register;
+mod root_calls;
 mod roots;
 mod store;
 mod streams;
@@ -126,7 +127,7 @@ impl Metrics {
         if let Some(counter) = chain.ok.get(operation as usize) {
             counter.inc_by(count);
         }
-        self.operations.pay(operation, count);
+        self.operations.pay(&chain.root_calls, operation, count);
     }
 
     /// Counts a failure. `chain` is empty unless the chain exists.
@@ -140,28 +141,31 @@ impl Metrics {
         self.operations.took(operation, time);
     }
 
-    /// Counts a call of a root: `operation` is `wrap`, `unwrap` or `probe`; `outcome` is `ok` or
-    /// the error's.
-    pub fn root_called(&self, root: &str, operation: &str, outcome: &str, time: Duration) {
+    /// Counts a call of a root for a chain: `operation` is `wrap`, `unwrap` or `probe`; `outcome`
+    /// is `ok` or the error's.
+    pub fn root_called(
+        &self,
+        root: &str,
+        chain: &ChainName,
+        operation: &str,
+        outcome: &str,
+        time: Duration,
+    ) {
         self.roots.called(root, operation, outcome, time);
-        self.operations.owe();
+        self.operations.owe(chain.as_str());
     }
 
-    /// Counts a call of a root for a chain, beside [`root_called`](Self::root_called).
-    pub fn root_called_for(&self, chain: &ChainName) {
-        self.operations.owe_for(chain.as_str());
-    }
-
-    /// The calls of roots that were made, and those that were avoided.
+    /// The calls of roots that were made, and those that were avoided: the sum over all chains,
+    /// with those that were deleted.
     #[must_use]
     pub fn root_calls(&self) -> (u64, u64) {
         (self.operations.made(), self.operations.avoided())
     }
 
-    /// The calls of roots for a chain, and its failed operations by the error's code.
+    /// The failed operations on a chain by the error's code.
     #[must_use]
-    pub fn counted_of(&self, chain: &ChainName) -> (u64, BTreeMap<&'static str, u64>) {
-        self.operations.counted(chain.as_str())
+    pub fn failures_of(&self, chain: &ChainName) -> BTreeMap<&'static str, u64> {
+        self.operations.failures(chain.as_str())
     }
 
     /// Creates the counters of a root, whose calls end with `ok` or one of `failures`.
@@ -193,43 +197,62 @@ mod tests {
     #[test]
     fn avoided_calls_are_operations_less_calls_and_never_fall() {
         let metrics = Metrics::new(&Registry::new()).unwrap();
-        let chain = metrics.chain(&ChainName::new("orders").unwrap());
-        let avoided = || metrics.root_calls().1;
-        metrics.root_called("main", "wrap", "ok", Duration::ZERO);
-        metrics.root_called("main", "unwrap", "away", Duration::ZERO);
+        let [orders, idle] = ["orders", "idle"].map(|name| ChainName::new(name).unwrap());
+        let (chain, other) = (metrics.chain(&orders), metrics.chain(&idle));
+        let called = |of: &ChainName, operation: &str, outcome: &str| {
+            metrics.root_called("main", of, operation, outcome, Duration::ZERO);
+        };
+        let avoided = || {
+            let total = metrics.root_calls();
+            let ((made, avoided), (made_too, avoided_too)) =
+                (chain.root_calls(), other.root_calls());
+            assert_eq!(total, (made + made_too, avoided + avoided_too), "the total is the sum");
+            avoided
+        };
+        called(&orders, "wrap", "ok");
+        called(&orders, "unwrap", "away");
         for (operations, expected) in [(1, 0), (2, 0), (3, 1), (4, 2)] {
             metrics.succeeded(&chain, Operation::Encrypt);
             assert_eq!(avoided(), expected, "after {operations}");
         }
-        metrics.root_called("main", "unwrap", "ok", Duration::ZERO);
+        // More calls than operations: what was avoided before stays.
+        (0..3).for_each(|_| called(&orders, "unwrap", "away"));
         assert_eq!(avoided(), 2);
         metrics.succeeded(&chain, Operation::Rotate);
+        for expected in [2, 2, 2, 3] {
+            metrics.succeeded(&chain, Operation::Decrypt);
+            assert_eq!(avoided(), expected);
+        }
+        // The calls of a chain are paid for by its own operations.
+        called(&idle, "wrap", "ok");
         metrics.succeeded(&chain, Operation::Decrypt);
-        assert_eq!(avoided(), 2);
-        metrics.succeeded(&chain, Operation::Decrypt);
-        assert_eq!(avoided(), 3);
-        assert_eq!(metrics.root_calls(), (3, 3));
+        assert_eq!((avoided(), other.root_calls()), (4, (1, 0)));
+        assert_eq!(metrics.root_calls(), (6, 4));
         assert_eq!(chain.succeeded(Operation::Encrypt), 4);
-        assert_eq!(chain.succeeded(Operation::Decrypt), 2);
+        assert_eq!(chain.succeeded(Operation::Decrypt), 5);
     }
 
     #[test]
     fn what_a_chain_cost_and_how_it_failed_is_read_back_until_it_is_deleted() {
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let orders = ChainName::new("orders").unwrap();
+        let call = || metrics.root_called("main", &orders, "wrap", "ok", Duration::ZERO);
         // Before the chain exists, nothing is kept of its name.
-        metrics.root_called_for(&orders);
+        call();
         metrics.failed(Operation::Decrypt, "orders", "unknown_kek");
-        assert_eq!(metrics.counted_of(&orders), (0, BTreeMap::new()));
-        let _chain = metrics.chain(&orders);
-        metrics.root_called_for(&orders);
+        assert_eq!(metrics.failures_of(&orders), BTreeMap::new());
+        let chain = metrics.chain(&orders);
+        assert_eq!(chain.root_calls(), (0, 0));
+        call();
         for operation in [Operation::Decrypt, Operation::Rewrap] {
             metrics.failed(operation, "orders", "unknown_kek");
         }
         metrics.failed(Operation::Decrypt, "", "unknown_chain");
-        assert_eq!(metrics.counted_of(&orders), (1, BTreeMap::from([("unknown_kek", 2)])));
+        assert_eq!(chain.root_calls(), (1, 0));
+        assert_eq!(metrics.failures_of(&orders), BTreeMap::from([("unknown_kek", 2)]));
         metrics.forget(&orders);
-        assert_eq!(metrics.counted_of(&orders), (0, BTreeMap::new()));
+        assert_eq!(metrics.failures_of(&orders), BTreeMap::new());
+        assert_eq!(metrics.chain(&orders).root_calls(), (0, 0), "a new chain of this name");
     }
 
     #[test]
@@ -257,7 +280,7 @@ mod tests {
         }
         assert_eq!(lines("chain=\"orders\"").len(), before.len(), "none came with its first event");
         let roots = lines("root=\"main\"").len();
-        metrics.root_called("main", "unwrap", "away", Duration::ZERO);
+        metrics.root_called("main", &orders, "unwrap", "away", Duration::ZERO);
         assert_eq!(lines("root=\"main\"").len(), roots);
         // One that is not there from the start.
         metrics.failed(Operation::Encrypt, "orders", "payload_too_large");

@@ -11,10 +11,14 @@ use serde::{Deserialize, Serialize};
 
 mod findings;
 mod forecast;
+mod outage;
+mod savings;
 mod text;
 
 pub use findings::{DOCUMENTS, findings};
 pub use forecast::{Pace, forecast};
+pub use outage::Outage;
+pub use savings::Savings;
 pub use text::{count, duration, last_used, money, rate};
 
 /// A service at one moment. What the caller may not see is left out.
@@ -31,7 +35,9 @@ pub struct Status {
     pub started_at: String,
     /// The same in seconds before `time`.
     pub uptime_seconds: u64,
-    /// What needs attention, the most urgent first.
+    /// What is most urgent, in a sentence.
+    pub summary: String,
+    /// What needs attention: the most urgent first, and a cause before what follows from it.
     pub findings: Vec<Finding>,
     /// The checks of `/readyz`.
     pub checks: Vec<Check>,
@@ -78,6 +84,9 @@ pub struct Finding {
     pub about: String,
     /// What was found.
     pub detail: String,
+    /// What works in spite of it, until when, and what fails; empty if that is not known.
+    #[serde(default)]
+    pub effect: String,
     /// What to do.
     pub advice: String,
     /// Commands that deal with it, or that show more.
@@ -96,36 +105,6 @@ pub struct Check {
     /// A text for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-}
-
-/// What this process saved since it started.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Savings {
-    /// Calls of roots that were made.
-    pub root_calls: u64,
-    /// The calls that one call per operation would have taken, minus those that were made.
-    pub avoided: u64,
-    /// What the avoided calls would have cost.
-    pub saved: f64,
-    /// The price of 10,000 root calls.
-    pub price_per_10000: f64,
-    /// The currency of both.
-    pub currency: String,
-    /// Root calls in each minute of the last hour, the latest last.
-    pub root_calls_per_minute: Vec<u64>,
-    /// The same of the avoided calls.
-    pub avoided_per_minute: Vec<u64>,
-}
-
-impl Savings {
-    /// Values the avoided calls at `price` for 10,000.
-    #[expect(clippy::cast_precision_loss, reason = "an amount of money need not be exact")]
-    pub fn value_at(&mut self, price: f64, currency: &str) {
-        self.saved = self.avoided as f64 * price / 10_000.0;
-        self.price_per_10000 = price;
-        currency.clone_into(&mut self.currency);
-    }
 }
 
 /// A key chain.
@@ -159,6 +138,8 @@ pub struct Chain {
     pub rotate_after_age: u64,
     /// When the next rotation is expected; null if the chain has no primary.
     pub next_rotation: Option<Forecast>,
+    /// What works while the store or its roots are away; null while they are not.
+    pub outage: Option<Outage>,
     /// The number of its KEKs, including destroyed ones; null while they are not counted.
     pub keks: Option<u64>,
     /// The KEKs by state.
@@ -180,7 +161,7 @@ pub struct Chain {
     pub operations: u64,
     /// Calls of roots for this chain.
     pub root_calls: u64,
-    /// How many more calls one root call per operation would have taken.
+    /// The calls that one root call per operation would have taken, minus those that were made.
     pub avoided: u64,
 }
 
@@ -288,6 +269,9 @@ pub struct Store {
     pub latency_us: Option<u64>,
     /// Its outage, or the last one of this process.
     pub last_error: Option<Failure>,
+    /// Until when KEKs in memory decrypt while it is away, as RFC 3339; null if it is not, or if
+    /// nothing limits that.
+    pub decrypts_until: Option<String>,
     /// When the last complete backup began, as RFC 3339.
     pub last_backup: Option<String>,
 }
@@ -360,9 +344,10 @@ pub struct Caller {
 }
 
 impl Status {
-    /// Replaces the findings by those that follow from the rest.
+    /// Replaces the findings and the summary by those that follow from the rest.
     pub fn conclude(&mut self) {
         self.findings = findings(self);
+        self.summary = findings::summary(self);
     }
 
     /// Whether no finding asks for an action.
@@ -385,6 +370,7 @@ mod tests {
                 level: Level::Degraded,
                 about: "root:main".to_owned(),
                 detail: "it is away".to_owned(),
+                effect: String::new(),
                 advice: "Make it available.".to_owned(),
                 commands: vec!["kms-proxy root status".to_owned()],
                 link: DOCUMENTS.to_owned(),
@@ -398,13 +384,5 @@ mod tests {
         json["chains"][0]["a_later_field"] = true.into();
         assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
         assert_eq!(serde_json::from_str::<Status>("{}").unwrap(), Status::default());
-    }
-
-    #[test]
-    fn avoided_calls_have_their_price() {
-        let mut savings = Savings { avoided: 5_000_000, ..Savings::default() };
-        savings.value_at(0.03, "EUR");
-        assert!((savings.saved - 15.0).abs() < 1e-9, "{savings:?}");
-        assert_eq!((savings.price_per_10000, &*savings.currency), (0.03, "EUR"));
     }
 }

@@ -136,7 +136,7 @@ impl Front {
             store.patiently(restore).await.context("audit")?;
         }
         let roots = self.open_audit(&config, &*store.store, roots).await?;
-        self.starting.report("service", "the chains are loaded");
+        self.starting.report("service", "the chains are being loaded");
         if let Some(auth) = &self.auth {
             auth.settled().await;
         }

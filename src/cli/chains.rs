@@ -45,7 +45,7 @@ pub(super) struct HealthArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Address of health and metrics, if server.admin_listen is set
+    /// Address of health, metrics and the status, if server.admin_listen is set
     #[arg(long, value_name = "URL", env = "KMS_PROXY_ADMIN", value_parser = client::server)]
     admin: Option<String>,
     #[command(flatten)]

@@ -1,13 +1,15 @@
 //! `status`: what `/status.json` says, as tables or as JSON.
 
-use kms_proxy::status::{Chain, Finding, Level, Status, count, duration, money, rate};
+use kms_proxy::status::{Finding, Level, Status, count, duration, money};
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 
-use super::chains::{Check, HealthArgs, Readiness, chain_table, check_table, table};
+use super::chains::{Check, HealthArgs, Readiness, chain_table, check_table};
 use super::client::Client;
 use super::stdio::{print, printable};
 use super::{Failure, Result, chains};
+
+mod tables;
 
 /// Prints the health of the service and its chains.
 pub(super) async fn status(args: HealthArgs) -> Result {
@@ -70,7 +72,10 @@ fn text(status: &Status) -> String {
     let readiness = Readiness { status: status.status.clone(), checks: checks.collect() };
     let chains: Vec<_> = status.chains.iter().map(chains::Chain::from).collect();
     let mut parts = vec![check_table(&readiness), chain_table(&chains)];
-    parts.push(pace_table(&status.chains));
+    parts.extend(tables::all(status));
+    if !status.summary.is_empty() && !status.is_well() {
+        parts.push(format!("{}\n", printable(&status.summary)));
+    }
     let findings = status.findings.iter().filter(|finding| finding.level != Level::Note);
     parts.extend(findings.map(finding_text));
     if let Some(savings) = &status.savings {
@@ -85,38 +90,17 @@ fn text(status: &Status) -> String {
     parts.join("\n")
 }
 
-/// What the chains do now, and when they rotate next.
-fn pace_table(chains: &[Chain]) -> String {
-    let header =
-        ["CHAIN", "USES", "NEXT ROTATION", "ENCRYPTS/S", "DECRYPTS/S", "ROOT CALLS", "AVOIDED"];
-    let rows = chains.iter().map(|chain| {
-        let next = match &chain.next_rotation {
-            None => "-".to_owned(),
-            Some(next) if next.in_seconds == 0 => format!("due ({})", next.reason),
-            Some(next) => format!("in {} ({})", duration(next.in_seconds), next.reason),
-        };
-        [
-            chain.chain.clone(),
-            chain.uses_reserved.to_string(),
-            next,
-            rate(chain.encrypts_per_second),
-            rate(chain.decrypts_per_second),
-            chain.root_calls.to_string(),
-            chain.avoided.to_string(),
-        ]
-    });
-    table(header, rows)
-}
-
 fn finding_text(finding: &Finding) -> String {
-    let Finding { about, advice, commands, link, .. } = finding;
+    let Finding { about, effect, advice, commands, link, .. } = finding;
     let lines = commands.iter().chain([link]).map(|line| format!("  {}\n", printable(line)));
-    format!("{}: {}\n{}", printable(about), printable(advice), lines.collect::<String>())
+    let space = if effect.is_empty() { "" } else { " " };
+    let (about, advice) = (printable(about), printable(advice));
+    format!("{about}: {}{space}{advice}\n{}", printable(effect), lines.collect::<String>())
 }
 
 #[cfg(test)]
 mod tests {
-    use kms_proxy::status::{Forecast, Savings};
+    use kms_proxy::status::{Chain, Forecast, Savings};
 
     use super::*;
 
@@ -170,6 +154,8 @@ orders  aes-128-gcm  3     100        200       90d      no      01       -
 
 CHAIN   USES  NEXT ROTATION         ENCRYPTS/S  DECRYPTS/S  ROOT CALLS  AVOIDED
 orders  16    in 1 min 30 s (uses)  1.5         0           1           20
+
+Root main needs attention.
 
 root:main: ";
         assert!(text.starts_with(expected), "{text}");

@@ -111,7 +111,8 @@ pub(super) async fn page(
 /// The status as JSON, which `kms-proxy status` prints.
 ///
 /// docs/status.md has its fields; later versions may add others. A caller who may not read all
-/// chains sees those that it may read, and nothing of roots, store and clients.
+/// chains sees those that it may read, the names of the roots that wrapped their KEKs, and nothing
+/// else of roots, store and clients.
 #[utoipa::path(get, path = "/status.json", operation_id = "status_json", tag = "operations",
     params(StatusQuery),
     responses(
@@ -154,9 +155,9 @@ pub(super) async fn chain(
     let (_, keks) = service.chain_with_keks(&name, after, KEKS).await?;
     let unknown = || Error::new(Kind::UnknownChain, "there is no chain of this name");
     let _turn = app.turns.take().await?;
-    let chain = service.chain_status(&name).ok_or_else(unknown)?;
+    let (chain, time) = service.chain_status(&name).ok_or_else(unknown)?;
     let next = keks.next.map(|id| id.to_string());
-    Ok(html(chains::page(&chain, &keks.items, next.as_deref())))
+    Ok(html(chains::page(&chain, &time, &keks.items, next.as_deref())))
 }
 
 /// The root of the service leads to the page.

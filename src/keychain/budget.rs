@@ -84,6 +84,13 @@ impl Budget {
         self.blocks.load().iter().map(|block| block.left(now)).sum()
     }
 
+    /// When the last of these uses expires, if there are any; [`Monotonic::NEVER`] if it does not.
+    #[must_use]
+    pub fn void_at(&self, now: Monotonic) -> Option<Monotonic> {
+        let blocks = self.blocks.load();
+        blocks.iter().filter(|block| block.left(now) > 0).map(|block| block.void_at).max()
+    }
+
     /// Uses that were taken so far.
     #[must_use]
     pub fn spent(&self) -> u64 {

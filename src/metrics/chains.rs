@@ -1,9 +1,12 @@
 //! The metrics of chains: their KEKs, rotations and reservations.
 
+use std::sync::Arc;
+
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::operations::Operation;
 use super::register::Register;
+use super::root_calls::RootCalls;
 
 const ROTATION_REASONS: [&str; 4] = ["uses", "age", "manual", "root"];
 const RESERVATION_OUTCOMES: [&str; 4] = ["ok", "conflict", "lost", "error"];
@@ -89,7 +92,7 @@ impl Chains {
     pub(super) fn chain(
         &self,
         chain: &str,
-        ok: [IntCounter; Operation::ALL.len()],
+        (ok, root_calls): ([IntCounter; Operation::ALL.len()], Arc<RootCalls>),
     ) -> ChainMetrics {
         for reason in ROTATION_REASONS {
             _ = self.rotations.with_label_values(&[chain, reason]);
@@ -99,6 +102,7 @@ impl Chains {
         }
         ChainMetrics {
             ok,
+            root_calls,
             uses: self.uses.with_label_values(&[chain]),
             rotate_after_uses: self.rotate_after_uses.with_label_values(&[chain]),
             max_uses: self.max_uses.with_label_values(&[chain]),
@@ -148,6 +152,7 @@ impl Chains {
 /// The handles of one chain, resolved once.
 pub struct ChainMetrics {
     pub(super) ok: [IntCounter; Operation::ALL.len()],
+    pub(super) root_calls: Arc<RootCalls>,
     /// Uses of the primary that are reserved in the store.
     pub uses: IntGauge,
     /// The limit that starts a rotation.
@@ -173,5 +178,11 @@ impl ChainMetrics {
     #[must_use]
     pub fn succeeded(&self, operation: Operation) -> u64 {
         self.ok.get(operation as usize).map_or(0, IntCounter::get)
+    }
+
+    /// The calls of roots for the chain that were made, and those that were avoided.
+    #[must_use]
+    pub fn root_calls(&self) -> (u64, u64) {
+        self.root_calls.counts()
     }
 }

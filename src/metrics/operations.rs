@@ -1,6 +1,7 @@
 //! The metrics of operations: what callers asked for, how it ended, and what it spared the roots.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use prometheus::local::LocalHistogram;
 use prometheus::{Histogram, IntCounter, IntCounterVec};
 
 use super::register::Register;
+use super::root_calls::RootCalls;
 
 /// What a caller can ask for: the label `operation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,8 +119,6 @@ pub(super) struct Operations {
     counts: IntCounterVec,
     durations: [Histogram; Operation::ALL.len()],
     avoided: IntCounter,
-    /// Calls of roots that were made and that no operation has paid for yet.
-    debt: AtomicU64,
     /// Calls of roots that were made.
     made: AtomicU64,
     /// What the metrics have not by chain, or not to be read back.
@@ -128,7 +128,7 @@ pub(super) struct Operations {
 /// What is counted of a chain for its status.
 #[derive(Default)]
 struct OfChain {
-    root_calls: u64,
+    root_calls: Arc<RootCalls>,
     failures: BTreeMap<&'static str, u64>,
 }
 
@@ -158,17 +158,21 @@ impl Operations {
             avoided: register.counter(
                 "kms_proxy_root_calls_avoided_total",
                 "Operations that would have called a root that is used directly, less the calls \
-                 made.",
+                 made, for each chain.",
             )?,
-            debt: AtomicU64::new(0),
             made: AtomicU64::new(0),
             chains: Mutex::default(),
         })
     }
 
-    /// Creates the counters of a chain, and returns those of its successes.
-    pub(super) fn of_chain(&self, chain: &str) -> [IntCounter; Operation::ALL.len()] {
-        self.chains.lock().entry(chain.to_owned()).or_default();
+    /// Creates the counters of a chain, and returns those of its successes and of its root calls.
+    pub(super) fn of_chain(
+        &self,
+        chain: &str,
+    ) -> ([IntCounter; Operation::ALL.len()], Arc<RootCalls>) {
+        let mut chains = self.chains.lock();
+        let root_calls = Arc::clone(&chains.entry(chain.to_owned()).or_default().root_calls);
+        drop(chains);
         for (operations, codes) in FROM_THE_START {
             for operation in operations {
                 for code in codes {
@@ -176,7 +180,7 @@ impl Operations {
                 }
             }
         }
-        Operation::ALL.map(|operation| self.counter(operation, chain, "ok"))
+        (Operation::ALL.map(|operation| self.counter(operation, chain, "ok")), root_calls)
     }
 
     /// Removes the counters of a chain.
@@ -193,20 +197,11 @@ impl Operations {
         self.counts.with_label_values(&[operation.as_str(), chain, outcome])
     }
 
-    /// `count` operations succeeded: each pays for a call of a root, or has avoided one.
+    /// `count` operations on the chain of `root_calls` succeeded.
     #[inline]
-    pub(super) fn pay(&self, operation: Operation, count: u64) {
-        if !operation.spares_root_call() {
-            return;
-        }
-        let mut paid = 0;
-        if self.debt.load(Ordering::Relaxed) > 0 {
-            let rest = |debt: u64| Some(debt.saturating_sub(count));
-            let debt = self.debt.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
-            paid = debt.unwrap_or_default().min(count);
-        }
-        if paid < count {
-            self.avoided.inc_by(count - paid);
+    pub(super) fn pay(&self, root_calls: &RootCalls, operation: Operation, count: u64) {
+        if operation.spares_root_call() {
+            self.avoided.inc_by(root_calls.pay(count));
         }
     }
 
@@ -216,16 +211,11 @@ impl Operations {
         Successes { operation, count: 0, durations }
     }
 
-    /// A root was called.
-    pub(super) fn owe(&self) {
-        self.debt.fetch_add(1, Ordering::Relaxed);
+    /// A root was called for a chain. Of a chain that was deleted only the total is kept.
+    pub(super) fn owe(&self, chain: &str) {
         self.made.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A root was called for a chain.
-    pub(super) fn owe_for(&self, chain: &str) {
-        if let Some(of_chain) = self.chains.lock().get_mut(chain) {
-            of_chain.root_calls += 1;
+        if let Some(of_chain) = self.chains.lock().get(chain) {
+            of_chain.root_calls.owe();
         }
     }
 
@@ -239,10 +229,9 @@ impl Operations {
         }
     }
 
-    /// The calls of roots for a chain, and its failed operations by code.
-    pub(super) fn counted(&self, chain: &str) -> (u64, BTreeMap<&'static str, u64>) {
-        let chains = self.chains.lock();
-        chains.get(chain).map(|of| (of.root_calls, of.failures.clone())).unwrap_or_default()
+    /// The failed operations on a chain by code.
+    pub(super) fn failures(&self, chain: &str) -> BTreeMap<&'static str, u64> {
+        self.chains.lock().get(chain).map(|of| of.failures.clone()).unwrap_or_default()
     }
 
     pub(super) fn made(&self) -> u64 {

@@ -166,17 +166,19 @@ impl Core {
         self.confirmed.store(when.as_nanos(), Ordering::Relaxed);
     }
 
+    /// When every KEK state in memory last matched the store.
+    pub(super) fn confirmed_at(&self) -> Monotonic {
+        Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))
+    }
+
     /// Whether every KEK state in memory matched a shared store within the last `time`.
     pub(super) fn confirmed_within(&self, now: Monotonic, time: Duration) -> bool {
-        self.shared
-            && now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed))) < time
+        self.shared && now.since(self.confirmed_at()) < time
     }
 
     /// Whether the KEK states in memory may be relied on. Those of a shared store are read every 20
     /// s, and remain valid for `offline_grace` while it is unavailable.
     pub(super) fn is_confirmed(&self, now: Monotonic) -> bool {
-        !self.shared
-            || now.since(Monotonic::from_nanos(self.confirmed.load(Ordering::Relaxed)))
-                < self.config.cache.offline_grace
+        !self.shared || now.since(self.confirmed_at()) < self.config.cache.offline_grace
     }
 }

@@ -165,6 +165,11 @@ impl Keyring {
         })
     }
 
+    /// When a root last unwrapped a KEK, if that is known.
+    pub(super) fn checked_at(&self, chain: &ChainName, id: KekId) -> Option<Monotonic> {
+        self.checked.get(&(chain.clone(), id))
+    }
+
     /// Whether the record of a KEK is remembered.
     pub(super) fn remembers(&self, chain: &ChainName, id: KekId) -> bool {
         self.records.contains_key(&(chain.clone(), id))
@@ -333,7 +338,7 @@ impl Keyring {
         }
         let why = match candidates.is_empty() {
             true => "no root of that name is configured",
-            false => "no root opens it now",
+            false => NOT_NOW,
         };
         let detail = format!("KEK {id} was wrapped by {wrapped_by}: {why}");
         if !is_away {
@@ -384,6 +389,9 @@ impl Keyring {
         })
     }
 }
+
+/// Why a KEK can't be used that configured roots wrapped.
+pub(super) const NOT_NOW: &str = "no root opens it now";
 
 /// Checks that an unwrapped key has the id and the suite of its record.
 pub(super) fn check(key: KeyBytes, context: &Context<'_>) -> Result<KeyBytes, root::Error> {

@@ -77,6 +77,7 @@ impl MonitoredStore {
             latency_us: self.stats.latency_us(),
             last_error,
             last_backup: None,
+            decrypts_until: None,
         }
     }
 

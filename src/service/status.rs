@@ -19,6 +19,7 @@ use super::tasks;
 
 pub(super) mod history;
 mod keks;
+mod outage;
 
 use history::{Counters, History, MINUTE, MINUTES, Moment, OfChain, Series};
 
@@ -85,9 +86,9 @@ impl KeyService {
         }
     }
 
-    /// The status of one chain in memory, with its calls in each minute.
+    /// The status of one chain in memory, with its calls in each minute, and its time, as RFC 3339.
     #[must_use]
-    pub fn chain_status(&self, name: &str) -> Option<status::Chain> {
+    pub fn chain_status(&self, name: &str) -> Option<(status::Chain, String)> {
         let chain = self.chains.load().get(name).cloned()?;
         let (history, now) = (self.history(), self.now());
         let mut status = self.chain_now(&chain, &history, now);
@@ -95,7 +96,7 @@ impl KeyService {
         let unused = Series::default();
         let calls = history.chains.get(&chain.name).map_or(&unused, |of| &of.calls);
         status.calls_per_minute = calls.points(at, counters.calls);
-        Some(status)
+        Some((status, rfc3339(now.unix)))
     }
 
     /// Starts the task that remembers the counts of each minute.
@@ -134,14 +135,15 @@ impl KeyService {
         let ok = |operation| chain.metrics.succeeded(operation);
         let encrypts = ok(Operation::Encrypt) + ok(Operation::Datakey);
         let decrypts = ok(Operation::Decrypt);
-        let (root_calls, failures) = self.core.metrics.counted_of(&chain.name);
+        let (root_calls, avoided) = chain.metrics.root_calls();
         Counters {
             root_calls,
+            avoided,
             encrypts,
             decrypts,
             uses: chain.published.uses(),
             calls: encrypts + decrypts + ok(Operation::Rewrap),
-            failures,
+            failures: self.core.metrics.failures_of(&chain.name),
         }
     }
 
@@ -161,10 +163,12 @@ impl KeyService {
             errors: errors(of_chain, at, &counters),
             operations: counters.calls,
             root_calls: counters.root_calls,
-            avoided: counters.calls.saturating_sub(counters.root_calls),
+            avoided: counters.avoided,
             ..status::Chain::default()
         };
-        if let Some(facts) = chain.published.facts() {
+        let facts = chain.published.facts();
+        shown.outage = outage::of_chain(&self.core, chain, facts.as_deref(), now);
+        if let Some(facts) = facts {
             let uses_per_second = of_chain.uses.steady(FORECAST_OVER, at, counters.uses);
             add_facts(&mut shown, &facts, uses_per_second, now.unix);
         }
@@ -191,6 +195,8 @@ impl KeyService {
         };
         let roots = core.keyring.roots.iter().enumerate();
         let roots = roots.map(|(index, root)| root.status(missing_of(index), core.started_at));
+        let decrypts_until = if core.store.is_up() { None } else { outage::decrypts_until(core) };
+        let decrypts_until = decrypts_until.map(|at| now.text(at));
         let last_backup = Some(core.last_backup()).filter(|&at| at > 0).map(rfc3339);
         let unused = Series::default();
         let callers =
@@ -206,7 +212,11 @@ impl KeyService {
         Status {
             savings: Some(savings),
             roots: roots.collect(),
-            store: Some(status::Store { last_backup, ..core.store.status(core.started_at) }),
+            store: Some(status::Store {
+                last_backup,
+                decrypts_until,
+                ..core.store.status(core.started_at)
+            }),
             archives: core.archives.iter().map(|archive| archive.status()).collect(),
             replicas: core.root_reports.lock().replicas(core.owner, now.monotonic),
             callers: callers.collect(),

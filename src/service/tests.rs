@@ -29,6 +29,7 @@ mod last_used;
 mod lost_stores;
 mod manage;
 mod names;
+mod outage;
 mod replicas;
 mod restores;
 mod root_check;

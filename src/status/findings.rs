@@ -5,6 +5,10 @@
 
 use super::{Chain, Check, Finding, Level, Status};
 
+mod effect;
+
+pub(super) use effect::summary;
+
 /// Where the documentation is.
 pub const DOCUMENTS: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/");
 
@@ -22,8 +26,8 @@ struct Advice {
 const ADVICE: [Advice; 11] = [
     Advice {
         check: "store",
-        text: "Make the store available: check etcd, or the disk. KEKs in memory decrypt for \
-               cache.offline_grace. Encryption stops after 60 seconds.",
+        text: "Make the store available: check etcd, or the disk. Do not restart replicas before \
+               that: they hold the unwrapped KEKs in memory.",
         command: "",
         section: "monitoring.md#kmsproxystoredown",
     },
@@ -43,8 +47,8 @@ const ADVICE: [Advice; 11] = [
     },
     Advice {
         check: "chain",
-        text: "If a root, the store or an archive is away, the chain recovers with it. Otherwise \
-               look at the KEKs that it needs and does not get.",
+        text: "List the KEKs that the chain lacks, or that its roots do not open. If an archive is \
+               away, the chain recovers with it.",
         command: "kms-proxy kek missing --chain NAME",
         section: "monitoring.md#kmsproxykeksunopenable",
     },
@@ -96,10 +100,19 @@ const ADVICE: [Advice; 11] = [
     },
 ];
 
+/// What to do about a chain in an outage of the store or of its roots.
+const IN_OUTAGE: &str = "The chain recovers when that is available again. A fault of its own that \
+                         is named here remains.";
+const OUTAGE_SECTION: &str = "monitoring.md#kmsproxyencryptsrefused";
+
+/// The kinds of checks, causes before what may follow from them.
+const ORDER: [&str; 5] = ["store", "root", "archive", "audit", "chain"];
+
 /// Checks whose detail is information while they are `ok`.
 const INFORMATION: [&str; 2] = ["backup", "audit"];
 
-/// What `status` shows that an operator should know, the most urgent first.
+/// What `status` shows that an operator should know: the most urgent first, and a cause before what
+/// follows from it.
 #[must_use]
 pub fn findings(status: &Status) -> Vec<Finding> {
     let mut findings: Vec<_> =
@@ -110,13 +123,45 @@ pub fn findings(status: &Status) -> Vec<Finding> {
             level: level(&status.status),
             about: "service".to_owned(),
             detail: format!("the service is {}", status.status),
+            effect: String::new(),
             advice: "A client that may read all chains sees the reason.".to_owned(),
             commands: Vec::new(),
             link: format!("{DOCUMENTS}access.md"),
         });
     }
-    findings.sort_by(|a, b| (a.level, &a.about).cmp(&(b.level, &b.about)));
+    if status.status == "unavailable" && findings.iter().all(|it| it.level != Level::Unavailable) {
+        // Nothing works, because of these.
+        let is_cause = |it: &&mut Finding| {
+            it.level == Level::Degraded && matches!(kind(&it.about), "store" | "root")
+        };
+        findings.iter_mut().filter(is_cause).for_each(|it| it.level = Level::Unavailable);
+    }
+    findings.sort_by(|a, b| {
+        (a.level, rank(&a.about), &a.about).cmp(&(b.level, rank(&b.about), &b.about))
+    });
     findings
+}
+
+/// The part of a check's name before the colon.
+fn kind(about: &str) -> &str {
+    about.split_once(':').map_or(about, |(kind, _)| kind)
+}
+
+fn rank(about: &str) -> usize {
+    ORDER.iter().position(|it| *it == kind(about)).unwrap_or(ORDER.len())
+}
+
+/// Whether the store or the roots of a chain are away. Of a chain that is not on this page only
+/// what concerns all chains is known.
+fn is_in_outage(name: &str, status: &Status) -> bool {
+    match status.chains.iter().find(|chain| chain.chain == name) {
+        Some(chain) => chain.outage.is_some(),
+        None => {
+            let is_store_away = status.store.as_ref().is_some_and(|store| store.state == "away");
+            let roots = &status.roots;
+            is_store_away || !roots.is_empty() && roots.iter().all(|root| root.state == "away")
+        }
+    }
 }
 
 fn of_check(check: &Check, status: &Status) -> Option<Finding> {
@@ -129,9 +174,12 @@ fn of_check(check: &Check, status: &Status) -> Option<Finding> {
     let advice = ADVICE.iter().find(|advice| advice.check == kind || advice.check.is_empty());
     let detail = check.detail.clone().unwrap_or_else(|| format!("it is {}", check.status));
     let mut commands = if kind == "chain" { commands_in(&detail, status) } else { Vec::new() };
+    // What would help against a fault of the chain can't work in an outage.
+    let is_consequence = kind == "chain" && commands.is_empty() && is_in_outage(name, status);
     if let Some(command) = advice.map(|advice| advice.command).filter(|command| !command.is_empty())
         && commands.is_empty()
         && !is_local
+        && !is_consequence
     {
         commands.push(command.replace("NAME", name));
     }
@@ -140,13 +188,16 @@ fn of_check(check: &Check, status: &Status) -> Option<Finding> {
             "Before production, replace it by a root whose key does not lie beside the data.",
             "monitoring.md#kmsproxylocalroot",
         ),
+        _ if is_consequence => (IN_OUTAGE, OUTAGE_SECTION),
         Some(advice) => (advice.text, advice.section),
         None => ("", "monitoring.md"),
     };
+    let effect = if level == Level::Note { String::new() } else { effect::of(&check.name, status) };
     Some(Finding {
         level,
         about: check.name.clone(),
         detail,
+        effect,
         advice: text.to_owned(),
         commands,
         link: format!("{DOCUMENTS}{section}"),
@@ -156,35 +207,52 @@ fn of_check(check: &Check, status: &Status) -> Option<Finding> {
 /// What the numbers of a chain say.
 fn of_chain(chain: &Chain) -> Vec<Finding> {
     let name = &chain.chain;
-    let finding = |level, detail: String, advice: &str, command: String, section: &str| Finding {
-        level,
+    let finding = |detail: String, advice: &str, commands, section: &str| Finding {
+        level: Level::Degraded,
         about: format!("chain:{name}"),
         detail,
+        effect: String::new(),
         advice: advice.to_owned(),
-        commands: vec![command],
+        commands,
         link: format!("{DOCUMENTS}{section}"),
     };
+    let rotate = || vec![format!("kms-proxy rotate --chain {name}")];
     let mut found = Vec::new();
     let is_due = chain.next_rotation.as_ref().is_some_and(|next| next.in_seconds == 0);
     let nearly_all = chain.max_uses - chain.max_uses / 10;
     if chain.max_uses > 0 && chain.uses_reserved >= nearly_all && is_due {
+        // A rotation by hand can't work in an outage.
+        let (advice, commands, section) = match &chain.outage {
+            Some(_) => (
+                "Encrypts fail when no use is left. A new KEK is made when what is away is \
+                 available again.",
+                Vec::new(),
+                OUTAGE_SECTION,
+            ),
+            None => (
+                "Find out why no new KEK encrypts: the checks of roots, store and archives have \
+                 the reason. Encrypts fail when no use is left.",
+                rotate(),
+                "monitoring.md#kmsproxykeknearlyspent",
+            ),
+        };
         found.push(finding(
-            Level::Degraded,
             format!(
                 "{} of at most {} uses of its primary KEK are reserved, and it was not replaced",
                 chain.uses_reserved, chain.max_uses
             ),
-            "Find out why no new KEK encrypts: the checks of roots, store and archives have the \
-             reason. Encrypts fail when no use is left.",
-            format!("kms-proxy rotate --chain {name}"),
-            "monitoring.md#kmsproxykeknearlyspent",
+            advice,
+            commands,
+            section,
         ));
-    } else if is_due && matches!(&*chain.standby_state, "none" | "not_archived") {
+    } else if is_due
+        && matches!(&*chain.standby_state, "none" | "not_archived")
+        && chain.outage.is_none()
+    {
         found.push(finding(
-            Level::Degraded,
             "its rotation is due, and the next KEK is not ready".to_owned(),
             "Wait a few seconds. If this stays, the checks of roots and archives have the reason.",
-            format!("kms-proxy rotate --chain {name}"),
+            rotate(),
             "monitoring.md#kmsproxyrotationoverdue",
         ));
     }
@@ -224,7 +292,7 @@ fn level(status: &str) -> Level {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Forecast, Root};
+    use super::super::{Forecast, Outage, Root, Store};
     use super::*;
 
     fn check(name: &str, status: &str, detail: Option<&str>) -> Check {
@@ -257,8 +325,8 @@ mod tests {
         let found: Vec<_> = status.findings.iter().map(|it| (it.level, &*it.about)).collect();
         let expected = [
             (Level::Unavailable, "audit"),
-            (Level::Degraded, "chain:a"),
             (Level::Degraded, "root:main"),
+            (Level::Degraded, "chain:a"),
             (Level::Note, "root:dev"),
         ];
         assert_eq!(found, expected);
@@ -330,10 +398,88 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_from_an_outage_comes_after_it_and_offers_no_command() {
+        let outage = |cause: &str, left| Outage {
+            causes: vec![cause.to_owned()],
+            encrypts_left: left,
+            ..Outage::default()
+        };
+        let chain = |name: &str, outage| Chain {
+            chain: name.to_owned(),
+            outage,
+            uses_reserved: 190,
+            max_uses: 200,
+            next_rotation: Some(Forecast::default()),
+            standby_state: "none".to_owned(),
+            ..Chain::default()
+        };
+        let mut status = Status {
+            status: "degraded".to_owned(),
+            time: "2026-11-24T08:00:00Z".to_owned(),
+            checks: ["archive:nas", "chain:b", "chain:a", "chain:later", "root:main", "store"]
+                .map(|name| check(name, "degraded", Some("since a while")))
+                .to_vec(),
+            chains: vec![
+                chain("a", Some(outage("store", Some(0)))),
+                chain("b", Some(outage("store", Some(7)))),
+            ],
+            store: Some(Store { state: "away".to_owned(), ..Store::default() }),
+            roots: vec![Root {
+                name: "main".to_owned(),
+                state: "away".to_owned(),
+                ..Root::default()
+            }],
+            ..Status::default()
+        };
+        status.conclude();
+        let about: Vec<_> = status.findings.iter().map(|it| &*it.about).collect();
+        let chains = ["chain:a", "chain:a", "chain:b", "chain:b", "chain:later"];
+        assert_eq!(about[..3], ["store", "root:main", "archive:nas"]);
+        assert_eq!(about[3..], chains);
+        for finding in &status.findings[3..] {
+            assert!(finding.commands.is_empty(), "{finding:?}");
+            assert!(finding.link.ends_with(OUTAGE_SECTION), "{finding:?}");
+        }
+        let effect = &status.findings[0].effect;
+        assert!(effect.starts_with("Encrypts fail now in a. In the other chains they"), "{effect}");
+        assert!(effect.contains("7 in b"), "{effect}");
+        assert_eq!(status.summary, "The store has been away since ; 7 more to look at.");
+
+        // What the service itself names is a fault of the chain, also in an outage.
+        let detail = "no root opens 1 of its KEKs (1): kms-proxy kek missing";
+        status.checks = vec![check("chain:a", "degraded", Some(detail))];
+        status.conclude();
+        assert_eq!(status.findings[0].commands, ["kms-proxy kek missing"]);
+        assert!(status.findings[0].link.ends_with("#kmsproxykeksunopenable"));
+        // Without an outage the commands are there.
+        status.chains = vec![chain("a", None)];
+        status.checks = vec![check("chain:a", "degraded", Some("it has a fault"))];
+        status.conclude();
+        let commands = status.findings.iter().flat_map(|it| it.commands.clone());
+        let expected = ["kms-proxy kek missing --chain a", "kms-proxy rotate --chain a"];
+        assert_eq!(commands.collect::<Vec<_>>(), expected);
+        assert_eq!(status.summary, "Chain a needs attention; 1 more to look at.");
+    }
+
+    #[test]
+    fn what_stops_everything_is_unavailable() {
+        let mut status = Status {
+            status: "unavailable".to_owned(),
+            checks: ["chain:a", "root:main"].map(|it| check(it, "degraded", None)).to_vec(),
+            ..Status::default()
+        };
+        status.conclude();
+        let found: Vec<_> = status.findings.iter().map(|it| (it.level, &*it.about)).collect();
+        assert_eq!(found, [(Level::Unavailable, "root:main"), (Level::Degraded, "chain:a")]);
+        assert_eq!(status.summary, "Root main needs attention; 1 more to look at.");
+    }
+
+    #[test]
     fn a_client_that_sees_no_checks_sees_that_something_is_wrong() {
         let mut status = Status { status: "unavailable".to_owned(), ..Status::default() };
         status.conclude();
         assert_eq!(status.findings[0].level, Level::Unavailable);
+        assert_eq!(status.summary, "The service is unavailable.");
         assert!(!status.is_well());
     }
 
@@ -344,6 +490,7 @@ mod tests {
             "monitoring.md#kmsproxykeknearlyspent",
             "monitoring.md#kmsproxyrotationoverdue",
             "monitoring.md#kmsproxylocalroot",
+            OUTAGE_SECTION,
         ];
         let sections = ADVICE.iter().map(|advice| advice.section).chain(of_chains);
         for section in sections {

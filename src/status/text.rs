@@ -64,9 +64,12 @@ pub fn rate(per_second: f64) -> String {
     count(whole)
 }
 
-/// An amount of money in two digits after the point.
+/// An amount of money in two digits after the point; one that they don't show is below the least.
 #[must_use]
 pub fn money(amount: f64, currency: &str) -> String {
+    if amount > 0.0 && amount < 0.005 {
+        return format!("below {currency} 0.01");
+    }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     let cents = (amount * 100.0).round() as u64;
     format!("{currency} {}.{:02}", count(cents / 100), cents % 100)
@@ -123,5 +126,7 @@ mod tests {
         }
         assert_eq!(money(1_234.567, "USD"), "USD 1,234.57");
         assert_eq!(money(0.0, "EUR"), "EUR 0.00");
+        assert_eq!(money(0.00002, "EUR"), "below EUR 0.01");
+        assert_eq!(money(0.005, "EUR"), "EUR 0.01");
     }
 }

@@ -106,11 +106,13 @@ async fn a_service_that_is_well_says_so_and_what_it_saved() {
     assert!(text.contains("All is well.") && status.is_well(), "{text}");
     assert_eq!((&*status.status, status.findings.len()), ("ok", 0));
     let savings = status.savings.unwrap();
-    // One wrap for each chain.
-    assert_eq!((savings.root_calls, savings.avoided), (2, 99));
-    assert!((savings.saved - 29.7).abs() < 1e-9, "{savings:?}");
-    assert!(text.contains("EUR 29.70"), "{text}");
-    assert_eq!(savings.avoided_per_minute.iter().sum::<u64>(), 99);
+    // One wrap for each chain. The call for the chain without traffic is paid for by no other.
+    assert_eq!((savings.root_calls, savings.avoided), (2, 100));
+    let sum = |of: fn(&Chain) -> u64| status.chains.iter().map(of).sum::<u64>();
+    assert_eq!((sum(|it| it.root_calls), sum(|it| it.avoided)), (2, 100), "the total is the sum");
+    assert!((savings.saved - 30.0).abs() < 1e-9, "{savings:?}");
+    assert!(text.contains("EUR 30.00"), "{text}");
+    assert_eq!(savings.avoided_per_minute.iter().sum::<u64>(), 100);
     let [default, orders] = &status.chains[..] else { panic!("{:?}", status.chains) };
     assert_eq!((&*default.chain, &*orders.chain), ("default", "orders"));
     assert_eq!((orders.operations, orders.root_calls, orders.avoided), (101, 1, 100));
@@ -145,7 +147,11 @@ async fn a_service_that_is_well_says_so_and_what_it_saved() {
     let json: Status = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json.chains[1].primary, orders.primary);
     let text = String::from_utf8(run(&["status", "--server", &service.url()], b"").stdout).unwrap();
-    assert!(text.contains("99 avoided, EUR 29.70 saved"), "{text}");
+    for part in ["ROOT ", "passphrase ", "PART ", "store (file)", "KEKS BY STATE", "1 primary"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(text.contains("1 invalid_ciphertext"), "{text}");
+    assert!(text.contains("100 avoided, EUR 30.00 saved"), "{text}");
 }
 
 #[tokio::test]
@@ -194,8 +200,18 @@ async fn a_root_and_a_store_that_are_away_are_named_with_what_to_do() {
     let moved = setup.file("moved");
     std::fs::rename(setup.data(), &moved).unwrap();
     assert_ne!(service.post("/v1/rotate", json!({})).await.0, 200);
-    let (_, status) = both(&service).await;
+    let (text, status) = both(&service).await;
     assert_eq!(status.store.as_ref().unwrap().state, "away");
+    assert_eq!(status.findings[0].about, "store", "the cause leads: {:?}", status.findings);
+    assert!(!status.findings[0].effect.is_empty());
+    for shown in [&status.summary, &status.findings[0].effect] {
+        assert!(text.contains(&**shown), "{shown}: {text}");
+    }
+    let outage = status.chains[0].outage.as_ref().unwrap();
+    assert!(text.contains(&outage.text(&status.time)), "{outage:?}: {text}");
+    let said = run(&["status", "--server", &service.url()], b"");
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.contains("Without store: ") && said.contains(&status.summary), "{said}");
     assert!(status.findings.iter().any(|it| it.about == "store"), "{:?}", status.findings);
     assert!(status.chains[0].primary.is_some(), "what is in memory is shown");
     std::fs::rename(&moved, setup.data()).unwrap();

@@ -124,9 +124,12 @@ pub(super) fn of(operation: &str) -> (Option<Value>, Option<Value>) {
             json!({
                 "status": "degraded", "version": "0.2.0", "time": "2026-11-24T08:00:00Z",
                 "started_at": "2026-11-23T08:00:00Z", "uptime_seconds": 86_400,
+                "summary": "Root main has been away since 2026-11-23T20:41:07Z.",
                 "findings": [{
                     "level": "degraded", "about": "root:main",
                     "detail": "the root is away: throttled, since 2026-11-23T20:41:07Z",
+                    "effect": "KEKs that no other root has wrapped decrypt while they are in \
+                        memory. The other roots open the rest, and wrap new KEKs.",
                     "advice": "Make the root available, or correct its configuration.",
                     "commands": ["kms-proxy root status"],
                     "link": "https://github.com/kms-proxy/kms-proxy/blob/main/docs/operations.md",

@@ -10,7 +10,7 @@ use super::chart::{bar, sparkline};
 use super::layout::{document, table, time};
 
 /// A chain in the list of all.
-pub(super) fn row(chain: &Chain) -> Markup {
+pub(super) fn row(chain: &Chain, now: &str) -> Markup {
     let name = &chain.chain;
     html! {
         article.chain {
@@ -25,7 +25,17 @@ pub(super) fn row(chain: &Chain) -> Markup {
                 div { (next_rotation(chain)) }
             }
             div { (calls(chain)) }
+            (outage(chain, now))
             (errors(chain))
+        }
+    }
+}
+
+/// What works in an outage.
+fn outage(chain: &Chain, now: &str) -> Markup {
+    html! {
+        @if let Some(outage) = &chain.outage {
+            p.(if outage.ended_encrypts() { "bad" } else { "warn" }) { (outage.text(now)) }
         }
     }
 }
@@ -106,8 +116,8 @@ fn errors(chain: &Chain) -> Markup {
     }
 }
 
-/// The page of a chain with a part of its KEKs.
-pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Markup {
+/// The page of a chain at `now`, with a part of its KEKs.
+pub(super) fn page(chain: &Chain, now: &str, keks_of: &[KekInfo], next: Option<&str>) -> Markup {
     let name = &chain.chain;
     let header = [
         "KEK",
@@ -155,6 +165,7 @@ pub(super) fn page(chain: &Chain, keks_of: &[KekInfo], next: Option<&str>) -> Ma
                     div.past { (budget(chain)) (next_rotation(chain)) (calls(chain)) }
                     div.past { (sparkline(&chain.calls_per_minute, "Calls on data")) }
                 }
+                (outage(chain, now))
                 (errors(chain))
             }
             section {

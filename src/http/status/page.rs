@@ -22,6 +22,7 @@ pub(super) fn overview(status: &Status, refreshes: bool) -> Markup {
         header {
             h1 { "kms-proxy" }
             p.state.(class) { "This replica " (word) }
+            @if !status.is_well() { p.lead { (status.summary) } }
             p.soft {
                 "Version " (status.version) ", up for " (duration(status.uptime_seconds))
                 ". As of " (time(&status.time)) ". "
@@ -85,6 +86,7 @@ fn one_finding(finding: &Finding) -> Markup {
         article.note.(class) {
             h3 { span.(class) { (word) } ": " (finding.about) }
             p { (sentence(&finding.detail)) }
+            @if !finding.effect.is_empty() { p.lead { (finding.effect) } }
             p {
                 (finding.advice) " "
                 a href=(finding.link) { "More about " (finding.about) }
@@ -118,7 +120,7 @@ fn all_chains(status: &Status) -> Markup {
     html! {
         section id="chains" {
             h2 { "Chains" }
-            @for chain in &status.chains { (chains::row(chain)) }
+            @for chain in &status.chains { (chains::row(chain, &status.time)) }
             @if let Some(next) = &status.next {
                 p { a href={ "status?still&after=" (next) } { "More chains" } }
             }

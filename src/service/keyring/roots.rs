@@ -271,6 +271,24 @@ impl Roots {
         })
     }
 
+    /// Whether a KEK under these roots may be given up by `rotate --force`: a root answers that can
+    /// wrap the next one, and none of those that wrapped this one may answer later.
+    pub(in crate::service) fn may_be_lost(&self, names: &[&str]) -> bool {
+        let may_answer =
+            self.states.iter().any(|it| it.is_away() && names.contains(&&*it.named.name));
+        self.is_any_up() && !may_answer
+    }
+
+    /// The roots among `names` that do not answer, if none of them does.
+    pub(in crate::service) fn unanswered(&self, names: &[String]) -> Vec<String> {
+        let named = |it: &&RootState| names.iter().any(|name| **name == *it.named.name);
+        let named: Vec<_> = self.states.iter().filter(named).collect();
+        if named.iter().any(|state| state.is_up()) {
+            return Vec::new();
+        }
+        named.iter().map(|state| state.named.name.to_string()).collect()
+    }
+
     /// Whether a root that wrapped a KEK is unavailable.
     pub(in crate::service) fn is_away(&self, record: &record::Kek) -> bool {
         self.states.iter().any(|state| {
@@ -335,8 +353,7 @@ impl Roots {
             span.record("otel.status_code", "ERROR");
         }
         let took = self.clock.now().since(start);
-        self.metrics.root_called(&state.named.name, operation, outcome, took);
-        self.metrics.root_called_for(chain);
+        self.metrics.root_called(&state.named.name, chain, operation, outcome, took);
         // A root that finds a wrap wrong has answered.
         state.stats.note(took, matches!(&result, Ok(_) | Err(root::Error::Wrong(_))));
         result

@@ -361,9 +361,17 @@ fn refused(core: &Core, chain: &ChainName) -> Error {
         true => "no configured root wrapped them, or none that did answers".to_owned(),
         false => wrong.join("; "),
     };
+    // In an outage nothing is lost, and a forced rotation would fail as well.
+    let roots: Vec<_> = core.keyring.roots.iter().map(|state| &*state.named.name).collect();
+    let remedy = match core.keyring.roots.may_be_lost(&roots) {
+        false => "The chain recovers when its roots answer".to_owned(),
+        true => format!(
+            "Where the key of the old root is lost for good: kms-proxy rotate --force --chain \
+             {chain}"
+        ),
+    };
     Error::new(Kind::RootUnavailable, "no root opens the KEKs of this chain").with_advice(format!(
         "no new KEK is made, since nothing under it would decrypt once the roots are corrected \
-            ({why}). Where the key of the old root is lost for good: kms-proxy rotate --force \
-            --chain {chain}"
+            ({why}). {remedy}"
     ))
 }

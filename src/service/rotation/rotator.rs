@@ -14,7 +14,7 @@ use crate::service::archive::sync;
 use crate::service::chain::Chain;
 use crate::service::core::Core;
 use crate::service::error::{Error, Kind};
-use crate::service::keyring::Trust;
+use crate::service::keyring::{NOT_NOW, Trust};
 use crate::service::rollback::repair;
 use crate::service::types::Rotated;
 use crate::store::records::Held;
@@ -73,7 +73,9 @@ async fn work(core: &Core, chain: &Chain) -> Result<(), Error> {
         (reservations.ledger.primary.clone(), reservations.plan(core, chain))
     };
     let opened = match &primary {
-        Some(primary) => open(core, chain, primary).await.map_err(|error| unusable(error, chain)),
+        Some(primary) => {
+            open(core, chain, primary).await.map_err(|error| unusable(core, error, chain, primary))
+        }
         None => Ok(()),
     };
     // If no root unwraps the primary, no KEK is created: the right root may be missing from the
@@ -117,17 +119,24 @@ pub(in crate::service) async fn supply_standby(
 }
 
 /// The error of requests that need the primary while no root unwraps it.
-fn unusable(error: Error, chain: &Chain) -> Error {
+fn unusable(core: &Core, error: Error, chain: &Chain, primary: &Held) -> Error {
     if error.kind() != Kind::RootUnavailable {
         return error;
     }
-    let advice = format!(
-        "the primary {}. Give a root the key or the passphrase that wrapped it, or wait until it \
-         answers. Where that is lost for good, and with it the data under it: kms-proxy rotate \
-         --force --chain {}",
-        error.detail(),
-        chain.name
-    );
+    let (why, name) = (error.detail(), &chain.name);
+    // The sentence for callers says it already.
+    let why = why.strip_suffix(NOT_NOW).map_or(why, |why| why.trim_end_matches([':', ' ']));
+    let wraps = primary.kek.record.wraps.iter();
+    let wrapped_by: Vec<_> = wraps.map(|wrap| &*wrap.root).collect();
+    // In an outage nothing is lost, and a forced rotation would fail as well.
+    let advice = match core.keyring.roots.may_be_lost(&wrapped_by) {
+        false => format!("the primary {why}. The chain recovers when one of its roots answers"),
+        true => format!(
+            "the primary {why}. Give a root the key or the passphrase that wrapped it. Where that \
+             is lost for good, and with it the data under it: kms-proxy rotate --force --chain \
+             {name}"
+        ),
+    };
     Error::new(Kind::RootUnavailable, "no root opens the primary KEK now").with_advice(advice)
 }
 
@@ -281,7 +290,7 @@ pub(in crate::service) async fn rotate_by_hand(
         };
         if let (Trust::Proven, Some(primary)) = (trust, &primary) {
             let opened = open(core, chain, primary).await;
-            opened.map_err(|error| not_rotated(unusable(error, chain)))?;
+            opened.map_err(|error| not_rotated(unusable(core, error, chain, primary)))?;
         }
         supply_standby(core, chain, Some(step), trust).await.map_err(not_rotated)?;
         let standby = chain.reservations.lock().await.ledger.head.record.standby;

@@ -43,6 +43,7 @@ pub(super) struct OfChain {
 /// The counters of a chain now.
 pub(super) struct Counters {
     pub(super) root_calls: u64,
+    pub(super) avoided: u64,
     pub(super) encrypts: u64,
     pub(super) decrypts: u64,
     pub(super) uses: u64,
@@ -198,7 +199,8 @@ mod tests {
 
     fn chains(name: &str, calls: u64) -> impl Iterator<Item = (ChainName, Counters)> {
         let (encrypts, failures) = (calls, BTreeMap::new());
-        let counters = Counters { root_calls: 0, encrypts, decrypts: 0, uses: 0, calls, failures };
+        let counters =
+            Counters { root_calls: 0, avoided: 0, encrypts, decrypts: 0, uses: 0, calls, failures };
         std::iter::once((ChainName::new(name).unwrap(), counters))
     }
 

@@ -362,10 +362,13 @@ async fn in_production(browser: &mut Browser) {
     production.lose_the_store().await;
     let texts = [
         "This replica works, and needs attention",
+        "The store has been away since",
+        "Degraded: store",
+        "Decrypts under KEKs in memory work until",
         "Degraded: root:main",
         DENIED,
         "More about root:main",
-        "Degraded: store",
+        "Without store: ",
         "Roots",
         "away since",
         "Store (etcd)",
@@ -415,6 +418,7 @@ async fn out_of_service(browser: &mut Browser) {
 
     let nowhere = "http://127.0.0.1:1".to_owned();
     let service = quiet(Setup::new()).on_endpoints(&[nowhere]).listen().await;
+    _ = service.logged("the store is not usable yet; waiting for it").await;
     let page = format!("{}/status", service.url());
     let texts = ["503 Service Unavailable", "it waits for store: ", "asks again every 10 seconds"];
     browser.look("starting", &page, &[DESK, PHONE], &json!({"refreshes": true}), &texts);
