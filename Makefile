@@ -115,6 +115,28 @@ soak: $(PROTOX) ## SEEDS simulated histories; kill -9 under load, ROUNDS times; 
 		$(CARGO) test --release --locked --test it -- --nocapture --test-threads=1 \
 		a_large_stream_passes_both_ways many_streams_at_the_same_time curl_sends_and_receives
 
+# libFuzzer on what reads foreign bytes. Stable Rust has the instrumentation; the flags are those of cargo-fuzz without a
+# sanitizer, since the crate has no unsafe code. Without --target they would also be those of build scripts.
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/seeds/*))
+FUZZ_SECONDS ?= 60
+FUZZ_HOST = $(shell rustc --print host-tuple)
+FUZZ_BUILD = $(CARGO) build --locked --manifest-path fuzz/Cargo.toml --target $(FUZZ_HOST)
+SANCOV := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table \
+	trace-compares)
+
+.PHONY: fuzz
+fuzz: ## fuzz each parser for FUZZ_SECONDS (FUZZ_TARGETS="envelope jwt" for some of them); an input that fails is in fuzz/artifacts
+	RUSTFLAGS="$(SANCOV) --cfg fuzzing" $(FUZZ_BUILD) --release
+	@fuzz/run.sh fuzz/target/$(FUZZ_HOST)/release $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# LLVM_TOOLS: llvm-profdata and llvm-cov of the version of LLVM that rustc has, `rustup component add llvm-tools`.
+LLVM_TOOLS ?= $(shell rustc --print sysroot)/lib/rustlib/$(FUZZ_HOST)/bin
+
+.PHONY: fuzz-coverage
+fuzz-coverage: ## the lines of the parsers that the seeds, and the inputs that `make fuzz` found, reach
+	RUSTFLAGS="-Cinstrument-coverage --cfg fuzzing" $(FUZZ_BUILD) --target-dir fuzz/target/coverage
+	@fuzz/coverage.sh fuzz/target/coverage/$(FUZZ_HOST)/debug "$(LLVM_TOOLS)" $(FUZZ_TARGETS)
+
 # The simulations of docs/scaling.md; the last one is then measured with real replicas.
 SIMULATE := $(CARGO) test --release --locked $(QUICKLY) --lib -- --nocapture many_replicas_share_one_cluster
 

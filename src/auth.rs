@@ -17,6 +17,8 @@ mod access_key;
 pub mod aws;
 mod client;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod jwks;
 mod jwt;
 mod key_source;

@@ -27,6 +27,8 @@ mod context;
 mod data;
 mod error;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod identity;
 mod key_id;
 mod keys;

@@ -21,6 +21,8 @@ use crate::random;
 use crate::secret::KeyBytes;
 
 mod blocking;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod message;
 pub mod parallel;
 mod random_reader;

@@ -40,6 +40,8 @@ mod datakey;
 mod decrypt;
 mod docs;
 mod encrypt;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod gate;
 mod heads;
 mod health;

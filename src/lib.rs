@@ -264,6 +264,9 @@ pub mod envelope;
 pub mod error_chain;
 pub mod export;
 pub mod files;
+#[doc(hidden)]
+#[cfg(all(feature = "server", any(test, fuzzing)))]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "kubernetes")]

@@ -14,7 +14,9 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 mod canonical;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Makes signatures, for tests.
 
+#![allow(clippy::unwrap_used, reason = "tests and targets of fuzzers alone")]
+
 use hmac::Mac;
 use http::HeaderName;
 use sha2::{Digest, Sha256};

@@ -2,8 +2,8 @@
 //! that must stay at the edges. ARCHITECTURE.md tells the reasons.
 //!
 //! `cli` belongs to the binary and sees the library as `kms_proxy`: the rules are the same.
-//! Tests may use what they like, so modules that are declared `#[cfg(test)]` and files of tests are
-//! left out. So are `lib.rs` and `main.rs`, which see everything.
+//! Tests may use what they like, so modules that are declared `#[cfg(test)]`, files of tests and
+//! the targets of fuzzers are left out. So are `lib.rs` and `main.rs`, which see everything.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -258,12 +258,13 @@ fn opens(source: &str) -> bool {
     source.strip_prefix("//! ").is_some_and(|rest| !rest.trim_start().is_empty())
 }
 
-/// The module that a file belongs to; none for tests and for the roots of library and binary.
+/// The module that a file belongs to; none for tests, for targets of fuzzers, and for the roots of
+/// library and binary.
 fn module(path: &Path) -> Option<String> {
     let inside = path.strip_prefix(src()).unwrap().with_extension("");
     let mut parts = inside.iter().map(|part| part.to_str().unwrap());
-    let first = parts.next()?.to_owned();
-    (!matches!(&*first, "lib" | "main") && parts.all(|part| part != "tests")).then_some(first)
+    let is_test = parts.clone().any(|part| matches!(part, "tests" | "fuzzing"));
+    parts.next().filter(|first| !is_test && !matches!(*first, "lib" | "main")).map(str::to_owned)
 }
 
 fn src() -> PathBuf {
