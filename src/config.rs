@@ -15,11 +15,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::secret::SecretBytes;
-use crate::{
-    archive, audit, auth, aws_api, files, http, kubernetes, root, service, store, telemetry,
-};
+use crate::{archive, audit, auth, aws_api, http, kubernetes, root, service, store, telemetry};
 
 mod check;
+mod files;
 mod source;
 mod tagged;
 mod tree;
@@ -31,6 +30,8 @@ mod view;
 mod tests;
 
 use check::{Wrong, wrong};
+
+pub use files::NamedFile;
 
 /// Everything that can be set, complete and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,7 +116,7 @@ impl Config {
     #[expect(clippy::disallowed_methods, reason = "the only place that reads it")]
     pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Self, Error> {
         let text = file.map(|path| {
-            files::open(path)
+            crate::files::open(path)
                 .and_then(std::io::read_to_string)
                 .map_err(|source| Error::Unreadable { path: path.to_owned(), source })
         });
@@ -145,7 +146,9 @@ impl Config {
         for (key, secret) in source.secrets {
             config.give(&key, secret).map_err(|Wrong(key, detail)| error(key, detail))?;
         }
-        config.check().map_err(|Wrong(key, detail)| error(key, detail))?;
+        let own = file.map(|(path, _)| path);
+        let checked = config.check().and_then(|()| config.check_audit_file(own));
+        checked.map_err(|Wrong(key, detail)| error(key, detail))?;
         Ok(config)
     }
 

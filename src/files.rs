@@ -14,12 +14,14 @@ use crate::secret::SecretBytes;
 mod access;
 mod mount;
 mod place;
+mod same;
 
-pub use access::mode_for_others;
 pub(crate) use access::{FileAccess, check_dir};
+pub use access::{check_writable, check_writable_dir, mode_for_others};
 pub(crate) use mount::lock_failure;
 pub use place::NewFile;
 pub(crate) use place::{keep_as, sync_dir, sync_parent, write_new};
+pub(crate) use same::is_same;
 
 /// Makes the directory `path`, and those above it, with mode 0700. One that exists stays as it is.
 ///

@@ -35,7 +35,7 @@ use peer::Peer;
 
 pub use check::{PairError, check_authorities, check_pair};
 pub use load::Error;
-pub use validity::warnings;
+pub use validity::{has_alternative_names, warnings};
 
 /// The names of the protocols in ALPN.
 const HTTP_2: &[u8] = b"h2";

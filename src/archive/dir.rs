@@ -44,6 +44,15 @@ impl Archive {
         }
     }
 
+    /// Checks that this process can write to the directory, and without `create` that it is an
+    /// archive. It changes nothing. A mount that hangs makes it wait.
+    ///
+    /// # Errors
+    /// What is wrong, with the path.
+    pub fn check(config: &Config) -> Result<(), String> {
+        Directory::new(&config.path, config.create, config.timeout).check()
+    }
+
     async fn call<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Directory) -> Result<T, Error> + Send + 'static,

@@ -102,6 +102,17 @@ pub struct Azure {
     pub timeout: Duration,
 }
 
+/// The file that says that a directory is an archive.
+pub(super) const MARKER: &str = "kms-proxy-archive";
+
+impl Dir {
+    /// The file that says that the directory is an archive.
+    #[must_use]
+    pub fn marker(&self) -> PathBuf {
+        self.path.join(MARKER)
+    }
+}
+
 fn ten_seconds() -> Duration {
     Duration::from_secs(10)
 }
@@ -169,7 +180,8 @@ impl Config {
     }
 
     /// The file of authorities, if one is set.
-    pub(super) fn ca(&self) -> Option<&Path> {
+    #[must_use]
+    pub fn ca(&self) -> Option<&Path> {
         match self {
             Self::Dir(_) => None,
             Self::S3(S3 { ca, .. }) | Self::Gcs(Gcs { ca, .. }) | Self::Azure(Azure { ca, .. }) => {

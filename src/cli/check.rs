@@ -27,7 +27,7 @@ pub(super) fn help() -> String {
 
 With --production each line names what is missing and what to do about it; the items are those of \
 docs/production.md. --accept leaves one out. Run it as the user of the service: it looks at the \
-permissions of files. It reads files, and calls no root, store or archive.
+permissions of files. It reads files and writes none, and calls no root, no store and no bucket.
 
 Exit codes:
   0  a service can use the configuration; with --production nothing is missing

@@ -3,112 +3,26 @@
 //! It looks at settings and at files of this machine, and calls nothing. A test compares the names
 //! with the document.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use clap::ValueEnum;
-use kms_proxy::config::Config;
+use kms_proxy::config::{Config, NamedFile};
 use kms_proxy::loopback::is_loopback;
 use kms_proxy::status::DOCUMENTS;
-use kms_proxy::{archive, audit, auth, files, root, store, telemetry};
+use kms_proxy::{archive, audit, auth, files, root, store, telemetry, tls};
 
 use super::certificates;
 
+mod checklist;
 mod secrets;
 
-/// What can be missing. The names are stable, and in the order of the document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(super) enum Check {
-    RootLocal,
-    RootPassphrase,
-    RootForgeable,
-    RootPlain,
-    RootToken,
-    StoreSingle,
-    StorePlain,
-    StoreAnonymous,
-    ArchiveNone,
-    ArchiveContinue,
-    TlsNone,
-    TlsExpiry,
-    AuthNone,
-    CredentialPermanent,
-    ClientBroad,
-    SecretReadable,
-    AuditNone,
-    AuditContinue,
-    MetricsNone,
-    TracesPlain,
-    TracesMany,
-    ClientUnlimited,
-    DrainNone,
-}
+pub(super) use checklist::Check;
 
 /// A thing that is missing.
 pub(super) struct Finding {
     pub(super) check: Check,
     /// What was found.
     detail: String,
-}
-
-impl Check {
-    /// The name that users see, such as `root-local`.
-    fn name(self) -> String {
-        // Every value has one.
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-    }
-
-    /// The section of docs/production.md.
-    fn section(self) -> &'static str {
-        match self {
-            Self::RootLocal
-            | Self::RootPassphrase
-            | Self::RootForgeable
-            | Self::RootPlain
-            | Self::RootToken => "root",
-            Self::StoreSingle | Self::StorePlain | Self::StoreAnonymous => "store",
-            Self::ArchiveNone | Self::ArchiveContinue => "archive",
-            Self::TlsNone | Self::TlsExpiry => "tls",
-            Self::AuthNone
-            | Self::CredentialPermanent
-            | Self::ClientBroad
-            | Self::SecretReadable => "identities",
-            Self::AuditNone | Self::AuditContinue => "audit-log",
-            Self::MetricsNone | Self::TracesPlain | Self::TracesMany => "alerts",
-            Self::ClientUnlimited | Self::DrainNone => "limits",
-        }
-    }
-
-    /// What to do.
-    fn advice(self) -> &'static str {
-        match self {
-            Self::RootLocal | Self::RootPassphrase => "use AWS KMS, an HSM, Vault or OpenBao",
-            Self::RootForgeable => "use an AES key of a Managed HSM, with algorithm = \"A256KW\"",
-            Self::RootPlain => "use https://",
-            Self::RootToken => "name a file that an agent renews in token_file, or use AppRole",
-            Self::StoreSingle => "use etcd, and name all of its three or five members",
-            Self::StorePlain => "use https:// for all members",
-            Self::StoreAnonymous => {
-                "set store.username or store.tls.cert, for a user who may use the prefix alone"
-            }
-            Self::ArchiveNone => "add an [[archive]], or make a backup after each rotation",
-            Self::ArchiveContinue => "set archive_policy.on_failure = \"wait\"",
-            Self::TlsNone => "set server.tls",
-            Self::TlsExpiry => "replace the certificate",
-            Self::AuthNone => "set auth.mode = \"required\", and a [[client]] for each caller",
-            Self::CredentialPermanent => "use a certificate or a JWT, or replace it regularly",
-            Self::ClientBroad => "name the chains that it needs in client.allow",
-            Self::SecretReadable => "run `chmod go-rwx` on it, or give it to the service's group",
-            Self::AuditNone => "set audit.file",
-            Self::AuditContinue => "set audit.on_failure = \"refuse\"",
-            Self::MetricsNone => {
-                "set server.admin_listen, or give a client `read` on all chains, for Prometheus"
-            }
-            Self::TracesPlain => "use https://, or a collector on this machine",
-            Self::TracesMany => "set traces.sample_ratio to 0.1 or less",
-            Self::ClientUnlimited => "set its max_in_flight",
-            Self::DrainNone => "set it to the time in which the load balancer notices a stop",
-        }
-    }
 }
 
 impl fmt::Display for Finding {
@@ -129,7 +43,7 @@ pub(super) fn findings(config: &Config, now: u64) -> Vec<Finding> {
     of_clients(config, &mut found);
     of_audit(&config.audit, &mut found);
     of_traces(&config.traces, &mut found);
-    for (setting, path) in secrets::files(config) {
+    for NamedFile { setting, path, .. } in secrets::files(config) {
         // A file that can't be read is an error of `check-config` itself, or appears later.
         if let Ok(Some(mode)) = files::mode_for_others(&path) {
             let path = path.display();
@@ -204,10 +118,19 @@ fn of_store(config: &Config, found: &mut Found) {
         }
         store::Config::Etcd(etcd) => {
             let is_remote = etcd.endpoints.iter().any(|url| !is_local(url));
+            let members: BTreeSet<_> = etcd.endpoints.iter().map(|url| member(url)).collect();
             // The member beside a replica is enough for it: the next machine has both too.
-            if is_remote && etcd.endpoints.len() == 1 {
+            if is_remote && members.len() == 1 {
                 let detail = "store.endpoints has one member, and all replicas fail with it";
                 found.add(Check::StoreSingle, detail);
+            }
+            if members.len() < etcd.endpoints.len() {
+                found.add(Check::StoreMembers, "store.endpoints names a member twice");
+            }
+            if members.len() == 2 {
+                let detail = "store.endpoints has two members: a cluster of two stops when one of \
+                              them fails";
+                found.add(Check::StoreMembers, detail);
             }
             if etcd.endpoints.iter().any(|url| is_plain(url)) {
                 found.add(Check::StorePlain, "store.endpoints: etcd is called by plain HTTP");
@@ -222,6 +145,10 @@ fn of_store(config: &Config, found: &mut Found) {
         }
         store::Config::Inline(_) => {}
     }
+    of_archives(config, has_records, found);
+}
+
+fn of_archives(config: &Config, has_records: bool, found: &mut Found) {
     if config.archives.is_empty() && has_records {
         found.add(Check::ArchiveNone, "all data is lost with the store");
     }
@@ -230,6 +157,13 @@ fn of_store(config: &Config, found: &mut Found) {
         let detail = "archive_policy.on_failure: a KEK encrypts before an archive holds it";
         found.add(Check::ArchiveContinue, detail);
     }
+    for archive in &config.archives {
+        if let archive::Config::Dir(dir) = archive
+            && let Err(why) = archive::dir::Archive::check(dir)
+        {
+            found.add(Check::ArchiveUnwritable, format!("archive {}: {why}", dir.name));
+        }
+    }
 }
 
 fn of_listener(config: &Config, now: u64, found: &mut Found) {
@@ -237,6 +171,12 @@ fn of_listener(config: &Config, now: u64, found: &mut Found) {
     if server.tls.is_none() {
         let detail = format!("{} speaks plain HTTP", server.listen);
         found.add(Check::TlsNone, detail);
+    }
+    if let Some(tls) = &server.tls
+        && tls::has_alternative_names(&tls.cert) == Some(false)
+    {
+        let why = "it has no subjectAltName, so clients reject it";
+        found.add(Check::TlsName, format!("server.tls.cert: {}: {why}", tls.cert.display()));
     }
     for warning in certificates::warnings(config, now) {
         found.add(Check::TlsExpiry, warning);
@@ -286,6 +226,12 @@ fn of_audit(audit: &audit::Config, found: &mut Found) {
         let detail = "audit.on_failure: calls go through without their lines";
         found.add(Check::AuditContinue, detail);
     }
+    if let Some(audit::Target::File(path)) = &audit.file
+        && let Err(error) = files::check_writable(path)
+    {
+        let detail = format!("audit.file: can't write to {}: {error}", path.display());
+        found.add(Check::AuditUnwritable, detail);
+    }
 }
 
 /// A larger part of all requests fills the queue of spans at a few thousand requests a second.
@@ -321,6 +267,12 @@ fn is_plain(url: &str) -> bool {
 
 fn is_local(url: &str) -> bool {
     host(url).is_some_and(|host| is_loopback(&host))
+}
+
+/// What distinguishes the members of etcd.
+fn member(url: &str) -> Option<(String, Option<u16>)> {
+    let url = reqwest::Url::parse(url).ok()?;
+    Some((url.host_str()?.to_owned(), url.port_or_known_default()))
 }
 
 fn host(url: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Checks of a configuration whose settings all have the right types.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -78,11 +78,10 @@ impl Config {
                           server.insecure = true allows it";
             return Err(wrong("server.admin_listen", detail));
         }
-        if *admin_listen == Some(*listen) && listen.port() != 0 {
-            return Err(wrong(
-                "server.admin_listen",
-                "must not be server.listen; leave it out instead",
-            ));
+        if admin_listen.is_some_and(|admin| overlap(&admin, listen)) {
+            let detail = "must not be server.listen, nor have its port on an address that is part \
+                          of the other one; leave it out instead";
+            return Err(wrong("server.admin_listen", detail));
         }
         if let Some(tls::Config { client_ca: None, client_cert: ClientCert::Required, .. }) = tls {
             return Err(wrong("server.tls.client_cert", "\"required\" needs server.tls.client_ca"));
@@ -179,6 +178,16 @@ pub(super) struct Wrong(pub(super) String, pub(super) String);
 
 pub(super) fn wrong(key: &str, detail: &str) -> Wrong {
     Wrong(key.to_owned(), detail.to_owned())
+}
+
+/// Whether two listeners would need the same port. `0.0.0.0` contains every address of IPv4, and
+/// `[::]` those of IPv4 too.
+fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let contains = |one: IpAddr, other: IpAddr| {
+        one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
+    };
+    let (a, b) = (one.ip(), other.ip());
+    one.port() == other.port() && one.port() != 0 && (contains(a, b) || contains(b, a))
 }
 
 fn within(key: &str, value: usize, allowed: RangeInclusive<usize>) -> Result<(), Wrong> {

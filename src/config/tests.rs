@@ -346,6 +346,14 @@ fn errors_name_the_key_and_what_is_expected() {
             "[server]\nadmin_listen = '127.0.0.1:8080'",
             "server.admin_listen: must not be server.listen",
         ),
+        (
+            "[server]\nlisten = '127.0.0.1:80'\nadmin_listen = '0.0.0.0:80'\ninsecure = true",
+            "server.admin_listen: must not be server.listen, nor have its port",
+        ),
+        (
+            "[server]\nlisten = '[::]:80'\nadmin_listen = '127.0.0.1:80'\ninsecure = true",
+            "server.admin_listen: must not be server.listen, nor have its port",
+        ),
         ("[server]\nlisten = '0.0.0.0:8080'", "server.listen: this is not a loopback address"),
         (
             "[server]\nadmin_listen = '[::]:9'",

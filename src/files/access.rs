@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
 /// Who may do what with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileAccess {
@@ -45,6 +47,38 @@ impl FileAccess {
 pub fn mode_for_others(path: &Path) -> io::Result<Option<u32>> {
     let access = FileAccess::of(&std::fs::metadata(path)?);
     Ok((access.of_others() & 0o066 != 0).then_some(access.mode))
+}
+
+/// Fails unless `path` is a directory in which this process can make files. It makes none.
+///
+/// # Errors
+/// Those of the file system, such as one for a directory that does not exist.
+pub fn check_writable_dir(path: &Path) -> io::Result<()> {
+    if !std::fs::metadata(path)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    check_access(path, Access::WRITE_OK | Access::EXEC_OK)
+}
+
+/// Fails unless this process can write a file `path`: a regular file that exists, or a new one. It
+/// opens and makes none.
+///
+/// # Errors
+/// Those of the file system, such as one for a directory that does not exist.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => check_access(path, Access::WRITE_OK),
+        Ok(metadata) => Err(super::not_regular(&metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            check_writable_dir(super::parent(path))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn check_access(path: &Path, access: Access) -> io::Result<()> {
+    // By the effective user, who opens it.
+    Ok(accessat(CWD, path, access, AtFlags::EACCESS)?)
 }
 
 /// Fails if other users can replace files in the directory `path`.
@@ -100,6 +134,30 @@ mod tests {
             assert_eq!(mode_for_others(file.path()).unwrap(), is_open.then_some(mode), "{mode:o}");
         }
         assert!(mode_for_others(Path::new("/no/such/file")).is_err());
+    }
+
+    #[test]
+    fn a_place_for_a_new_file_must_be_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        for good in ["file", "new"] {
+            check_writable(&at(good)).unwrap();
+        }
+        check_writable_dir(dir.path()).unwrap();
+        for (path, kind) in [
+            ("no/new", io::ErrorKind::NotFound),
+            ("file/new", io::ErrorKind::NotADirectory),
+            (".", io::ErrorKind::Other),
+        ] {
+            assert_eq!(check_writable(&at(path)).unwrap_err().kind(), kind, "{path}");
+        }
+        for (path, kind) in
+            [("file", io::ErrorKind::NotADirectory), ("no", io::ErrorKind::NotFound)]
+        {
+            assert_eq!(check_writable_dir(&at(path)).unwrap_err().kind(), kind, "{path}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is made");
     }
 
     #[test]

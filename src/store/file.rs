@@ -50,6 +50,14 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// The files that belong to the store, whether or not they exist yet.
+    #[must_use]
+    pub fn files(&self) -> [PathBuf; 2] {
+        [open::FILE_NAME, database::LOCK_NAME].map(|name| self.path.join(name))
+    }
+}
+
 /// Whether there is a store in `directory`, as far as this process can see.
 #[must_use]
 pub fn is_in(directory: &Path) -> bool {

@@ -1,4 +1,4 @@
-//! Warnings about the validity of certificates in a PEM file, for `check-config`.
+//! What `check-config` reports of certificates in a PEM file: their validity and their names.
 
 use std::path::Path;
 
@@ -7,6 +7,17 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::files;
 use crate::timestamp::rfc3339;
+
+/// Whether the first certificate in a file has alternative names. Clients compare the name of a
+/// server with these alone. `None` if it can't be read.
+#[must_use]
+pub fn has_alternative_names(path: &Path) -> Option<bool> {
+    let pem = files::read(path).ok()?;
+    let first = CertificateDer::pem_slice_iter(&pem).next()?.ok()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&first).ok()?;
+    let names = certificate.subject_alternative_name().ok()?;
+    Some(names.is_some_and(|names| !names.value.general_names.is_empty()))
+}
 
 /// Warnings about the certificates in a file at `now`, in seconds since the Unix epoch: those that
 /// are not valid, those with less than a tenth of their lifetime left, and a file that can't be

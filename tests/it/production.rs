@@ -2,7 +2,8 @@
 //! whole configuration lacks nothing.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::pki::{Pki, now};
-use crate::support::{Setup, root};
+use crate::support::{BINARY, Setup, root};
 
 const WHOLE: &str = r#"
 [server]
@@ -26,7 +27,7 @@ key_id = "alias/kms-proxy"
 
 [store]
 kind = "etcd"
-endpoints = ["https://etcd-0:2379", "https://etcd-1:2379"]
+endpoints = ["https://etcd-0:2379", "https://etcd-1:2379", "https://etcd-2:2379"]
 username = "kms-proxy"
 password_file = "password"
 
@@ -65,10 +66,11 @@ max_in_flight = 10
 "#;
 const ROOT: &str = "kind = \"aws-kms\"\nkey_id = \"alias/kms-proxy\"\n";
 const STORE: &str = r#"kind = "etcd"
-endpoints = ["https://etcd-0:2379", "https://etcd-1:2379"]
+endpoints = ["https://etcd-0:2379", "https://etcd-1:2379", "https://etcd-2:2379"]
 username = "kms-proxy"
 password_file = "password"
 "#;
+const MEMBERS: &str = r#""https://etcd-0:2379", "https://etcd-1:2379", "https://etcd-2:2379""#;
 const ARCHIVE: &str = r#"[[archive]]
 name = "main"
 kind = "s3"
@@ -189,6 +191,11 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
     let both = format!("{CLIENT}{JWT}");
     let plain = STORE.replace("https", "http");
     let file = "kind = \"file\"\npath = \"data\"\n";
+    std::fs::create_dir(place.0.file("archive")).unwrap();
+    std::fs::write(place.0.file("archive/kms-proxy-archive"), "").unwrap();
+    let dir = |path: &str, more: &str| {
+        format!("[[archive]]\nname = \"main\"\nkind = \"dir\"\npath = \"{path}\"\n{more}")
+    };
     let refuse = "file = \"audit.jsonl\"\n";
     let cases: &[Case] = &[
         (&[(ROOT, "kind = \"local\"\n")], &["root-local"]),
@@ -203,8 +210,19 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
         (&[(ROOT, azure_by_rsa)], &["root-forgeable"]),
         (&[(ROOT, &readable_gcp)], &["secret-readable"]),
         (&[(STORE, file)], &["store-single"]),
-        (&[(", \"https://etcd-1:2379\"", "")], &["store-single"]),
-        (&[("\"https://etcd-0:2379\", \"https://etcd-1:2379\"", "\"http://127.0.0.1:2379\"")], &[]),
+        (&[(MEMBERS, "\"https://etcd-0:2379\"")], &["store-single"]),
+        (&[(MEMBERS, "\"http://127.0.0.1:2379\"")], &[]),
+        (&[(", \"https://etcd-2:2379\"", "")], &["store-members"]),
+        // The same member, written in two ways.
+        (&[("https://etcd-2:2379", "https://ETCD-1:2379/")], &["store-members", "store-members"]),
+        (
+            &[("\"https://etcd-2:2379\"", "\"https://etcd-2:2379\", \"https://etcd-0:2379\"")],
+            &["store-members"],
+        ),
+        (
+            &[(MEMBERS, "\"https://etcd-0:2379\", \"https://etcd-0:2379\"")],
+            &["store-single", "store-members"],
+        ),
         (&[(STORE, &plain)], &["store-plain"]),
         (&[("username = \"kms-proxy\"\npassword_file = \"password\"\n", "")], &["store-anonymous"]),
         (&[(ARCHIVE, "")], &["archive-none"]),
@@ -212,6 +230,12 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
             &[("[auth]", "[archive_policy]\non_failure = \"continue\"\n[auth]")],
             &["archive-continue"],
         ),
+        (&[(ARCHIVE, &dir("archive", ""))], &[]),
+        (&[(ARCHIVE, &dir("archive/no", ""))], &["archive-unwritable"]),
+        (&[(ARCHIVE, &dir("pki", ""))], &["archive-unwritable"]),
+        (&[(ARCHIVE, &dir("password", ""))], &["archive-unwritable"]),
+        (&[(ARCHIVE, &dir("archive/a/b", "create = true\n"))], &[]),
+        (&[(ARCHIVE, &dir("password/a", "create = true\n"))], &["archive-unwritable"]),
         // Nothing to archive, and no replica that could fail alone.
         (&[(STORE, "kind = \"inline\"\n"), (ARCHIVE, "")], &[]),
         (
@@ -241,6 +265,10 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
         ),
         (&[(refuse, "")], &["audit-none"]),
         (&[(refuse, "file = \"stdout\"\non_failure = \"continue\"")], &["audit-continue"]),
+        (&[("audit.jsonl", "no/audit.jsonl")], &["audit-unwritable"]),
+        (&[("audit.jsonl", "tls.crt/audit.jsonl")], &["audit-unwritable"]),
+        (&[("audit.jsonl", "pki")], &["audit-unwritable"]),
+        (&[("audit.jsonl", "stdout")], &[]),
         (&[("admin_listen = \"0.0.0.0:9090\"", "")], &["metrics-none"]),
         (
             &[
@@ -280,7 +308,49 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
     let names = place.names(&[]);
     assert_eq!(names, ["tls-expiry"]);
     seen.extend(names);
+
+    let (cert, key) = Pki::new(place.0.file("nameless")).server(&[]);
+    std::fs::copy(cert, place.0.file("tls.crt")).unwrap();
+    std::fs::copy(key, place.0.file("tls.key")).unwrap();
+    set_mode(&place.0.file("tls.key"), 0o600);
+    let names = place.names(&[]);
+    assert_eq!(names, ["tls-name"]);
+    seen.extend(names);
     assert_eq!(seen, documented(), "each has a case here");
+}
+
+/// Root may write everywhere, so the program runs as somebody else.
+#[test]
+fn a_directory_that_the_user_may_not_write_to_is_found() {
+    let place = Place::new();
+    let dir = "[[archive]]\nname = \"main\"\nkind = \"dir\"\npath = \"archive\"\n";
+    let replaced = [(ARCHIVE, dir), ("audit.jsonl", "audit/audit.jsonl")];
+    for name in ["archive", "audit"] {
+        std::fs::create_dir(place.0.file(name)).unwrap();
+        set_mode(&place.0.file(name), 0o755);
+    }
+    std::fs::write(place.0.file("archive/kms-proxy-archive"), "").unwrap();
+    assert_eq!(stdout(&place.check(&replaced, &[])), "nothing is missing\n");
+    let mut command = std::process::Command::new(BINARY);
+    if rustix::process::getuid().is_root() {
+        let nobody = 65_534;
+        let binary = place.0.file("kms-proxy");
+        std::fs::copy(BINARY, &binary).unwrap();
+        command = std::process::Command::new(binary);
+        command.uid(nobody).gid(nobody);
+        let entries = std::fs::read_dir(place.0.file("")).unwrap().map(|entry| entry.unwrap());
+        let entries = entries.filter(|entry| entry.file_type().unwrap().is_file());
+        let own = entries.map(|entry| entry.path()).chain([place.0.file("")]);
+        own.for_each(|path| chown(path, Some(nobody), Some(nobody)).unwrap());
+    } else {
+        ["archive", "audit"].iter().for_each(|name| set_mode(&place.0.file(name), 0o555));
+    }
+    command.args(["check-config", "--production", "--config", "kms-proxy.toml"]);
+    let output = command.current_dir(place.0.file("")).env_clear().output().unwrap();
+    let text = stdout(&output);
+    let names = text.lines().step_by(2).map(|line| line.split(": ").next().unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), ["archive-unwritable", "audit-unwritable"], "{text}");
+    assert_eq!(text.matches("ermission denied").count(), 2, "{text}");
 }
 
 #[test]

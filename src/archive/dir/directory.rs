@@ -26,11 +26,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use crate::archive::settings::MARKER;
 use crate::archive::{Error, Object, Version};
 use crate::files;
-
-/// The file that says that a directory is an archive.
-pub(super) const MARKER: &str = "kms-proxy-archive";
 
 /// The longest object that is read, in bytes. One of a KEK with many roots has a few KB.
 const LONGEST: u64 = 1 << 20;
@@ -63,6 +61,23 @@ impl Directory {
     /// Marks a change of the file system that follows.
     pub(super) fn step(&self, name: &'static str) -> io::Result<()> {
         (self.before)(name)
+    }
+
+    /// Checks that objects can be written, as far as that shows without a write.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let wrong = |path: &Path, error: &io::Error| format!("{}: {error}", path.display());
+        if self.create && matches!(self.path.try_exists(), Ok(false)) {
+            // Directories above it are made too.
+            let above = self.path.ancestors().skip(1);
+            let above = above.map(|it| if it.as_os_str().is_empty() { Path::new(".") } else { it });
+            let found = above.into_iter().find(|path| path.exists()).unwrap_or(&self.path);
+            return files::check_writable_dir(found).map_err(|error| wrong(found, &error));
+        }
+        files::check_writable_dir(&self.path).map_err(|error| wrong(&self.path, &error))?;
+        if self.create {
+            return Ok(());
+        }
+        self.open().map(drop).map_err(|error| error.to_string())
     }
 
     /// Opens the directory of the archive, if it is one.

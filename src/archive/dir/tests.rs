@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use proptest::prelude::*;
 
+use super::super::settings::MARKER;
 use super::super::{Archive as _, contract};
-use super::directory::{Directory, MARKER, version};
+use super::directory::{Directory, version};
 use super::write::NEW;
 use super::*;
 use crate::files;

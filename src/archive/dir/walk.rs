@@ -6,8 +6,9 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, statat};
 
 use crate::archive::Error;
+use crate::archive::settings::MARKER;
 
-use super::directory::{Directory, MARKER, is_name, open_dir};
+use super::directory::{Directory, is_name, open_dir};
 
 /// The deepest directory that is read. Keys have three names.
 const DEEPEST: usize = 8;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use clap::ValueEnum as _;
+
 use super::*;
 
 /// The checklist: the section of each item, and the names in its last cell.

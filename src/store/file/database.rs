@@ -19,7 +19,7 @@ use super::open;
 
 /// The name of the file whose lock marks the directory as in use. It is never removed: otherwise
 /// two processes could lock two files of the same name.
-const LOCK_NAME: &str = "store.lock";
+pub(super) const LOCK_NAME: &str = "store.lock";
 
 /// The contents of the lock file once a store was created in the directory. A store that disappears
 /// is not silently replaced by an empty one.
