@@ -4,12 +4,15 @@
 //! Answers are checked as `check-config` checks a configuration: by the same code, on the text that
 //! would be written.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use base64_simd::STANDARD;
 use kms_proxy::auth::token;
 use kms_proxy::config::{Config, Flags};
 use kms_proxy::secret::SecretBytes;
+use tokio::net::TcpSocket;
 use zeroize::Zeroizing;
 
 use super::output::Signals;
@@ -19,9 +22,10 @@ use super::{Failure, Result, check, client};
 mod ask;
 mod files;
 mod plan;
+mod summary;
 mod text;
 
-use files::NewFiles;
+use files::{Locks, NewFiles};
 use plan::Plan;
 
 #[derive(clap::Args)]
@@ -65,18 +69,52 @@ impl Args {
 
 /// Asks what the flags do not answer, and writes the files.
 pub(super) fn run(args: &Args) -> Result {
+    check_name("--output", &args.output)?;
+    args.token_file.as_deref().map_or(Ok(()), |path| check_name("--token-file", path))?;
+    let mut locks = Locks::default();
+    locks.lock(&args.output)?;
     files::check_free(&args.output)?;
     args.token_file.as_deref().map_or(Ok(()), files::check_free)?;
     let mut plan = Plan::default();
     let session = ask::Session::new(&args.answers, args.non_interactive)?;
     session.complete(&mut plan, |plan| check_plan(plan, args))?;
+    let token = plan.token_client().map(|client| args.token_path(client));
+    let passphrase = plan.missing_passphrase().map(PathBuf::from);
+    token.into_iter().chain(passphrase).try_for_each(|path| locks.lock(&path))?;
+    // Another process may have finished before the locks were taken.
+    check_plan(&plan, args).map_err(Failure::refused)?;
     let new_passphrase = plan.missing_passphrase().map(str::to_owned);
-    client::block_on(async { write(&plan, new_passphrase.as_deref(), args) })?;
+    let taken = client::block_on(async {
+        write(&plan, new_passphrase.as_deref(), args)?;
+        Ok(taken(&plan))
+    })?;
     let token_path = |client: &str| args.token_path(client);
-    let text = text::summary(&plan, &args.output, token_path, new_passphrase.as_deref());
+    let text = summary::summary(&plan, &args.output, token_path, new_passphrase.as_deref(), &taken);
     // The files are complete: it is no failure if nobody can read this.
     _ = print(text.as_bytes());
     Ok(())
+}
+
+/// The text of a path is shown, and is part of a comment.
+fn check_name(flag: &str, path: &Path) -> Result {
+    if path.to_string_lossy().contains(char::is_control) {
+        return Err(Failure::Usage(format!("{flag}: {}", ask::CONTROL)));
+    }
+    Ok(())
+}
+
+/// The addresses at which something listens on this machine already, each with its setting. It
+/// needs a runtime.
+fn taken(plan: &Plan) -> Vec<(&'static str, SocketAddr)> {
+    let is_taken = |address: SocketAddr| {
+        // A socket that does not listen disturbs no other process.
+        let bound = TcpSocket::new_v4().and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)
+        });
+        bound.is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    };
+    text::addresses(plan).into_iter().filter(|(_, address)| is_taken(*address)).collect()
 }
 
 /// Checks what is planned as `check-config` checks the file, and that it can be written.
@@ -101,7 +139,7 @@ fn check_plan(plan: &Plan, args: &Args) -> std::result::Result<(), String> {
 
 /// Writes all files, or none. It needs the runtime of a signal handler.
 fn write(plan: &Plan, new_passphrase: Option<&str>, args: &Args) -> Result {
-    // From here on SIGINT and SIGTERM end nothing: a part of the files would be left.
+    // From here on no signal but SIGKILL ends the process: a part of the files would be left.
     let _signals = Signals::listen()
         .map_err(|error| Failure::refused(format!("can't handle signals: {error}")))?;
     let (token, digest) = token::generate()

@@ -36,10 +36,13 @@ pub(super) enum Output {
 /// Removes the temporary file of an output if a signal ends the process.
 pub(super) struct Guard(Option<(PathBuf, Signals)>);
 
-/// SIGINT and SIGTERM, which no longer end the process by themselves.
+/// The signals that people and programs end a process with. They no longer end it by themselves.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    quit: Signal,
+    /// `None` if it is ignored, as by `nohup`.
+    hangup: Option<Signal>,
 }
 
 impl OutputArgs {
@@ -141,8 +144,8 @@ impl Write for Output {
 }
 
 impl Guard {
-    /// Runs `work`, which must not block the thread. SIGINT and SIGTERM remove the temporary file
-    /// and end the process.
+    /// Runs `work`, which must not block the thread. SIGINT, SIGTERM, SIGQUIT and SIGHUP remove the
+    /// temporary file and end the process.
     pub(super) async fn run<T>(self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let Some((temporary, mut signals)) = self.0 else { return work.await };
         tokio::select! {
@@ -160,6 +163,8 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: (!is_hangup_ignored()).then(|| signal(SignalKind::hangup())).transpose()?,
         })
     }
 
@@ -168,9 +173,19 @@ impl Signals {
         let kind = tokio::select! {
             _ = self.interrupt.recv() => SignalKind::interrupt(),
             _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.quit.recv() => SignalKind::quit(),
+            Some(_) = async { self.hangup.as_mut()?.recv().await } => SignalKind::hangup(),
         };
         128 + kind.as_raw_value()
     }
+}
+
+/// Whether the process was started so that SIGHUP does not end it. Linux shows that in proc(5).
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 << (SignalKind::hangup().as_raw_value() - 1) != 0)
 }
 
 fn exists(path: &Path) -> Failure {

@@ -3,9 +3,10 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 
 use kms_proxy::auth::token::TokenDigest;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::pki::Pki;
 use crate::support::{Service, Setup};
@@ -326,14 +327,176 @@ fn a_file_that_can_not_get_its_name_takes_the_others_with_it() {
     }
 }
 
+/// Starts it where it asks nothing.
+fn start(setup: &Setup, answers: &[&str]) -> Child {
+    let mut command = setup.tool(&[&["init"], answers].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+const WITH_SECRETS: [&str; 6] = ["passphrase:phrase", "inline", "none", "none", "token", "none"];
+
+/// While it writes, a signal would leave a part of the files.
+#[test]
+fn no_signal_ends_it_between_two_files() {
+    for signal in [Signal::HUP, Signal::QUIT, Signal::TERM, Signal::INT] {
+        for _ in 0..10 {
+            let setup = place();
+            let mut child = start(&setup, &flags(WITH_SECRETS));
+            // Nothing is made before signals are handled.
+            let is_running = loop {
+                if !files(&setup).is_empty() {
+                    break true;
+                }
+                if child.try_wait().unwrap().is_some() {
+                    break false;
+                }
+            };
+            if is_running {
+                kill_process(Pid::from_child(&child), signal).unwrap();
+            }
+            let output = child.wait_with_output().unwrap();
+            done(&output);
+            assert_eq!(files(&setup), ["app.token", "kms-proxy.toml", "phrase"], "{signal:?}");
+        }
+    }
+}
+
+#[test]
+fn of_two_in_one_directory_one_writes_all_of_its_files_and_the_other_none() {
+    for _ in 0..5 {
+        let setup = place();
+        let all: Vec<_> = (0..6).map(|_| start(&setup, &flags(WITH_SECRETS))).collect();
+        let ended = all.into_iter().map(|child| child.wait_with_output().unwrap());
+        let (good, bad): (Vec<_>, Vec<_>) = ended.partition(|output| output.status.success());
+        assert_eq!((good.len(), bad.len()), (1, 5));
+        for output in bad {
+            let said = refused(&output, 1);
+            assert!(said.contains("is running in the directory .") || said.contains("exists"));
+        }
+        assert_eq!(files(&setup), ["app.token", "kms-proxy.toml", "phrase"]);
+        let token = TokenDigest::of(written(&setup, "app.token").trim_end()).to_string();
+        assert!(written(&setup, "kms-proxy.toml").contains(&token), "of one process");
+    }
+    // One that asks keeps others out, also if they write some of their files elsewhere.
+    let setup = place();
+    std::fs::create_dir(setup.file("other")).unwrap();
+    let mut command = setup.tool(&["init", "--output", "other/kms-proxy.toml"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut first = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(first.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    for elsewhere in [
+        &["--output", "other/second.toml"][..],
+        &["--token-file", "other/token"],
+        &["--root", "passphrase:other/phrase"],
+    ] {
+        let answers = flags(["local", "inline", "none", "none", "token", "none"]);
+        let answers = match elsewhere[0] {
+            "--root" => [elsewhere, &answers[2..]].concat(),
+            _ => [&answers[..], elsewhere].concat(),
+        };
+        let said = refused(&init(&setup, &answers, ""), 1);
+        let expected = "another `kms-proxy init` is running in the directory other";
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(files(&setup), ["other"]);
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    done(&init(&setup, &[&flags(WITH_SECRETS)[..], &["--output", "other/a.toml"]].concat(), ""));
+}
+
+#[test]
+fn control_characters_are_refused() {
+    let setup = place();
+    let good = ["local", "inline", "none", "none", "none", "none"];
+    for (index, answer) in [
+        (0, "passphrase:a\x1b[2J"),
+        (0, "aws-kms:a\nb"),
+        (1, "file:a\x7fb"),
+        (2, "dir:a\tb"),
+        (5, "a\r.jsonl"),
+        (5, "a\u{9b}31m"),
+    ] {
+        let mut answers = good;
+        answers[index] = answer;
+        let said = refused(&init(&setup, &flags(answers), ""), 2);
+        assert!(said.contains("it must not contain control characters"), "{answer:?}: {said}");
+        assert!(!said.contains(answer), "{said}");
+    }
+    for flag in ["--output", "--token-file"] {
+        let said = refused(&init(&setup, &[&flags(good)[..], &[flag, "a\nb = 1"]].concat(), ""), 2);
+        assert!(said.contains(&format!("{flag}: it must not contain control")), "{said}");
+    }
+    assert_eq!(files(&setup), [""; 0]);
+    // One that is typed is asked for again.
+    let output = init(&setup, &flags(good)[..10], "a\x1b[31m\nnone\n");
+    done(&output);
+    let said = text(&output.stderr);
+    assert!(said.contains("it must not contain control characters"), "{said}");
+}
+
+#[test]
+fn what_has_to_be_done_before_a_start_is_said() {
+    let setup = place();
+    // If another process has it, it is taken too.
+    let taken = std::net::TcpListener::bind("127.0.0.1:9090");
+    let answers = ["local", "file:a/b", "dir:nas", "none", "none", "log/audit.jsonl"];
+    let printed = done(&init(&setup, &flags(answers), ""));
+    drop(taken);
+    let note = "Something listens on 127.0.0.1:9090 already: set another server.admin_listen in \
+                kms-proxy.toml\n";
+    assert!(printed.contains(note), "{printed}");
+    let (_, next) = printed.split_once("Next:\n").unwrap();
+    let commands: Vec<_> = next.lines().map(|line| line.split("     #").next().unwrap()).collect();
+    assert_eq!(
+        commands,
+        [
+            "  mkdir -p -m 700 a/b",
+            "  mkdir -p -m 700 nas",
+            "  mkdir -p -m 700 log",
+            "  touch nas/kms-proxy-archive",
+            "  kms-proxy check-config --production --config kms-proxy.toml",
+            "  kms-proxy serve --config kms-proxy.toml",
+            "  echo hello | kms-proxy encrypt",
+            "  kms-proxy status --admin http://127.0.0.1:9090",
+        ]
+    );
+    let jwt = "jwt:https://issuer.example,kms-proxy,app,https://issuer.example/keys";
+    for (identities, note) in [
+        ("token", "# that of the client operator, once it is in the configuration"),
+        (jwt, "# --ca FILE for a private authority"),
+    ] {
+        let setup = place();
+        let answers = ["local", "inline", "none", "tls.crt,tls.key", identities, "none"];
+        let printed = done(&init(&setup, &flags(answers), ""));
+        let status = format!(
+            "  kms-proxy status --server https://localhost:8443 --token-file operator.token     {note}"
+        );
+        assert_eq!(printed.lines().last(), Some(&*status));
+    }
+    // What exists, or is made by the service, needs no command.
+    for name in ["nas", "log"] {
+        std::fs::create_dir(setup.file(name)).unwrap();
+    }
+    std::fs::remove_file(setup.file("kms-proxy.toml")).unwrap();
+    let answers = ["local", "file:data", "dir:nas", "none", "none", "log/audit.jsonl"];
+    let printed = done(&init(&setup, &flags(answers), ""));
+    assert!(!printed.contains("mkdir"), "{printed}");
+    assert!(printed.contains("touch nas/kms-proxy-archive"), "{printed}");
+}
+
 #[test]
 fn what_can_not_be_written_or_answered_is_refused_before_anything_is_made() {
     let setup = place();
     let answers = flags(["passphrase:phrase", "inline", "none", "none", "token", "none"]);
     for place in ["no/such/file", "/proc/file", "pki"] {
         for flag in ["--output", "--token-file"] {
-            let said = refused(&init(&setup, &[&answers[..], &[flag, place]].concat(), ""), 1);
+            let more = if flag == "--output" { &["--token-file", "token"][..] } else { &[] };
+            let flags = [&answers[..], &[flag, place], more].concat();
+            let said = refused(&init(&setup, &flags, ""), 1);
             assert!(said.contains(place), "{said}");
+            assert_eq!(files(&setup), [""; 0]);
         }
     }
     for (flags, expected) in [
@@ -382,6 +545,10 @@ async fn a_service_with_the_new_configuration_knows_the_token() {
     assert_eq!(good.status.code(), Some(0), "{}", text(&good.stderr));
     let bad = setup.run(&["rotate", "--server", &url, "--token-file", "app.token"]);
     assert!(text(&bad.stderr).contains("forbidden"), "{}", text(&bad.stderr));
+    let log = service.log();
+    let admin = log.split_once("\"admin\":\"").unwrap().1.split('"').next().unwrap();
+    let status = setup.run(&["status", "--admin", admin, "--server", &url]);
+    assert_eq!(status.status.code(), Some(0), "{}", text(&status.stderr));
     let stranger = setup.run(&["chain", "list", "--server", &url]);
     assert!(text(&stranger.stderr).contains("unauthenticated"), "{}", text(&stranger.stderr));
     service.stop().await;

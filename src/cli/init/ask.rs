@@ -61,7 +61,8 @@ Which root key wraps the KEKs?
 Where are the wrapped KEKs stored?
   etcd:URL,URL,URL                      a cluster that replicas share
   file:DIR                              a directory, for one process
-  inline                                in each envelope: no store",
+  inline                                in each envelope, and nowhere else: processes share
+                                        only the root, and no KEK can be disabled",
         default: "file:/var/lib/kms-proxy",
     },
     Question {
@@ -131,6 +132,9 @@ impl<'a> Session<'a> {
         check: impl Fn(&Plan) -> std::result::Result<(), String>,
     ) -> Result {
         let attempt = |plan: &Plan, topic, answer: &str| {
+            if answer.contains(char::is_control) {
+                return Err(CONTROL.to_owned());
+            }
             let mut next = plan.clone();
             next.set(topic, answer)?;
             check(&next).map(|()| next)
@@ -175,6 +179,9 @@ impl Answers {
         answer.as_deref()
     }
 }
+
+/// What is wrong with a text that would change what a terminal shows.
+pub(super) const CONTROL: &str = "it must not contain control characters";
 
 /// The longest answer in bytes.
 const MAX_ANSWER: u64 = 64 << 10;

@@ -1,14 +1,16 @@
-//! The configuration as text with comments, and the next commands. It asks and writes nothing.
+//! The configuration as text with comments. It asks, reads and writes nothing.
 
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use kms_proxy::status::DOCUMENTS;
 
-use super::plan::{Archive, Identities, Plan, Root, Store};
+use super::plan::{Identities, Plan, Root, Store};
 
 /// The ports that it listens on.
-const HTTP: &str = "8080";
-const HTTPS: &str = "8443";
+const HTTP: u16 = 8080;
+pub(super) const HTTPS: u16 = 8443;
+pub(super) const ADMIN: u16 = 9090;
 
 /// The configuration. `digest` is that of the new token.
 pub(super) fn render(plan: &Plan, digest: &str, path: &Path) -> String {
@@ -32,18 +34,28 @@ pub(super) fn render(plan: &Plan, digest: &str, path: &Path) -> String {
     parts.join("\n")
 }
 
-fn server(plan: &Plan) -> String {
-    // With only one of them, or none, it serves this machine alone.
-    let is_open = plan.tls.is_some() && plan.identities != Identities::None;
-    let host = if is_open { "0.0.0.0" } else { "127.0.0.1" };
+/// Whether it serves other machines: without a certificate or identities, this one alone.
+pub(super) fn is_open(plan: &Plan) -> bool {
+    plan.tls.is_some() && plan.identities != Identities::None
+}
+
+/// What it listens on, each with its setting.
+pub(super) fn addresses(plan: &Plan) -> [(&'static str, SocketAddr); 2] {
+    let host = if is_open(plan) { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
     let port = if plan.tls.is_some() { HTTPS } else { HTTP };
+    [("listen", port), ("admin_listen", ADMIN)].map(|(key, port)| (key, (host, port).into()))
+}
+
+fn server(plan: &Plan) -> String {
+    let [(_, listen), (_, admin_listen)] = addresses(plan);
     let mut text = format!(
         "[server]\n\
-         listen = \"{host}:{port}\"\n\
+         listen = \"{listen}\"\n\
          # Health and metrics, by plain HTTP and without identities: let nobody else reach it.\n\
-         admin_listen = \"{host}:9090\"\n"
+         # The default port of Prometheus itself is 9090 too.\n\
+         admin_listen = \"{admin_listen}\"\n"
     );
-    if is_open {
+    if is_open(plan) {
         text += "# How long requests are served after SIGTERM, until the load balancer notices.\n\
                  drain_delay = \"5s\"\n";
     }
@@ -127,9 +139,12 @@ fn store(store: &Store) -> String {
                 endpoints.join(", ")
             )
         }
-        Store::Inline => "# No store: each envelope contains its wrapped KEK.\n\
+        Store::Inline => {
+            "# No store: each envelope contains its wrapped KEK, processes share only \
+                          the root,\n# and no KEK can be disabled.\n\
                           [store]\nkind = \"inline\"\n"
-            .to_owned(),
+                .to_owned()
+        }
     }
 }
 
@@ -219,51 +234,8 @@ fn audit(plan: &Plan) -> String {
     }
 }
 
-/// What was written, and the next commands. `token_path` is the file for the token of a client.
-pub(super) fn summary(
-    plan: &Plan,
-    path: &Path,
-    token_path: impl Fn(&str) -> PathBuf,
-    new_passphrase: Option<&str>,
-) -> String {
-    let (file, token) = (word(path), plan.token_client().map(|it| (it, token_path(it))));
-    let mut text = format!("{}: the configuration\n", path.display());
-    if let Some((client, token)) = &token {
-        text += &format!("{}: the token of the client {client}\n", token.display());
-    }
-    if let Some(passphrase) = new_passphrase {
-        let what = "a new passphrase; back it up: without it all data is lost";
-        text += &format!("{passphrase}: {what}\n");
-    }
-    text += "\nNext:\n";
-    if let Some(Archive { kind: "dir", place }) = &plan.archive {
-        let mark = word(&Path::new(place).join("kms-proxy-archive"));
-        text += &format!("  touch {mark}     # where the disk is mounted\n");
-    }
-    if let Root::Pkcs11 { .. } = plan.root {
-        text += &format!("  kms-proxy root init --config {file} --root main\n");
-    }
-    text += &format!("  kms-proxy check-config --production --config {file}\n");
-    text += &format!("  kms-proxy serve --config {file}\n");
-    let mut to = String::new();
-    if plan.tls.is_some() {
-        to += &format!(" --server https://localhost:{HTTPS}");
-    }
-    if let Some((_, token)) = &token {
-        to += &format!(" --token-file {}", word(token));
-    }
-    let command = match plan.identities {
-        // The application needs its own JWT or certificate; the operator can do this.
-        Identities::Jwt { .. } | Identities::Certificate { .. } => "kms-proxy chain list",
-        Identities::Token | Identities::None => "echo hello | kms-proxy encrypt",
-    };
-    let note = if plan.tls.is_some() { "     # --ca FILE for a private authority" } else { "" };
-    text += &format!("  {command}{to}{note}\n");
-    text
-}
-
 /// A path as a shell takes it.
-fn word(path: &Path) -> String {
+pub(super) fn word(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
     if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
