@@ -1,16 +1,45 @@
-//! Restores the key of the audit log from the archives before the log is opened: with another key
-//! its earlier lines could not be searched.
+//! The key of the audit log at a start: it is restored from the archives before the log is opened,
+//! since with another key its earlier lines could not be searched, and it is unwrapped by a root.
+//! Both wait, so that no call is served without the log. It must not know how lines are written.
 
 use std::time::Duration;
 
 use crate::archive::Named;
 use crate::archive::recover::audit_key::recover;
+use crate::audit::secret;
+use crate::backoff::Backoff;
+use crate::root;
 use crate::service::Starting;
 use crate::store::record::{AUDIT_KEY, CHAINS};
 use crate::store::{Error, Store};
 
 /// The pause between two attempts to read the archives.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The pause after the first attempt to unwrap the key. Attempts may cost money.
+const FIRST: Duration = Duration::from_millis(500);
+/// The pause doubles up to 32 seconds.
+const DOUBLINGS: u32 = 6;
+
+/// The keys of the audit log. As long as no root wraps or unwraps their secret, this waits, as a
+/// service without an audit log waits for the KEKs of its chains.
+pub(super) async fn keys(
+    store: &dyn Store,
+    roots: &[root::Named],
+    starting: &Starting,
+) -> Result<crate::audit::keys::Keys, secret::Error> {
+    let mut backoff = Backoff::new(FIRST, DOUBLINGS);
+    loop {
+        let detail = match secret::keys(store, roots).await {
+            Err(error @ secret::Error::Roots(..)) => error.to_string(),
+            done => return done,
+        };
+        if starting.report("audit", &detail) {
+            tracing::warn!(error = detail, "the audit log needs a root; waiting for it");
+        }
+        tokio::time::sleep(backoff.failed()).await;
+    }
+}
 
 /// Restores the key to a store that lacks it. If the store is empty, it was probably lost: then
 /// this waits until every archive has answered, or one has the key.

@@ -135,7 +135,7 @@ impl Front {
                 async || audit_key::restore(&*store.store, &archives, &self.starting).await;
             store.patiently(restore).await.context("audit")?;
         }
-        let roots = self.open_audit(&config, &*store.store, roots).await?;
+        let roots = self.open_audit(&config, &store, roots).await?;
         self.starting.report("service", "the chains are being loaded");
         if let Some(auth) = &self.auth {
             auth.settled().await;
@@ -162,12 +162,13 @@ impl Front {
     async fn open_audit(
         &mut self,
         config: &Config,
-        store: &dyn Store,
+        store: &Awaited,
         roots: Vec<root::Named>,
     ) -> anyhow::Result<Vec<root::Named>> {
         let Some(target) = &config.audit.file else { return Ok(roots) };
         self.starting.report("audit", "the keys of the audit log are unwrapped");
-        let keys = audit::secret::keys(store, &roots).await.context("audit")?;
+        let keys = async || audit_key::keys(&*store.store, &roots, &self.starting).await;
+        let keys = store.patiently(keys).await.context("audit")?;
         let (clock, metrics) = (Arc::clone(&self.clock) as _, Arc::clone(&self.metrics));
         let opened = audit::open(&config.audit, keys, clock, metrics);
         let opened = opened.with_context(|| format!("audit.file: can't write to {target}"))?;
@@ -325,6 +326,15 @@ impl Failure for store::Error {
         match self {
             Self::Unavailable { detail, .. } => Some(detail.clone()),
             Self::Corrupt { .. } => None,
+        }
+    }
+}
+
+impl Failure for audit::secret::Error {
+    fn of_store(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.of_store(),
+            _ => None,
         }
     }
 }

@@ -99,12 +99,15 @@ fn is_wrapped_by(stored: &AuditKey, root: &str) -> bool {
 }
 
 /// Has each root wrap the secret that has not. Returns whether one did.
+///
+/// # Errors
+/// [`Error::Roots`] if no root has wrapped it, now or before.
 pub(super) async fn wrap(
     stored: &mut AuditKey,
     secret: &KeyBytes,
     roots: &[Named],
 ) -> Result<bool, Error> {
-    let mut is_new = false;
+    let (mut is_new, mut failed) = (false, Vec::new());
     let chain = &ChainName::new(AUDIT_LOG).map_err(|_| Error::Internal)?;
     let context = Context { chain, kek_id: stored.id, suite: Suite::Aes256Gcm };
     for Named { name, root } in roots {
@@ -116,10 +119,16 @@ pub(super) async fn wrap(
                 stored.wraps.push(Wrap { root: name.to_string(), bytes });
                 is_new = true;
             }
-            Err(error) => {
-                tracing::warn!(root = %name, %error, "a root did not wrap the audit log's key");
-            }
+            Err(error) => failed.push((name, error)),
         }
+    }
+    if stored.wraps.is_empty() {
+        let failed = failed.iter().map(|(name, error)| format!("{name}: {error}"));
+        let failed = failed.collect::<Vec<_>>().join("; ");
+        return Err(Error::Roots("wrap", failed));
+    }
+    for (root, error) in failed {
+        tracing::warn!(%root, %error, "a root did not wrap the audit log's key");
     }
     Ok(is_new)
 }

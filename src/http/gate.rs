@@ -166,7 +166,10 @@ impl Gate {
             .then(|| (std::time::Instant::now(), request.method().clone(), request.uri().clone()));
         let (method, path) = (request.method(), request.uri().path());
         let span = traces::begin(id.trace(), method, path, id.as_str());
-        let is_for_people = status::is_for_people(&request);
+        let answering = Answering {
+            is_for_people: status::is_for_people(&request),
+            is_starting: handler.is_starting(),
+        };
         let mut client = None;
         let beside = handler.0.beside.get().filter(|api| api.takes(&request)).cloned();
         let recording = handler.0.audit.get().map(|audit| {
@@ -178,10 +181,9 @@ impl Gate {
         let answered = match recording.as_ref().map(|it| it.record(is_open)).transpose() {
             Err(error) => Err(error),
             Ok(record) => {
-                let mut answering =
-                    pin!(passing.answer(handler, request, beside.as_deref(), framed));
+                let mut answer = pin!(passing.answer(handler, request, beside.as_deref(), framed));
                 poll_fn(|context| {
-                    let mut poll = || record::enter(record, || answering.as_mut().poll(context));
+                    let mut poll = || record::enter(record, || answer.as_mut().poll(context));
                     match &span {
                         Some(span) => span.enter(poll),
                         None => poll(),
@@ -204,7 +206,7 @@ impl Gate {
         }
         let refused = |error: &Error| match &beside {
             Some(api) => api.refuse(error, &id),
-            None => failed(error, &id, is_for_people),
+            None => answering.failed(error, &id, &HeaderMap::new()),
         };
         let mut response = answered.unwrap_or_else(|error| refused(&error));
         if let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() {
@@ -213,7 +215,7 @@ impl Gate {
             {
                 shared.metrics.failed(operation, "", error.kind().code());
             }
-            response = failed_in_router(&error, &id, response.headers(), is_for_people);
+            response = answering.failed(&error, &id, response.headers());
         }
         if let Some((started, method, uri)) = started {
             let (path, status) = (uri.path(), response.status().as_u16());
@@ -313,27 +315,27 @@ pub(super) fn size<B>(request: &http::Request<B>) -> usize {
     lines.fold(path, usize::saturating_add)
 }
 
-fn failed(error: &Error, id: &RequestId, is_for_people: bool) -> Response {
-    failed_in_router(error, id, &HeaderMap::new(), is_for_people)
+/// What decides how a failure is answered and logged.
+struct Answering {
+    is_for_people: bool,
+    is_starting: bool,
 }
 
-fn failed_in_router(
-    error: &Error,
-    id: &RequestId,
-    routed: &HeaderMap,
-    is_for_people: bool,
-) -> Response {
-    if error.kind().http_status() >= 500 {
-        tracing::warn!(
-            request_id = id.as_str(),
-            trace_id = id.trace_text(),
-            code = error.kind().code(),
-            detail = error.detail(),
-            "a request failed"
-        );
+impl Answering {
+    /// The response to a request that failed. `routed` is what the router has set.
+    fn failed(&self, error: &Error, id: &RequestId, routed: &HeaderMap) -> Response {
+        let (code, detail) = (error.kind().code(), error.detail());
+        let (request_id, trace_id) = (id.as_str(), id.trace_text());
+        // The log says once what the start waits for: a probe or a scrape each second adds nothing.
+        if self.is_starting && error.kind() == Kind::StoreUnavailable {
+            tracing::debug!(request_id, trace_id, code, detail, "a request failed");
+        } else if error.kind().http_status() >= 500 {
+            tracing::warn!(request_id, trace_id, code, detail, "a request failed");
+        }
+        let response = problem::respond(error, id.as_str(), routed);
+        let is_for_people = self.is_for_people;
+        if is_for_people { status::refused(error, id.as_str(), response) } else { response }
     }
-    let response = problem::respond(error, id.as_str(), routed);
-    if is_for_people { status::refused(error, id.as_str(), response) } else { response }
 }
 
 impl Gatekeeper for Shared {

@@ -63,7 +63,7 @@ const MODULES: &str = "
     aws_api:   audit auth clock envelope http id json keychain metrics root secret service shared_call sigv4 human_units
 
     config:    archive audit auth aws_api files http id keychain kubernetes root secret service store telemetry tls human_units
-    app:       archive audit auth aws_api clock config http id kubernetes metrics root secret service store telemetry tls human_units
+    app:       archive audit auth aws_api backoff clock config http id kubernetes metrics root secret service store telemetry tls human_units
     cli:       aead app archive audit auth aws_api clock cobblestone config envelope error_chain files http id kubernetes loopback root secret service status store stream telemetry tls human_units
 ";
 

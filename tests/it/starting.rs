@@ -55,6 +55,7 @@ async fn a_start_waits_for_etcd_and_answers_meanwhile_and_is_ready_by_itself() {
         (Method::GET, "/v1/chains"),
         (Method::PUT, "/v1/chains/orders"),
         (Method::GET, "/no-such-path"),
+        (Method::GET, "/metrics"),
     ] {
         is_refused(&service, method, path).await;
     }
@@ -87,6 +88,7 @@ async fn a_start_waits_for_etcd_and_answers_meanwhile_and_is_ready_by_itself() {
     let sealed = service.encrypt("default", "aGVsbG8=").await;
     decrypt_all(&service, &[sealed]).await;
     let log = service.stop().await;
+    assert!(!log.contains("a request failed"), "the start says once what it waits for: {log}");
     let (waiting, started) = log.split_once("the store is not usable yet").unwrap();
     let is_ready = |log: &str| log.contains("\"message\":\"ready\"");
     assert!(!is_ready(waiting) && is_ready(started), "{log}");
@@ -177,4 +179,52 @@ async fn what_a_start_waits_for_is_shown_to_clients_who_may_read_all_chains() {
     let asked = service.request(Method::GET, "/v1/chains").bearer_auth("nobody").send();
     assert_eq!(asked.await.unwrap().status(), 401);
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_an_audit_log_a_start_waits_for_a_root_and_no_call_is_served_without_the_log() {
+    let setup = Setup::new();
+    let log = setup.file("audit.jsonl");
+    let setup = setup.set("AUDIT__FILE", log.display()).set("AUDIT__RULE__0__LEVEL", "full");
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+    let waits = async |service: &Service, part: &str| {
+        service.logged("the audit log needs a root; waiting for it").await;
+        let (status, readiness) = service.get("/readyz").await;
+        assert_eq!((status.as_u16(), &readiness["checks"][0]["name"]), (503, &json!("audit")));
+        let detail = readiness["checks"][0]["detail"].as_str().unwrap();
+        assert!(detail.contains(part) && !detail.contains("planted"), "{detail}");
+        is_refused(service, Method::POST, "/v1/encrypt").await;
+    };
+    // A root that has never answered.
+    let away = [
+        ("KIND", "vault-transit"),
+        ("NAME", "main"),
+        ("ADDRESS", "http://127.0.0.1:1"),
+        ("KEY", "kek"),
+        ("TOKEN", "planted"),
+    ];
+    let with_away = away
+        .iter()
+        .fold(setup.clone(), |setup, (key, value)| setup.set(&format!("ROOT__0__{key}"), value));
+    let service = with_away.listen().await;
+    waits(&service, "no root can wrap the key of the audit log: main: ").await;
+    assert!(service.stop().await.contains("stopped before it was ready"));
+    assert_eq!(lines(), "", "no start is recorded");
+
+    let service = setup.start().await;
+    let sealed = service.encrypt("default", "aGVsbG8=").await;
+    service.stop().await;
+    let before = lines();
+    let (key, elsewhere) = (setup.data().join("root.key"), setup.file("elsewhere"));
+    std::fs::rename(&key, &elsewhere).unwrap();
+    let mut service = setup.listen().await;
+    waits(&service, "no root can unwrap the key of the audit log: local: ").await;
+    assert_eq!(lines(), before);
+    std::fs::rename(&elsewhere, &key).unwrap();
+    service.ready().await;
+    decrypt_all(&service, &[sealed]).await;
+    service.stop().await;
+    let after = lines();
+    let new = after.strip_prefix(&before).unwrap();
+    assert!(new.contains("\"start\"") && new.contains("\"decrypt\""), "{new}");
 }
