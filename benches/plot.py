@@ -152,7 +152,7 @@ def capacity(results):
         ("encrypt, 1 MiB raw, HTTP", row("raw", **RAW)["cpu_us"]),
     ]
     lines = [
-        "| call | CPU of a call us | a core carries calls/s | a replica of 2 cores, at 60 % | three replicas |",
+        "| call | CPU of a call in us | calls/s of a core | calls/s of a replica: 2 cores, at 60 % | calls/s of three replicas, one of them down |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, cpu in calls:

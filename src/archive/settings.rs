@@ -190,11 +190,6 @@ impl Config {
         }
     }
 
-    /// Whether objects are sent without TLS, to this machine.
-    pub(super) fn is_plain(&self) -> bool {
-        self.endpoint().is_some_and(|endpoint| endpoint.starts_with("http://"))
-    }
-
     /// Checks the settings without a call, and whether their kind is part of this build.
     ///
     /// # Errors
@@ -232,11 +227,7 @@ impl Config {
             );
         }
         match self.endpoint().map(is_endpoint) {
-            Some(false) => wrong(
-                "endpoint",
-                "must be a URL such as https://s3.example.com:9000; http:// is only for a loopback \
-                 address",
-            ),
+            Some(false) => wrong("endpoint", ENDPOINT),
             _ => Ok(()),
         }
     }
@@ -261,8 +252,12 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) const LEFT_OUT: &str = "archives of kind s3, gcs and azure are not part of this build: \
                                    they need the Cargo feature archive-cloud";
 
+/// What the URL of a server must be.
+pub(super) const ENDPOINT: &str =
+    "must be a URL such as https://s3.example.com:9000; http:// is only for a loopback address";
+
 /// Whether this is the URL of a server: without user, path or query.
-fn is_endpoint(url: &str) -> bool {
+pub(super) fn is_endpoint(url: &str) -> bool {
     let (authority, is_tls) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
         (Some(rest), _) => (rest, true),
         (None, Some(rest)) => (rest, false),

@@ -12,6 +12,7 @@ use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, R
 use reqwest::{Certificate, NoProxy};
 
 use crate::archive::Config;
+use crate::archive::settings::{ENDPOINT, is_endpoint};
 use crate::proxy::Proxies;
 use crate::{error_chain, files, pem};
 
@@ -41,14 +42,19 @@ pub(super) fn connect(
     let url = config.url().ok_or("it is not an archive in a bucket")?;
     let wrong = |error: object_store::Error| error_chain::to_text(&error);
     let http = Http::new(config)?;
-    let endpoint = config.endpoint().map(str::to_owned);
-    let options = ClientOptions::new().with_allow_http(config.is_plain());
+    let endpoint = match config.endpoint() {
+        Some(endpoint) => Some(endpoint.to_owned()),
+        None => endpoint_of(config, variables)?,
+    };
+    let is_plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let options = ClientOptions::new().with_allow_http(is_plain);
     let retry = retry(config.timeout());
     Ok(match config {
         Config::S3(s3) => {
             let mut builder = AmazonS3Builder::new();
             for (key, value) in of(variables, "AWS_") {
-                if let Ok(key) = key.parse() {
+                let is_of_s3 = ["aws_endpoint_url", "aws_endpoint_url_s3"].contains(&&*key);
+                if !is_of_s3 && let Ok(key) = key.parse() {
                     builder = builder.with_config(key, value);
                 }
             }
@@ -104,6 +110,30 @@ pub(super) fn connect(
         }
         Config::Dir(_) => return Err("it is not an archive in a bucket".to_owned()),
     })
+}
+
+/// The endpoint of S3 in the environment, if there is one, by the rules of AWS's SDKs: that of S3
+/// takes precedence over that of all services, and both can be ignored. The crate would let them
+/// take precedence over the setting. As for the setting, plain HTTP is for loopback addresses.
+pub(super) fn endpoint_of(
+    config: &Config,
+    variables: &Variables,
+) -> Result<Option<String>, String> {
+    let set = |name: &str| {
+        let found = variables.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    };
+    let is_ignored = set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    if !matches!(config, Config::S3(_)) || is_ignored {
+        return Ok(None);
+    }
+    let names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+    match names.into_iter().find_map(|name| Some((name, set(name)?))) {
+        Some((_, url)) if is_endpoint(url) => Ok(Some(url.to_owned())),
+        Some((name, _)) => Err(format!("{name} {ENDPOINT}")),
+        None => Ok(None),
+    }
 }
 
 /// The variables of a provider, in the form in which the crate names its settings.

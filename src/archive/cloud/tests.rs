@@ -108,6 +108,64 @@ async fn a_list_of_more_than_a_page_is_complete() {
 }
 
 #[tokio::test]
+async fn the_endpoint_of_the_environment_is_used_and_that_of_the_setting_takes_precedence() {
+    let moto = Moto::start();
+    moto.create_bucket("backups").await;
+    let nowhere = "http://127.0.0.1:1";
+    let (set, unset) = (Some(moto.url.clone()), None);
+    for (endpoint, urls) in [
+        (&unset, &[("AWS_ENDPOINT_URL", &*moto.url)][..]),
+        (&unset, &[("AWS_ENDPOINT_URL_S3", &moto.url), ("AWS_ENDPOINT_URL", nowhere)]),
+        (&set, &[("AWS_ENDPOINT_URL_S3", nowhere), ("AWS_ENDPOINT_URL", nowhere)]),
+    ] {
+        let mut config = moto.config("s3://backups");
+        if let Config::S3(s3) = &mut config {
+            s3.endpoint.clone_from(endpoint);
+        }
+        let urls = urls.iter().map(|(key, url)| ((*key).to_owned(), (*url).to_owned()));
+        let variables = variables().into_iter().chain(urls).collect();
+        let archive = Archive::with(&config, &variables).unwrap();
+        assert_eq!(archive.list("", None, 9).await.unwrap(), [""; 0], "{endpoint:?}");
+    }
+}
+
+#[test]
+fn variables_with_an_endpoint_have_the_meaning_that_awss_sdks_give_them() {
+    let s3 = |name: &str| S3 {
+        name: name.to_owned(),
+        url: "s3://b".to_owned(),
+        region: None,
+        endpoint: None,
+        ca: None,
+        timeout: Duration::from_secs(10),
+    };
+    let of = |variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        connect::endpoint_of(&Config::S3(s3("x")), &variables.collect())
+    };
+    let (all, s3) = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3");
+    let ignore = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS";
+    let (one, two) = ("https://one.example", "https://two.example:9000");
+    for (variables, expected) in [
+        (&[][..], None),
+        (&[(all, one)], Some(one)),
+        (&[(all, one), (s3, two)], Some(two)),
+        (&[(all, one), (s3, "")], Some(one)),
+        (&[(all, one), (s3, two), (ignore, "True")], None),
+        (&[(all, one), (ignore, "false")], Some(one)),
+        (&[("AWS_ENDPOINT_URL_KMS", one)], None),
+        (&[(s3, "http://localhost:9000")], Some("http://localhost:9000")),
+    ] {
+        assert_eq!(of(variables), Ok(expected.map(str::to_owned)), "{variables:?}");
+    }
+    for url in ["http://s3.example", "s3.example", "https://user:planted@s3.example"] {
+        let error = of(&[(s3, url), (all, one)]).unwrap_err();
+        assert!(error.starts_with("AWS_ENDPOINT_URL_S3 must be a URL such as"), "{error}");
+        assert!(!error.contains("planted"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_bucket_that_does_not_exist_is_not_an_empty_archive() {
     let moto = Moto::start();
     let archive = moto.archive("s3://mistyped/kms-proxy");
