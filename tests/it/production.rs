@@ -185,7 +185,7 @@ fn each_thing_that_is_missing_is_found_by_its_name() {
     let traces = |url: &str, ratio| {
         format!("[traces]\nendpoint = \"{url}\"\nsample_ratio = {ratio}\n[auth]")
     };
-    let plain_traces = traces("http://planted@otel.example:4318/v1/traces", "0.1");
+    let plain_traces = traces("http://otel.example:4318/v1/traces", "0.1");
     let many_traces = traces("https://otel.example:4318/v1/traces", "0.2");
     let local_traces = traces("http://127.0.0.1:4318/v1/traces", "0.01");
     let both = format!("{CLIENT}{JWT}");
