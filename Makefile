@@ -228,6 +228,29 @@ audit: $(CARGO_DENY) ## licences, sources, duplicates and known vulnerabilities 
 $(CARGO_DENY):
 	$(CARGO) install --locked --root target/tools cargo-deny@0.20.2
 
+CARGO_AUDITABLE := target/tools/bin/cargo-auditable
+$(CARGO_AUDITABLE):
+	$(CARGO) install --debug --locked --root target/tools cargo-auditable@0.7.7
+
+CARGO_CYCLONEDX := target/tools/bin/cargo-cyclonedx
+$(CARGO_CYCLONEDX):
+	$(CARGO) install --debug --locked --root target/tools cargo-cyclonedx@0.5.9
+
+.PHONY: unsafe
+unsafe: ## the crates in the program that contain `unsafe`, how often, and who keeps them
+	@$(PYTHON) release/unsafe.py
+
+.PHONY: reproduce
+reproduce: $(PROTOX) $(CARGO_AUDITABLE) ## build the release twice, with another path, user, host, time and locale; both must be the same bytes
+	rm -rf target/reproduce
+	release/reproduce.sh target/reproduce
+
+# MINISIGN_KEY=FILE signs the checksums.
+.PHONY: dist
+dist: $(PROTOX) $(CARGO_AUDITABLE) $(CARGO_CYCLONEDX) target/test-env/stamp ## the files of a release in target/dist: program, symbols, man pages, completions, chart, SBOM, checksums and signature
+	rm -rf target/dist
+	release/dist.sh target/dist
+
 .PHONY: openapi
 openapi: $(PROTOX) ## generate openapi/kms-proxy.json from the code
 	$(BUILD_LIKE_TESTS)

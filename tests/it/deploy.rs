@@ -12,6 +12,7 @@ mod compose;
 mod helm;
 mod image;
 mod options;
+mod release;
 mod systemd;
 
 /// Runs `kms-proxy check-config` on a configuration that was made for other places: each file that
