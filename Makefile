@@ -137,6 +137,12 @@ fuzz-coverage: ## the lines of the parsers that the seeds, and the inputs that `
 	RUSTFLAGS="-Cinstrument-coverage --cfg fuzzing" $(FUZZ_BUILD) --target-dir fuzz/target/coverage
 	@fuzz/coverage.sh fuzz/target/coverage/$(FUZZ_HOST)/debug "$(LLVM_TOOLS)" $(FUZZ_TARGETS)
 
+# Larger bounds than those of `make test`. KMS_PROXY_MODEL_FULL makes the same tests search more.
+.PHONY: model
+model: $(PROTOX) ## all states of a model of the protocol, within larger bounds than in `make test`: minutes, and a few GB
+	KMS_PROXY_MODEL_FULL=1 $(CARGO) test --release --locked $(QUICKLY) --lib -- --nocapture --test-threads=1 \
+		service::tests::model
+
 # The simulations of docs/scaling.md; the last one is then measured with real replicas.
 SIMULATE := $(CARGO) test --release --locked $(QUICKLY) --lib -- --nocapture many_replicas_share_one_cluster
 

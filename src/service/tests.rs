@@ -28,6 +28,7 @@ mod inline;
 mod last_used;
 mod lost_stores;
 mod manage;
+mod model;
 mod names;
 mod outage;
 mod replicas;

@@ -100,6 +100,7 @@ pub struct Head {
 /// The root that the keys of a chain are named after, for clients that must notice when the roots
 /// change. It changes with the roots, or on request by an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Hash))]
 #[serde(deny_unknown_fields)]
 pub struct NamedRoot {
     /// The head's `roots_generation` when this name was chosen.
@@ -148,6 +149,7 @@ impl State {
 
 /// The wrap of a KEK by one root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Hash))]
 #[serde(deny_unknown_fields)]
 pub struct Wrap {
     /// The name of the root.
@@ -159,6 +161,7 @@ pub struct Wrap {
 
 /// A KEK, wrapped. Times are seconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Hash))]
 #[serde(deny_unknown_fields)]
 pub struct Kek {
     /// Its suite.
@@ -179,6 +182,7 @@ pub struct Kek {
 
 /// The uses of a KEK that were ever reserved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Hash))]
 #[serde(deny_unknown_fields)]
 pub struct Uses {
     /// It only grows.

@@ -37,6 +37,7 @@ impl<'a> Records<'a> {
 
 /// What a process that detects a rollback of the store has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(in crate::service) enum Rollback {
     /// Retire the primary and the standby, whose counters are too low, and restore what the store
     /// lacks.
@@ -48,6 +49,7 @@ pub(in crate::service) enum Rollback {
 /// A repair that this process saw before the store reported the rollback. The report belongs to
 /// that repair and must not cause another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Early {
     /// Another process made it, and this process has not yet restored what it holds.
     Adopted,
@@ -56,6 +58,7 @@ enum Early {
 }
 
 /// The counters of a KEK when it was last read or written.
+#[cfg_attr(test, derive(Clone, Debug, PartialEq, Eq, Hash))]
 struct Known {
     id: KekId,
     reserved: u64,
@@ -66,6 +69,7 @@ struct Known {
 
 /// The role of a KEK in a head; it only grows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(test, derive(Debug, Hash))]
 enum Role {
     Standby,
     Primary,
@@ -90,6 +94,7 @@ impl Known {
 
 /// The past of one chain as this process has seen it.
 #[derive(Default)]
+#[cfg_attr(test, derive(Clone, Debug, PartialEq, Eq, Hash))]
 pub(in crate::service) struct Detector {
     /// What is left to do about a rollback.
     rollback: Option<Rollback>,
