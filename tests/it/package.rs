@@ -1,7 +1,7 @@
 //! The package: what would be published, made as `cargo publish` makes it without the build; and
 //! what its Cargo features pull in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use crate::support::root;
@@ -96,6 +96,44 @@ fn crates(features: &str) -> BTreeSet<String> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn each_crate_with_several_versions_is_one_that_the_rules_accept() {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).args(["tree", "--offline", "--locked", "--duplicates"]);
+    command.args(["--all-features", "--target", "all", "--edges", "normal,build"]);
+    let output = command.args(["--prefix", "none", "--depth", "0"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let mut words = line.split(' ');
+        let (name, version) = (words.next().unwrap(), words.next().unwrap());
+        let numbers = version.trim_start_matches('v').split(['.', '-', '+']);
+        let numbers: Vec<u64> = numbers.map_while(|number| number.parse().ok()).collect();
+        found.entry(name.to_owned()).or_default().insert(numbers);
+    }
+
+    let rules = std::fs::read_to_string(root().join("deny.toml")).unwrap();
+    let rules: toml::Table = rules.parse().unwrap();
+    let skipped = rules["bans"]["skip"].as_array().unwrap().iter().map(|rule| {
+        let (name, version) = rule["crate"].as_str().unwrap().split_once('@').unwrap();
+        let numbers = version.split('.').map(|number| number.parse().unwrap());
+        (name.to_owned(), numbers.collect::<Vec<u64>>())
+    });
+    let mut skipped: BTreeSet<_> = skipped.collect();
+    assert!(skipped.len() > 5, "the rules were read");
+    for (name, versions) in found {
+        for version in versions.into_iter().rev().skip(1) {
+            let rule = (1..=version.len()).find_map(|len| {
+                let (start, _) = version.split_at(len);
+                skipped.take(&(name.clone(), start.to_vec()))
+            });
+            assert!(rule.is_some(), "deny.toml does not have {name}@{version:?}");
+        }
+    }
+    assert!(skipped.is_empty(), "Cargo.lock no longer has {skipped:?}");
 }
 
 #[test]
