@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    BINARY, Service, Setup, decrypt_all, read_until, replace_in_file, talk, until,
+    Service, Setup, copy_of_the_program, decrypt_all, read_until, replace_in_file, talk, until,
 };
 
 /// What an idle service has allocated: the pages of the program and of libraries are not counted.
@@ -87,7 +87,7 @@ async fn nobody_of_the_same_user_looks_into_the_process_and_it_dumps_no_core() {
             0 => {
                 let nobody = 65_534;
                 let binary = setup.file("kms-proxy");
-                std::fs::copy(BINARY, &binary).unwrap();
+                copy_of_the_program(&binary);
                 std::fs::create_dir(setup.data()).unwrap();
                 for path in [setup.file(""), setup.data()] {
                     std::os::unix::fs::chown(path, Some(nobody), Some(nobody)).unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::pki::{Pki, now};
-use crate::support::{BINARY, Setup, root};
+use crate::support::{BINARY, Setup, copy_of_the_program, root};
 
 const WHOLE: &str = r#"
 [server]
@@ -335,7 +335,7 @@ fn a_directory_that_the_user_may_not_write_to_is_found() {
     if rustix::process::getuid().is_root() {
         let nobody = 65_534;
         let binary = place.0.file("kms-proxy");
-        std::fs::copy(BINARY, &binary).unwrap();
+        copy_of_the_program(&binary);
         command = std::process::Command::new(binary);
         command.uid(nobody).gid(nobody);
         let entries = std::fs::read_dir(place.0.file("")).unwrap().map(|entry| entry.unwrap());

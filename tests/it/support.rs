@@ -44,6 +44,13 @@ pub(crate) use service::{Service, read_until, talk};
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_kms-proxy");
 
+/// A copy of the program, which other users can run. Another process writes it: a file that this one
+/// had open for writing could be busy (`ETXTBSY`), because a test beside this one forked meanwhile.
+pub(crate) fn copy_of_the_program(to: &Path) {
+    let status = Command::new("cp").arg(BINARY).arg(to).status().unwrap();
+    assert!(status.success(), "cp {BINARY} {}: {status}", to.display());
+}
+
 /// How long a test waits for what must happen. Processes of a loaded machine stand still for many
 /// seconds, and only a broken service takes longer than this.
 const DEADLINE: Duration = Duration::from_secs(180);
