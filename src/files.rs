@@ -21,7 +21,7 @@ pub use access::{check_writable, check_writable_dir, mode_for_others};
 pub(crate) use mount::lock_failure;
 pub use place::NewFile;
 pub(crate) use place::{keep_as, sync_dir, sync_parent, write_new};
-pub(crate) use same::is_same;
+pub(crate) use same::{is_same, is_written_same};
 
 /// Makes the directory `path`, and those above it, with mode 0700. One that exists stays as it is.
 ///

@@ -19,6 +19,8 @@ pub struct NamedFile {
     pub path: PathBuf,
     /// Whether only the service may read it.
     pub is_secret: bool,
+    /// Whether it may be on a mount that hangs: a call of the file system might not return.
+    pub may_hang: bool,
 }
 
 /// Files, as they are collected.
@@ -35,7 +37,12 @@ impl Found {
 
     fn add(&mut self, setting: String, path: Option<&PathBuf>, is_secret: bool) {
         let path = path.cloned();
-        self.0.extend(path.map(|path| NamedFile { setting, path, is_secret }));
+        self.0.extend(path.map(|path| NamedFile { setting, path, is_secret, may_hang: false }));
+    }
+
+    /// A file of an archive: its calls have a timeout, and it stops no service.
+    fn archived(&mut self, setting: String, path: PathBuf) {
+        self.0.push(NamedFile { setting, path, is_secret: false, may_hang: true });
     }
 }
 
@@ -54,7 +61,7 @@ impl Config {
         for (index, archive) in self.archives.iter().enumerate() {
             found.public(format!("archive.{index}.ca"), archive.ca().map(Path::to_owned).as_ref());
             if let archive::Config::Dir(dir) = archive {
-                found.public(format!("archive.{index}.path"), Some(&dir.marker()));
+                found.archived(format!("archive.{index}.path"), dir.marker());
             }
         }
         for (index, root) in self.roots.iter().enumerate() {
@@ -80,14 +87,19 @@ impl Config {
     }
 
     /// Fails if the file of the audit log is `own`, the configuration file, or another file that
-    /// the configuration names.
+    /// the configuration names. The file system of an archive is not called: if it hangs, nobody
+    /// could start the service, or change the permissions of one that runs.
     pub(super) fn check_audit_file(&self, own: Option<&Path>) -> Result<(), Wrong> {
         let Some(audit::Target::File(log)) = &self.audit.file else { return Ok(()) };
         if own.is_some_and(|own| files::is_same(own, log)) {
             let detail = "this is the configuration file: the log needs a file of its own";
             return Err(wrong("audit.file", detail));
         }
-        match self.files().iter().find(|file| files::is_same(&file.path, log)) {
+        let is_log = |file: &&NamedFile| match file.may_hang {
+            true => files::is_written_same(&file.path, log),
+            false => files::is_same(&file.path, log),
+        };
+        match self.files().iter().find(is_log) {
             Some(NamedFile { setting, .. }) => {
                 let detail = format!("this is a file of {setting} too: the log needs its own");
                 Err(wrong("audit.file", &detail))
@@ -291,6 +303,25 @@ file = "LOG"
             for file in files {
                 assert_eq!(file.is_secret, !is_public(&file), "{}", file.setting);
             }
+        }
+    }
+
+    /// A link that is not noticed shows that its target was not looked for.
+    #[test]
+    fn the_file_system_of_an_archive_is_not_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::create_dir(at("nas")).unwrap();
+        std::os::unix::fs::symlink(at("nas"), at("mount")).unwrap();
+        let text = |log: &str| {
+            let archive = format!("name = 'nas'\nkind = 'dir'\npath = '{}'", at("mount"));
+            format!("[audit]\nfile = '{log}'\n[[archive]]\n{archive}")
+        };
+        let with = |log: &str| load(&dir.path().join("k.toml"), &text(log)).map(drop);
+        assert_eq!(with(&at("nas/kms-proxy-archive")), Ok(()));
+        for log in ["mount/kms-proxy-archive", "mount/./kms-proxy-archive"] {
+            let error = with(&at(log)).unwrap_err();
+            assert!(error.starts_with("audit.file: this is a file of archive.0.path"), "{error}");
         }
     }
 

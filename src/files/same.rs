@@ -26,6 +26,12 @@ impl Identity {
     }
 }
 
+/// Whether two paths are the same text, once both are absolute. It calls no file system, so one
+/// that hangs does not make it wait, and links are not noticed.
+pub(crate) fn is_written_same(one: &Path, other: &Path) -> bool {
+    matches!((std::path::absolute(one), std::path::absolute(other)), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Whether two paths name the same file, also if it does not exist yet.
 pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     Identity::of(one) == Identity::of(other)
@@ -57,5 +63,11 @@ mod tests {
             assert!(!is_same(&at("a/new"), &at(other)), "{other}");
         }
         assert!(is_same(Path::new("new"), Path::new("./new")));
+        // As they are written.
+        assert!(is_written_same(Path::new("new"), &std::env::current_dir().unwrap().join("./new")));
+        assert!(is_written_same(&at("a/file"), &at("a//./file")));
+        for other in ["link", "hard", "b/file", "a/other"] {
+            assert!(!is_written_same(&at("a/file"), &at(other)), "{other}");
+        }
     }
 }
