@@ -275,6 +275,7 @@ async fn a_block_that_shows_something_else_is_noticed() {
         "```console not run:\n$ true\n```",
         "```console maybe\n$ true\n```",
         "```console\n$ true\n",
+        "```console not run: slow\n$ true\n\n## Next\n\n```console\n$ true\n```",
     ] {
         assert!(outcome(bad).await.is_err(), "{bad}");
     }

@@ -77,6 +77,9 @@ pub(super) fn of(document: &str) -> Result<Vec<Block>, String> {
             if line.trim() == end {
                 break;
             }
+            if end == "```" && line.trim_start().starts_with(end) {
+                return Err(format!("line {}: another block begins before its end", index + 1));
+            }
             text.push_str(line.get(indent..).unwrap_or_default());
             text.push('\n');
         }
