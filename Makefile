@@ -253,7 +253,7 @@ reproduce: $(PROTOX) $(CARGO_AUDITABLE) ## build the release twice, with another
 
 # MINISIGN_KEY=FILE signs the checksums.
 .PHONY: dist
-dist: $(PROTOX) $(CARGO_AUDITABLE) $(CARGO_CYCLONEDX) target/test-env/stamp ## the files of a release in target/dist: program, symbols, man pages, completions, chart, SBOM, checksums and signature
+dist: $(PROTOX) $(CARGO_AUDITABLE) $(CARGO_CYCLONEDX) ## the files of a release in target/dist: program, symbols, man pages, completions, chart, SBOM, checksums and signature
 	rm -rf target/dist
 	release/dist.sh target/dist
 

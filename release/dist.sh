@@ -39,29 +39,27 @@ done
 cp LICENSE README.md CHANGELOG.md SECURITY.md "$package/"
 cp -R deploy/systemd "$package/systemd"
 
-# pack FILE MEMBER: the same members make the same bytes.
-pack() {
-	tar --create --sort=name --format=ustar --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
-		--directory="$work" "$2" | gzip --no-name --best >"$out/$1"
-}
-pack "$name.tar.gz" "$name"
-mv "$work/built/kms-proxy.debug" "$work/$name.debug"
-pack "$name.debug.tar.gz" "$name.debug"
+release/pack.sh "$out/$name.tar.gz" "$work" "$name"
+# Debuggers look for the file by this name, beside the program.
+mkdir "$work/$name.debug"
+mv "$work/built/kms-proxy.debug" "$work/$name.debug/"
+release/pack.sh "$out/$name.debug.tar.gz" "$work" "$name.debug"
 
 # What is in the program, and what ran to compile it; what only tests or other platforms need is not listed.
 "$tools/cargo-cyclonedx" cyclonedx --format json --describe binaries --target "$target" --spec-version 1.5 --quiet
 sed "s|path+file://$root|path+file:///kms-proxy|" kms-proxy_bin.cdx.json >"$out/$name.cdx.json"
 rm kms-proxy_bin.cdx.json
 
-"${HELM:-$root/target/test-env/bin/helm}" package helm/kms-proxy --destination "$work/chart" >/dev/null
-cp "$work"/chart/kms-proxy-*.tgz "$out/kms-proxy-chart-$version.tgz"
+# `helm package` would take the times of the files: each checkout would make other bytes.
+release/pack.sh "$out/kms-proxy-chart-$version.tgz" helm kms-proxy
 cp openapi/kms-proxy.json "$out/kms-proxy-$version-openapi.json"
 
+# They have the target in their name, since a release has those of several targets beside each other.
 cd "$out"
-sha256sum -- * >"$work/SHA256SUMS"
-mv "$work/SHA256SUMS" .
+sha256sum -- * >"$work/sha256sums"
+mv "$work/sha256sums" "$name.sha256sums"
 if [ -n "${MINISIGN_KEY:-}" ]; then
-	minisign -S -s "$MINISIGN_KEY" -m SHA256SUMS -t "kms-proxy $version, $target"
+	minisign -S -s "$MINISIGN_KEY" -m "$name.sha256sums" -t "$name"
 fi
 
 # The oldest glibc that has every function which the program uses.

@@ -25,7 +25,12 @@ done
 # The clock of the second build is wrong for every certificate, so crates are fetched before.
 cargo fetch --locked --target "$(rustc -vV | sed -n "s/^host: //p")"
 mkdir -p "$directory/other-home/cargo"
-cp -al "$cargo_home/registry" "$directory/other-home/cargo/registry"
+other_registry=$directory/other-home/cargo/registry
+# Links, where both are on one file system.
+if ! cp -al "$cargo_home/registry" "$other_registry" 2>/dev/null; then
+	rm -rf "$other_registry"
+	cp -a "$cargo_home/registry" "$other_registry"
+fi
 
 export PROTOC="$tools/protox" PATH="$tools:$PATH" CARGO_NET_OFFLINE=true RUSTUP_HOME="$rustup_home"
 (
