@@ -445,6 +445,18 @@ mod tests {
         assert!(effect.contains("7 in b"), "{effect}");
         assert_eq!(status.summary, "The store has been away since ; 7 more to look at.");
 
+        // Of chains on other pages nothing is known.
+        status.chains = vec![chain("a", Some(outage("store", Some(0))))];
+        for (next, expected) in
+            [(None, "Encrypts fail now. "), (Some("a"), "Encrypts fail now in a. ")]
+        {
+            status.next = next.map(str::to_owned);
+            status.conclude();
+            let effect = &status.findings[0].effect;
+            assert!(effect.starts_with(expected), "{effect}");
+        }
+        status.next = None;
+
         // What the service itself names is a fault of the chain, also in an outage.
         let detail = "no root opens 1 of its KEKs (1): kms-proxy kek missing";
         status.checks = vec![check("chain:a", "degraded", Some(detail))];

@@ -113,7 +113,9 @@ fn encrypts(affected: &[(&Chain, &Outage)], status: &Status) -> String {
     let failing: Vec<_> = affected.iter().filter(|(_, outage)| outage.ended_encrypts()).collect();
     let working: Vec<_> = affected.iter().filter(|(_, outage)| !outage.ended_encrypts()).collect();
     let mut text = String::new();
-    if !failing.is_empty() && failing.len() == status.chains.len() {
+    // Chains on other pages may have uses left.
+    let are_all_known = status.next.is_none();
+    if !failing.is_empty() && failing.len() == status.chains.len() && are_all_known {
         text += "Encrypts fail now. ";
     } else if !failing.is_empty() {
         let names: Vec<_> = failing.iter().take(NAMED).map(|(it, _)| &*it.chain).collect();
