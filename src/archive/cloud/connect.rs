@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -51,14 +51,7 @@ pub(super) fn connect(
     let retry = retry(config.timeout());
     Ok(match config {
         Config::S3(s3) => {
-            let mut builder = AmazonS3Builder::new();
-            for (key, value) in of(variables, "AWS_") {
-                let is_of_s3 = ["aws_endpoint_url", "aws_endpoint_url_s3"].contains(&&*key);
-                if !is_of_s3 && let Ok(key) = key.parse() {
-                    builder = builder.with_config(key, value);
-                }
-            }
-            builder = builder
+            let mut builder = s3_of(variables)
                 .with_client_options(options)
                 .with_retry(retry)
                 .with_http_connector(http)
@@ -110,6 +103,19 @@ pub(super) fn connect(
         }
         Config::Dir(_) => return Err("it is not an archive in a bucket".to_owned()),
     })
+}
+
+/// What the environment says of S3, without an endpoint: see [`endpoint_of`]. The crate would also
+/// take that of `AWS_ENDPOINT`, which AWS's SDKs do not know, and would not check it.
+pub(super) fn s3_of(variables: &Variables) -> AmazonS3Builder {
+    let mut builder = AmazonS3Builder::new();
+    for (key, value) in of(variables, "AWS_") {
+        match key.parse() {
+            Ok(AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint) | Err(_) => {}
+            Ok(key) => builder = builder.with_config(key, value),
+        }
+    }
+    builder
 }
 
 /// The endpoint of S3 in the environment, if there is one, by the rules of AWS's SDKs: that of S3

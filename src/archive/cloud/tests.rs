@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use object_store::aws::AmazonS3ConfigKey;
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::TestRunner;
 
@@ -157,6 +158,17 @@ fn variables_with_an_endpoint_have_the_meaning_that_awss_sdks_give_them() {
         (&[(s3, "http://localhost:9000")], Some("http://localhost:9000")),
     ] {
         assert_eq!(of(variables), Ok(expected.map(str::to_owned)), "{variables:?}");
+    }
+    // The settings have none, whatever its name is.
+    let names = [all, s3, "AWS_ENDPOINT", "AWS_REGION"];
+    let variables: connect::Variables = names.map(|name| (name.to_owned(), one.to_owned())).into();
+    let settings = connect::s3_of(&variables);
+    for (key, expected) in [
+        (AmazonS3ConfigKey::Endpoint, None),
+        (AmazonS3ConfigKey::S3Endpoint, None),
+        (AmazonS3ConfigKey::Region, Some(one)),
+    ] {
+        assert_eq!(settings.get_config_value(&key).as_deref(), expected, "{key:?}");
     }
     for url in ["http://s3.example", "s3.example", "https://user:planted@s3.example"] {
         let error = of(&[(s3, url), (all, one)]).unwrap_err();
