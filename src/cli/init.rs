@@ -139,7 +139,7 @@ fn check_plan(plan: &Plan, args: &Args) -> std::result::Result<(), String> {
 
 /// Writes all files, or none. It needs the runtime of a signal handler.
 fn write(plan: &Plan, new_passphrase: Option<&str>, args: &Args) -> Result {
-    // From here on no signal but SIGKILL ends the process: a part of the files would be left.
+    // From here on these signals do not end the process: a part of the files would be left.
     let _signals = Signals::listen()
         .map_err(|error| Failure::refused(format!("can't handle signals: {error}")))?;
     let (token, digest) = token::generate()
